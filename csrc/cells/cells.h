@@ -1,0 +1,31 @@
+// Every cell the library knows, and what a cell is.
+//
+// A cell is the elementwise part of one step for one hidden unit. It sees x = W_ih x_t + b_ih and r = W_hh h + b_hh
+// apart (GRU's candidate needs them so) and knows nothing of weights, biases, batches or time:
+//
+//   kGates            values of x and of r it takes
+//   kStates           values carried from step to step; the first is h, which is also the output
+//   kSaved            values that forward leaves for backward
+//   kParams           per-unit parameters (peepholes), read from `params`
+//   kRecurrent        false: there is no W_hh, r is not read and dr is not written
+//   kOneGateGradient  true: dr equals dx, so engines keep one copy
+//   kProjectable      true: state[0] is never read directly, so h may be projected to another width (proj_size)
+//
+//   forward(x[kGates], r[kGates], state[kStates], params[kParams] -> state_next[kStates], saved[kSaved])
+//   advance(saved, state -> state_next)     the end of forward, again, from what was saved
+//   backward(saved, state, state_next, params, dstate_next -> dx[kGates], dr[kGates], dstate[kStates], dparams[kParams])
+//       dstate_next: in, the gradient that reaches the state from outside the step; out, the whole gradient of that
+//       state, including what flows inside the step (LSTM: c_next through h_next).
+//
+// To add a cell: write its header, include it here and give it a row below. CONTRIBUTING.md walks through it.
+#pragma once
+#include "gru.h"
+#include "lstm.h"
+#include "rnn.h"
+
+// X(id, type). Ids are part of the operators' contract: append, never renumber. fused_rnn/_cells.py names them.
+#define FUSED_RNN_CELLS(X) \
+  X(0, Lstm)               \
+  X(1, Gru)                \
+  X(2, RnnTanh)            \
+  X(3, RnnRelu)

@@ -1,0 +1,49 @@
+// Every CPU kernel for one instruction set. The build compiles this file once for each, with FUSED_RNN_ISA naming it.
+//
+// Nothing here or below may call an inline function or template of external linkage (std:: included): the linker keeps
+// one copy of those, and it might be one that needs a newer processor than the caller does.
+#include "../dispatch.h"
+#include "backward.h"
+#include "forward.h"
+#include "kernels.h"
+
+namespace fused_rnn {
+namespace {
+
+template <class Cell, class S>
+struct Passes {
+  using F = ForwardPass<Cell, S>;
+  using B = BackwardPass<Cell, S>;
+  static constexpr Pass<Forward> kForward = {&F::bytes,
+                                             {{&F::count_problems, &F::pack_weights}, {&F::count_runs, &F::walk}}};
+  static constexpr Pass<Backward> kBackward = {&B::bytes,
+                                               {{&B::count_problems, &B::pack_weights},
+                                                {&B::count_runs, &B::walk},
+                                                {&B::count_input_pieces, &B::input_grads},
+                                                {&B::count_weight_blocks, &B::weight_grads},
+                                                {&B::count_norms, &B::norms}}};
+};
+
+template <class Select>
+auto dispatch(int64_t cell, Dtype dtype, Select select) {
+  return dispatch_cell(cell, [&](auto c) {
+    return dispatch_dtype<BFloat16, Half>(
+        dtype, [&](auto s) { return select(Passes<typename decltype(c)::type, typename decltype(s)::type>{}); });
+  });
+}
+
+const Pass<Forward>& forward(int64_t cell, Dtype dtype) {
+  return *dispatch(cell, dtype, [](auto passes) { return &decltype(passes)::kForward; });
+}
+
+const Pass<Backward>& backward(int64_t cell, Dtype dtype) {
+  return *dispatch(cell, dtype, [](auto passes) { return &decltype(passes)::kBackward; });
+}
+
+}  // namespace
+
+#define FUSED_RNN_JOIN(a, b) a##b
+#define FUSED_RNN_TABLE(isa) FUSED_RNN_JOIN(kKernels, isa)
+extern const Kernels FUSED_RNN_TABLE(FUSED_RNN_ISA) = {&forward, &backward};
+
+}  // namespace fused_rnn

@@ -1,0 +1,46 @@
+// The CPU engine: runs a pass's phases on torch's threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "../engine.h"
+#include "../ops.h"
+#include "select.h"
+
+namespace fused_rnn {
+namespace {
+
+template <class Args>
+void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scratch& scratch) {
+  void* workspace = scratch(pass.workspace_bytes(args, plan));
+  for (const Phase<Args>& phase : pass.phases) {
+    if (phase.run == nullptr) break;
+    // The loop body calls a pointer: a lambda is compiled here, for the plain instruction set.
+    torch::stable::parallel_for(0, phase.count(args, plan), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) phase.run(args, plan, workspace, task);
+    });
+  }
+}
+
+Plan plan_for(const Layer& layer) {
+  return select(best_isa(), layer.members * layer.directions, layer.batch, torch::stable::get_num_threads());
+}
+
+void forward(const Forward& args, const Scratch& scratch) {
+  const Plan plan = plan_for(args);
+  run(kernels_for(plan.isa).forward(args.cell, args.dtype), args, plan, scratch);
+}
+
+void backward(const Backward& args, const Scratch& scratch) {
+  const Plan plan = plan_for(args);
+  run(kernels_for(plan.isa).backward(args.cell, args.dtype), args, plan, scratch);
+}
+
+const bool kAdded = (add_engine(torch::headeronly::DeviceType::CPU, {&forward, &backward}), true);
+
+}  // namespace
+}  // namespace fused_rnn
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
+  m.impl("layer_forward", TORCH_BOX(&fused_rnn::layer_forward));
+  m.impl("layer_backward", TORCH_BOX(&fused_rnn::layer_backward));
+}

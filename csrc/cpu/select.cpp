@@ -1,0 +1,75 @@
+#include "select.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace fused_rnn {
+namespace {
+
+bool is_supported(Isa isa) {
+  switch (isa) {
+    case Isa::kBaseline:
+      return true;
+#ifdef FUSED_RNN_X86_ISAS
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    case Isa::kAvx512:
+      return is_supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
+#endif
+    default:
+      return false;
+  }
+}
+
+constexpr Isa kIsas[] = {Isa::kAvx512, Isa::kAvx2, Isa::kBaseline};  // best first
+
+Isa find_isa() {
+  const char* asked = std::getenv("FUSED_RNN_ISA");
+  for (const Isa isa : kIsas)
+    if (asked == nullptr || *asked == '\0' ? is_supported(isa) : std::string(asked) == isa_name(isa)) {
+      if (is_supported(isa)) return isa;
+      throw std::runtime_error("FUSED_RNN_ISA=" + std::string(asked) + " is not supported by this processor or build");
+    }
+  throw std::runtime_error("FUSED_RNN_ISA must be baseline, avx2 or avx512, got '" + std::string(asked) + "'");
+}
+
+}  // namespace
+
+Isa best_isa() {
+  static const Isa isa = find_isa();
+  return isa;
+}
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kBaseline:
+      return "baseline";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+  }
+  return "unknown";
+}
+
+const Kernels& kernels_for(Isa isa) {
+#ifdef FUSED_RNN_X86_ISAS
+  if (isa == Isa::kAvx512) return kKernelsAvx512;
+  if (isa == Isa::kAvx2) return kKernelsAvx2;
+#endif
+  (void)isa;
+  return kKernelsBaseline;
+}
+
+Plan select(Isa isa, int64_t problems, int64_t batch, int64_t threads) {
+  // Problems run side by side; when there are fewer than threads, the batch of each is cut as well. Rows never meet
+  // during the walk through time, so no step waits for another thread.
+  const int64_t chunks = (threads + problems - 1) / std::max<int64_t>(problems, 1);
+  return {isa, threads, std::clamp<int64_t>(chunks, 1, std::max<int64_t>(batch, 1))};
+}
+
+}  // namespace fused_rnn

@@ -1,0 +1,94 @@
+// Storage types: what lies in memory. Arithmetic is float for the 16-bit formats, the type itself otherwise.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+namespace fused_rnn {
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+template <class S>
+struct ArithmeticOf {
+  using type = S;
+};
+template <>
+struct ArithmeticOf<BFloat16> {
+  using type = float;
+};
+template <>
+struct ArithmeticOf<Half> {
+  using type = float;
+};
+template <class S>
+using Arithmetic = typename ArithmeticOf<S>::type;
+
+inline uint32_t bits_of(float x) {
+  uint32_t u;
+  memcpy(&u, &x, sizeof u);
+  return u;
+}
+inline float float_of(uint32_t u) {
+  float x;
+  memcpy(&x, &u, sizeof x);
+  return x;
+}
+
+inline float load(float x) { return x; }
+inline double load(double x) { return x; }
+inline float load(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
+
+inline float load(Half x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
+  const uint32_t magnitude = x.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return float_of(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);  // infinity, NaN
+  // Shifted into float's fields the exponent is 112 too small; the product mends it, subnormals included.
+  return float_of(sign | bits_of(float_of(magnitude << 13) * 0x1p112f));
+}
+
+inline void store(float& to, float x) { to = x; }
+inline void store(double& to, double x) { to = x; }
+
+// Round to nearest, ties to even; NaN stays NaN.
+inline void store(BFloat16& to, float x) {
+  const uint32_t u = bits_of(x);
+  to.bits = x != x ? 0x7fc0u : uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
+inline void store(Half& to, float x) {
+  const uint32_t u = bits_of(x), sign = u >> 16 & 0x8000u, magnitude = u & 0x7fffffffu;
+  uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;  // NaN
+  } else if (magnitude >= 0x477ff000u) {
+    half = 0x7c00u;  // 65520 and up round to infinity
+  } else if (magnitude < 0x38800000u) {
+    // Subnormal: adding 0.5 leaves the rounded value in the low mantissa bits.
+    half = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
+  } else {
+    half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+  }
+  to.bits = uint16_t(sign | half);
+}
+
+// Converting copies; a null source is zeros.
+template <class T, class S>
+void load_row(T* to, const S* from, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) to[j] = from ? load(from[j]) : T(0);
+}
+template <class S, class T>
+void store_row(S* to, const T* from, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) store(to[j], from[j]);
+}
+template <class S>
+void zero_row(S* to, int64_t n) {
+  memset(to, 0, sizeof(S) * n);
+}
+
+}  // namespace
+}  // namespace fused_rnn

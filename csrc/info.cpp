@@ -1,0 +1,51 @@
+// What Python asks about the library itself, through ctypes: nothing here touches a tensor.
+#include <cstdint>
+#include <exception>
+#include <string>
+
+#include "cpu/select.h"
+#include "dispatch.h"
+
+#ifndef FUSED_RNN_CUDA_ARCHS
+#define FUSED_RNN_CUDA_ARCHS ""
+#endif
+
+#define FUSED_RNN_EXPORT extern "C" __attribute__((visibility("default")))
+
+using namespace fused_rnn;
+
+// "75 90a": the GPU architectures compiled in; empty for a CPU-only build.
+FUSED_RNN_EXPORT const char* fused_rnn_cuda_archs() { return FUSED_RNN_CUDA_ARCHS; }
+
+// Number of cells; their traits are those of ids 0 .. count - 1.
+FUSED_RNN_EXPORT int64_t fused_rnn_cell_count() {
+  int64_t count = 0;
+#define FUSED_RNN_COUNT(id, Cell) ++count;
+  FUSED_RNN_CELLS(FUSED_RNN_COUNT)
+#undef FUSED_RNN_COUNT
+  return count;
+}
+
+// traits: gates, states, saved, params, recurrent, projectable.
+FUSED_RNN_EXPORT void fused_rnn_cell_traits(int64_t cell, int64_t* traits) {
+  dispatch_cell(cell, [&](auto c) {
+    using Cell = typename decltype(c)::type;
+    const int64_t values[] = {Cell::kGates,  Cell::kStates,    Cell::kSaved,
+                              Cell::kParams, Cell::kRecurrent, Cell::kProjectable};
+    for (int i = 0; i < 6; ++i) traits[i] = values[i];
+  });
+}
+
+// The plan the CPU engine follows: its number of runs of rows, and the instruction set's name; null and the reason in
+// `error` when there is none.
+FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t problems, int64_t batch, int64_t threads, int64_t* row_chunks,
+                                                char* error, int64_t error_size) {
+  try {
+    const Plan plan = select(best_isa(), problems, batch, threads);
+    *row_chunks = plan.row_chunks;
+    return isa_name(plan.isa);
+  } catch (const std::exception& e) {
+    error[std::string(e.what()).copy(error, error_size - 1)] = '\0';
+    return nullptr;
+  }
+}

@@ -1,0 +1,26 @@
+// The operators behind torch.ops.fused_rnn, for the engines' registrations: the same checks and the same allocation
+// whatever the device.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace fused_rnn {
+
+using torch::stable::Tensor;
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
+    int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
+    std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
+    std::optional<Tensor> reset_mask, bool save, bool cells);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
+    int64_t cell, bool bias, bool bidirectional, std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,
+    std::optional<Tensor> grad_c_n, std::optional<Tensor> grad_cells, Tensor input, std::optional<Tensor> h0,
+    std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,
+    std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved, int64_t wanted,
+    int64_t weight_groups, bool norms);
+
+}  // namespace fused_rnn

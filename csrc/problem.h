@@ -1,0 +1,112 @@
+// What an engine is asked to compute: sizes and pointers, no torch.
+//
+// Shape letters, here and in every engine:
+//   M members (independent sets of weights)   D directions   T steps   B batch   I input   H hidden   G gates
+//   P width of h: H, or proj_size             N rows: T*B, or the number of packed rows
+//   R saved values of one row and direction   K groups of batch rows with weight gradients of their own
+// A *problem* is one direction of one member: it has its own weights and runs beside the others.
+// All arrays are contiguous in the shape written beside them and of the layer's dtype unless stated.
+#pragma once
+#include <stdint.h>
+
+namespace fused_rnn {
+
+enum class Dtype : int { kFloat, kDouble, kBFloat16, kHalf };
+
+constexpr int kMaxDirections = 2;
+constexpr int kMaxStates = 2;
+
+// One direction's weights; null where the layer has none.
+struct Weights {
+  const void* ih;       // [M, G*H, I]
+  const void* hh;       // [M, G*H, P]
+  const void* bias_ih;  // [M, G*H]
+  const void* bias_hh;  // [M, G*H]
+  const void* hr;       // [M, P, H]   projection
+  const void* params;   // [M, kParams, H]
+};
+
+// One direction's weight gradients; null where not asked for.
+struct WeightGradients {
+  void* ih;       // [M, K, G*H, I]
+  void* hh;       // [M, K, G*H, P]
+  void* bias_ih;  // [M, K, G*H]
+  void* bias_hh;  // [M, K, G*H]
+  void* hr;       // [M, K, P, H]
+  void* params;   // [M, K, kParams, H]
+};
+
+// What forward and backward share.
+struct Layer {
+  int64_t cell;
+  Dtype dtype;
+  int64_t members, directions, steps, batch, rows, input_size, hidden, output_size;  // M D T B N I H P
+  int64_t saved_width;                                                              // R
+
+  const void* input;            // [M, N, I]
+  int64_t input_member_stride;  // N*I, or 0 when the members share one input
+  const void* h0;               // [M, D, B, P]; null: zeros
+  const void* c0;               // [M, D, B, H]; null: zeros
+  Weights weights[kMaxDirections];
+
+  // Row (t, b) takes part while t < lengths[b]. Null: always.
+  const int64_t* lengths;  // [M, B]
+  int64_t lengths_member_stride;
+  // True at (t, b) cuts row b between steps t-1 and t. Null: never.
+  const bool* reset;  // [M, T, B]
+  int64_t reset_member_stride;
+  // Packed input: step t holds its active rows only, at offsets[t] onward. Null: step t starts at row t*B.
+  const int64_t* offsets;  // [T]
+
+};
+
+struct Forward : Layer {
+  void* output;  // [M, N, D*P]; zeros where a padded row is past its end
+  void* h_n;     // [M, D, B, P]
+  void* c_n;     // [M, D, B, H]; cells with a second state only
+  void* cells;   // [M, N, D*H], the second state after every step; null when not asked for
+  // [M, D, N, R]: for the backward pass; the engine decides what lies where. Null in inference.
+  void* saved;
+};
+
+// Reads `saved` and the inputs, changes neither: it may run twice.
+struct Backward : Layer {
+  const void* saved;
+  const void* grad_output;  // [M, N, D*P]; null: zeros, likewise below
+  const void* grad_h_n;     // [M, D, B, P]
+  const void* grad_c_n;     // [M, D, B, H]
+  const void* grad_cells;   // [M, N, D*H]
+
+  int64_t weight_groups;  // K: the batch is cut into K equal runs of rows, each with its own weight gradients
+  void* grad_input;       // [M, N, I], per member even when the input is shared; null when not asked for
+  void* grad_h0;          // [M, D, B, P]
+  void* grad_c0;          // [M, D, B, H]; cells with a second state only
+  WeightGradients grads[kMaxDirections];
+  // [M, D, kStates, T] in the arithmetic type (float for 16-bit): norm over batch and units of the gradient of each
+  // state after each step; null when not asked for.
+  void* grad_norms;
+};
+
+// Free functions of internal linkage: this header too is compiled for several instruction sets (see cells/math.h).
+namespace {
+
+inline bool projected(const Layer& layer) { return layer.weights[0].hr != nullptr; }
+
+inline int64_t row_of(const Layer& layer, int64_t t, int64_t b) {
+  return (layer.offsets ? layer.offsets[t] : t * layer.batch) + b;
+}
+
+inline bool is_active(const Layer& layer, int64_t member, int64_t t, int64_t b) {
+  return !layer.lengths || t < layer.lengths[member * layer.lengths_member_stride + b];
+}
+
+// Is row b's state zeroed before direction d computes step t? The cut before step s lies, for the reverse direction,
+// between computing s and computing s-1; a cut at or past the row's end is no cut.
+inline bool is_reset(const Layer& layer, int64_t member, int64_t d, int64_t t, int64_t b) {
+  const int64_t cut = d == 0 ? t : t + 1;
+  return layer.reset && cut < layer.steps && is_active(layer, member, cut, b) &&
+         layer.reset[member * layer.reset_member_stride + cut * layer.batch + b];
+}
+
+}  // namespace
+}  // namespace fused_rnn

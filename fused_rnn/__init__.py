@@ -1,0 +1,29 @@
+"""LSTM, GRU and RNN layers for PyTorch whose whole time loop is one fused kernel.
+
+Put ``fused_rnn.LSTM`` where ``torch.nn.LSTM`` was, or call ``fused_rnn.swap(model)``; nothing else changes.
+"""
+
+from . import functional, reference
+from ._version import __version__
+from .cells import GRUCell, LSTMCell, RNNCell
+from .convert import restore, swap
+from .diagnostics import explain, info
+from .modules import GRU, LSTM, RNN
+from .verification import verify
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "explain",
+    "functional",
+    "info",
+    "reference",
+    "restore",
+    "swap",
+    "verify",
+]

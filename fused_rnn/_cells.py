@@ -1,0 +1,39 @@
+"""The cells by name. Their numbers come from the compiled library, so that they are written down once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import _library
+
+# In the order of the ids in csrc/cells/cells.h.
+_NAMES = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell as ``csrc/cells/cells.h`` describes it."""
+
+    name: str
+    id: int
+    gates: int
+    states: int
+    saved: int
+    params: int
+    recurrent: bool
+    projectable: bool
+
+
+def _read(name: str, cell_id: int) -> Cell:
+    gates, states, saved, params, recurrent, projectable = _library.cell_traits(cell_id)
+    return Cell(name, cell_id, gates, states, saved, params, bool(recurrent), bool(projectable))
+
+
+if len(_NAMES) != _library.cell_count():
+    raise ImportError(
+        f"fused_rnn's Python files know {len(_NAMES)} cells, its compiled library {_library.cell_count()}. "
+        "They come from different versions; reinstall with: pip install --no-build-isolation --force-reinstall ."
+    )
+
+CELLS = {name: _read(name, cell_id) for cell_id, name in enumerate(_NAMES)}
+BY_ID = tuple(CELLS.values())

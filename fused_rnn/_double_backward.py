@@ -1,0 +1,118 @@
+"""Gradients through ``layer_backward``, by differentiating the reference's formula twice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._ops import Grads, Layer
+
+
+def differentiate_backward(layer: Layer, grads: Grads, groups: int, grad_grads: Grads):
+    """The vector-Jacobian product of ``layer_backward``.
+
+    ``layer_backward`` maps (input, h0, c0, weights, grads) to the gradients of (input, h0, c0, weights); ``grad_grads``
+    are the vectors for those, None for zeros. Returns the products for (input, h0, c0), the weights and ``grads``.
+    """
+    inputs = (layer.input, layer.h0, layer.c0, *layer.weights, *grads)
+    given = [i for i, t in enumerate(inputs) if t is not None]
+    outputs = [i for i, t in enumerate(grad_grads) if t is not None and inputs[i] is not None]
+    products: list[Tensor | None] = [None] * len(inputs)
+    if outputs:
+
+        def first_order(*tensors: Tensor) -> tuple[Tensor, ...]:
+            filled = dict(zip(given, tensors, strict=True))
+            all_inputs = [filled.get(i) for i in range(len(inputs))]
+            results = _backward(layer, groups, all_inputs)
+            return tuple(results[i] for i in outputs)
+
+        _, vjp = torch.func.vjp(first_order, *(inputs[i] for i in given))
+        for i, product in zip(given, vjp(tuple(grad_grads[i] for i in outputs)), strict=True):
+            products[i] = product
+    count = len(layer.weights)
+    return tuple(products[:3]), tuple(products[3 : 3 + count]), tuple(products[3 + count :])
+
+
+def _backward(layer: Layer, groups: int, inputs: list[Tensor | None]) -> list[Tensor | None]:
+    """``layer_backward`` in plain PyTorch, differentiable; members and weight groups as vmapped dimensions."""
+    if layer.weights[0].dim() == 3:
+        return _over_members(layer, groups, inputs)
+    if groups > 1:
+        return _over_groups(layer, groups, inputs)
+    count = 3 + len(layer.weights)
+    differentiable, grads = inputs[:count], inputs[count:]
+    given = [i for i, t in enumerate(differentiable) if t is not None]
+
+    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
+        filled = dict(zip(given, tensors, strict=True))
+        replaced = layer._replace(
+            input=filled[0],
+            h0=filled.get(1),
+            c0=filled.get(2),
+            weights=tuple(filled[i] for i in range(3, count)),
+        )
+        outputs = reference.run_layer(replaced, cells=grads[3] is not None)
+        return tuple(o for o, grad in zip(outputs, grads, strict=True) if grad is not None)
+
+    _, vjp = torch.func.vjp(forward, *(differentiable[i] for i in given))
+    results = vjp(tuple(grad for grad in grads if grad is not None))
+    full: list[Tensor | None] = [None] * count
+    for i, result in zip(given, results, strict=True):
+        full[i] = result
+    return full
+
+
+def _vmapped(layer: Layer, inputs, dims, layer_dims, groups: int, out_dims) -> list[Tensor | None]:
+    """``_backward`` with one dimension of the inputs, and of lengths and reset_mask, mapped over."""
+    given = [i for i, t in enumerate(inputs) if t is not None]
+    masks = [name for name in ("lengths", "reset_mask") if getattr(layer, name) is not None]
+    count = 3 + len(layer.weights)
+    results = [i for i in given if i < count]
+
+    def one(*tensors: Tensor) -> tuple[Tensor, ...]:
+        filled = dict(zip(given, tensors, strict=False))
+        own_masks = dict(zip(masks, tensors[len(given) :], strict=True))
+        own_inputs = [filled.get(i) for i in range(len(inputs))]
+        own = layer._replace(input=own_inputs[0], weights=tuple(own_inputs[3:count]), **own_masks)
+        full = _backward(own, groups, own_inputs)
+        return tuple(full[i] for i in results)
+
+    in_dims = tuple(dims[i] for i in given) + tuple(layer_dims[name] for name in masks)
+    tensors = [inputs[i] for i in given] + [getattr(layer, name) for name in masks]
+    mapped = torch.vmap(one, in_dims, tuple(out_dims[i] for i in results))(*tensors)
+    full: list[Tensor | None] = [None] * count
+    for i, result in zip(results, mapped, strict=True):
+        full[i] = result
+    return full
+
+
+def _over_members(layer: Layer, groups: int, inputs) -> list[Tensor | None]:
+    own_dims = 2 if layer.batch_sizes is not None else 3
+    dims = [0] * len(inputs)
+    dims[0] = 0 if layer.input.dim() == own_dims + 1 else None
+    layer_dims = {
+        "lengths": 0 if layer.lengths is not None and layer.lengths.dim() == 2 else None,
+        "reset_mask": 0 if layer.reset_mask is not None and layer.reset_mask.dim() == 3 else None,
+    }
+    return _vmapped(layer, inputs, dims, layer_dims, groups, [0] * len(inputs))
+
+
+def _over_groups(layer: Layer, groups: int, inputs) -> list[Tensor | None]:
+    count = 3 + len(layer.weights)
+
+    def cut(tensor: Tensor | None, batch_dim: int) -> Tensor | None:
+        if tensor is None:
+            return None
+        at = tensor.dim() + batch_dim
+        return tensor.unflatten(at, (groups, tensor.shape[at] // groups))
+
+    # The batch is the last dimension but one, so its groups, once cut, are the last but two.
+    rows = [i for i in range(len(inputs)) if i < 3 or i >= count]
+    cut_inputs = [cut(t, -2) if i in rows else t for i, t in enumerate(inputs)]
+    dims = [-3 if i in rows else None for i in range(len(inputs))]
+    own = layer._replace(
+        input=cut_inputs[0], lengths=cut(layer.lengths, -1), reset_mask=cut(layer.reset_mask, -1)
+    )
+    full = _vmapped(own, cut_inputs, dims, {"lengths": -2, "reset_mask": -2}, 1, [-3 if i < 3 else 0 for i in range(count)])
+    return [t.flatten(-3, -2) if t is not None and i < 3 else t for i, t in enumerate(full)]

@@ -1,0 +1,74 @@
+"""Loads the compiled library and asks it about itself. Importing this module registers ``torch.ops.fused_rnn``."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+
+PATH = Path(__file__).with_name("_C.so")
+OLDEST_TORCH = (2, 11)
+
+
+def _load() -> ctypes.CDLL:
+    found = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if found < OLDEST_TORCH:
+        raise ImportError(
+            f"fused_rnn needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, found {torch.__version__}. "
+            "Upgrade it with: pip install --upgrade torch"
+        )
+    if not PATH.exists():
+        raise ImportError(
+            f"fused_rnn's compiled library is missing ({PATH}). Build it from the source tree with: "
+            "pip install --no-build-isolation ."
+        )
+    try:
+        torch.ops.load_library(str(PATH))
+    except OSError as error:
+        raise ImportError(
+            f"fused_rnn's compiled library could not be loaded: {error}. It may have been built for another "
+            "platform; rebuild it from the source tree with: pip install --no-build-isolation --force-reinstall ."
+        ) from error
+    library = ctypes.CDLL(str(PATH))
+    library.fused_rnn_cuda_archs.restype = ctypes.c_char_p
+    library.fused_rnn_cell_count.restype = ctypes.c_int64
+    library.fused_rnn_cell_traits.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)]
+    library.fused_rnn_cell_traits.restype = None
+    library.fused_rnn_cpu_plan.restype = ctypes.c_char_p
+    library.fused_rnn_cpu_plan.argtypes = [
+        *[ctypes.c_int64] * 3,
+        ctypes.POINTER(ctypes.c_int64),
+        ctypes.c_char_p,
+        ctypes.c_int64,
+    ]
+    return library
+
+
+_library = _load()
+
+
+def cuda_archs() -> list[str]:
+    """GPU architectures compiled in, e.g. ``["90a"]``; empty for a CPU-only build."""
+    return _library.fused_rnn_cuda_archs().decode().split()
+
+
+def cell_count() -> int:
+    return _library.fused_rnn_cell_count()
+
+
+def cell_traits(cell_id: int) -> tuple[int, ...]:
+    """What ``csrc/cells/`` says of a cell: gates, states, saved, params, recurrent, projectable."""
+    traits = (ctypes.c_int64 * 6)()
+    _library.fused_rnn_cell_traits(cell_id, traits)
+    return tuple(traits)
+
+
+def cpu_plan(problems: int, batch: int, threads: int) -> tuple[str, int]:
+    """Instruction set and number of runs of batch rows that the CPU engine chooses. The engine calls the same code."""
+    chunks = ctypes.c_int64()
+    error = ctypes.create_string_buffer(256)
+    isa = _library.fused_rnn_cpu_plan(problems, batch, threads, ctypes.byref(chunks), error, len(error))
+    if isa is None:
+        raise RuntimeError(error.value.decode())
+    return isa.decode(), chunks.value

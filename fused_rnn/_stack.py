@@ -1,0 +1,401 @@
+"""From what a user passes to layers: checks, packing, batch_first, states, dropout between layers, autocast.
+
+Written once, for any function that runs one layer: the compiled operators (:mod:`fused_rnn.functional`) and the plain
+reference (:mod:`fused_rnn.reference`). Messages and exception types are those of ``torch.nn`` where it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import _library
+from ._cells import CELLS, Cell
+from ._ops import Layer
+
+RunLayer = Callable[[Layer], tuple[Tensor, Tensor, Tensor, Tensor]]
+NONLINEARITIES = {"tanh": CELLS["rnn_tanh"], "relu": CELLS["rnn_relu"]}
+
+
+def lstm(
+    run_layer: RunLayer,
+    input: Tensor | PackedSequence,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+    options = _Options(
+        "LSTM", CELLS["lstm"], num_layers, bidirectional, batch_first, dropout if training else 0.0
+    )
+    output, h_n, c_n = _run(run_layer, options, input, hx, weights, lengths, reset_mask)
+    return output, (h_n, c_n)
+
+
+def gru(
+    run_layer: RunLayer,
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    options = _Options(
+        "GRU", CELLS["gru"], num_layers, bidirectional, batch_first, dropout if training else 0.0
+    )
+    return _run(run_layer, options, input, hx, weights, lengths, reset_mask)[:2]
+
+
+def rnn(
+    run_layer: RunLayer,
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    if nonlinearity not in NONLINEARITIES:
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    options = _Options(
+        "RNN",
+        NONLINEARITIES[nonlinearity],
+        num_layers,
+        bidirectional,
+        batch_first,
+        dropout if training else 0.0,
+    )
+    return _run(run_layer, options, input, hx, weights, lengths, reset_mask)[:2]
+
+
+def single_step(
+    run_layer: RunLayer,
+    name: str,
+    cell: Cell,
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | Tensor | None,
+    weights: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """One step of one cell: the new states. ``weights``: weight_ih, weight_hh and, if any, bias_ih, bias_hh."""
+    states = _states_of(hx, name, cell)
+    _check_is_tensor(name, input)
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    for i, state in enumerate(states):
+        if state.dim() not in (1, 2):
+            what = f"hx[{i}]" if cell.states > 1 else "hidden"
+            raise ValueError(f"{name}: Expected {what} to be 1D or 2D, got {state.dim()}D instead")
+        if state.dim() != input.dim():
+            raise RuntimeError(
+                f"{name}: For {input.dim()}-D input, hidden should also be {input.dim()}-D but got {state.dim()}-D tensor"
+            )
+    batched = input.dim() == 2
+    if not batched:
+        input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
+    hidden = weights[1].shape[-1]
+    if input.shape[1] != weights[0].shape[-1]:
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {input.shape[1]} expected {weights[0].shape[-1]}"
+        )
+    for i, state in enumerate(states):
+        if state.shape[0] != input.shape[0]:
+            raise RuntimeError(
+                f"Input batch size {input.shape[0]} doesn't match hidden{i} batch size {state.shape[0]}"
+            )
+        if state.shape[1] != hidden:
+            raise RuntimeError(
+                f"hidden{i} has inconsistent hidden_size: got {state.shape[1]}, expected {hidden}"
+            )
+    input, states, weights = _in_one_dtype(input, states, weights)
+    h0, c0 = _two(tuple(state.unsqueeze(0) for state in states))
+    layer = Layer(
+        cell.id, len(weights) == 4, False, input.unsqueeze(0), h0, c0, None, None, None, tuple(weights)
+    )
+    new_states = [state[0] if batched else state[0, 0] for state in run_layer(layer)[1 : 1 + cell.states]]
+    return tuple(new_states)
+
+
+class _Options(NamedTuple):
+    name: str
+    cell: Cell
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+    dropout: float  # 0 outside training
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+
+class _Rows(NamedTuple):
+    """How the sequence lies in ``data``: padded [T, B, I] or packed [rows, I]."""
+
+    data: Tensor
+    batch: int
+    lengths: Tensor | None = None
+    reset_mask: Tensor | None = None  # [T, B] in the user's order of rows
+    batch_sizes: Tensor | None = None
+    order: Tensor | None = None  # packed: which of the user's rows comes where
+
+    def sort(self, tensor: Tensor | None) -> Tensor | None:
+        """A [.., B, ..] tensor of the user's, its rows (dimension 1) in the order of ``data``."""
+        return tensor if tensor is None or self.order is None else tensor.index_select(1, self.order)
+
+
+def _run(run_layer, options: _Options, input, hx, weights, lengths, reset_mask):
+    """(output, h_n, c_n) of a stack of layers; c_n is empty for cells of one state."""
+    per_direction = _weights_per_direction(options, weights)
+    states = _states_of(hx, options.name, options.cell)
+    enter = _enter_packed if isinstance(input, PackedSequence) else _enter_padded
+    rows, states, leave = enter(options, input, states, lengths, reset_mask)
+    data, states, weights = _in_one_dtype(rows.data, states, weights)
+    _check_sizes(options, data, rows.batch, states, weights, per_direction)
+    states = tuple(map(rows.sort, states))
+    mask = rows.sort(rows.reset_mask)
+
+    finals: list[tuple[Tensor, ...]] = []
+    for k in range(options.num_layers):
+        span = slice(k * options.directions, (k + 1) * options.directions)
+        h0, c0 = _two(tuple(state[span] for state in states))
+        own = weights[span.start * per_direction : span.stop * per_direction]
+        data, h_n, c_n, _ = run_layer(
+            Layer(
+                options.cell.id,
+                per_direction >= 4,
+                options.bidirectional,
+                data,
+                h0,
+                c0,
+                rows.lengths,
+                rows.batch_sizes,
+                mask,
+                tuple(own),
+            )
+        )
+        finals.append((h_n, c_n))
+        if options.dropout and k + 1 < options.num_layers:
+            data = torch.dropout(data, options.dropout, True)
+    h_n, c_n = finals[0] if len(finals) == 1 else (torch.cat(layers) for layers in zip(*finals, strict=True))
+    return leave(data, h_n, c_n)
+
+
+# ---- the sequence in and out ---------------------------------------------------------------------------------------
+
+
+def _enter_padded(options: _Options, input: Tensor, states, lengths, reset_mask):
+    name = options.name
+    _check_is_tensor(name, input)
+    if input.dim() not in (2, 3):
+        tensor = " tensor" if name == "RNN" else ""
+        raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead")
+    batched = input.dim() == 3
+    if states and any(state.dim() != input.dim() for state in states):
+        raise RuntimeError(_state_dims_message(input.dim(), states))
+    if not batched:
+        input, states = input.unsqueeze(1), tuple(state.unsqueeze(1) for state in states)
+    elif options.batch_first:
+        input = input.transpose(0, 1)
+    steps, batch = input.shape[:2]
+    if steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    rows = _Rows(
+        input,
+        batch,
+        lengths=_lengths_tensor(lengths, batched, batch, input.device),
+        reset_mask=_time_major_mask(options, reset_mask, steps, batch if batched else None, input.device),
+    )
+
+    def leave(output, h_n, c_n):
+        if not batched:
+            return output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1) if c_n.dim() == 3 else c_n
+        return output.transpose(0, 1) if options.batch_first else output, h_n, c_n
+
+    return rows, states, leave
+
+
+def _state_dims_message(input_dims: int, states: tuple[Tensor, ...]) -> str:
+    kind = "batched 3-D" if input_dims == 3 else "unbatched 2-D"
+    if len(states) == 1:
+        return f"For {kind} input, hx should also be {input_dims}-D but got {states[0].dim()}-D tensor"
+    found = ", ".join(f"{state.dim()}-D" for state in states)
+    return f"For {kind} input, hx and cx should also be {input_dims}-D but got ({found}) tensors"
+
+
+def _enter_packed(options: _Options, packed: PackedSequence, states, lengths, reset_mask):
+    data, batch_sizes, sorted_indices, unsorted_indices = packed
+    if lengths is not None:
+        raise ValueError(f"{options.name}: a PackedSequence has its lengths already, so lengths must be None")
+    if data.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
+    batch = int(batch_sizes[0])
+    mask = _time_major_mask(options, reset_mask, batch_sizes.shape[0], batch, data.device)
+    rows = _Rows(data, batch, reset_mask=mask, batch_sizes=batch_sizes, order=sorted_indices)
+
+    def leave(output, h_n, c_n):
+        if unsorted_indices is not None:
+            h_n = h_n.index_select(1, unsorted_indices)
+            c_n = c_n.index_select(1, unsorted_indices) if c_n.dim() == 3 else c_n
+        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n, c_n
+
+    return rows, states, leave
+
+
+def _lengths_tensor(lengths, batched: bool, batch: int, device) -> Tensor | None:
+    if lengths is None:
+        return None
+    if not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths)
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+    if not batched and lengths.dim() == 0:
+        lengths = lengths.unsqueeze(0)
+    if lengths.shape != (batch,):
+        raise ValueError(
+            f"lengths must have one entry for each of the {batch} rows, got shape {list(lengths.shape)}"
+        )
+    return lengths.to(device=device, dtype=torch.int64)
+
+
+def _time_major_mask(options: _Options, mask, steps: int, batch: int | None, device) -> Tensor | None:
+    """The mask as [T, B]; ``batch`` is None for unbatched input."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(
+            f"reset_mask must be a bool tensor, got {mask.dtype if isinstance(mask, Tensor) else type(mask).__name__}"
+        )
+    if batch is None:
+        expected, layout = (steps,), "[T]"
+    elif options.batch_first:
+        expected, layout = (batch, steps), "[B, T] (batch_first)"
+    else:
+        expected, layout = (steps, batch), "[T, B]"
+    if mask.shape != expected:
+        raise ValueError(f"reset_mask must be {layout} = {list(expected)}, got {list(mask.shape)}")
+    mask = mask.to(device)
+    if batch is None:
+        return mask.unsqueeze(1)
+    return mask.transpose(0, 1) if options.batch_first else mask
+
+
+# ---- weights and states --------------------------------------------------------------------------------------------
+
+
+def _weights_per_direction(options: _Options, weights: Sequence[Tensor]) -> int:
+    """Weight tensors of one layer and direction: 2, 3 (projection), 4 (biases) or 5 (both)."""
+    blocks = options.num_layers * options.directions
+    most = 5 if options.cell.projectable else 4
+    allowed = [n for n in (2, 3, 4, 5) if n <= most and (n % 2 == 0 or options.cell.projectable)]
+    if len(weights) % blocks or len(weights) // blocks not in allowed:
+        raise ValueError(
+            f"{options.name}: weights must hold {', '.join(map(str, allowed))} tensors for each of {blocks} "
+            f"layers and directions, got {len(weights)} in all"
+        )
+    for i, weight in enumerate(weights):
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{options.name}: weights[{i}] must be a Tensor, got {type(weight).__name__}")
+    return len(weights) // blocks
+
+
+def _states_of(hx, name: str, cell: Cell) -> tuple[Tensor, ...]:
+    if hx is None:
+        return ()
+    if cell.states == 1:
+        if not isinstance(hx, Tensor):
+            raise TypeError(f"{name}: hx must be a Tensor, got {type(hx).__name__}")
+        return (hx,)
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(s, Tensor) for s in hx):
+        got = f"{type(hx).__name__} of {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        raise TypeError(f"{name}: hx must be a tuple (h_0, c_0) of Tensors, got {got}")
+    return tuple(hx)
+
+
+def _two(states: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
+    h0, c0 = (*states, None, None)[:2]
+    return h0, c0
+
+
+def _check_is_tensor(name: str, input) -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}: input must be a Tensor or a PackedSequence, got {type(input).__name__}")
+
+
+def _in_one_dtype(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor]):
+    """All in one dtype, autocast's if that is on, on one supported device; or an error that says what differs."""
+    device = input.device
+    check_device(device)
+    for what, tensor in (("weights", weights[0]), *(("hx", state) for state in states)):
+        if tensor.device != device:
+            raise RuntimeError(f"Input and {what} are not on the same device: {device} and {tensor.device}")
+    if torch.is_autocast_enabled(device.type) and weights[0].dtype != torch.float64:
+        cast = partial(torch.Tensor.to, dtype=torch.get_autocast_dtype(device.type))
+        return cast(input), tuple(map(cast, states)), tuple(map(cast, weights))
+    dtype = weights[0].dtype
+    if input.dtype != dtype:
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+            f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+        )
+    for state in states:
+        if state.dtype != dtype:
+            raise ValueError(f"hx dtype ({state.dtype}) does not match weight dtype ({dtype})")
+    return input, states, tuple(weights)
+
+
+def check_device(device: torch.device) -> None:
+    """Raises unless the compiled library can compute there."""
+    if device.type in ("cpu", "meta"):
+        return
+    if device.type != "cuda":
+        raise NotImplementedError(
+            f"fused_rnn runs on cpu, not on {device.type}. Move the module and its input with .to('cpu'), or take "
+            f"torch.nn's layer (fused_rnn.restore) on {device.type}."
+        )
+    if not _library.cuda_archs():
+        raise RuntimeError(
+            "This fused_rnn was built without CUDA, but the input is a CUDA tensor. Rebuild it where nvcc is on the "
+            "PATH: FUSED_RNN_CUDA=1 pip install --no-build-isolation --force-reinstall ."
+        )
+    raise NotImplementedError(
+        "fused_rnn has no recurrent CUDA kernels yet. Move the module and its input with .to('cpu'), or take "
+        "torch.nn's layer (fused_rnn.restore) on cuda."
+    )
+
+
+def _check_sizes(options: _Options, data: Tensor, batch: int, states, weights, per_direction: int) -> None:
+    input_size = weights[0].shape[-1]
+    if data.shape[-1] != input_size:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {input_size}, got {data.shape[-1]}"
+        )
+    hidden = weights[0].shape[0] // options.cell.gates
+    width = weights[per_direction - 1].shape[0] if per_direction % 2 else hidden
+    for i, (state, expected_width) in enumerate(zip(states, (width, hidden), strict=False)):
+        expected = (options.num_layers * options.directions, batch, expected_width)
+        if state.shape != expected:
+            what = f"hidden[{i}]" if options.cell.states > 1 else "hidden"
+            raise RuntimeError(f"Expected {what} size {expected}, got {list(state.shape)}")

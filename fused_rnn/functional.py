@@ -1,0 +1,187 @@
+"""The layers as functions of their weights: what the modules call, for hand-held parameters.
+
+``weights`` is a flat sequence in torch's order: for each layer, for each direction, weight_ih ``[G*H, I]``,
+weight_hh ``[G*H, P]``, then, if the layer has them, bias_ih ``[G*H]``, bias_hh ``[G*H]`` and weight_hr ``[P, H]``.
+``list(module.parameters())`` of a ``torch.nn`` layer is in this order. Shape letters: T steps, B batch, I input size,
+H hidden size, P width of h (proj_size, or H), D directions, L layers, G gates (4 LSTM, 3 GRU, 1 RNN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import _stack
+from ._cells import CELLS
+from ._ops import run_layer
+
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_relu_cell", "rnn_tanh_cell"]
+
+
+def lstm(
+    input: Tensor | PackedSequence,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+    """Long short-term memory over whole sequences.
+
+    Args:
+        input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a ``PackedSequence``.
+        hx: ``(h_0 [L*D, B, P], c_0 [L*D, B, H])``, without B when unbatched; None for zeros.
+        weights: flat, in torch's order (see the module's docstring); with or without biases and projection.
+        num_layers: L.
+        bidirectional: D = 2: a second set of weights reads each sequence from its end.
+        batch_first: batch dimension first in ``input``, ``reset_mask`` and the output, not in the states.
+        dropout: probability of an element of a layer's output, but the last one's, to be zeroed in training.
+        training: whether dropout acts.
+        lengths: ``[B]`` integers in 0..T. Row b ends after ``lengths[b]`` steps: what lies behind is ignored, the
+            output is zero there, the reverse direction starts at the row's own end and h_n is its state there.
+        reset_mask: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` unbatched; rows of a ``PackedSequence``
+            in the user's order). True at (t, b) cuts row b between steps t-1 and t: nothing, neither state nor
+            gradient, passes in either direction, in any layer.
+
+    Returns:
+        ``output [T, B, D*P]`` laid out as the input was, and ``(h_n [L*D, B, P], c_n [L*D, B, H])``.
+    """
+    return _stack.lstm(
+        run_layer,
+        input,
+        hx,
+        weights,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+        dropout=dropout,
+        training=training,
+        lengths=lengths,
+        reset_mask=reset_mask,
+    )
+
+
+def gru(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """Gated recurrent unit over whole sequences: as :func:`lstm` with ``hx`` a single ``h_0 [L*D, B, H]``.
+
+    Returns:
+        ``output [T, B, D*H]`` laid out as the input was, and ``h_n [L*D, B, H]``.
+    """
+    return _stack.gru(
+        run_layer,
+        input,
+        hx,
+        weights,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+        dropout=dropout,
+        training=training,
+        lengths=lengths,
+        reset_mask=reset_mask,
+    )
+
+
+def rnn(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """Elman network over whole sequences, ``nonlinearity`` "tanh" or "relu": otherwise as :func:`gru`."""
+    return _stack.rnn(
+        run_layer,
+        input,
+        hx,
+        weights,
+        nonlinearity=nonlinearity,
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        batch_first=batch_first,
+        dropout=dropout,
+        training=training,
+        lengths=lengths,
+        reset_mask=reset_mask,
+    )
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One LSTM step: ``input [B, I]`` and ``hx = (h [B, H], c [B, H])`` to ``(h, c)``; B may be absent from all."""
+    return _step("LSTMCell", "lstm", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+) -> Tensor:
+    """One GRU step: ``input [B, I]`` and ``hx [B, H]`` to h ``[B, H]``; B may be absent from all."""
+    return _step("GRUCell", "gru", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
+
+
+def rnn_tanh_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+) -> Tensor:
+    """One step of the tanh RNN, shapes as :func:`gru_cell`."""
+    return _step("RNNCell", "rnn_tanh", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
+
+
+def rnn_relu_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+) -> Tensor:
+    """One step of the ReLU RNN, shapes as :func:`gru_cell`."""
+    return _step("RNNCell", "rnn_relu", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
+
+
+def _step(name: str, cell: str, input, hx, weight_ih, weight_hh, bias_ih, bias_hh) -> tuple[Tensor, ...]:
+    if (bias_ih is None) != (bias_hh is None):
+        raise ValueError(f"{name}: bias_ih and bias_hh must both be given or both be None")
+    biases = () if bias_ih is None else (bias_ih, bias_hh)
+    return _stack.single_step(run_layer, name, CELLS[cell], input, hx, (weight_ih, weight_hh, *biases))

@@ -1,0 +1,143 @@
+"""``LSTM``, ``GRU`` and ``RNN``: torch.nn's layers on this library's operators.
+
+Constructors, parameters, state dicts and errors are those of ``torch.nn``. ``forward`` takes two more, keyword-only:
+``lengths`` and ``reset_mask``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import functional
+
+__all__ = ["GRU", "LSTM", "RNN"]
+
+
+class _Recurrent(nn.RNNBase):
+    # nn.RNNBase, not nn.LSTM and its like: torch.compile refuses every instance of the public three.
+
+    def _options(self, lengths, reset_mask) -> dict:
+        self._update_flat_weights()
+        return {
+            "num_layers": self.num_layers,
+            "bidirectional": self.bidirectional,
+            "batch_first": self.batch_first,
+            "dropout": self.dropout,
+            "training": self.training,
+            "lengths": lengths,
+            "reset_mask": reset_mask,
+        }
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory, in place of ``torch.nn.LSTM``.
+
+    Args: those of ``torch.nn.LSTM``, in its order: input_size (I), hidden_size (H), num_layers (L), bias, batch_first,
+    dropout, bidirectional (D = 2), proj_size (P; H when 0), device, dtype.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset_mask: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """``output [T, B, D*P], (h_n [L*D, B, P], c_n [L*D, B, H])``; see :func:`fused_rnn.functional.lstm`."""
+        options = self._options(lengths, reset_mask)
+        return functional.lstm(input, hx, self._flat_weights, **options)
+
+
+class GRU(_Recurrent):
+    """Gated recurrent unit, in place of ``torch.nn.GRU``.
+
+    Args: those of ``torch.nn.GRU``, in its order: input_size (I), hidden_size (H), num_layers (L), bias, batch_first,
+    dropout, bidirectional (D = 2), device, dtype.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        _refuse_projection(kwargs)
+        super().__init__("GRU", *args, **kwargs)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset_mask: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
+        options = self._options(lengths, reset_mask)
+        return functional.gru(input, hx, self._flat_weights, **options)
+
+
+class RNN(_Recurrent):
+    """Elman network, in place of ``torch.nn.RNN``.
+
+    Args: those of ``torch.nn.RNN``, in its order: input_size (I), hidden_size (H), num_layers (L), nonlinearity ("tanh"
+    or "relu"), bias, batch_first, dropout, bidirectional (D = 2), device, dtype.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        _refuse_projection(kwargs)
+        if len(args) > 3:
+            self.nonlinearity, args = args[3], (*args[:3], *args[4:])
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        modes = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+        if self.nonlinearity not in modes:
+            raise ValueError(
+                f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'."
+            )
+        super().__init__(modes[self.nonlinearity], *args, **kwargs)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset_mask: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
+        options = self._options(lengths, reset_mask)
+        # From `mode`, not `nonlinearity`: layers pickled by old versions of torch have no such attribute.
+        nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
+        return functional.rnn(input, hx, self._flat_weights, nonlinearity=nonlinearity, **options)
+
+
+def _refuse_projection(kwargs: dict) -> None:
+    if "proj_size" in kwargs:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")

@@ -1,0 +1,143 @@
+"""The same layers in a few lines of plain PyTorch: slow, clear, differentiable any number of times.
+
+Every fast path is tested against this module, and this module against ``torch.nn``. ``lstm``, ``gru`` and ``rnn`` take
+exactly what their twins in :mod:`fused_rnn.functional` take.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from . import _stack
+from ._ops import Layer
+
+# ---- the cells: x = W_ih x_t + b_ih and r = W_hh h + b_hh, each [B, G*H] --------------------------------------------
+
+
+def lstm_step(x: Tensor, r: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    i, f, g, o = (x + r).chunk(4, -1)
+    c_next = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c_next.tanh(), c_next
+
+
+def gru_step(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
+    (x_reset, x_z, x_n), (r_reset, r_z, r_n) = x.chunk(3, -1), r.chunk(3, -1)
+    z = (x_z + r_z).sigmoid()
+    n = (x_n + (x_reset + r_reset).sigmoid() * r_n).tanh()
+    return ((1 - z) * n + z * h,)
+
+
+def rnn_tanh_step(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
+    return ((x + r).tanh(),)
+
+
+def rnn_relu_step(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
+    return ((x + r).relu(),)
+
+
+# By the cells' ids, like _cells.BY_ID.
+STEPS = (lstm_step, gru_step, rnn_tanh_step, rnn_relu_step)
+
+
+# ---- the loop over time --------------------------------------------------------------------------------------------
+
+
+def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One layer over a whole sequence, as ``_ops.run_layer``: output, h_n, c_n, the second state after every step.
+
+    16-bit tensors are computed in float32 and rounded at the end.
+    """
+    dtype = layer.input.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        wide = [t.float() if t is not None else None for t in (layer.input, layer.h0, layer.c0)]
+        layer = layer._replace(
+            input=wide[0], h0=wide[1], c0=wide[2], weights=tuple(w.float() for w in layer.weights)
+        )
+        return tuple(t.to(dtype) for t in run_layer(layer, cells))
+    if layer.batch_sizes is not None:
+        return _run_packed(layer, cells)
+
+    _, directions, *_ = layer.sizes
+    per_direction = len(layer.weights) // directions
+    results = []
+    for d in range(directions):
+        weights = layer.weights[d * per_direction : (d + 1) * per_direction]
+        states = [s[d] if s is not None else None for s in (layer.h0, layer.c0)]
+        results.append(_run_direction(layer, weights, states, reverse=d == 1))
+    outputs, h_ns, c_ns, all_cells = zip(*results, strict=True)
+    empty = layer.input.new_empty(0)
+    two_states = layer.sizes[0].states > 1
+    return (
+        torch.cat(outputs, -1),
+        torch.stack(h_ns),
+        torch.stack(c_ns) if two_states else empty,
+        torch.cat(all_cells, -1) if cells else empty,
+    )
+
+
+def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tensor | None], reverse: bool):
+    cell, _, hidden, width, _, (steps, batch) = layer.sizes
+    w_ih, w_hh = weights[:2]
+    b_ih, b_hh = weights[2:4] if layer.bias else (None, None)
+    w_hr = weights[-1] if len(weights) % 2 else None
+    x = layer.input
+    h = states[0] if states[0] is not None else x.new_zeros(batch, width)
+    c = states[1] if states[1] is not None else x.new_zeros(batch, hidden)
+    steps_done: list[tuple[Tensor, Tensor]] = []
+    for t in reversed(range(steps)) if reverse else range(steps):
+        active = _column(t < layer.lengths) if layer.lengths is not None else None
+        cut = _cut_before(layer, t, reverse)
+        if cut is not None:
+            h, c = h.masked_fill(cut, 0), c.masked_fill(cut, 0)
+        # Padding may hold anything, NaN included, and a zero gradient does not stop a NaN.
+        x_t = x[t] if active is None else x[t].masked_fill(~active, 0)
+        gates_x = torch.nn.functional.linear(x_t, w_ih, b_ih)
+        gates_r = torch.nn.functional.linear(h, w_hh, b_hh)
+        new = STEPS[layer.cell](gates_x, gates_r, *(h, c)[: cell.states])
+        h_new, c_new = new[0] if w_hr is None else new[0] @ w_hr.T, new[-1]
+        if active is None:
+            h, c = h_new, c_new
+            steps_done.append((h, c))
+        else:
+            steps_done.append((h_new.masked_fill(~active, 0), c_new.masked_fill(~active, 0)))
+            h, c = torch.where(active, h_new, h), torch.where(active, c_new, c)
+    if reverse:
+        steps_done.reverse()
+    return torch.stack([s[0] for s in steps_done]), h, c, torch.stack([s[1] for s in steps_done])
+
+
+def _cut_before(layer: Layer, t: int, reverse: bool) -> Tensor | None:
+    """Which rows start step t from zero, [B, 1]. In reverse the cut before step t + 1 comes first."""
+    at = t + 1 if reverse else t
+    if layer.reset_mask is None or at == layer.reset_mask.shape[0]:
+        return None
+    cut = layer.reset_mask[at]
+    return _column(cut & (at < layer.lengths) if layer.lengths is not None else cut)
+
+
+def _column(mask: Tensor) -> Tensor:
+    return mask.unsqueeze(-1)
+
+
+def _run_packed(layer: Layer, cells: bool):
+    """Packed input by way of padding: the rows of step t are the first batch_sizes[t] of the batch."""
+    sizes = layer.batch_sizes.tolist()
+    steps, batch = len(sizes), sizes[0]
+    place = torch.cat([torch.arange(n) + t * batch for t, n in enumerate(sizes)]).to(layer.input.device)
+    padded = layer.input.new_zeros(steps * batch, layer.input.shape[-1]).index_copy(0, place, layer.input)
+    lengths = torch.tensor([sum(n > b for n in sizes) for b in range(batch)], device=layer.input.device)
+    output, h_n, c_n, all_cells = run_layer(
+        layer._replace(input=padded.unflatten(0, (steps, batch)), lengths=lengths, batch_sizes=None), cells
+    )
+    output, all_cells = (
+        t.flatten(0, 1).index_select(0, place) if t.dim() == 3 else t for t in (output, all_cells)
+    )
+    return output, h_n, c_n, all_cells
+
+
+lstm = partial(_stack.lstm, run_layer)
+gru = partial(_stack.gru, run_layer)
+rnn = partial(_stack.rnn, run_layer)
