@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -37,8 +38,8 @@ def _load() -> ctypes.CDLL:
     library.fused_rnn_cell_traits.restype = None
     library.fused_rnn_cpu_plan.restype = ctypes.c_char_p
     library.fused_rnn_cpu_plan.argtypes = [
-        *[ctypes.c_int64] * 3,
-        ctypes.POINTER(ctypes.c_int64),
+        *[ctypes.c_int64] * 7,
+        *[ctypes.POINTER(ctypes.c_int64)] * 2,
         ctypes.c_char_p,
         ctypes.c_int64,
     ]
@@ -64,11 +65,30 @@ def cell_traits(cell_id: int) -> tuple[int, ...]:
     return tuple(traits)
 
 
-def cpu_plan(problems: int, batch: int, threads: int) -> tuple[str, int]:
-    """Instruction set and number of runs of batch rows that the CPU engine chooses. The engine calls the same code."""
-    chunks = ctypes.c_int64()
+class CpuPlan(NamedTuple):
+    """What the CPU engine chooses for a layer; the engine calls the same code."""
+
+    instruction_set: str
+    threads: int
+    row_chunks: int
+    """Runs of batch rows that each direction is cut into."""
+
+
+def cpu_plan(
+    cell_id: int,
+    *,
+    directions: int = 1,
+    rows: int = 1,
+    batch: int = 1,
+    input_size: int = 1,
+    hidden: int = 1,
+    output_size: int = 1,
+    threads: int = 1,
+) -> CpuPlan:
+    sizes = (cell_id, directions, rows, batch, input_size, hidden, output_size)
+    used, chunks = ctypes.c_int64(threads), ctypes.c_int64()
     error = ctypes.create_string_buffer(256)
-    isa = _library.fused_rnn_cpu_plan(problems, batch, threads, ctypes.byref(chunks), error, len(error))
+    isa = _library.fused_rnn_cpu_plan(*sizes, ctypes.byref(used), ctypes.byref(chunks), error, len(error))
     if isa is None:
         raise RuntimeError(error.value.decode())
-    return isa.decode(), chunks.value
+    return CpuPlan(isa.decode(), used.value, chunks.value)

@@ -226,7 +226,8 @@ def _first_order(layer: Layer, grads: Grads, saved: Tensor, needs: Sequence[bool
     if torch.compiler.is_compiling():  # Dynamo cannot enter a Function inside another's backward
         outputs = layer.backward(grads, saved, int(wanted), 1, False)
     else:
-        outputs = LayerBackward.apply(int(wanted), 1, False, *grads, saved, *layer[:-1], *layer.weights)
+        function = _for_tangents(LayerBackward)
+        outputs = function.apply(int(wanted), 1, False, *grads, saved, *layer[:-1], *layer.weights)
     grad_input, grad_h0, grad_c0, _, *grad_weights = outputs
     states = (grad_input, grad_h0, grad_c0)
     return (
@@ -318,6 +319,27 @@ class LayerBackward(torch.autograd.Function):
         states, state_dims = batching.split(outputs[:4])
         weights, weight_dims = batching.split_weight_grads(outputs[4:], weight_groups)
         return states + weights, state_dims + weight_dims
+
+
+_NO_FORWARD_AD = (
+    "fused_rnn has no forward-mode AD (jvp, jacfwd, hessian by jacfwd) yet. Use reverse mode (vjp, jacrev, "
+    "jacrev of jacrev), or fused_rnn.reference, whose functions take the same arguments"
+)
+
+
+def _refuse_forward_mode(ctx, *tangents):
+    raise NotImplementedError(_NO_FORWARD_AD)
+
+
+# Dynamo refuses a Function that has a jvp, so only forward-mode AD gets to see one.
+_WITH_JVP = {
+    function: type(function.__name__, (function,), {"jvp": staticmethod(_refuse_forward_mode)})
+    for function in (LayerForward, LayerBackward)
+}
+
+
+def _for_tangents(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    return _WITH_JVP[function] if forward_ad._current_level >= 0 else function
 
 
 def _layer_of(args: Sequence[Any]) -> Layer:
@@ -445,12 +467,6 @@ def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
         raise NotImplementedError(_NO_FORWARD_AD)
 
 
-_NO_FORWARD_AD = (
-    "fused_rnn has no forward-mode AD (jvp, jacfwd, hessian by jacfwd) yet. Use reverse mode (vjp, jacrev, "
-    "jacrev of jacrev), or fused_rnn.reference, whose functions take the same arguments"
-)
-
-
 _fragment = torch.library.Library("fused_rnn", "FRAGMENT")
 for _name, _with_gradients in (("layer_forward", _raw_forward), ("layer_backward", _raw_backward)):
     _op = getattr(torch.ops.fused_rnn, _name).default
@@ -464,9 +480,8 @@ def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor
     """One layer: output, h_n, c_n and, if asked for, the second state after every step."""
     if not _needs_autograd(layer):
         return layer.forward(save=False, cells=cells)[:4]
-    if forward_ad._current_level >= 0:
-        _refuse_tangents([t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None])
-    return LayerForward.apply(torch.is_grad_enabled(), cells, *layer[:-1], *layer.weights)[:4]
+    function = _for_tangents(LayerForward)
+    return function.apply(torch.is_grad_enabled(), cells, *layer[:-1], *layer.weights)[:4]
 
 
 def _needs_autograd(layer: Layer) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _library, _stack, cells, modules
+from ._cells import CELLS
 from ._version import __version__
 
 _LAYERS = (modules.LSTM, modules.GRU, modules.RNN)
@@ -51,33 +52,48 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None) -> Explan
         return Explanation("none", None, str(error))
     if data.device.type == "meta":
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
-    directions = 2 if getattr(module, "bidirectional", False) else 1
-    threads = torch.get_num_threads()
-    isa, chunks = _library.cpu_plan(directions, _batch(module, inputs[0]), threads)
-    runs = directions * chunks
+    sizes = _sizes(module, inputs[0])
+    plan = _library.cpu_plan(**sizes, threads=torch.get_num_threads())
+    directions, parts, threads = sizes["directions"], plan.row_chunks, plan.threads
     return Explanation(
         "fused",
-        isa,
-        f"CPU tensors run the whole time loop in one call; {runs} independent run{'s' * (runs > 1)} "
-        f"({directions} direction{'s' * (directions > 1)} x {chunks} part{'s' * (chunks > 1)} of the batch) "
-        f"on {threads} thread{'s' * (threads > 1)}. The instruction set is the best of this processor, or FUSED_RNN_ISA. "
+        plan.instruction_set,
+        f"CPU tensors run the whole time loop in one call; {_count(directions, 'direction')} x "
+        f"{_count(parts, 'part')} of the batch, each walking through time on its own, on {_count(threads, 'thread')}. "
+        "The instruction set is the best of this processor, or FUSED_RNN_ISA. "
         "A gradient of the gradient is recomputed in plain PyTorch",
     )
 
 
-def _batch(module: nn.Module, input: Tensor | PackedSequence) -> int:
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _sizes(module: nn.Module, input: Tensor | PackedSequence) -> dict[str, int]:
+    """What the plan of the module's first layer depends on."""
     if isinstance(input, PackedSequence):
-        return int(input.batch_sizes[0])
-    if isinstance(module, _CELLS):
-        return input.shape[0] if input.dim() == 2 else 1
-    if input.dim() == 2:
-        return 1
-    return input.shape[0 if module.batch_first else 1]
+        rows, batch = input.data.shape[0], int(input.batch_sizes[0])
+    elif isinstance(module, _CELLS):
+        rows = batch = input.shape[0] if input.dim() == 2 else 1
+    elif input.dim() == 2:
+        rows, batch = input.shape[0], 1
+    else:
+        rows, batch = input.shape[0] * input.shape[1], input.shape[0 if module.batch_first else 1]
+    names = {modules.LSTM: "lstm", cells.LSTMCell: "lstm", modules.GRU: "gru", cells.GRUCell: "gru"}
+    cell = next((name for kind, name in names.items() if isinstance(module, kind)), "rnn_tanh")
+    return {
+        "cell_id": CELLS[cell].id,
+        "directions": 2 if getattr(module, "bidirectional", False) else 1,
+        "rows": rows,
+        "batch": batch,
+        "input_size": module.input_size,
+        "hidden": module.hidden_size,
+        "output_size": getattr(module, "proj_size", 0) or module.hidden_size,
+    }
 
 
 def info() -> dict[str, str]:
     """Versions, instruction set, GPU architectures built in and GPU seen: what a bug report needs."""
-    isa, _ = _library.cpu_plan(1, 1, 1)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "fused_rnn": __version__,
@@ -86,7 +102,7 @@ def info() -> dict[str, str]:
         "platform": platform.platform(),
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
-        "CPU instruction set": isa,
+        "CPU instruction set": _library.cpu_plan(0).instruction_set,
         "CUDA architectures built in": " ".join(_library.cuda_archs()) or "none (CPU-only build)",
         "CUDA of torch": torch.version.cuda or "none (CPU build of torch)",
         "GPU": ", ".join(gpus) or "none seen",

@@ -14,15 +14,20 @@ void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scrat
   void* workspace = scratch(pass.workspace_bytes(args, plan));
   for (const Phase<Args>& phase : pass.phases) {
     if (phase.run == nullptr) break;
-    // The loop body calls a pointer: a lambda is compiled here, for the plain instruction set.
-    torch::stable::parallel_for(0, phase.count(args, plan), 1, [&](int64_t begin, int64_t end) {
+    // Calls a pointer to the chosen instruction set's code: what stands here is compiled for the plain one.
+    const auto run_tasks = [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) phase.run(args, plan, workspace, task);
-    });
+    };
+    const int64_t tasks = phase.count(args, plan);
+    if (plan.threads == 1)
+      run_tasks(0, tasks);
+    else
+      torch::stable::parallel_for(0, tasks, 1, run_tasks);
   }
 }
 
 Plan plan_for(const Layer& layer) {
-  return select(best_isa(), layer.members * layer.directions, layer.batch, torch::stable::get_num_threads());
+  return select(best_isa(), load_of(layer), torch::stable::get_num_threads());
 }
 
 void forward(const Forward& args, const Scratch& scratch) {

@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "../dispatch.h"
+
 namespace fused_rnn {
 namespace {
 
@@ -65,11 +67,20 @@ const Kernels& kernels_for(Isa isa) {
   return kKernelsBaseline;
 }
 
-Plan select(Isa isa, int64_t problems, int64_t batch, int64_t threads) {
+Load load_of(const Layer& layer) {
+  const int64_t problems = layer.members * layer.directions;
+  const int64_t gates = dispatch_cell(layer.cell, [](auto cell) { return int64_t(decltype(cell)::type::kGates); });
+  return {problems, layer.batch, problems * layer.rows * gates * layer.hidden * (layer.input_size + layer.output_size)};
+}
+
+Plan select(Isa isa, const Load& load, int64_t threads) {
+  // Below this a call is over before another thread has woken up.
+  constexpr int64_t kWorthwhile = 250'000;
+  if (load.multiply_adds < kWorthwhile) return {isa, 1, 1};
   // Problems run side by side; when there are fewer than threads, the batch of each is cut as well. Rows never meet
   // during the walk through time, so no step waits for another thread.
-  const int64_t chunks = (threads + problems - 1) / std::max<int64_t>(problems, 1);
-  return {isa, threads, std::clamp<int64_t>(chunks, 1, std::max<int64_t>(batch, 1))};
+  const int64_t chunks = (threads + load.problems - 1) / std::max<int64_t>(load.problems, 1);
+  return {isa, threads, std::clamp<int64_t>(chunks, 1, std::max<int64_t>(load.batch, 1))};
 }
 
 }  // namespace fused_rnn

@@ -9,7 +9,14 @@ Isa best_isa();
 const char* isa_name(Isa isa);
 const Kernels& kernels_for(Isa isa);
 
-// A pure function of what it is given: how a call over `problems` x `batch` rows is spread.
-Plan select(Isa isa, int64_t problems, int64_t batch, int64_t threads);
+// A call's size: `problems` run side by side over `batch` rows, in all so many multiply-adds in the forward pass.
+struct Load {
+  int64_t problems, batch, multiply_adds;
+};
+
+Load load_of(const Layer& layer);
+
+// A pure function of what it is given: how a call is spread over at most `threads` threads.
+Plan select(Isa isa, const Load& load, int64_t threads);
 
 }  // namespace fused_rnn

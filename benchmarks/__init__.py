@@ -1,0 +1,1 @@
+"""Speed against torch.nn, measured side by side in one run: ``python -m benchmarks``."""

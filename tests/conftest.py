@@ -1,0 +1,25 @@
+import hypothesis
+import pytest
+import torch
+
+from fused_rnn import reference
+
+# The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough
+hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_reference(monkeypatch):
+    """Makes the plain PyTorch reference raise: what passes nevertheless ran on the kernels."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the reference was called on a path that must run on the kernels")
+
+    monkeypatch.setattr(reference, "run_layer", refuse)
