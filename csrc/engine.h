@@ -1,4 +1,5 @@
-// What a device offers the operators. An engine adds itself when the library is loaded; a device without one is an error.
+// What a device offers the operators. An engine adds itself when the library is loaded; a device without one is an
+// error.
 #pragma once
 #include <torch/headeronly/core/DeviceType.h>
 

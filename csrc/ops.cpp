@@ -49,8 +49,7 @@ struct CellTraits {
 CellTraits traits_of(int64_t cell) {
   return dispatch_cell(cell, [](auto c) {
     using Cell = typename decltype(c)::type;
-    return CellTraits{Cell::kGates,  Cell::kStates,    Cell::kSaved,
-                      Cell::kParams, Cell::kRecurrent, Cell::kProjectable};
+    return CellTraits{Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kParams, Cell::kRecurrent, Cell::kProjectable};
   });
 }
 
@@ -72,9 +71,7 @@ class Checker {
  public:
   explicit Checker(const Tensor& like) : dtype_(like.scalar_type()), device_(like.device()) {}
 
-  Tensor operator()(const Tensor& t, const char* name, const Shape& shape) const {
-    return as(t, name, shape, dtype_);
-  }
+  Tensor operator()(const Tensor& t, const char* name, const Shape& shape) const { return as(t, name, shape, dtype_); }
 
   Tensor as(const Tensor& t, const char* name, const Shape& shape, ScalarType dtype) const {
     STD_TORCH_CHECK(shape_of(t) == shape, "fused_rnn: ", name, " must be ", text(shape), ", got ", text(shape_of(t)));
@@ -115,7 +112,7 @@ Shape concat(std::initializer_list<Shape> parts) {
 struct Arguments {
   CellTraits cell;
   Checker checked;
-  Shape members;  // {M}, or empty: then nothing has a member dimension
+  Shape members;    // {M}, or empty: then nothing has a member dimension
   Shape row_shape;  // {T, B}, or {N} when packed
   int64_t weights_per_direction = 0;
   bool has_bias = false, has_projection = false;
@@ -142,10 +139,9 @@ struct Arguments {
     read_lengths(layer, lengths);
     if (reset_mask) {
       layer.reset_member_stride = per_member(*reset_mask, 2) ? layer.steps * layer.batch : 0;
-      layer.reset = static_cast<const bool*>(
-          hold(checked.as(*reset_mask, "reset_mask",
-                          concat({per_member(*reset_mask, 2) ? members : Shape{}, {layer.steps, layer.batch}}),
-                          ScalarType::Bool)));
+      layer.reset = static_cast<const bool*>(hold(checked.as(
+          *reset_mask, "reset_mask",
+          concat({per_member(*reset_mask, 2) ? members : Shape{}, {layer.steps, layer.batch}}), ScalarType::Bool)));
     }
   }
   Arguments(const Arguments&) = delete;
@@ -173,8 +169,8 @@ struct Arguments {
                     " directions, or ", least + 1, " with a projection, got ", given, " in all");
     STD_TORCH_CHECK(!has_projection || cell.projectable, "fused_rnn: this cell cannot be projected (proj_size)");
     const Tensor& ih = weights[0];
-    STD_TORCH_CHECK(ih.dim() == 2 || ih.dim() == 3, "fused_rnn: weight_ih must be [", cell.gates,
-                    "H, I], or [M, ", cell.gates, "H, I] for M members, got ", text(shape_of(ih)));
+    STD_TORCH_CHECK(ih.dim() == 2 || ih.dim() == 3, "fused_rnn: weight_ih must be [", cell.gates, "H, I], or [M, ",
+                    cell.gates, "H, I] for M members, got ", text(shape_of(ih)));
     if (ih.dim() == 3) members = {ih.size(0)};
     layer.members = members.empty() ? 1 : members[0];
     layer.hidden = ih.size(-2) / cell.gates;
@@ -186,8 +182,8 @@ struct Arguments {
     const int64_t row_dims = batch_sizes ? 1 : 2;
     const bool own = per_member(input, row_dims + 1);
     STD_TORCH_CHECK(own || input.dim() == row_dims + 1, "fused_rnn: input must be ",
-                    batch_sizes ? "[rows, I]" : "[T, B, I]", members.empty() ? "" : ", members first if each has its own",
-                    ", got ", text(shape_of(input)));
+                    batch_sizes ? "[rows, I]" : "[T, B, I]",
+                    members.empty() ? "" : ", members first if each has its own", ", got ", text(shape_of(input)));
     const Shape shape = shape_of(input);
     row_shape = Shape(shape.begin() + own, shape.end() - 1);
     if (batch_sizes) {
@@ -372,9 +368,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
 
 }  // namespace fused_rnn
 
-// One layer over a whole sequence. Padded input is [T, B, I]; packed input (batch_sizes given) is [rows, I]. Weights come
-// in torch's order for each direction. With weights of one more dimension, M members run side by side, each with its own
-// weights; input, lengths and reset_mask may then be shared or per member, everything else is per member.
+// One layer over a whole sequence. Padded input is [T, B, I]; packed input (batch_sizes given) is [rows, I]. Weights
+// come in torch's order for each direction. With weights of one more dimension, M members run side by side, each with
+// its own weights; input, lengths and reset_mask may then be shared or per member, everything else is per member.
 // fused_rnn/_ops.py documents every argument.
 STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def(

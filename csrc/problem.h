@@ -41,7 +41,7 @@ struct Layer {
   int64_t cell;
   Dtype dtype;
   int64_t members, directions, steps, batch, rows, input_size, hidden, output_size;  // M D T B N I H P
-  int64_t saved_width;                                                              // R
+  int64_t saved_width;                                                               // R
 
   const void* input;            // [M, N, I]
   int64_t input_member_stride;  // N*I, or 0 when the members share one input
@@ -57,7 +57,6 @@ struct Layer {
   int64_t reset_member_stride;
   // Packed input: step t holds its active rows only, at offsets[t] onward. Null: step t starts at row t*B.
   const int64_t* offsets;  // [T]
-
 };
 
 struct Forward : Layer {

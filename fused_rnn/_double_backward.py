@@ -111,8 +111,8 @@ def _over_groups(layer: Layer, groups: int, inputs) -> list[Tensor | None]:
     rows = [i for i in range(len(inputs)) if i < 3 or i >= count]
     cut_inputs = [cut(t, -2) if i in rows else t for i, t in enumerate(inputs)]
     dims = [-3 if i in rows else None for i in range(len(inputs))]
-    own = layer._replace(
-        input=cut_inputs[0], lengths=cut(layer.lengths, -1), reset_mask=cut(layer.reset_mask, -1)
+    own = layer._replace(input=cut_inputs[0], lengths=cut(layer.lengths, -1), reset_mask=cut(layer.reset_mask, -1))
+    full = _vmapped(
+        own, cut_inputs, dims, {"lengths": -2, "reset_mask": -2}, 1, [-3 if i < 3 else 0 for i in range(count)]
     )
-    full = _vmapped(own, cut_inputs, dims, {"lengths": -2, "reset_mask": -2}, 1, [-3 if i < 3 else 0 for i in range(count)])
     return [t.flatten(-3, -2) if t is not None and i < 3 else t for i, t in enumerate(full)]

@@ -93,52 +93,27 @@ class Layer(NamedTuple):
         return kinds * directions
 
     def forward(self, save: bool, cells: bool) -> tuple[Tensor, ...]:
-        return torch.ops.fused_rnn.layer_forward(
-            self.cell,
-            self.bias,
-            self.bidirectional,
-            self.input,
-            self.h0,
-            self.c0,
-            list(self.weights),
-            self.lengths,
-            self.batch_sizes,
-            self.reset_mask,
-            save,
-            cells,
-        )
+        return torch.ops.fused_rnn.layer_forward(*self[:3], *self._tensors, save, cells)
 
     def backward(self, grads: Grads, saved: Tensor, wanted: int, groups: int, norms: bool) -> tuple[Tensor, ...]:
-        *rest, grad_weights = torch.ops.fused_rnn.layer_backward(
-            self.cell,
-            self.bias,
-            self.bidirectional,
-            *grads,
-            self.input,
-            self.h0,
-            self.c0,
-            list(self.weights),
-            self.lengths,
-            self.batch_sizes,
-            self.reset_mask,
-            saved,
-            wanted,
-            groups,
-            norms,
+        *states, grad_weights = torch.ops.fused_rnn.layer_backward(
+            *self[:3], *grads, *self._tensors, saved, wanted, groups, norms
         )
-        return (*rest, *grad_weights)
+        return (*states, *grad_weights)
+
+    @property
+    def _tensors(self):
+        """In the operators' order: the weights stand between the states and the masks."""
+        masks = (self.lengths, self.batch_sizes, self.reset_mask)
+        return self.input, self.h0, self.c0, list(self.weights), *masks
 
 
 # ---- shapes without data -------------------------------------------------------------------------------------------
 
 
 @torch.library.register_fake("fused_rnn::layer_forward")
-def _forward_shapes(
-    cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask, save, cells
-):
-    layer = _raw_layer(
-        cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask
-    )
+def _forward_shapes(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask, save, cells):
+    layer = _raw_layer(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask)
     kind, directions, hidden, width, members, rows = layer.sizes
     batch = _batch_of(input, h0, batch_sizes)
     saved_width = (kind.saved + kind.states - 1) * hidden + width
@@ -186,9 +161,7 @@ def _backward_shapes(
     weight_groups,
     norms,
 ):
-    layer = _raw_layer(
-        cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask
-    )
+    layer = _raw_layer(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask)
     kind, directions, hidden, width, members, rows = layer.sizes
     steps = batch_sizes.shape[0] if batch_sizes is not None else rows[0]
     batch = _batch_of(input, grad_h_n if grad_h_n is not None else h0, batch_sizes)
@@ -258,9 +231,7 @@ class LayerForward(torch.autograd.Function):
     def backward(ctx, *grads):
         save, *static = ctx.static
         if not save:
-            raise RuntimeError(
-                "fused_rnn: nothing was saved for this gradient; run layer_forward with save=True"
-            )
+            raise RuntimeError("fused_rnn: nothing was saved for this gradient; run layer_forward with save=True")
         saved, *tensors = ctx.saved_tensors
         layer = Layer(*static, *tensors[:6], tuple(tensors[6:]))
         needs = ctx.needs_input_grad

@@ -22,73 +22,68 @@ RunLayer = Callable[[Layer], tuple[Tensor, Tensor, Tensor, Tensor]]
 NONLINEARITIES = {"tanh": CELLS["rnn_tanh"], "relu": CELLS["rnn_relu"]}
 
 
-def lstm(
-    run_layer: RunLayer,
-    input: Tensor | PackedSequence,
-    hx: tuple[Tensor, Tensor] | None,
-    weights: Sequence[Tensor],
-    *,
-    num_layers: int = 1,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
-    reset_mask: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-    options = _Options(
-        "LSTM", CELLS["lstm"], num_layers, bidirectional, batch_first, dropout if training else 0.0
-    )
-    output, h_n, c_n = _run(run_layer, options, input, hx, weights, lengths, reset_mask)
+def lstm(run_layer: RunLayer, input, hx, weights, **options):
+    output, h_n, c_n = run(run_layer, "LSTM", CELLS["lstm"], input, hx, weights, **options)
     return output, (h_n, c_n)
 
 
-def gru(
-    run_layer: RunLayer,
-    input: Tensor | PackedSequence,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    *,
-    num_layers: int = 1,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
-    reset_mask: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence, Tensor]:
-    options = _Options(
-        "GRU", CELLS["gru"], num_layers, bidirectional, batch_first, dropout if training else 0.0
-    )
-    return _run(run_layer, options, input, hx, weights, lengths, reset_mask)[:2]
+def gru(run_layer: RunLayer, input, hx, weights, **options):
+    return run(run_layer, "GRU", CELLS["gru"], input, hx, weights, **options)[:2]
 
 
-def rnn(
-    run_layer: RunLayer,
-    input: Tensor | PackedSequence,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    *,
-    nonlinearity: str = "tanh",
-    num_layers: int = 1,
-    bidirectional: bool = False,
-    batch_first: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
-    reset_mask: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence, Tensor]:
+def rnn(run_layer: RunLayer, input, hx, weights, *, nonlinearity: str = "tanh", **options):
     if nonlinearity not in NONLINEARITIES:
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    options = _Options(
-        "RNN",
-        NONLINEARITIES[nonlinearity],
-        num_layers,
-        bidirectional,
-        batch_first,
-        dropout if training else 0.0,
-    )
-    return _run(run_layer, options, input, hx, weights, lengths, reset_mask)[:2]
+    return run(run_layer, "RNN", NONLINEARITIES[nonlinearity], input, hx, weights, **options)[:2]
+
+
+def run(
+    run_layer: RunLayer,
+    name: str,
+    cell: Cell,
+    input: Tensor | PackedSequence,
+    hx: tuple[Tensor, Tensor] | Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+) -> tuple[Tensor | PackedSequence, Tensor, Tensor]:
+    """A stack of layers: (output, h_n, c_n); c_n is empty for cells of one state."""
+    options = _Options(name, cell, num_layers, bidirectional, batch_first)
+    per_direction = _weights_per_direction(options, weights)
+    states = _states_of(hx, name, cell)
+    enter = _enter_packed if isinstance(input, PackedSequence) else _enter_padded
+    rows, states, leave = enter(options, input, states, lengths, reset_mask)
+    data, states, weights = _in_one_dtype(rows.data, states, weights)
+    _check_sizes(options, data, rows.batch, states, weights, per_direction)
+    states = tuple(map(rows.sort, states))
+    mask = rows.sort(rows.reset_mask)
+
+    finals: list[tuple[Tensor, ...]] = []
+    for k in range(num_layers):
+        span = slice(k * options.directions, (k + 1) * options.directions)
+        layer = Layer(
+            cell.id,
+            per_direction >= 4,
+            bidirectional,
+            data,
+            *_two(tuple(state[span] for state in states)),
+            rows.lengths,
+            rows.batch_sizes,
+            mask,
+            tuple(weights[span.start * per_direction : span.stop * per_direction]),
+        )
+        data, h_n, c_n, _ = run_layer(layer)
+        finals.append((h_n, c_n))
+        if training and dropout and k + 1 < num_layers:
+            data = torch.dropout(data, dropout, True)
+    h_n, c_n = finals[0] if len(finals) == 1 else (torch.cat(layers) for layers in zip(*finals, strict=True))
+    return leave(data, h_n, c_n)
 
 
 def single_step(
@@ -110,30 +105,23 @@ def single_step(
             raise ValueError(f"{name}: Expected {what} to be 1D or 2D, got {state.dim()}D instead")
         if state.dim() != input.dim():
             raise RuntimeError(
-                f"{name}: For {input.dim()}-D input, hidden should also be {input.dim()}-D but got {state.dim()}-D tensor"
+                f"{name}: For {input.dim()}-D input, hidden should also be {input.dim()}-D "
+                f"but got {state.dim()}-D tensor"
             )
     batched = input.dim() == 2
     if not batched:
         input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
     hidden = weights[1].shape[-1]
     if input.shape[1] != weights[0].shape[-1]:
-        raise RuntimeError(
-            f"input has inconsistent input_size: got {input.shape[1]} expected {weights[0].shape[-1]}"
-        )
+        raise RuntimeError(f"input has inconsistent input_size: got {input.shape[1]} expected {weights[0].shape[-1]}")
     for i, state in enumerate(states):
         if state.shape[0] != input.shape[0]:
-            raise RuntimeError(
-                f"Input batch size {input.shape[0]} doesn't match hidden{i} batch size {state.shape[0]}"
-            )
+            raise RuntimeError(f"Input batch size {input.shape[0]} doesn't match hidden{i} batch size {state.shape[0]}")
         if state.shape[1] != hidden:
-            raise RuntimeError(
-                f"hidden{i} has inconsistent hidden_size: got {state.shape[1]}, expected {hidden}"
-            )
+            raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {state.shape[1]}, expected {hidden}")
     input, states, weights = _in_one_dtype(input, states, weights)
     h0, c0 = _two(tuple(state.unsqueeze(0) for state in states))
-    layer = Layer(
-        cell.id, len(weights) == 4, False, input.unsqueeze(0), h0, c0, None, None, None, tuple(weights)
-    )
+    layer = Layer(cell.id, len(weights) == 4, False, input.unsqueeze(0), h0, c0, None, None, None, tuple(weights))
     new_states = [state[0] if batched else state[0, 0] for state in run_layer(layer)[1 : 1 + cell.states]]
     return tuple(new_states)
 
@@ -144,7 +132,6 @@ class _Options(NamedTuple):
     num_layers: int
     bidirectional: bool
     batch_first: bool
-    dropout: float  # 0 outside training
 
     @property
     def directions(self) -> int:
@@ -164,43 +151,6 @@ class _Rows(NamedTuple):
     def sort(self, tensor: Tensor | None) -> Tensor | None:
         """A [.., B, ..] tensor of the user's, its rows (dimension 1) in the order of ``data``."""
         return tensor if tensor is None or self.order is None else tensor.index_select(1, self.order)
-
-
-def _run(run_layer, options: _Options, input, hx, weights, lengths, reset_mask):
-    """(output, h_n, c_n) of a stack of layers; c_n is empty for cells of one state."""
-    per_direction = _weights_per_direction(options, weights)
-    states = _states_of(hx, options.name, options.cell)
-    enter = _enter_packed if isinstance(input, PackedSequence) else _enter_padded
-    rows, states, leave = enter(options, input, states, lengths, reset_mask)
-    data, states, weights = _in_one_dtype(rows.data, states, weights)
-    _check_sizes(options, data, rows.batch, states, weights, per_direction)
-    states = tuple(map(rows.sort, states))
-    mask = rows.sort(rows.reset_mask)
-
-    finals: list[tuple[Tensor, ...]] = []
-    for k in range(options.num_layers):
-        span = slice(k * options.directions, (k + 1) * options.directions)
-        h0, c0 = _two(tuple(state[span] for state in states))
-        own = weights[span.start * per_direction : span.stop * per_direction]
-        data, h_n, c_n, _ = run_layer(
-            Layer(
-                options.cell.id,
-                per_direction >= 4,
-                options.bidirectional,
-                data,
-                h0,
-                c0,
-                rows.lengths,
-                rows.batch_sizes,
-                mask,
-                tuple(own),
-            )
-        )
-        finals.append((h_n, c_n))
-        if options.dropout and k + 1 < options.num_layers:
-            data = torch.dropout(data, options.dropout, True)
-    h_n, c_n = finals[0] if len(finals) == 1 else (torch.cat(layers) for layers in zip(*finals, strict=True))
-    return leave(data, h_n, c_n)
 
 
 # ---- the sequence in and out ---------------------------------------------------------------------------------------
@@ -274,9 +224,7 @@ def _lengths_tensor(lengths, batched: bool, batch: int, device) -> Tensor | None
     if not batched and lengths.dim() == 0:
         lengths = lengths.unsqueeze(0)
     if lengths.shape != (batch,):
-        raise ValueError(
-            f"lengths must have one entry for each of the {batch} rows, got shape {list(lengths.shape)}"
-        )
+        raise ValueError(f"lengths must have one entry for each of the {batch} rows, got shape {list(lengths.shape)}")
     return lengths.to(device=device, dtype=torch.int64)
 
 
@@ -389,9 +337,7 @@ def check_device(device: torch.device) -> None:
 def _check_sizes(options: _Options, data: Tensor, batch: int, states, weights, per_direction: int) -> None:
     input_size = weights[0].shape[-1]
     if data.shape[-1] != input_size:
-        raise RuntimeError(
-            f"input.size(-1) must be equal to input_size. Expected {input_size}, got {data.shape[-1]}"
-        )
+        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {data.shape[-1]}")
     hidden = weights[0].shape[0] // options.cell.gates
     width = weights[per_direction - 1].shape[0] if per_direction % 2 else hidden
     for i, (state, expected_width) in enumerate(zip(states, (width, hidden), strict=False)):

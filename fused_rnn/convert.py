@@ -19,7 +19,9 @@ _SWAPS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def swap(model: nn.Module) -> nn.Module:
-    """Turns every ``nn.LSTM / GRU / RNN`` and cell of ``model``, itself included, into this library's; returns ``model``.
+    """Turns every ``nn.LSTM / GRU / RNN`` and cell of ``model``, itself included, into this library's.
+
+    Returns ``model``.
 
     Each module only changes its class: parameters, buffers, hooks, sharing between modules and optimizers that hold the
     parameters all stay. A subclass of those layers is passed over with a warning, since its ``forward`` may be its own;

@@ -53,9 +53,7 @@ def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor
     dtype = layer.input.dtype
     if dtype in (torch.float16, torch.bfloat16):
         wide = [t.float() if t is not None else None for t in (layer.input, layer.h0, layer.c0)]
-        layer = layer._replace(
-            input=wide[0], h0=wide[1], c0=wide[2], weights=tuple(w.float() for w in layer.weights)
-        )
+        layer = layer._replace(input=wide[0], h0=wide[1], c0=wide[2], weights=tuple(w.float() for w in layer.weights))
         return tuple(t.to(dtype) for t in run_layer(layer, cells))
     if layer.batch_sizes is not None:
         return _run_packed(layer, cells)
@@ -132,9 +130,7 @@ def _run_packed(layer: Layer, cells: bool):
     output, h_n, c_n, all_cells = run_layer(
         layer._replace(input=padded.unflatten(0, (steps, batch)), lengths=lengths, batch_sizes=None), cells
     )
-    output, all_cells = (
-        t.flatten(0, 1).index_select(0, place) if t.dim() == 3 else t for t in (output, all_cells)
-    )
+    output, all_cells = (t.flatten(0, 1).index_select(0, place) if t.dim() == 3 else t for t in (output, all_cells))
     return output, h_n, c_n, all_cells
 
 

@@ -60,5 +60,7 @@ def test_inductor(no_reference):
     model = fused_rnn.GRU(3, 4)
     x = torch.randn(5, 2, 3, requires_grad=True)
     compiled = torch.compile(model, fullgraph=True)
-    found, expected = (torch.autograd.grad(run(x)[0].square().sum(), [x, *model.parameters()]) for run in (compiled, model))
+    found, expected = (
+        torch.autograd.grad(run(x)[0].square().sum(), [x, *model.parameters()]) for run in (compiled, model)
+    )
     torch.testing.assert_close(found, expected)

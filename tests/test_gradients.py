@@ -35,8 +35,8 @@ def every_option():
                     proj_size=proj_size,
                     states=bias,
                 )
-                name = f"{cell}-{form}-{'bi' if bidirectional else 'uni'}-{layers}-{'bias' if bias else 'plain'}-p{proj_size}"
-                yield pytest.param(cell, case, id=name)
+                options = (f"{1 + bidirectional}way", f"{layers}layers", "bias" if bias else "plain", f"p{proj_size}")
+                yield pytest.param(cell, case, id="-".join((cell, form, *options)))
 
 
 @pytest.mark.parametrize(("cell", "case"), list(every_option()))
@@ -231,9 +231,7 @@ def test_jacobians_and_hessians_in_reverse(layer):
         torch.autograd.functional.jacobian(lambda x: theirs(x)[0], x),
     )
     hessian = torch.func.jacrev(torch.func.jacrev(lambda x: ours(x)[0].sum()))(x)
-    torch.testing.assert_close(
-        hessian, torch.autograd.functional.hessian(lambda x: theirs(x)[0].sum(), x)
-    )
+    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(lambda x: theirs(x)[0].sum(), x))
 
 
 def test_gradient_of_per_sample_gradients(layer):

@@ -1,4 +1,4 @@
-"""What lengths and reset_mask mean, told by torch.nn on the pieces; and the reference against torch.nn and the kernels."""
+"""What lengths and reset_mask mean, told by torch.nn on the pieces; the reference against torch.nn and the kernels."""
 
 import pytest
 import torch

@@ -92,9 +92,7 @@ def test_layer_equals_torch(kind, no_reference, layer, sequence):
     seed=st.integers(0, 2**31),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_cell_equals_torch(
-    kind, no_reference, input_size, hidden_size, bias, batch, states, dtype, seed
-):
+def test_cell_equals_torch(kind, no_reference, input_size, hidden_size, bias, batch, states, dtype, seed):
     torch.manual_seed(seed)
     theirs_class, ours_class, extra = CELLS[kind]
     theirs = theirs_class(input_size, hidden_size, bias, **extra, dtype=torch.float64)

@@ -13,7 +13,8 @@
 //
 //   forward(x[kGates], r[kGates], state[kStates], params[kParams] -> state_next[kStates], saved[kSaved])
 //   advance(saved, state -> state_next)     the end of forward, again, from what was saved
-//   backward(saved, state, state_next, params, dstate_next -> dx[kGates], dr[kGates], dstate[kStates], dparams[kParams])
+//   backward(saved, state, state_next, params, dstate_next -> dx[kGates], dr[kGates], dstate[kStates],
+//   dparams[kParams])
 //       dstate_next: in, the gradient that reaches the state from outside the step; out, the whole gradient of that
 //       state, including what flows inside the step (LSTM: c_next through h_next).
 //

@@ -51,16 +51,16 @@ class BackwardPass {
   static constexpr int64_t kRun = 256;  // rows that one product of a weight gradient takes at a time
 
   struct Memory {
-    T *ih, *hh, *hr, *params;          // weights of each problem, packed
-    T *gates_x, *gates_r;              // [Q, N, G*H] gradients of x and r; one array when they are equal
-    T *outputs, *wide_h;               // [Q, N, P], [Q, N, H]: with a projection, dL/dh and h before it
-    T* row_params;                     // [Q, B, kParams, H]: gradients of the per-unit parameters, per batch row
-    T* norms;                          // [Q, chunks, kStates, T]: sums of squares
-    T *dh, *dc;                        // [rows, P], [rows, H]: the running gradients
-    T *dh_step, *dh_cell, *dx, *dr;    // [rows, ...] active rows only, closed up
-    T *kept, *h_in, *c_in, *dh_prev;   // one row each
+    T *ih, *hh, *hr, *params;         // weights of each problem, packed
+    T *gates_x, *gates_r;             // [Q, N, G*H] gradients of x and r; one array when they are equal
+    T *outputs, *wide_h;              // [Q, N, P], [Q, N, H]: with a projection, dL/dh and h before it
+    T* row_params;                    // [Q, B, kParams, H]: gradients of the per-unit parameters, per batch row
+    T* norms;                         // [Q, chunks, kStates, T]: sums of squares
+    T *dh, *dc;                       // [rows, P], [rows, H]: the running gradients
+    T *dh_step, *dh_cell, *dx, *dr;   // [rows, ...] active rows only, closed up
+    T *kept, *h_in, *c_in, *dh_prev;  // one row each
     int64_t* active;
-    T *input_grad;                     // input_grads: [kRun, I]
+    T* input_grad;                           // input_grads: [kRun, I]
     T *packed, *sum_ih, *sum_hh, *sum_bias;  // weight_grads: a packed run of rows, and the sums over all runs
     int64_t ih_size, hh_size, hr_size, block, bytes;
 

@@ -12,7 +12,7 @@ void step_forward(int64_t hidden, const T* x, const T* r, const T* h, const T* c
                   T* saved) {
   for (int64_t j = 0; j < hidden; ++j) {
     T xs[Cell::kGates], rs[Cell::kGates] = {}, ps[Cell::kParams + 1], ss[kMaxStates] = {}, next[kMaxStates],
-        keep[Cell::kSaved];
+                        keep[Cell::kSaved];
     for (int g = 0; g < Cell::kGates; ++g) {
       xs[g] = x[g * hidden + j];
       if (Cell::kRecurrent) rs[g] = r[g * hidden + j];
@@ -34,12 +34,12 @@ class ForwardPass {
   // Weights in arithmetic type, packed once a call, [Q, ...] over the problems; then each task's scratch.
   struct Memory {
     T *ih, *hh, *hr, *bias_ih, *bias_hh, *params;
-    T *h, *c;                // [rows, P], [rows, H]: the running states
-    T *x_in, *h_in;          // [rows, I], [rows, P]: what enters the step, active rows only, closed up
-    T *x, *r;                // [rows, G*H]
-    T *wide_h, *h_next;      // [rows, H], [rows, P]: before and after the projection
-    T* kept;                 // [kSaved, H]
-    int64_t* active;         // [rows]
+    T *h, *c;            // [rows, P], [rows, H]: the running states
+    T *x_in, *h_in;      // [rows, I], [rows, P]: what enters the step, active rows only, closed up
+    T *x, *r;            // [rows, G*H]
+    T *wide_h, *h_next;  // [rows, H], [rows, P]: before and after the projection
+    T* kept;             // [kSaved, H]
+    int64_t* active;     // [rows]
     int64_t ih_size, hh_size, hr_size, bytes;
 
     Memory(const Forward& f, const Plan& plan, int64_t task, void* buffer) {
@@ -169,8 +169,8 @@ class ForwardPass {
       T* c = mem.c + (b - first) * H;
       S* saved = at<S>(f.saved, (problem * f.rows + row) * f.saved_width);
       if (saved && Cell::kStates > 1) store_row(saved + entering_c<Cell>(f), c, H);
-      step_forward<Cell>(H, mem.x + i * GH, mem.r + i * GH, mem.h_in + i * P, c, mem.params + problem * Cell::kParams * H,
-                         h_cell + i * H, c, mem.kept);
+      step_forward<Cell>(H, mem.x + i * GH, mem.r + i * GH, mem.h_in + i * P, c,
+                         mem.params + problem * Cell::kParams * H, h_cell + i * H, c, mem.kept);
       if (saved) {
         store_row(saved, mem.kept, Cell::kSaved * H);
         store_row(saved + entering_h<Cell>(f), mem.h_in + i * P, P);

@@ -26,9 +26,7 @@ void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scrat
   }
 }
 
-Plan plan_for(const Layer& layer) {
-  return select(best_isa(), load_of(layer), torch::stable::get_num_threads());
-}
+Plan plan_for(const Layer& layer) { return select(best_isa(), load_of(layer), torch::stable::get_num_threads()); }
 
 void forward(const Forward& args, const Scratch& scratch) {
   const Plan plan = plan_for(args);
