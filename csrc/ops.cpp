@@ -13,11 +13,24 @@
 #include "dispatch.h"
 #include "engine.h"
 
-namespace fused_rnn {
+// Not STD_TORCH_CHECK, which puts the file and line before the message: these are read by users. What the message is
+// made of is evaluated only when it is needed.
+#define FUSED_RNN_CHECK(condition, ...) \
+  if (!(condition)) fail(__VA_ARGS__)
 
-void unknown_value(const char* what, int64_t value) {
-  throw std::runtime_error("fused_rnn: unknown " + std::string(what) + " " + std::to_string(value));
+namespace fused_rnn {
+namespace {
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
 }
+
+}  // namespace
+
+void unknown_value(const char* what, int64_t value) { fail("fused_rnn: unknown ", what, " ", value); }
 
 namespace {
 
@@ -74,10 +87,10 @@ class Checker {
   Tensor operator()(const Tensor& t, const char* name, const Shape& shape) const { return as(t, name, shape, dtype_); }
 
   Tensor as(const Tensor& t, const char* name, const Shape& shape, ScalarType dtype) const {
-    STD_TORCH_CHECK(shape_of(t) == shape, "fused_rnn: ", name, " must be ", text(shape), ", got ", text(shape_of(t)));
-    STD_TORCH_CHECK(t.scalar_type() == dtype, "fused_rnn: ", name, " must be ", torch::headeronly::toString(dtype),
+    FUSED_RNN_CHECK(shape_of(t) == shape, "fused_rnn: ", name, " must be ", text(shape), ", got ", text(shape_of(t)));
+    FUSED_RNN_CHECK(t.scalar_type() == dtype, "fused_rnn: ", name, " must be ", torch::headeronly::toString(dtype),
                     ", got ", torch::headeronly::toString(t.scalar_type()));
-    STD_TORCH_CHECK(t.device() == device_, "fused_rnn: ", name, " is not on the input's device");
+    FUSED_RNN_CHECK(t.device() == device_, "fused_rnn: ", name, " is not on the input's device");
     return torch::stable::contiguous(t);
   }
 
@@ -97,8 +110,8 @@ Dtype dtype_of(const Tensor& t) {
     case ScalarType::Half:
       return Dtype::kHalf;
     default:
-      STD_TORCH_CHECK(false, "fused_rnn: input must be float32, float64, bfloat16 or float16, got ",
-                      torch::headeronly::toString(t.scalar_type()));
+      fail("fused_rnn: input must be float32, float64, bfloat16 or float16, got ",
+           torch::headeronly::toString(t.scalar_type()));
   }
 }
 
@@ -134,7 +147,7 @@ struct Arguments {
 
     const Shape states = concat({members, {layer.directions, layer.batch}});
     layer.h0 = optional_data(h0, "h0", concat({states, {layer.output_size}}));
-    STD_TORCH_CHECK(!c0 || cell.states > 1, "fused_rnn: this cell has no second state, but c0 was given");
+    FUSED_RNN_CHECK(!c0 || cell.states > 1, "fused_rnn: this cell has no second state, but c0 was given");
     layer.c0 = optional_data(c0, "c0", concat({states, {layer.hidden}}));
     read_lengths(layer, lengths);
     if (reset_mask) {
@@ -164,12 +177,12 @@ struct Arguments {
     weights_per_direction = given / layer.directions;
     has_bias = bias;
     has_projection = weights_per_direction == least + 1;
-    STD_TORCH_CHECK(given % layer.directions == 0 && (weights_per_direction == least || has_projection),
+    FUSED_RNN_CHECK(given % layer.directions == 0 && (weights_per_direction == least || has_projection),
                     "fused_rnn: weights must hold ", least, " tensors for each of ", layer.directions,
                     " directions, or ", least + 1, " with a projection, got ", given, " in all");
-    STD_TORCH_CHECK(!has_projection || cell.projectable, "fused_rnn: this cell cannot be projected (proj_size)");
+    FUSED_RNN_CHECK(!has_projection || cell.projectable, "fused_rnn: this cell cannot be projected (proj_size)");
     const Tensor& ih = weights[0];
-    STD_TORCH_CHECK(ih.dim() == 2 || ih.dim() == 3, "fused_rnn: weight_ih must be [", cell.gates, "H, I], or [M, ",
+    FUSED_RNN_CHECK(ih.dim() == 2 || ih.dim() == 3, "fused_rnn: weight_ih must be [", cell.gates, "H, I], or [M, ",
                     cell.gates, "H, I] for M members, got ", text(shape_of(ih)));
     if (ih.dim() == 3) members = {ih.size(0)};
     layer.members = members.empty() ? 1 : members[0];
@@ -181,7 +194,7 @@ struct Arguments {
   void read_rows(Layer& layer, const Tensor& input, const std::optional<Tensor>& batch_sizes) {
     const int64_t row_dims = batch_sizes ? 1 : 2;
     const bool own = per_member(input, row_dims + 1);
-    STD_TORCH_CHECK(own || input.dim() == row_dims + 1, "fused_rnn: input must be ",
+    FUSED_RNN_CHECK(own || input.dim() == row_dims + 1, "fused_rnn: input must be ",
                     batch_sizes ? "[rows, I]" : "[T, B, I]",
                     members.empty() ? "" : ", members first if each has its own", ", got ", text(shape_of(input)));
     const Shape shape = shape_of(input);
@@ -193,13 +206,13 @@ struct Arguments {
       layer.batch = row_shape[1];
       layer.rows = layer.steps * layer.batch;
     }
-    STD_TORCH_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
+    FUSED_RNN_CHECK(layer.steps > 0, "Expected sequence length to be larger than 0 in RNN");
     layer.input_member_stride = own ? layer.rows * layer.input_size : 0;
     layer.input = hold(checked(input, "input", concat({own ? members : Shape{}, row_shape, {layer.input_size}})));
   }
 
   void read_batch_sizes(Layer& layer, const Tensor& batch_sizes) {
-    STD_TORCH_CHECK(batch_sizes.device().type() == DeviceType::CPU && batch_sizes.scalar_type() == ScalarType::Long &&
+    FUSED_RNN_CHECK(batch_sizes.device().type() == DeviceType::CPU && batch_sizes.scalar_type() == ScalarType::Long &&
                         batch_sizes.dim() == 1,
                     "fused_rnn: batch_sizes must be a 1-D int64 tensor on the CPU");
     const Tensor contiguous = torch::stable::contiguous(batch_sizes);
@@ -209,13 +222,13 @@ struct Arguments {
     packed_lengths.assign(layer.batch > 0 ? layer.batch : 0, 0);
     int64_t row = 0;
     for (int64_t t = 0; t < layer.steps; ++t) {
-      STD_TORCH_CHECK(sizes[t] > 0 && sizes[t] <= (t ? sizes[t - 1] : sizes[t]),
+      FUSED_RNN_CHECK(sizes[t] > 0 && sizes[t] <= (t ? sizes[t - 1] : sizes[t]),
                       "fused_rnn: batch_sizes must be positive and never grow, got ", sizes[t], " at step ", t);
       offsets.push_back(row);
       row += sizes[t];
       for (int64_t b = 0; b < sizes[t]; ++b) packed_lengths[b] = t + 1;
     }
-    STD_TORCH_CHECK(row == row_shape[0], "fused_rnn: batch_sizes add up to ", row, " rows, but the input has ",
+    FUSED_RNN_CHECK(row == row_shape[0], "fused_rnn: batch_sizes add up to ", row, " rows, but the input has ",
                     row_shape[0]);
     layer.rows = row;
     layer.offsets = offsets.data();
@@ -242,7 +255,7 @@ struct Arguments {
 
   void read_lengths(Layer& layer, const std::optional<Tensor>& lengths) {
     if (!lengths) return;
-    STD_TORCH_CHECK(!layer.offsets, "fused_rnn: packed input has its lengths already, so `lengths` must be left out");
+    FUSED_RNN_CHECK(!layer.offsets, "fused_rnn: packed input has its lengths already, so `lengths` must be left out");
     const bool own = per_member(*lengths, 1);
     const Tensor held_lengths =
         checked.as(*lengths, "lengths", concat({own ? members : Shape{}, {layer.batch}}), ScalarType::Long);
@@ -250,7 +263,7 @@ struct Arguments {
     layer.lengths_member_stride = own ? layer.batch : 0;
     if (held_lengths.device().type() != DeviceType::CPU) return;  // reading them would wait for the device
     for (int64_t i = 0; i < held_lengths.numel(); ++i)
-      STD_TORCH_CHECK(0 <= layer.lengths[i] && layer.lengths[i] <= layer.steps,
+      FUSED_RNN_CHECK(0 <= layer.lengths[i] && layer.lengths[i] <= layer.steps,
                       "fused_rnn: lengths must lie between 0 and the number of steps, ", layer.steps, ", got ",
                       layer.lengths[i], " for row ", i);
   }
@@ -272,7 +285,7 @@ void add_engine(DeviceType device, const Engine& engine) {
 
 const Engine& engine_for(DeviceType device) {
   const Engine* engine = engines()[device == DeviceType::CPU ? 0 : 1];
-  STD_TORCH_CHECK(engine != nullptr, "fused_rnn: no engine for this device in this build");
+  FUSED_RNN_CHECK(engine != nullptr, "fused_rnn: no engine for this device in this build");
   return *engine;
 }
 
@@ -282,7 +295,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     std::optional<Tensor> reset_mask, bool save, bool cells) {
   Forward f = {};
   Arguments args(f, cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask);
-  STD_TORCH_CHECK(!cells || args.cell.states > 1, "fused_rnn: this cell has no second state to return at every step");
+  FUSED_RNN_CHECK(!cells || args.cell.states > 1, "fused_rnn: this cell has no second state to return at every step");
 
   const auto allocate = [&](bool asked, Shape shape) {
     return torch::stable::new_empty(input, asked ? concat({args.members, shape}) : Shape{0});
@@ -314,8 +327,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   Arguments args(g, cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask);
   const int64_t D = g.directions, B = g.batch, H = g.hidden, P = g.output_size;
   const bool two_states = args.cell.states > 1;
-  STD_TORCH_CHECK(saved.dim() > 1, "fused_rnn: nothing was saved for this gradient; run layer_forward with save=True");
-  STD_TORCH_CHECK(weight_groups >= 1 && B % weight_groups == 0 && (weight_groups == 1 || !batch_sizes),
+  FUSED_RNN_CHECK(saved.dim() > 1, "fused_rnn: nothing was saved for this gradient; run layer_forward with save=True");
+  FUSED_RNN_CHECK(weight_groups >= 1 && B % weight_groups == 0 && (weight_groups == 1 || !batch_sizes),
                   "fused_rnn: weight_groups must divide a padded batch, got ", weight_groups, " groups for ", B,
                   " rows");
   const auto states = [&](int64_t width) { return concat({args.members, {D, B, width}}); };

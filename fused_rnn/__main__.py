@@ -19,14 +19,14 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("--quick", action="store_true", help="leave out the finite differences")
     options = parser.parse_args(arguments)
 
-    if options.command == "info":
-        for key, value in info().items():
-            print(f"{key + ':':29} {value}")
-        return 0
     try:
+        if options.command == "info":
+            for key, value in info().items():
+                print(f"{key + ':':29} {value}")
+            return 0
         report = verify(options.device, options.cell, quick=options.quick)
-    except (RuntimeError, NotImplementedError) as error:
-        print(f"cannot verify on {options.device}: {error}", file=sys.stderr)
+    except (RuntimeError, NotImplementedError) as error:  # no such device, no such instruction set
+        print(f"fused_rnn {options.command}: {error}", file=sys.stderr)
         return 2
     print(report)
     return 0 if report.passed else 1

@@ -71,7 +71,7 @@ def run(
             cell.id,
             per_direction >= 4,
             bidirectional,
-            data,
+            data.contiguous(),  # here, so that what is kept for the backward pass is no view of the user's tensor
             *_two(tuple(state[span] for state in states)),
             rows.lengths,
             rows.batch_sizes,
@@ -219,6 +219,8 @@ def _lengths_tensor(lengths, batched: bool, batch: int, device) -> Tensor | None
         return None
     if not isinstance(lengths, Tensor):
         lengths = torch.as_tensor(lengths)
+        if not lengths.numel():  # of no rows: float32 by default
+            lengths = lengths.long()
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
     if not batched and lengths.dim() == 0:
@@ -299,7 +301,8 @@ def _in_one_dtype(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[T
     for what, tensor in (("weights", weights[0]), *(("hx", state) for state in states)):
         if tensor.device != device:
             raise RuntimeError(f"Input and {what} are not on the same device: {device} and {tensor.device}")
-    if torch.is_autocast_enabled(device.type) and weights[0].dtype != torch.float64:
+    castable = all(t.is_floating_point() and t.dtype != torch.float64 for t in (input, *states, weights[0]))
+    if castable and device.type != "meta" and torch.is_autocast_enabled(device.type):
         cast = partial(torch.Tensor.to, dtype=torch.get_autocast_dtype(device.type))
         return cast(input), tuple(map(cast, states)), tuple(map(cast, weights))
     dtype = weights[0].dtype
