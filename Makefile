@@ -1,0 +1,78 @@
+# `make test` and `make bench` set up whatever they need, then run. They use, in this order:
+#   the environment of PYTHON, where given    make test PYTHON=/path/to/python (it must have torch)
+#   the active venv or conda environment      if it has torch
+#   .venv                                     made here, with the torch that pyproject.toml builds with
+# TORCH_INDEX_URL: the package index to take .venv's torch from, such as one of CPU-only builds.
+# ARGS: passed on to what runs, as in make test ARGS="-k lstm".
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+TORCH := $(shell sed -n 's/^requires = .*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+HAS_TORCH := import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)
+
+ifndef PYTHON
+  ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
+  PYTHON := $(if $(ACTIVE),$(shell "$(ACTIVE)/bin/python" -c '$(HAS_TORCH)' 2> /dev/null && echo "$(ACTIVE)/bin/python"))
+endif
+ifeq ($(PYTHON),)
+  PYTHON := .venv/bin/python
+  STAMP := .venv/ready
+  ENVIRONMENT := .venv/pyvenv.cfg
+else
+  STAMP := build/ready-$(shell cksum <<< "$(PYTHON)" | cut -d' ' -f1)
+  ENVIRONMENT := $(wildcard $(ACTIVE)/pyvenv.cfg)
+endif
+
+.PHONY: help test bench lint format dist cuda-check library clean
+
+help: ## show this list
+	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 14
+
+test: library $(STAMP)-test ## build, then run the tests
+	"$(PYTHON)" -m pytest $(ARGS)
+
+bench: library $(STAMP)-bench ## build, then run the benchmarks
+	"$(PYTHON)" -m benchmarks $(ARGS)
+
+# The linters are programs of the environment, which need not be active.
+lint format: export PATH := $(abspath $(dir $(PYTHON))):$(PATH)
+
+lint: $(STAMP)-dev ## check style and format
+	"$(PYTHON)" -m pre_commit run --all-files
+
+format: $(STAMP)-dev ## put style and format right
+	ruff check --fix --exit-zero
+	ruff format
+	git ls-files --cached --others --exclude-standard "*.h" "*.cpp" "*.cuh" "*.cu" | xargs clang-format -i
+
+dist: $(STAMP)-dev ## make sdist and wheel, try each in a fresh environment
+	scripts/dist_check.sh "$(PYTHON)" "$(TORCH)"
+
+cuda-check: $(STAMP)-tools ## compile the CUDA kernels; show registers, fail on spills
+	"$(PYTHON)" scripts/cuda_check.py
+
+library: $(STAMP)-tools ## build fused_rnn/_C.so
+	"$(PYTHON)" setup.py --quiet build_ext --inplace
+
+clean: ## remove all that was built; .venv stays
+	rm -rf build dist *.egg-info fused_rnn/_C.so .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# A stamp says that the environment has what pyproject.toml asked for when it was made.
+$(STAMP)-tools: pyproject.toml $(ENVIRONMENT)
+	mkdir -p build
+	"$(PYTHON)" -m pip install --quiet "setuptools>=77" ninja
+	touch $@
+
+# The library has just been built, so this build finds nothing to do; pip would have hidden its progress.
+$(STAMP)-%: pyproject.toml | library
+	"$(PYTHON)" -m pip install --quiet --no-build-isolation -e ".[$*]"
+	touch $@
+
+.venv/pyvenv.cfg:
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fused_rnn needs Python 3.10 or newer")'
+	python3 -m venv .venv
+	.venv/bin/python -m pip install $(if $(TORCH_INDEX_URL),--index-url "$(TORCH_INDEX_URL)") "$(TORCH)"

@@ -1,0 +1,167 @@
+"""Builds fused_rnn/_C.so with ninja: g++ compiles csrc/**/*.cpp; nvcc, where there is one, csrc/cuda/*.cu.
+
+Read from the environment:
+  FUSED_RNN_CUDA        auto (default): with CUDA if nvcc is found; 1: fail without nvcc; 0: CPU only
+  FUSED_RNN_CUDA_ARCHS  such as "75 80 86 89 90a 100 120"; default: this machine's GPUs, or 90a if it has none
+  CUDA_HOME, CXX, CXXFLAGS, MAX_JOBS
+"""
+
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+BUILD = Path("build/native")  # fixed, so that the next build is incremental: setuptools' own may be temporary
+LIBRARY = BUILD / "_C.so"
+OLDEST_TORCH = (2, 11)  # its stable ABI is what the library is compiled for
+
+# The CPU engine is compiled once per instruction set; the library picks one of them when it runs.
+ENGINE = Path("csrc/cpu/engine.cpp")
+X86_64 = platform.machine() in ("x86_64", "AMD64")
+ISA_FLAGS = {"baseline": ""}
+if X86_64:
+    ISA_FLAGS |= {"avx2": "-march=x86-64-v3", "avx512": "-march=x86-64-v4 -mprefer-vector-width=512"}
+
+
+def fail(message):
+    sys.exit(f"fused_rnn: {message}")
+
+
+def find_torch():
+    """The folder of the installed torch. It is not imported: only its headers and libraries are needed."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        fail("building needs torch: pip install torch first, or drop --no-build-isolation")
+    folder = Path(spec.origin).parent
+    version = re.search(r"__version__ = '((\d+)\.(\d+).*)'", (folder / "version.py").read_text())
+    if (int(version[2]), int(version[3])) < OLDEST_TORCH:
+        fail("building needs torch >= {}.{}, found {} in {}".format(*OLDEST_TORCH, version[1], folder))
+    return folder
+
+
+def find_nvcc():
+    """The nvcc to build with, or None for a build without CUDA."""
+    wanted = os.environ.get("FUSED_RNN_CUDA") or "auto"
+    if wanted not in ("auto", "0", "1"):
+        fail(f"FUSED_RNN_CUDA must be auto, 0 or 1, got {wanted!r}")
+    if wanted == "0":
+        return None
+    home = os.environ.get("CUDA_HOME")
+    places = f"{home}/bin" if home else f"{os.environ.get('PATH', os.defpath)}:/usr/local/cuda/bin"
+    nvcc = shutil.which("nvcc", path=places)
+    if nvcc is None and wanted == "1":
+        fail(f"FUSED_RNN_CUDA=1, but no nvcc in {places}: install the CUDA toolkit, or set CUDA_HOME")
+    return nvcc
+
+
+def find_ninja():
+    if importlib.util.find_spec("ninja"):  # before the PATH: another version there would not know what is built
+        return [sys.executable, "-m", "ninja"]
+    return [shutil.which("ninja") or fail("building needs ninja: pip install ninja")]
+
+
+def cuda_archs():
+    """The GPU architectures to build for, oldest first, such as ["80", "90a"]."""
+    archs = os.environ.get("FUSED_RNN_CUDA_ARCHS", "").replace(";", " ").split()
+    for arch in archs:
+        if not re.fullmatch(r"\d{2,3}[af]?", arch):
+            fail(f'FUSED_RNN_CUDA_ARCHS must look like "80 90a 120", got {arch!r} in it')
+    if not archs and shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        seen = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+        archs = [major + minor for major, minor in re.findall(r"^(\d+)\.(\d)$", seen, re.MULTILINE)]
+        archs = ["90a" if arch == "90" else arch for arch in archs]  # only 90a has Hopper's own instructions
+    return sorted(set(archs) or {"90a"}, key=lambda arch: (int(arch.rstrip("af")), arch))
+
+
+def cxx_flags(torch, nvcc, archs):
+    flags = ["-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra"]
+    flags.append(f"-Icsrc -isystem {shlex.quote(f'{torch}/include')}")
+    flags.append("-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH))
+    if nvcc:
+        quoted_archs = '"{}"'.format(" ".join(archs))
+        flags.append(f"-DFUSED_RNN_WITH_CUDA=1 {shlex.quote(f'-DFUSED_RNN_CUDA_ARCHS={quoted_archs}')}")
+    return " ".join([*flags, os.environ.get("CXXFLAGS", "")])
+
+
+def nvcc_flags(archs):
+    flags = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    portable = [arch for arch in archs if arch.isdigit()]
+    if portable:  # PTX too, for GPUs newer than any in the list
+        flags.append("-gencode arch=compute_{0},code=compute_{0}".format(portable[-1]))
+    return " ".join(["-std=c++20 -O3 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra", *flags])
+
+
+def compile_steps(with_cuda):
+    """Yields (rule, source, object, extra flags), in the order of the link."""
+    for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.c*")):
+        if source == ENGINE or ("cuda" in source.parts and not with_cuda):
+            continue
+        if source.suffix == ".cpp":
+            yield "cxx", source, f"{BUILD}/{source}.o", "-DFUSED_RNN_X86_ISAS=1" if X86_64 else ""
+        elif source.suffix == ".cu":
+            yield "nvcc", source, f"{BUILD}/{source}.o", ""
+    # Last: of an inline function in several objects the linker keeps the first, which must run on every CPU.
+    for isa, flags in ISA_FLAGS.items():
+        yield "cxx", ENGINE, f"{BUILD}/{ENGINE}.{isa}.o", f"-DFUSED_RNN_ISA={isa.capitalize()} {flags}"
+
+
+def ninja_file(torch, nvcc=None, archs=()):
+    """The text of build.ninja, its paths relative to ROOT. Without nvcc there is no trace of CUDA in it."""
+    cxx = os.environ.get("CXX", "g++")
+    commands = {"cxx": f"{cxx} {cxx_flags(torch, nvcc, archs)}"}
+    if nvcc:
+        commands["nvcc"] = f"{shlex.quote(nvcc)} {nvcc_flags(archs)}"
+    text = f"builddir = {BUILD}\n"
+    for rule, command in commands.items():
+        text += (
+            f"rule {rule}\n  command = {command} $flags -MD -MF $out.d -c $in -o $out\n"
+            f"  depfile = $out.d\n  deps = gcc\n  description = {rule} $out\n"
+        )
+    linker = f"{shlex.quote(nvcc)} -cudart static" if nvcc else cxx
+    libraries = f"-L{shlex.quote(f'{torch}/lib')} -lc10 -ltorch_cpu -ldl"
+    text += f"rule link\n  command = {linker} -shared -Xlinker --no-undefined -o $out $in {libraries}\n"
+    text += "  description = link $out\n"
+
+    steps = list(compile_steps(with_cuda=bool(nvcc)))
+    for rule, source, target, flags in steps:
+        text += f"build {target}: {rule} {source}\n  flags = {flags}\n"
+    return f"{text}build {LIBRARY}: link {' '.join(target for _, _, target, _ in steps)}\n"
+
+
+class NinjaBuild(build_ext):
+    def get_ext_filename(self, fullname):
+        return fullname.replace(".", "/") + ".so"  # no Python inside, so no Python version in the name
+
+    def build_extension(self, ext):
+        torch, nvcc = find_torch(), find_nvcc()
+        archs = cuda_archs() if nvcc else []
+        print(f"fused_rnn: building {f'with {nvcc} for {archs}' if nvcc else 'without CUDA'}", flush=True)
+        (ROOT / BUILD).mkdir(parents=True, exist_ok=True)
+        (ROOT / BUILD / "build.ninja").write_text(ninja_file(torch, nvcc, archs))
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        if subprocess.run([*find_ninja(), "-f", f"{BUILD}/build.ninja", *jobs], cwd=ROOT, check=False).returncode:
+            fail("the build failed, see the messages above")
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        self.copy_file(str(ROOT / LIBRARY), str(output))
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]  # no Python inside: one wheel for every Python 3
+
+
+if __name__ == "__main__":  # the tests and scripts/cuda_check.py read this file for its functions
+    commands = {"build_ext": NinjaBuild, "bdist_wheel": Wheel}
+    setup(ext_modules=[Extension("fused_rnn._C", [])], cmdclass=commands)
