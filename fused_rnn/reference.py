@@ -10,11 +10,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from . import _stack
-from ._ops import Layer
+from ._ops import Layer, Wanted
 
-# ---- the cells: x = W_ih x_t + b_ih and r = W_hh h + b_hh, each [B, G*H] --------------------------------------------
+# ---- the cells: x = W_ih x_t + b_ih and r = W_hh h + b_hh, each [B, G*H]; then the states, then per-unit parameters --
 
 
 def lstm_step(x: Tensor, r: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,9 +79,9 @@ def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor
 
 def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tensor | None], reverse: bool):
     cell, _, hidden, width, _, (steps, batch) = layer.sizes
-    w_ih, w_hh = weights[:2]
-    b_ih, b_hh = weights[2:4] if layer.bias else (None, None)
-    w_hr = weights[-1] if len(weights) % 2 else None
+    by_kind = dict(zip(layer.weight_kinds, weights, strict=False))  # a kind stands once for each direction
+    w_hr = by_kind.get(Wanted.WEIGHT_HR)
+    params = [by_kind[Wanted.PARAMETERS]] if cell.params else []
     x = layer.input
     h = states[0] if states[0] is not None else x.new_zeros(batch, width)
     c = states[1] if states[1] is not None else x.new_zeros(batch, hidden)
@@ -92,9 +93,11 @@ def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tenso
             h, c = h.masked_fill(cut, 0), c.masked_fill(cut, 0)
         # Padding may hold anything, NaN included, and a zero gradient does not stop a NaN.
         x_t = x[t] if active is None else x[t].masked_fill(~active, 0)
-        gates_x = torch.nn.functional.linear(x_t, w_ih, b_ih)
-        gates_r = torch.nn.functional.linear(h, w_hh, b_hh)
-        new = STEPS[layer.cell](gates_x, gates_r, *(h, c)[: cell.states])
+        gates_x = linear(x_t, by_kind[Wanted.WEIGHT_IH], by_kind.get(Wanted.BIAS_IH))
+        gates_r = None
+        if cell.recurrent:
+            gates_r = linear(h, by_kind[Wanted.WEIGHT_HH], by_kind.get(Wanted.BIAS_HH))
+        new = STEPS[layer.cell](gates_x, gates_r, *(h, c)[: cell.states], *params)
         h_new, c_new = new[0] if w_hr is None else new[0] @ w_hr.T, new[-1]
         if active is None:
             h, c = h_new, c_new
