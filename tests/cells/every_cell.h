@@ -1,0 +1,10 @@
+// The library's cells, and two that are not its own.
+#pragma once
+#include "cells/cells.h"
+#include "min_gru.h"
+#include "peephole_lstm.h"
+
+#define EVERY_CELL(X) \
+  FUSED_RNN_CELLS(X)  \
+  X(-1, PeepholeLstm) \
+  X(-2, MinGru)

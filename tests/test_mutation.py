@@ -1,0 +1,132 @@
+"""Two copies of the source tree, each edited and built: a wrong formula must be seen, a new cell must just work."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+
+# setup.py as it is; on a machine of another kind it builds the baseline instruction set only, a fifth of the work.
+BUILD = """
+import platform, runpy, sys
+platform.machine = lambda: "other"
+sys.argv = ["setup.py", "--quiet", "build_ext", "--inplace"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+ENVIRONMENT = os.environ | {"FUSED_RNN_CUDA": "0", "FUSED_RNN_ISA": "", "CXXFLAGS": "-O1", "MAX_JOBS": "1"}
+
+MIN_GRU_STEP = """\
+def min_gru_step(x, r, h):
+    z, n = x.chunk(2, -1)
+    return ((1 - z.sigmoid()) * h + z.sigmoid() * n,)
+"""
+
+
+def copy_tree(to):
+    """What a build needs: the sources, and the files beside setup.py, which pyproject.toml names."""
+    for folder in ("csrc", "fused_rnn"):
+        shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for file in ROOT.iterdir():
+        if file.is_file():
+            shutil.copy(file, to)
+
+
+def edit(file, pattern, replacement):
+    text, count = re.subn(pattern, replacement, file.read_text())
+    assert count == 1, f"{pattern!r} occurs {count} times in {file.name}"
+    file.write_text(text)
+
+
+def flip_a_sign(tree):
+    edit(tree / "csrc/cells/gru.h", r"dx\[1\] = dr\[1\] = dh", "dx[1] = dr[1] = -dh")
+
+
+def add_cells(tree):
+    """The steps of CONTRIBUTING.md, whose example is one of the two."""
+    for header in ("peephole_lstm.h", "min_gru.h"):
+        shutil.copy(TESTS / "cells" / header, tree / "csrc/cells")
+    cells = tree / "csrc/cells/cells.h"
+    edit(cells, r'(#include "lstm\.h")', r'\1\n#include "min_gru.h"\n#include "peephole_lstm.h"')
+    count = len(re.findall(r"X\(\d+, \w+\)", cells.read_text()))
+    rows = [f"X({count}, PeepholeLstm)", f"X({count + 1}, MinGru)"]
+    edit(cells, rf"(X\({count - 1}, \w+\)) *\n", r" \\\n  ".join([r"\1", *rows]) + "\n")
+    edit(tree / "fused_rnn/_cells.py", r"(_NAMES = \([^)]*)\)", r'\1, "peephole_lstm", "min_gru")')
+    (example,) = re.findall(r"```python\n( *def .*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    reference = tree / "fused_rnn/reference.py"
+    edit(reference, r"(STEPS = \([^)]*)\)", r"\1, peephole_lstm_step, min_gru_step)")
+    edit(reference, r"(# By the cells' ids)", rf"{textwrap.dedent(example)}\n\n{MIN_GRU_STEP}\n\n\1")
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    """{"wrong": ..., "extended": ...}, built side by side."""
+    if shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0]) is None:
+        pytest.skip("there is no C++ compiler")
+    folders, builds = {}, {}
+    for name, change in (("wrong", flip_a_sign), ("extended", add_cells)):
+        folders[name] = tmp_path_factory.mktemp(name)
+        copy_tree(folders[name])
+        change(folders[name])
+        builds[name] = subprocess.Popen(
+            [sys.executable, "-c", BUILD],
+            cwd=folders[name],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    logs = {name: build.communicate()[0] for name, build in builds.items()}
+    assert {name: logs[name] for name, build in builds.items() if build.returncode} == {}
+    return folders
+
+
+def run_python(tree, *arguments):
+    """Python with ``tree`` first on its path, as ``-m`` and ``-c`` put the current folder there."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=tree, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def test_verify_sees_a_wrong_sign(trees):
+    done = run_python(trees["wrong"], "-m", "fused_rnn", "verify", "--quick", "--cell", "gru")
+    assert done.returncode == 1, done.stdout + done.stderr
+    table = [line for line in done.stdout.splitlines() if line.startswith("gru ")]
+    failed = [line for line in table if "FAILED in gradient" in line]
+    assert len(failed) > len(table) / 2
+    assert f"{len(failed)} failed" in done.stdout
+
+
+@pytest.mark.parametrize(("api", "passes"), [("functional", False), ("reference", True)])
+def test_finite_differences_see_it_too(trees, api, passes):
+    script = f"""
+import torch
+from fused_rnn import {api}, verification
+from fused_rnn._cells import CELLS
+case = verification.Case("small", steps=3, batch=2, input_size=2, hidden=3)
+problem = verification.make_problem(CELLS["gru"], case, torch.float64, "cpu")
+tensors = [t.requires_grad_() for t in problem.tensors]
+torch.autograd.gradcheck(lambda *t: tuple(problem.call({api}, t)), tensors)
+"""
+    done = run_python(trees["wrong"], "-c", script)
+    assert (done.returncode == 0) == passes, done.stderr
+    assert passes or "GradcheckError: Jacobian mismatch" in done.stderr
+
+
+def test_verify_passes_without_it(trees):
+    done = run_python(trees["extended"], "-m", "fused_rnn", "verify", "--quick", "--cell", "gru")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 failed" in done.stdout
+
+
+def test_added_cells_agree_with_reference(trees):
+    shutil.copy(TESTS / "cells/added_cells.py", trees["extended"])
+    done = run_python(trees["extended"], "-m", "pytest", "-q", "added_cells.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d{2,} passed", done.stdout), done.stdout
