@@ -28,6 +28,18 @@ auto dispatch_cell(int64_t cell, F f) {
   unknown_value("cell", cell);
 }
 
+// What a cell says of itself, for code that is compiled once for all cells.
+struct CellTraits {
+  int64_t gates, states, saved, params, recurrent, projectable;
+};
+
+inline CellTraits traits_of(int64_t cell) {
+  return dispatch_cell(cell, [](auto c) {
+    using Cell = typename decltype(c)::type;
+    return CellTraits{Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kParams, Cell::kRecurrent, Cell::kProjectable};
+  });
+}
+
 // Calls f(Type<Storage>{}). Each engine brings its own storage types for the 16-bit formats.
 template <class BFloat16, class Half, class F>
 auto dispatch_dtype(Dtype dtype, F f) {

@@ -1,7 +1,8 @@
 // What Python asks about the library itself, through ctypes: nothing here touches a tensor.
 #include <cstdint>
+#include <cstdio>
+#include <cstring>
 #include <exception>
-#include <string>
 
 #include "cpu/select.h"
 #include "dispatch.h"
@@ -26,14 +27,10 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cell_count() {
   return count;
 }
 
-// traits: gates, states, saved, params, recurrent, projectable.
+// traits: gates, states, saved, params, recurrent, projectable, in the order of CellTraits. `cell` must be one.
 FUSED_RNN_EXPORT void fused_rnn_cell_traits(int64_t cell, int64_t* traits) {
-  dispatch_cell(cell, [&](auto c) {
-    using Cell = typename decltype(c)::type;
-    const int64_t values[] = {Cell::kGates,  Cell::kStates,    Cell::kSaved,
-                              Cell::kParams, Cell::kRecurrent, Cell::kProjectable};
-    for (int i = 0; i < 6; ++i) traits[i] = values[i];
-  });
+  const CellTraits of_cell = traits_of(cell);
+  std::memcpy(traits, &of_cell, sizeof of_cell);
 }
 
 // The plan the CPU engine follows for a layer of this size: threads and runs of rows, and the instruction set's name;
@@ -57,7 +54,7 @@ FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t directions
     *row_chunks = plan.row_chunks;
     return isa_name(plan.isa);
   } catch (const std::exception& e) {
-    error[std::string(e.what()).copy(error, error_size - 1)] = '\0';
+    std::snprintf(error, error_size, "%s", e.what());
     return nullptr;
   }
 }

@@ -54,18 +54,6 @@ enum Wanted : int64_t {
   kParameters = 64,
 };
 
-struct CellTraits {
-  int64_t gates, states, saved, params;
-  bool recurrent, projectable;
-};
-
-CellTraits traits_of(int64_t cell) {
-  return dispatch_cell(cell, [](auto c) {
-    using Cell = typename decltype(c)::type;
-    return CellTraits{Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kParams, Cell::kRecurrent, Cell::kProjectable};
-  });
-}
-
 std::string text(const Shape& shape) {
   std::ostringstream out;
   out << '[';
@@ -152,7 +140,7 @@ struct Arguments {
     read_lengths(layer, lengths);
     if (reset_mask) {
       layer.reset_member_stride = per_member(*reset_mask, 2) ? layer.steps * layer.batch : 0;
-      layer.reset = static_cast<const bool*>(hold(checked.as(
+      layer.reset = static_cast<const uint8_t*>(hold(checked.as(
           *reset_mask, "reset_mask",
           concat({per_member(*reset_mask, 2) ? members : Shape{}, {layer.steps, layer.batch}}), ScalarType::Bool)));
     }
@@ -161,7 +149,7 @@ struct Arguments {
 
   const void* hold(Tensor t) {
     held.push_back(t);
-    return t.data_ptr();
+    return t.const_data_ptr();
   }
   const void* optional_data(const std::optional<Tensor>& t, const char* name, const Shape& shape) {
     return t ? hold(checked(*t, name, shape)) : nullptr;
@@ -188,7 +176,12 @@ struct Arguments {
     layer.members = members.empty() ? 1 : members[0];
     layer.hidden = ih.size(-2) / cell.gates;
     layer.input_size = ih.size(-1);
-    layer.output_size = has_projection ? weights[weights_per_direction - 1].size(-2) : layer.hidden;
+    const Tensor& last = weights[weights_per_direction - 1];
+    FUSED_RNN_CHECK(!has_projection || last.dim() == ih.dim(),
+                    "fused_rnn: weight_hr must be [P, H], with the members "
+                    "first if weight_ih has them, got ",
+                    text(shape_of(last)));
+    layer.output_size = has_projection ? last.size(-2) : layer.hidden;
   }
 
   void read_rows(Layer& layer, const Tensor& input, const std::optional<Tensor>& batch_sizes) {
@@ -218,18 +211,20 @@ struct Arguments {
     const Tensor contiguous = torch::stable::contiguous(batch_sizes);
     const int64_t* sizes = contiguous.const_data_ptr<int64_t>();
     layer.steps = batch_sizes.size(0);
-    layer.batch = layer.steps > 0 ? sizes[0] : 0;
-    packed_lengths.assign(layer.batch > 0 ? layer.batch : 0, 0);
     int64_t row = 0;
     for (int64_t t = 0; t < layer.steps; ++t) {
-      FUSED_RNN_CHECK(sizes[t] > 0 && sizes[t] <= (t ? sizes[t - 1] : sizes[t]),
-                      "fused_rnn: batch_sizes must be positive and never grow, got ", sizes[t], " at step ", t);
+      FUSED_RNN_CHECK(sizes[t] > 0 && sizes[t] <= (t ? sizes[t - 1] : row_shape[0]),
+                      "fused_rnn: batch_sizes must be positive, never grow and not exceed the rows, got ", sizes[t],
+                      " at step ", t);
       offsets.push_back(row);
       row += sizes[t];
-      for (int64_t b = 0; b < sizes[t]; ++b) packed_lengths[b] = t + 1;
     }
     FUSED_RNN_CHECK(row == row_shape[0], "fused_rnn: batch_sizes add up to ", row, " rows, but the input has ",
                     row_shape[0]);
+    layer.batch = layer.steps > 0 ? sizes[0] : 0;
+    packed_lengths.assign(layer.batch, 0);
+    for (int64_t t = 0; t < layer.steps; ++t)
+      for (int64_t b = 0; b < sizes[t]; ++b) packed_lengths[b] = t + 1;
     layer.rows = row;
     layer.offsets = offsets.data();
     layer.lengths = packed_lengths.data();
@@ -336,10 +331,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   g.saved = args.hold(args.checked(saved, "saved", concat({args.members, {D}, args.row_shape, {g.saved_width}})));
   g.grad_output = args.optional_data(grad_output, "grad_output", rows(D * P));
   g.grad_h_n = args.optional_data(grad_h_n, "grad_h_n", states(P));
-  if (two_states) {
-    g.grad_c_n = args.optional_data(grad_c_n, "grad_c_n", states(H));
-    g.grad_cells = args.optional_data(grad_cells, "grad_cells", rows(D * H));
-  }
+  FUSED_RNN_CHECK(two_states || !(grad_c_n || grad_cells),
+                  "fused_rnn: this cell has no second state, but grad_c_n or grad_cells was given");
+  g.grad_c_n = args.optional_data(grad_c_n, "grad_c_n", states(H));
+  g.grad_cells = args.optional_data(grad_cells, "grad_cells", rows(D * H));
   g.weight_groups = weight_groups;
 
   const auto allocate = [&](bool asked, const Shape& shape) {

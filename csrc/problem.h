@@ -53,7 +53,7 @@ struct Layer {
   const int64_t* lengths;  // [M, B]
   int64_t lengths_member_stride;
   // True at (t, b) cuts row b between steps t-1 and t. Null: never.
-  const bool* reset;  // [M, T, B]
+  const uint8_t* reset;  // [M, T, B]; bytes, since a bool that is neither 0 nor 1 is undefined behaviour
   int64_t reset_member_stride;
   // Packed input: step t holds its active rows only, at offsets[t] onward. Null: step t starts at row t*B.
   const int64_t* offsets;  // [T]

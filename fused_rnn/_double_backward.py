@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import reference
+from . import _private, reference
 from ._ops import Grads, Layer
 
 
@@ -16,22 +16,64 @@ def differentiate_backward(layer: Layer, grads: Grads, groups: int, grad_grads: 
     are the vectors for those, None for zeros. Returns the products for (input, h0, c0), the weights and ``grads``.
     """
     inputs = (layer.input, layer.h0, layer.c0, *layer.weights, *grads)
-    given = [i for i, t in enumerate(inputs) if t is not None]
-    outputs = [i for i, t in enumerate(grad_grads) if t is not None and inputs[i] is not None]
+    wanted = [i for i, t in enumerate(grad_grads) if t is not None and inputs[i] is not None]
     products: list[Tensor | None] = [None] * len(inputs)
-    if outputs:
+    if wanted:
+        plain = groups == 1 and layer.weights[0].dim() == 2 and not _private.in_transform()
+        differentiate = _by_autograd if plain else _by_transforms
+        products = differentiate(layer, groups, inputs, wanted, [grad_grads[i] for i in wanted])
+    count = 3 + len(layer.weights)
+    return tuple(products[:3]), tuple(products[3:count]), tuple(products[count:])
 
-        def first_order(*tensors: Tensor) -> tuple[Tensor, ...]:
-            filled = dict(zip(given, tensors, strict=True))
-            all_inputs = [filled.get(i) for i in range(len(inputs))]
-            results = _backward(layer, groups, all_inputs)
-            return tuple(results[i] for i in outputs)
 
-        _, vjp = torch.func.vjp(first_order, *(inputs[i] for i in given))
-        for i, product in zip(given, vjp(tuple(grad_grads[i] for i in outputs)), strict=True):
-            products[i] = product
-    count = len(layer.weights)
-    return tuple(products[:3]), tuple(products[3 : 3 + count]), tuple(products[3 + count :])
+def _by_autograd(layer: Layer, groups: int, inputs, wanted: list[int], vectors: list[Tensor]):
+    """Differentiates twice with plain autograd, which goes with hooks on saved tensors; torch.func does not."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, so that gradients stop here and yet a further derivative goes on to what the user holds.
+        own = [t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        outputs, grads = _outputs_with_gradients(layer, own)
+        first = torch.autograd.grad(outputs, [own[i] for i in wanted], grads, create_graph=True, allow_unused=True)
+        reached = [(f, v) for f, v in zip(first, vectors, strict=True) if f is not None and f.requires_grad]
+        given = [i for i, t in enumerate(own) if t is not None]
+        products: list[Tensor | None] = [None] * len(inputs)
+        if reached:
+            results = torch.autograd.grad(
+                [f for f, _ in reached],
+                [own[i] for i in given],
+                [v for _, v in reached],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+            for i, result in zip(given, results, strict=True):
+                products[i] = result
+    return products
+
+
+def _by_transforms(layer: Layer, groups: int, inputs, wanted: list[int], vectors: list[Tensor]):
+    """Likewise with torch.func, which goes inside its own transforms and maps over members and groups."""
+    given = [i for i, t in enumerate(inputs) if t is not None]
+
+    def first_order(*tensors: Tensor) -> tuple[Tensor, ...]:
+        filled = dict(zip(given, tensors, strict=True))
+        results = _backward(layer, groups, [filled.get(i) for i in range(len(inputs))])
+        return tuple(results[i] for i in wanted)
+
+    _, vjp = torch.func.vjp(first_order, *(inputs[i] for i in given))
+    products: list[Tensor | None] = [None] * len(inputs)
+    for i, product in zip(given, vjp(tuple(vectors)), strict=True):
+        products[i] = product
+    return products
+
+
+def _outputs_with_gradients(layer: Layer, inputs) -> tuple[list[Tensor], list[Tensor]]:
+    """Those outputs of the reference whose gradient is given, and these gradients."""
+    count = 3 + len(layer.weights)
+    grads = inputs[count:]
+    replaced = layer._replace(input=inputs[0], h0=inputs[1], c0=inputs[2], weights=tuple(inputs[3:count]))
+    outputs = reference.run_layer(replaced, cells=grads[3] is not None)
+    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+    return [output for output, _ in pairs], [grad for _, grad in pairs]
 
 
 def _backward(layer: Layer, groups: int, inputs: list[Tensor | None]) -> list[Tensor | None]:
@@ -41,22 +83,15 @@ def _backward(layer: Layer, groups: int, inputs: list[Tensor | None]) -> list[Te
     if groups > 1:
         return _over_groups(layer, groups, inputs)
     count = 3 + len(layer.weights)
-    differentiable, grads = inputs[:count], inputs[count:]
-    given = [i for i, t in enumerate(differentiable) if t is not None]
+    given = [i for i, t in enumerate(inputs[:count]) if t is not None]
 
     def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
         filled = dict(zip(given, tensors, strict=True))
-        replaced = layer._replace(
-            input=filled[0],
-            h0=filled.get(1),
-            c0=filled.get(2),
-            weights=tuple(filled[i] for i in range(3, count)),
-        )
-        outputs = reference.run_layer(replaced, cells=grads[3] is not None)
-        return tuple(o for o, grad in zip(outputs, grads, strict=True) if grad is not None)
+        own = [filled.get(i) for i in range(count)]
+        return tuple(_outputs_with_gradients(layer, [*own, *inputs[count:]])[0])
 
-    _, vjp = torch.func.vjp(forward, *(differentiable[i] for i in given))
-    results = vjp(tuple(grad for grad in grads if grad is not None))
+    _, vjp = torch.func.vjp(forward, *(inputs[i] for i in given))
+    results = vjp(tuple(grad for grad in inputs[count:] if grad is not None))
     full: list[Tensor | None] = [None] * count
     for i, result in zip(given, results, strict=True):
         full[i] = result

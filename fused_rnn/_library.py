@@ -60,6 +60,8 @@ def cell_count() -> int:
 
 def cell_traits(cell_id: int) -> tuple[int, ...]:
     """What ``csrc/cells/`` says of a cell: gates, states, saved, params, recurrent, projectable."""
+    if not 0 <= cell_id < cell_count():
+        raise ValueError(f"there are cells 0 to {cell_count() - 1}, got {cell_id}")
     traits = (ctypes.c_int64 * 6)()
     _library.fused_rnn_cell_traits(cell_id, traits)
     return tuple(traits)

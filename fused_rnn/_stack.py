@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _library
 from ._cells import CELLS, Cell
-from ._ops import Layer
+from ._ops import Layer, Wanted, weight_kinds
 
 RunLayer = Callable[[Layer], tuple[Tensor, Tensor, Tensor, Tensor]]
 NONLINEARITIES = {"tanh": CELLS["rnn_tanh"], "relu": CELLS["rnn_relu"]}
@@ -55,12 +56,12 @@ def run(
 ) -> tuple[Tensor | PackedSequence, Tensor, Tensor]:
     """A stack of layers: (output, h_n, c_n); c_n is empty for cells of one state."""
     options = _Options(name, cell, num_layers, bidirectional, batch_first)
-    per_direction = _weights_per_direction(options, weights)
-    states = _states_of(hx, name, cell)
+    bias, kinds = _weight_layout(options, weights)
+    per_direction = len(kinds)
     enter = _enter_packed if isinstance(input, PackedSequence) else _enter_padded
-    rows, states, leave = enter(options, input, states, lengths, reset_mask)
+    rows, states, leave = enter(options, input, hx, lengths, reset_mask)
     data, states, weights = _in_one_dtype(rows.data, states, weights)
-    _check_sizes(options, data, rows.batch, states, weights, per_direction)
+    _check_sizes(options, rows, states, weights, kinds)
     states = tuple(map(rows.sort, states))
     mask = rows.sort(rows.reset_mask)
 
@@ -69,7 +70,7 @@ def run(
         span = slice(k * options.directions, (k + 1) * options.directions)
         layer = Layer(
             cell.id,
-            per_direction >= 4,
+            bias,
             bidirectional,
             data.contiguous(),  # here, so that what is kept for the backward pass is no view of the user's tensor
             *_two(tuple(state[span] for state in states)),
@@ -95,10 +96,11 @@ def single_step(
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """One step of one cell: the new states. ``weights``: weight_ih, weight_hh and, if any, bias_ih, bias_hh."""
-    states = _states_of(hx, name, cell)
-    _check_is_tensor(name, input)
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}: input must be a Tensor, got {type(input).__name__}")
     if input.dim() not in (1, 2):
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    states = _states_of(hx, name, cell)
     for i, state in enumerate(states):
         if state.dim() not in (1, 2):
             what = f"hx[{i}]" if cell.states > 1 else "hidden"
@@ -120,6 +122,7 @@ def single_step(
         if state.shape[1] != hidden:
             raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {state.shape[1]}, expected {hidden}")
     input, states, weights = _in_one_dtype(input, states, weights)
+    _check_state_dtypes(states, input.dtype)
     h0, c0 = _two(tuple(state.unsqueeze(0) for state in states))
     layer = Layer(cell.id, len(weights) == 4, False, input.unsqueeze(0), h0, c0, None, None, None, tuple(weights))
     new_states = [state[0] if batched else state[0, 0] for state in run_layer(layer)[1 : 1 + cell.states]]
@@ -142,6 +145,7 @@ class _Rows(NamedTuple):
     """How the sequence lies in ``data``: padded [T, B, I] or packed [rows, I]."""
 
     data: Tensor
+    steps: int
     batch: int
     lengths: Tensor | None = None
     reset_mask: Tensor | None = None  # [T, B] in the user's order of rows
@@ -156,13 +160,15 @@ class _Rows(NamedTuple):
 # ---- the sequence in and out ---------------------------------------------------------------------------------------
 
 
-def _enter_padded(options: _Options, input: Tensor, states, lengths, reset_mask):
+def _enter_padded(options: _Options, input: Tensor, hx, lengths, reset_mask):
     name = options.name
-    _check_is_tensor(name, input)
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}: input must be a Tensor or a PackedSequence, got {type(input).__name__}")
     if input.dim() not in (2, 3):
         tensor = " tensor" if name == "RNN" else ""
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead")
     batched = input.dim() == 3
+    states = _states_of(hx, name, options.cell)
     if states and any(state.dim() != input.dim() for state in states):
         raise RuntimeError(_state_dims_message(input.dim(), states))
     if not batched:
@@ -170,10 +176,9 @@ def _enter_padded(options: _Options, input: Tensor, states, lengths, reset_mask)
     elif options.batch_first:
         input = input.transpose(0, 1)
     steps, batch = input.shape[:2]
-    if steps == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     rows = _Rows(
         input,
+        steps,
         batch,
         lengths=_lengths_tensor(lengths, batched, batch, input.device),
         reset_mask=_time_major_mask(options, reset_mask, steps, batch if batched else None, input.device),
@@ -195,15 +200,16 @@ def _state_dims_message(input_dims: int, states: tuple[Tensor, ...]) -> str:
     return f"For {kind} input, hx and cx should also be {input_dims}-D but got ({found}) tensors"
 
 
-def _enter_packed(options: _Options, packed: PackedSequence, states, lengths, reset_mask):
+def _enter_packed(options: _Options, packed: PackedSequence, hx, lengths, reset_mask):
     data, batch_sizes, sorted_indices, unsorted_indices = packed
     if lengths is not None:
         raise ValueError(f"{options.name}: a PackedSequence has its lengths already, so lengths must be None")
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-    batch = int(batch_sizes[0])
-    mask = _time_major_mask(options, reset_mask, batch_sizes.shape[0], batch, data.device)
-    rows = _Rows(data, batch, reset_mask=mask, batch_sizes=batch_sizes, order=sorted_indices)
+    states = _states_of(hx, options.name, options.cell)
+    steps, batch = batch_sizes.shape[0], int(batch_sizes[0])
+    mask = _time_major_mask(options, reset_mask, steps, batch, data.device)
+    rows = _Rows(data, steps, batch, reset_mask=mask, batch_sizes=batch_sizes, order=sorted_indices)
 
     def leave(output, h_n, c_n):
         if unsorted_indices is not None:
@@ -218,7 +224,7 @@ def _lengths_tensor(lengths, batched: bool, batch: int, device) -> Tensor | None
     if lengths is None:
         return None
     if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths)
+        lengths = torch.as_tensor(lengths, device=device)
         if not lengths.numel():  # of no rows: float32 by default
             lengths = lengths.long()
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
@@ -255,20 +261,30 @@ def _time_major_mask(options: _Options, mask, steps: int, batch: int | None, dev
 # ---- weights and states --------------------------------------------------------------------------------------------
 
 
-def _weights_per_direction(options: _Options, weights: Sequence[Tensor]) -> int:
-    """Weight tensors of one layer and direction: 2, 3 (projection), 4 (biases) or 5 (both)."""
+def _weight_layout(options: _Options, weights: Sequence[Tensor]) -> tuple[bool, list[Wanted]]:
+    """Are there biases, and what are the weights of each layer and direction?"""
     blocks = options.num_layers * options.directions
-    most = 5 if options.cell.projectable else 4
-    allowed = [n for n in (2, 3, 4, 5) if n <= most and (n % 2 == 0 or options.cell.projectable)]
-    if len(weights) % blocks or len(weights) // blocks not in allowed:
+    layouts = {}
+    for bias, projected in product((True, False), (True, False) if options.cell.projectable else (False,)):
+        kinds = weight_kinds(options.cell, bias, projected)
+        layouts[len(kinds)] = (bias, kinds)
+    count, rest = divmod(len(weights), blocks)
+    if rest or count not in layouts:
+        allowed = " or ".join(map(str, sorted(layouts)))
         raise ValueError(
-            f"{options.name}: weights must hold {', '.join(map(str, allowed))} tensors for each of {blocks} "
-            f"layers and directions, got {len(weights)} in all"
+            f"{options.name}: weights must hold {allowed} tensors for each of {blocks} layers and directions, "
+            f"got {len(weights)} in all"
         )
+    bias, kinds = layouts[count]
     for i, weight in enumerate(weights):
         if not isinstance(weight, Tensor):
             raise TypeError(f"{options.name}: weights[{i}] must be a Tensor, got {type(weight).__name__}")
-    return len(weights) // blocks
+        kind = kinds[i % count]
+        dims = 1 if kind in (Wanted.BIAS_IH, Wanted.BIAS_HH) else 2
+        if weight.dim() != dims:
+            name = kind.name.lower()
+            raise ValueError(f"{options.name}: weights[{i}] ({name}) must be {dims}-D, got {list(weight.shape)}")
+    return bias, kinds
 
 
 def _states_of(hx, name: str, cell: Cell) -> tuple[Tensor, ...]:
@@ -289,11 +305,6 @@ def _two(states: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
     return h0, c0
 
 
-def _check_is_tensor(name: str, input) -> None:
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{name}: input must be a Tensor or a PackedSequence, got {type(input).__name__}")
-
-
 def _in_one_dtype(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor]):
     """All in one dtype, autocast's if that is on, on one supported device; or an error that says what differs."""
     device = input.device
@@ -311,10 +322,13 @@ def _in_one_dtype(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[T
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
             f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
         )
+    return input, states, tuple(weights)
+
+
+def _check_state_dtypes(states: tuple[Tensor, ...], dtype: torch.dtype) -> None:
     for state in states:
         if state.dtype != dtype:
             raise ValueError(f"hx dtype ({state.dtype}) does not match weight dtype ({dtype})")
-    return input, states, tuple(weights)
 
 
 def check_device(device: torch.device) -> None:
@@ -337,14 +351,17 @@ def check_device(device: torch.device) -> None:
     )
 
 
-def _check_sizes(options: _Options, data: Tensor, batch: int, states, weights, per_direction: int) -> None:
-    input_size = weights[0].shape[-1]
-    if data.shape[-1] != input_size:
-        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {data.shape[-1]}")
+def _check_sizes(options: _Options, rows: _Rows, states, weights, kinds: list[Wanted]) -> None:
+    input_size, given = weights[0].shape[-1], rows.data.shape[-1]
+    if given != input_size:
+        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {given}")
     hidden = weights[0].shape[0] // options.cell.gates
-    width = weights[per_direction - 1].shape[0] if per_direction % 2 else hidden
+    width = weights[len(kinds) - 1].shape[0] if kinds[-1] is Wanted.WEIGHT_HR else hidden
     for i, (state, expected_width) in enumerate(zip(states, (width, hidden), strict=False)):
-        expected = (options.num_layers * options.directions, batch, expected_width)
+        expected = (options.num_layers * options.directions, rows.batch, expected_width)
         if state.shape != expected:
             what = f"hidden[{i}]" if options.cell.states > 1 else "hidden"
             raise RuntimeError(f"Expected {what} size {expected}, got {list(state.shape)}")
+    _check_state_dtypes(states, weights[0].dtype)
+    if rows.steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")

@@ -6,15 +6,15 @@ import platform
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch import nn
 
 from . import _library, _stack, cells, modules
 from ._cells import CELLS
+from ._ops import Layer
 from ._version import __version__
 
-_LAYERS = (modules.LSTM, modules.GRU, modules.RNN)
-_CELLS = (cells.LSTMCell, cells.GRUCell, cells.RNNCell)
+_LAYERS = {modules.LSTM: _stack.lstm, modules.GRU: _stack.gru, modules.RNN: _stack.rnn}
+_CELLS = {cells.LSTMCell: "lstm", cells.GRUCell: "gru", cells.RNNCell: None}  # an RNNCell says which it is
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Explanation:
     """What :func:`explain` found; ``str()`` of it is a sentence or two."""
 
     engine: str
-    """"fused" (this library's kernels), "torch.nn" (not one of its modules) or "none" (a call would raise)."""
+    """"fused" (this library's kernels), "none" (a call would raise), "torch.nn" or, for others' modules, "unknown"."""
     instruction_set: str | None
     reason: str
 
@@ -34,62 +34,74 @@ class Explanation:
 def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None) -> Explanation:
     """Says which engine and instruction set ``module(*inputs)`` runs on, and why; computes nothing.
 
-    It asks the very function that the operators ask to choose. ``lengths`` and ``reset_mask`` are accepted as in
-    ``forward``; they are predicates inside the same kernel and change nothing.
+    The inputs pass the same checks as in a call, and the plan comes from the very function that the engine asks.
+    ``lengths`` and ``reset_mask`` are predicates inside the same kernel and change nothing.
     """
-    if not isinstance(module, _LAYERS + _CELLS):
-        return Explanation(
-            "torch.nn",
-            None,
-            f"{type(module).__name__} is not one of fused_rnn's modules; fused_rnn.swap(model) replaces torch.nn's",
-        )
-    if not inputs or not isinstance(inputs[0], (Tensor, PackedSequence)):
+    kind = type(module)
+    if kind not in _LAYERS and kind not in _CELLS:
+        ours = isinstance(module, (*_LAYERS, *_CELLS))
+        what = f"{kind.__name__} has a class of its own, whose forward may be too"
+        if not ours:
+            what = f"{kind.__name__} is not one of fused_rnn's modules; fused_rnn.swap(model) replaces torch.nn's"
+        from_torch = kind.__module__.startswith("torch.nn.")
+        return Explanation("torch.nn" if from_torch else "unknown", None, what)
+    if not inputs:
         raise TypeError("explain needs the input that forward would get: explain(module, input)")
-    data = inputs[0].data if isinstance(inputs[0], PackedSequence) else inputs[0]
     try:
-        _stack.check_device(data.device)
-    except (RuntimeError, NotImplementedError) as error:
+        layer = _first_layer(module, inputs, lengths, reset_mask)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         return Explanation("none", None, str(error))
-    if data.device.type == "meta":
+    if layer.input.device.type == "meta":
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
-    sizes = _sizes(module, inputs[0])
-    plan = _library.cpu_plan(**sizes, threads=torch.get_num_threads())
-    directions, parts, threads = sizes["directions"], plan.row_chunks, plan.threads
+    cell, directions, hidden, width, _, _ = layer.sizes
+    batch = int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.input.shape[-2]
+    plan = _library.cpu_plan(
+        cell.id,
+        directions=directions,
+        rows=layer.input.shape[:-1].numel(),
+        batch=batch,
+        input_size=layer.input.shape[-1],
+        hidden=hidden,
+        output_size=width,
+        threads=torch.get_num_threads(),
+    )
     return Explanation(
         "fused",
         plan.instruction_set,
         f"CPU tensors run the whole time loop in one call; {_count(directions, 'direction')} x "
-        f"{_count(parts, 'part')} of the batch, each walking through time on its own, on {_count(threads, 'thread')}. "
-        "The instruction set is the best of this processor, or FUSED_RNN_ISA. "
+        f"{_count(plan.row_chunks, 'part')} of the batch, each walking through time on its own, "
+        f"on {_count(plan.threads, 'thread')}. The instruction set is the best of this processor, or FUSED_RNN_ISA. "
         "A gradient of the gradient is recomputed in plain PyTorch",
     )
 
 
+class _Stop(Exception):
+    """Carries the first layer out of a call before it is computed."""
+
+
+def _first_layer(module: nn.Module, inputs, lengths, reset_mask) -> Layer:
+    """What ``module(*inputs)`` asks of the operator first, after all checks."""
+
+    def stop(layer: Layer):
+        raise _Stop(layer)
+
+    input, hx = (*inputs, None)[:2]
+    try:
+        if type(module) in _LAYERS:
+            options = module._options(lengths, reset_mask)
+            _LAYERS[type(module)](stop, input, hx, module._flat_weights, **options)
+        else:
+            kind = _CELLS[type(module)] or f"rnn_{module.nonlinearity}"
+            weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
+            weights = [weight for weight in weights if weight is not None]
+            _stack.single_step(stop, type(module).__name__, CELLS[kind], input, hx, weights)
+    except _Stop as stopped:
+        return stopped.args[0]
+    raise AssertionError("no layer was run")
+
+
 def _count(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
-def _sizes(module: nn.Module, input: Tensor | PackedSequence) -> dict[str, int]:
-    """What the plan of the module's first layer depends on."""
-    if isinstance(input, PackedSequence):
-        rows, batch = input.data.shape[0], int(input.batch_sizes[0])
-    elif isinstance(module, _CELLS):
-        rows = batch = input.shape[0] if input.dim() == 2 else 1
-    elif input.dim() == 2:
-        rows, batch = input.shape[0], 1
-    else:
-        rows, batch = input.shape[0] * input.shape[1], input.shape[0 if module.batch_first else 1]
-    names = {modules.LSTM: "lstm", cells.LSTMCell: "lstm", modules.GRU: "gru", cells.GRUCell: "gru"}
-    cell = next((name for kind, name in names.items() if isinstance(module, kind)), "rnn_tanh")
-    return {
-        "cell_id": CELLS[cell].id,
-        "directions": 2 if getattr(module, "bidirectional", False) else 1,
-        "rows": rows,
-        "batch": batch,
-        "input_size": module.input_size,
-        "hidden": module.hidden_size,
-        "output_size": getattr(module, "proj_size", 0) or module.hidden_size,
-    }
 
 
 def info() -> dict[str, str]:

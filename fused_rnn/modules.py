@@ -39,6 +39,11 @@ class LSTM(_Recurrent):
     dropout, bidirectional (D = 2), proj_size (P; H when 0), device, dtype.
     """
 
+    # What nn.LSTM adds to nn.RNNBase's public helpers, for code that calls them.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args
+    permute_hidden = nn.LSTM.permute_hidden
+
     def __init__(
         self,
         input_size: int,
@@ -131,9 +136,12 @@ class RNN(_Recurrent):
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
         options = self._options(lengths, reset_mask)
+        return functional.rnn(input, hx, self._flat_weights, **options)
+
+    def _options(self, lengths, reset_mask) -> dict:
         # From `mode`, not `nonlinearity`: layers pickled by old versions of torch have no such attribute.
         nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
-        return functional.rnn(input, hx, self._flat_weights, nonlinearity=nonlinearity, **options)
+        return super()._options(lengths, reset_mask) | {"nonlinearity": nonlinearity}
 
 
 def _refuse_projection(kwargs: dict) -> None:

@@ -47,7 +47,7 @@ STEPS = (lstm_step, gru_step, rnn_tanh_step, rnn_relu_step)
 
 
 def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One layer over a whole sequence, as ``_ops.run_layer``: output, h_n, c_n, the second state after every step.
+    """One layer over a whole sequence, as ``_autograd.run_layer``: output, h_n, c_n, the second state after every step.
 
     16-bit tensors are computed in float32 and rounded at the end.
     """

@@ -242,10 +242,29 @@ def test_explain_says_none_where_a_call_computes_nothing(kind, monkeypatch):
     assert "built without CUDA" in found.reason
 
 
-@pytest.mark.parametrize("inputs", [(), (None,), ([[1.0]],)], ids=str)
-def test_explain_asks_for_the_input(inputs):
+def test_explain_asks_for_the_input():
     with pytest.raises(TypeError, match=r"explain needs the input that forward would get"):
-        fused_rnn.explain(fused_rnn.GRU(3, 4), *inputs)
+        fused_rnn.explain(fused_rnn.GRU(3, 4))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [(None,), ([[1.0]],), (torch.randn(5),), (torch.randn(5, 2, 7),), (torch.ones(5, 2, 3, dtype=torch.int),)]
+    + [(torch.randn(0, 2, 3),), (torch.randn(5, 2, 3), torch.randn(1, 3, 4))],
+)
+def test_explain_says_what_a_call_would_raise(inputs):
+    module = fused_rnn.GRU(3, 4)
+    with pytest.raises(Exception) as raised:  # noqa: B017 - of any type: the message is compared
+        module(*inputs)
+    found = fused_rnn.explain(module, *inputs)
+    assert (found.engine, found.reason) == ("none", str(raised.value))
+
+
+def test_explain_does_not_speak_for_subclasses():
+    class Own(fused_rnn.GRU):
+        pass
+
+    assert fused_rnn.explain(Own(3, 4), torch.randn(5, 2, 3)).engine == "unknown"
 
 
 def explained(module, input, threads):

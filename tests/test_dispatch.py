@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fused_rnn import _ops, reference, verification
+from fused_rnn import _autograd, reference, verification
 from fused_rnn._cells import BY_ID, CELLS
 from fused_rnn._ops import Layer, Wanted
 
@@ -232,7 +232,7 @@ def test_second_state_after_every_step(projected, packed, poisoned):
     layer = random_layer("lstm", projected, packed=packed)
     tensors = [layer.input, layer.h0, layer.c0, *layer.weights]
     results = []
-    for run_layer in (_ops.run_layer, reference.run_layer):
+    for run_layer in (_autograd.run_layer, reference.run_layer):
         for tensor in tensors:
             tensor.requires_grad_()
         cells = run_layer(layer, cells=True)[3]

@@ -8,6 +8,7 @@ import torch
 import fused_rnn
 from fused_rnn import functional, reference
 from fused_rnn._cells import CELLS
+from fused_rnn._ops import Layer
 from fused_rnn.verification import Case, make_problem, outputs_and_gradients, relative_error
 
 TINY = {"steps": 3, "batch": 2, "input_size": 2, "hidden": 3}
@@ -363,3 +364,81 @@ def test_raw_operator_says_that_nothing_was_saved():
     output = torch.ops.fused_rnn.layer_forward(*shared, *tensors, False, False)[0]
     with pytest.raises(RuntimeError, match="save=True"):
         output.sum().backward()
+
+
+# ---- ways through autograd -----------------------------------------------------------------------------------------
+
+
+def gradient_penalty(module, x):
+    (gradient,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
+    return gradient.square().sum()
+
+
+def test_double_backward_under_hooks_on_saved_tensors(layer):
+    ours, theirs, x = layer
+    results = []
+    for module in (ours, theirs):
+        own = x.clone().requires_grad_()
+        with torch.autograd.graph.save_on_cpu():
+            gradient_penalty(module, own).backward()
+        results.append([own.grad, *(p.grad for p in module.parameters())])
+    torch.testing.assert_close(*results)
+
+
+def test_double_backward_under_checkpoint(layer):
+    ours, theirs, x = layer
+    results = []
+    for module in (ours, theirs):
+        own = x.clone().requires_grad_()
+        penalty = torch.utils.checkpoint.checkpoint(
+            lambda x, module=module: gradient_penalty(module, x), own, use_reentrant=False
+        )
+        results.append(torch.autograd.grad(penalty, [own, *module.parameters()]))
+    torch.testing.assert_close(*results)
+
+
+def test_batched_gradients(layer, no_reference):
+    """is_grads_batched has a vmap of its own, which the vectorized jacobian uses too."""
+    ours, theirs, x = layer
+    grads = torch.randn(7, 5, 2, 8, dtype=torch.float64)
+    results = []
+    for module in (ours, theirs):
+        own = x.clone().requires_grad_()
+        wanted = [own, *module.parameters()]
+        results.append(torch.autograd.grad(module(own)[0], wanted, grads, is_grads_batched=True))
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(
+        torch.autograd.functional.jacobian(lambda x: ours(x)[0], x, vectorize=True),
+        torch.autograd.functional.jacobian(lambda x: theirs(x)[0], x),
+    )
+
+
+def test_forward_mode_over_vmap_raises(layer):
+    ours, _, x = layer
+    with pytest.raises(NotImplementedError, match=FORWARD_MODE):
+        torch.func.jvp(torch.vmap(lambda x: ours(x)[0]), (torch.stack([x, x]),), (torch.stack([x, x]),))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_vmap_saves_only_what_is_needed(layer, monkeypatch, frozen):
+    ours, _, x = layer
+    ours.requires_grad_(not frozen)
+    saves = []
+
+    def watch(self, save, cells, forward=Layer.forward):
+        saves.append(save)
+        return forward(self, save, cells)
+
+    monkeypatch.setattr(Layer, "forward", watch)
+    torch.vmap(lambda x: ours(x)[0])(torch.stack([x, x]))
+    torch.vmap(torch.vmap(lambda x: ours(x)[0]))(torch.stack([x, x]).unsqueeze(0))
+    assert saves == [not frozen] * 4  # two layers, twice
+    torch.func.grad(lambda x: ours(x)[0].sum())(x)
+    assert saves[4:] == [True] * 2
+
+
+def test_function_twins_refuse_weights_with_a_member_dimension():
+    gru = fused_rnn.GRU(3, 4)
+    stacked = [torch.stack([p] * 3) for p in gru.parameters()]
+    with pytest.raises(ValueError, match=r"weights\[0\] \(weight_ih\) must be 2-D, got \[3, 12, 3\]"):
+        functional.gru(torch.randn(5, 2, 3), None, stacked)

@@ -58,10 +58,10 @@ def add_cells(tree):
     count = len(re.findall(r"X\(\d+, \w+\)", cells.read_text()))
     rows = [f"X({count}, PeepholeLstm)", f"X({count + 1}, MinGru)"]
     edit(cells, rf"(X\({count - 1}, \w+\)) *\n", r" \\\n  ".join([r"\1", *rows]) + "\n")
-    edit(tree / "fused_rnn/_cells.py", r"(_NAMES = \([^)]*)\)", r'\1, "peephole_lstm", "min_gru")')
+    edit(tree / "fused_rnn/_cells.py", r"(_NAMES = \([^)]*?),?\s*\)", r'\1, "peephole_lstm", "min_gru")')
     (example,) = re.findall(r"```python\n( *def .*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     reference = tree / "fused_rnn/reference.py"
-    edit(reference, r"(STEPS = \([^)]*)\)", r"\1, peephole_lstm_step, min_gru_step)")
+    edit(reference, r"(STEPS = \([^)]*?),?\s*\)", r"\1, peephole_lstm_step, min_gru_step)")
     edit(reference, r"(# By the cells' ids)", rf"{textwrap.dedent(example)}\n\n{MIN_GRU_STEP}\n\n\1")
 
 

@@ -1066,3 +1066,19 @@ def test_autocast_computes_what_a_bfloat16_module_computes(kind):
         double, _ = make_pair(kind)
         assert tensors_of(double(make_input(double)))[0].dtype == F64
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+def test_everything_public_of_torch_is_there(name):
+    assert set(dir(getattr(torch.nn, name))) <= set(dir(getattr(fused_rnn, name)))
+
+
+def test_public_helpers_work():
+    ours, theirs = (module.LSTM(3, 5, 2, proj_size=4) for module in (fused_rnn, torch.nn))
+    x = torch.randn(6, 2, 3)
+    assert ours.get_expected_cell_size(x, None) == theirs.get_expected_cell_size(x, None)
+    assert ours.get_expected_hidden_size(x, None) == theirs.get_expected_hidden_size(x, None)
+    hx = (torch.randn(2, 2, 4), torch.randn(2, 2, 5))
+    ours.check_forward_args(x, hx, None)
+    order = torch.tensor([1, 0])
+    torch.testing.assert_close(ours.permute_hidden(hx, order), theirs.permute_hidden(hx, order))

@@ -8,7 +8,7 @@
 //   kSaved            values that forward leaves for backward
 //   kParams           per-unit parameters (peepholes), read from `params`
 //   kRecurrent        false: there is no W_hh, r is not read and dr is not written
-//   kOneGateGradient  true: dr equals dx, so engines keep one copy
+//   kOneGateGradient  true: dr equals dx, or there is no dr; engines keep one copy
 //   kProjectable      true: state[0] is never read directly, so h may be projected to another width (proj_size)
 //
 //   forward(x[kGates], r[kGates], state[kStates], params[kParams] -> state_next[kStates], saved[kSaved])

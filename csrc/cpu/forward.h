@@ -31,81 +31,80 @@ template <class Cell, class S>
 class ForwardPass {
   using T = Arithmetic<S>;
 
-  // Weights in arithmetic type, packed once a call, [Q, ...] over the problems; then each task's scratch.
-  struct Memory {
+  // Weights in arithmetic type, packed once a call, [Q, ...] over the problems.
+  struct Packed {
     T *ih, *hh, *hr, *bias_ih, *bias_hh, *params;
-    T *h, *c;            // [rows, P], [rows, H]: the running states
-    T *x_in, *h_in;      // [rows, I], [rows, P]: what enters the step, active rows only, closed up
-    T *x, *r;            // [rows, G*H]
-    T *wide_h, *h_next;  // [rows, H], [rows, P]: before and after the projection
-    T* kept;             // [kSaved, H]
-    int64_t* active;     // [rows]
-    int64_t ih_size, hh_size, hr_size, bytes;
+    int64_t ih_size, hh_size, hr_size;
 
-    Memory(const Forward& f, const Plan& plan, int64_t task, void* buffer) {
-      const int64_t Q = problems(f), GH = Cell::kGates * f.hidden, tasks = Q * plan.row_chunks;
-      const int64_t rows = largest_piece(f.batch, plan.row_chunks);
+    Packed(const Forward& f, const Plan&, Carver& carve) {
+      const int64_t Q = problems(f), GH = Cell::kGates * f.hidden;
       ih_size = packed_size<T>(f.input_size, GH);
       hh_size = Cell::kRecurrent ? packed_size<T>(f.output_size, GH) : 0;
       hr_size = projected(f) ? packed_size<T>(f.hidden, f.output_size) : 0;
-      Carver carve(buffer);
       ih = carve.take<T>(Q * ih_size);
       hh = carve.take<T>(Q * hh_size);
       hr = carve.take<T>(Q * hr_size);
       bias_ih = carve.take<T>(Q * GH);
       bias_hh = carve.take<T>(Q * GH);
       params = carve.take<T>(Q * Cell::kParams * f.hidden);
-      // Every task takes the same amount, so that task i's scratch starts i times that far on.
-      const int64_t shared = carve.used();
-      const auto scratch = [&](Carver& own) {
-        h = own.take<T>(rows * f.output_size);
-        c = own.take<T>(rows * f.hidden);
-        x_in = own.take<T>(rows * f.input_size);
-        h_in = own.take<T>(rows * f.output_size);
-        x = own.take<T>(rows * GH);
-        r = own.take<T>(rows * GH);
-        wide_h = own.take<T>(rows * f.hidden);
-        h_next = own.take<T>(rows * f.output_size);
-        kept = own.take<T>(Cell::kSaved * f.hidden);
-        active = own.take<int64_t>(rows);
-      };
-      Carver measure(nullptr);
-      scratch(measure);
-      const int64_t begin = (shared + 63) / 64 * 64, stride = (measure.used() + 63) / 64 * 64;
-      Carver own(buffer ? static_cast<char*>(buffer) + begin + task * stride : nullptr);
-      scratch(own);
-      bytes = begin + tasks * stride;
+    }
+  };
+
+  // What one walk keeps to itself. `rows` is the most that a run has; active rows are closed up.
+  struct Scratch {
+    T *h, *c;            // [rows, P], [rows, H]: the running states
+    T *x_in, *h_in;      // [rows, I], [rows, P]: what enters the step
+    T *x, *r;            // [rows, G*H]
+    T *wide_h, *h_next;  // [rows, H], [rows, P]: before and after the projection
+    T* kept;             // [kSaved, H]
+    int64_t* active;     // [rows]
+
+    Scratch(const Forward& f, const Plan& plan, Carver& carve) {
+      const int64_t rows = largest_piece(f.batch, plan.row_chunks), GH = Cell::kGates * f.hidden;
+      h = carve.take<T>(rows * f.output_size);
+      c = carve.take<T>(rows * f.hidden);
+      x_in = carve.take<T>(rows * f.input_size);
+      h_in = carve.take<T>(rows * f.output_size);
+      x = carve.take<T>(rows * GH);
+      r = carve.take<T>(rows * GH);
+      wide_h = carve.take<T>(rows * f.hidden);
+      h_next = carve.take<T>(rows * f.output_size);
+      kept = carve.take<T>(Cell::kSaved * f.hidden);
+      active = carve.take<int64_t>(rows);
     }
   };
 
  public:
-  static int64_t bytes(const Forward& f, const Plan& plan) { return Memory(f, plan, 0, nullptr).bytes; }
+  static int64_t bytes(const Forward& f, const Plan& plan) {
+    return size_of<Packed>(f, plan) + count_runs(f, plan) * size_of<Scratch>(f, plan);
+  }
 
   static int64_t count_problems(const Forward& f, const Plan&) { return problems(f); }
 
   static void pack_weights(const Forward& f, const Plan& plan, void* buffer, int64_t problem) {
-    const Memory mem(f, plan, 0, buffer);
+    const Packed packed = part_at<Packed>(buffer, 0, f, plan);
     const int64_t m = problem / f.directions, H = f.hidden, I = f.input_size, P = f.output_size, GH = Cell::kGates * H;
     const Weights& w = f.weights[problem % f.directions];
     const S* ih = at<S>(w.ih, m * GH * I);
-    pack(mem.ih + problem * mem.ih_size, I, GH, [&](int64_t k, int64_t n) { return load(ih[n * I + k]); });
-    load_row(mem.bias_ih + problem * GH, at<S>(w.bias_ih, m * GH), GH);
-    load_row(mem.bias_hh + problem * GH, at<S>(w.bias_hh, m * GH), GH);
-    load_row(mem.params + problem * Cell::kParams * H, at<S>(w.params, m * Cell::kParams * H), Cell::kParams * H);
+    pack(packed.ih + problem * packed.ih_size, I, GH, [&](int64_t k, int64_t n) { return load(ih[n * I + k]); });
+    load_row(packed.bias_ih + problem * GH, at<S>(w.bias_ih, m * GH), GH);
+    load_row(packed.bias_hh + problem * GH, at<S>(w.bias_hh, m * GH), GH);
+    load_row(packed.params + problem * Cell::kParams * H, at<S>(w.params, m * Cell::kParams * H), Cell::kParams * H);
     if (Cell::kRecurrent) {
       const S* hh = at<S>(w.hh, m * GH * P);
-      pack(mem.hh + problem * mem.hh_size, P, GH, [&](int64_t k, int64_t n) { return load(hh[n * P + k]); });
+      pack(packed.hh + problem * packed.hh_size, P, GH, [&](int64_t k, int64_t n) { return load(hh[n * P + k]); });
     }
     if (projected(f)) {
       const S* hr = at<S>(w.hr, m * P * H);
-      pack(mem.hr + problem * mem.hr_size, H, P, [&](int64_t k, int64_t n) { return load(hr[n * H + k]); });
+      pack(packed.hr + problem * packed.hr_size, H, P, [&](int64_t k, int64_t n) { return load(hr[n * H + k]); });
     }
   }
 
   static int64_t count_runs(const Forward& f, const Plan& plan) { return problems(f) * plan.row_chunks; }
 
   static void walk(const Forward& f, const Plan& plan, void* buffer, int64_t task) {
-    const Memory mem(f, plan, task, buffer);
+    const Packed packed = part_at<Packed>(buffer, 0, f, plan);
+    const Scratch mem = part_at<Scratch>(buffer, size_of<Packed>(f, plan) + task * size_of<Scratch>(f, plan), f, plan);
     const int64_t problem = task / plan.row_chunks, chunk = task % plan.row_chunks;
     const int64_t m = problem / f.directions, d = problem % f.directions;
     const int64_t first = cut(f.batch, plan.row_chunks, chunk), last = cut(f.batch, plan.row_chunks, chunk + 1);
@@ -124,7 +123,7 @@ class ForwardPass {
         else if (!f.offsets)
           clear_row(f, m, d, row_of(f, t, b));
       }
-      if (active > 0) compute_step(f, mem, problem, t, first, active);
+      if (active > 0) compute_step(f, packed, mem, problem, t, first, active);
     }
     for (int64_t b = first; b < last; ++b) {
       store_row(at<S>(f.h_n, (problem * f.batch + b) * P), mem.h + (b - first) * P, P);
@@ -141,12 +140,12 @@ class ForwardPass {
     if (f.saved) zero_row(at<S>(f.saved, ((m * D + d) * f.rows + row) * f.saved_width), f.saved_width);
   }
 
-  static void compute_step(const Forward& f, const Memory& mem, int64_t problem, int64_t t, int64_t first,
-                           int64_t active) {
+  static void compute_step(const Forward& f, const Packed& packed, const Scratch& mem, int64_t problem, int64_t t,
+                           int64_t first, int64_t active) {
     const int64_t m = problem / f.directions, d = problem % f.directions;
     const int64_t H = f.hidden, P = f.output_size, I = f.input_size, GH = Cell::kGates * H;
-    const T* bias_ih = mem.bias_ih + problem * GH;
-    const T* bias_hh = mem.bias_hh + problem * GH;
+    const T* bias_ih = packed.bias_ih + problem * GH;
+    const T* bias_hh = packed.bias_hh + problem * GH;
 
     for (int64_t i = 0; i < active; ++i) {
       const int64_t b = mem.active[i];
@@ -160,8 +159,8 @@ class ForwardPass {
       memcpy(mem.x + i * GH, bias_ih, sizeof(T) * GH);
       memcpy(mem.r + i * GH, bias_hh, sizeof(T) * GH);
     }
-    multiply(active, GH, I, mem.x_in, I, 1, mem.ih + problem * mem.ih_size, mem.x, GH);
-    if (Cell::kRecurrent) multiply(active, GH, P, mem.h_in, P, 1, mem.hh + problem * mem.hh_size, mem.r, GH);
+    multiply(active, GH, I, mem.x_in, I, 1, packed.ih + problem * packed.ih_size, mem.x, GH);
+    if (Cell::kRecurrent) multiply(active, GH, P, mem.h_in, P, 1, packed.hh + problem * packed.hh_size, mem.r, GH);
 
     T* h_cell = projected(f) ? mem.wide_h : mem.h_next;
     for (int64_t i = 0; i < active; ++i) {
@@ -170,7 +169,7 @@ class ForwardPass {
       S* saved = at<S>(f.saved, (problem * f.rows + row) * f.saved_width);
       if (saved && Cell::kStates > 1) store_row(saved + entering_c<Cell>(f), c, H);
       step_forward<Cell>(H, mem.x + i * GH, mem.r + i * GH, mem.h_in + i * P, c,
-                         mem.params + problem * Cell::kParams * H, h_cell + i * H, c, mem.kept);
+                         packed.params + problem * Cell::kParams * H, h_cell + i * H, c, mem.kept);
       if (saved) {
         store_row(saved, mem.kept, Cell::kSaved * H);
         store_row(saved + entering_h<Cell>(f), mem.h_in + i * P, P);
@@ -179,7 +178,7 @@ class ForwardPass {
     }
     if (projected(f)) {
       zero_row(mem.h_next, active * P);
-      multiply(active, P, H, mem.wide_h, H, 1, mem.hr + problem * mem.hr_size, mem.h_next, P);
+      multiply(active, P, H, mem.wide_h, H, 1, packed.hr + problem * packed.hr_size, mem.h_next, P);
     }
     for (int64_t i = 0; i < active; ++i) {
       const int64_t b = mem.active[i];

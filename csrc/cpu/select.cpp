@@ -14,9 +14,10 @@ bool is_supported(Isa isa) {
   switch (isa) {
     case Isa::kBaseline:
       return true;
-#ifdef FUSED_RNN_X86_ISAS
+#ifdef FUSED_RNN_X86_ISAS  // all that -march=x86-64-v3 and -v4 let the compiler use, as far as it can be asked for
     case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+             __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
     case Isa::kAvx512:
       return is_supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
@@ -30,13 +31,15 @@ bool is_supported(Isa isa) {
 constexpr Isa kIsas[] = {Isa::kAvx512, Isa::kAvx2, Isa::kBaseline};  // best first
 
 Isa find_isa() {
-  const char* asked = std::getenv("FUSED_RNN_ISA");
-  for (const Isa isa : kIsas)
-    if (asked == nullptr || *asked == '\0' ? is_supported(isa) : std::string(asked) == isa_name(isa)) {
-      if (is_supported(isa)) return isa;
-      throw std::runtime_error("FUSED_RNN_ISA=" + std::string(asked) + " is not supported by this processor or build");
-    }
-  throw std::runtime_error("FUSED_RNN_ISA must be baseline, avx2 or avx512, got '" + std::string(asked) + "'");
+  const char* variable = std::getenv("FUSED_RNN_ISA");
+  const std::string asked = variable ? variable : "";
+  for (const Isa isa : kIsas) {
+    if (asked.empty() && is_supported(isa)) return isa;
+    if (asked != isa_name(isa)) continue;
+    if (is_supported(isa)) return isa;
+    throw std::runtime_error("FUSED_RNN_ISA=" + asked + " is not supported by this processor or build");
+  }
+  throw std::runtime_error("FUSED_RNN_ISA must be baseline, avx2 or avx512, got '" + asked + "'");
 }
 
 }  // namespace

@@ -47,8 +47,9 @@ inline float load(Half x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return float_of(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);  // infinity, NaN
-  // Shifted into float's fields the exponent is 112 too small; the product mends it, subnormals included.
-  return float_of(sign | bits_of(float_of(magnitude << 13) * 0x1p112f));
+  // Subnormals as the fraction of a normal number: no float subnormal on the way, which a flushing processor drops.
+  if (magnitude < 0x400u) return float_of(sign | bits_of(float_of(0x38800000u | magnitude << 13) - 0x1p-14f));
+  return float_of(sign | ((magnitude + 0x1c000u) << 13));  // float's exponent is 112 greater
 }
 
 inline void store(float& to, float x) { to = x; }

@@ -28,6 +28,19 @@ class Carver {
   int64_t used_ = 0;
 };
 
+// Parts of a workspace are structs whose constructor (args, plan, carver) takes what they need.
+template <class Part, class Args>
+int64_t size_of(const Args& args, const Plan& plan) {
+  Carver measure(nullptr);
+  Part part(args, plan, measure);
+  return (measure.used() + 63) / 64 * 64;
+}
+template <class Part, class Args>
+Part part_at(void* workspace, int64_t offset, const Args& args, const Plan& plan) {
+  Carver carve(static_cast<char*>(workspace) + offset);
+  return Part(args, plan, carve);
+}
+
 // Null stays null.
 template <class S>
 const S* at(const void* array, int64_t offset) {

@@ -1,0 +1,43 @@
+"""Names of torch that are not public, all in one place: what to look at when a new torch breaks something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
+
+below_autograd = torch._C._AutoDispatchBelowAutograd
+FakeTensor = torch._subclasses.FakeTensor
+in_transform = torch._C._are_functorch_transforms_active
+is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
+def in_forward_mode() -> bool:
+    return forward_ad._current_level >= 0
+
+
+def legacy_vmap_level() -> int:
+    """The level of the vmap behind ``torch.autograd.grad(is_grads_batched=True)`` that is being run."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return level
+
+
+def need_gradient(tensors: Iterable[Tensor]) -> bool:
+    """Might a gradient of one of these be asked for?"""
+    if not in_transform():
+        return any(tensor.requires_grad for tensor in tensors)
+    if torch.compiler.is_compiling():  # Dynamo cannot look at the transforms
+        return True
+    if any(level.key() != torch._C._functorch.TransformType.Vmap for level in retrieve_all_functorch_interpreters()):
+        return True  # a wrapped tensor does not say whether an outer level differentiates it
+    return any(_without_batching(tensor).requires_grad for tensor in tensors)
+
+
+def _without_batching(tensor: Tensor) -> Tensor:
+    while torch._C._functorch.is_batchedtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
