@@ -249,12 +249,19 @@ def test_explain_asks_for_the_input():
 
 @pytest.mark.parametrize(
     "inputs",
-    [(None,), ([[1.0]],), (torch.randn(5),), (torch.randn(5, 2, 7),), (torch.ones(5, 2, 3, dtype=torch.int),)]
-    + [(torch.randn(0, 2, 3),), (torch.randn(5, 2, 3), torch.randn(1, 3, 4))],
+    [
+        (None,),
+        ([[1.0]],),
+        (torch.randn(5),),
+        (torch.randn(5, 2, 7),),
+        (torch.ones(5, 2, 3, dtype=torch.int),),
+        (torch.randn(0, 2, 3),),
+        (torch.randn(5, 2, 3), torch.randn(1, 3, 4)),
+    ],
 )
 def test_explain_says_what_a_call_would_raise(inputs):
     module = fused_rnn.GRU(3, 4)
-    with pytest.raises(Exception) as raised:  # noqa: B017 - of any type: the message is compared
+    with pytest.raises(Exception) as raised:  # of any type: the message is compared
         module(*inputs)
     found = fused_rnn.explain(module, *inputs)
     assert (found.engine, found.reason) == ("none", str(raised.value))
