@@ -39,12 +39,13 @@ def main() -> int:
         print(f"{key + ':':29} {value}")
     print(f"\n{'layer':5}{'mode':10}{'shape':16}{'ours ms':>9}{'torch ms':>10}{'ratio':>8}")
     results = []
+    clear = "\r\033[K" if sys.stderr.isatty() else ""  # the bar
     for work in progress(works, len(works), str):
         result = measure(work)
         results.append(result)
         slower = "  slower" if result.ratio < 1 else ""
         print(
-            f"\r\033[K{result.layer:5}{result.mode:10}{work.shape!s:16}{result.ours_ms:9.2f}{result.torch_ms:10.2f}"
+            f"{clear}{result.layer:5}{result.mode:10}{work.shape!s:16}{result.ours_ms:9.2f}{result.torch_ms:10.2f}"
             f"{result.ratio:7.2f}x{slower}",
             flush=True,
         )

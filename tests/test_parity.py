@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn
-from fused_rnn.verification import relative_error
+from fused_rnn.verification import TOLERANCE, relative_error
 
 KINDS = {
     "LSTM": (nn.LSTM, fused_rnn.LSTM, {}),
@@ -26,7 +26,10 @@ CELLS = {
 }
 # float64: each result by itself; what differs is the order of sums. float32: all results together against torch.nn in
 # float64, since a single gradient may be what a cancellation leaves (1 - y * y at y = 0.999, with one unit).
-LIMIT = {torch.float64: 1e-11, torch.float32: 1e-5}
+# The 16-bit formats likewise, with the limit that `verify` has for them.
+LIMIT = {**TOLERANCE, torch.float64: 1e-11, torch.float32: 1e-5}
+# One rounded argument that changes sign changes all that a ReLU passes on; `verify` has fixed cases for it in 16 bits.
+DTYPES_OF_RELU = (torch.float64, torch.float32)
 
 layers = st.fixed_dictionaries(
     {
@@ -48,7 +51,7 @@ sequences = st.fixed_dictionaries(
         "states": st.booleans(),
         "contiguous": st.booleans(),
         "training": st.booleans(),
-        "dtype": st.sampled_from([torch.float64, torch.float32]),
+        "dtype": st.sampled_from([torch.float64, torch.float64, torch.float32, torch.bfloat16, torch.float16]),
         "frozen": st.sets(st.integers(0, 30), max_size=8),
         "seed": st.integers(0, 2**31),
     }
@@ -64,7 +67,9 @@ def test_layer_equals_torch(kind, no_reference, layer, sequence):
     proj_size = layer.pop("proj_size")
     if kind == "LSTM":
         layer["proj_size"] = min(proj_size, layer["hidden_size"] - 1)
-    if sequence["dtype"] == torch.float32 or sequence["form"] == "lengths":
+    if kind == "RNN relu" and sequence["dtype"] not in DTYPES_OF_RELU:
+        sequence = {**sequence, "dtype": torch.float32}
+    if sequence["dtype"] != torch.float64 or sequence["form"] == "lengths":
         layer["dropout"] = 0.0  # torch.nn's twin, in float64 or packed, would draw another mask
     if sequence["form"].startswith("packed") and sequence["batch"] == 0:
         sequence = {**sequence, "batch": 1}  # torch has no empty packed sequence
@@ -74,7 +79,7 @@ def test_layer_equals_torch(kind, no_reference, layer, sequence):
         theirs = theirs_class(**layer, **extra, dtype=torch.float64)
         ours = ours_class(**layer, **extra, dtype=sequence["dtype"])
     ours.load_state_dict(theirs.state_dict())
-    theirs.load_state_dict(ours.state_dict())  # rounded, if ours is float32
+    theirs.load_state_dict(ours.state_dict())  # rounded to ours
     inputs = make_inputs(theirs, layer, sequence)
     expected = run(theirs, inputs, sequence, torch.float64)
     found = run(ours, inputs, sequence, sequence["dtype"])
@@ -120,7 +125,7 @@ def test_cell_equals_torch(kind, no_reference, input_size, hidden_size, bias, ba
 
 
 def make_inputs(module, layer, sequence):
-    """Sequence and states in float64, exactly representable in float32."""
+    """Sequence and states, exactly representable in every dtype."""
     steps, batch = sequence["steps"], sequence["batch"]
     shape = (batch, steps) if layer["batch_first"] else (steps, batch)
     if sequence["form"] == "unbatched":
@@ -139,7 +144,7 @@ def make_inputs(module, layer, sequence):
         lengths[torch.randint(batch, ())] = steps
     if sequence["form"] == "packed":
         lengths = lengths.sort(descending=True).values
-    return x, states, lengths
+    return x.bfloat16().half(), [s.bfloat16().half() for s in states], lengths
 
 
 def run(module, inputs, sequence, dtype):
@@ -186,7 +191,7 @@ def assert_close(found, expected, dtype):
     assert [r is None for r in found] == [r is None for r in expected]
     found, expected = ([r for r in results if r is not None] for results in (found, expected))
     assert [r.shape for r in found] == [r.shape for r in expected]
-    if dtype == torch.float32:
+    if dtype != torch.float64:
         found, expected = ([torch.cat([r.flatten() for r in results])] for results in (found, expected))
     for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         error = relative_error(ours, theirs)
