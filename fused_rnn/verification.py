@@ -18,10 +18,10 @@ from ._cells import CELLS, Cell
 from ._ops import Wanted, weight_kinds
 from ._progress import progress
 
-# Largest ||error|| / ||reference|| of any output or gradient; in 16 bits, of all of them together. The sequences are short, so what is left is rounding:
-# float64 and float32 accumulate a few hundred products; the 16-bit formats round h, saved values and gradients once a
-# step to 8 (bfloat16) or 11 (float16) bits. Worst for those is 1 - y * y from a rounded y close to 1, and a ReLU whose
-# rounded argument changes sign; torch.nn has both too.
+# Largest ||error|| / ||reference|| of any output or gradient; in 16 bits, of all of them together. The sequences are
+# short, so what is left is rounding: float64 and float32 accumulate a few hundred products; the 16-bit formats round h,
+# saved values and gradients once a step to 8 (bfloat16) or 11 (float16) bits. Worst there is 1 - y * y from a rounded
+# y close to 1, and a ReLU whose rounded argument changes sign; torch.nn has both too.
 TOLERANCE = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,

@@ -19,29 +19,31 @@ struct StepBackward {
 
   // Adds the squares of the whole gradient of each state beyond h to norm[1..].
   void run(int64_t hidden, T* norm) const {
-    for (int64_t j = 0; j < hidden; ++j) {
-      T keep[Cell::kSaved], ss[kMaxStates] = {}, next[kMaxStates], ps[Cell::kParams + 1], dnext[kMaxStates] = {},
-                            dxs[Cell::kGates], drs[Cell::kGates] = {}, ds[kMaxStates], dps[Cell::kParams + 1];
-      for (int k = 0; k < Cell::kSaved; ++k) keep[k] = saved[k * hidden + j];
-      if (!Cell::kProjectable) ss[0] = h[j];
-      if (Cell::kStates > 1) ss[1] = c[j];
-      for (int p = 0; p < Cell::kParams; ++p) ps[p] = params[p * hidden + j];
-      dnext[0] = dh[j];
-      if (Cell::kStates > 1) dnext[1] = dc[j];
+    for_lanes<T>(hidden, [&](auto lanes, int64_t j) {
+      using V = decltype(lanes);
+      V keep[Cell::kSaved], ss[kMaxStates], next[kMaxStates], ps[Cell::kParams + 1], dnext[kMaxStates];
+      V dxs[Cell::kGates], drs[Cell::kGates], ds[kMaxStates], dps[Cell::kParams + 1];
+      for (int k = 0; k < Cell::kSaved; ++k) keep[k] = load_lanes<V>(saved + k * hidden + j);
+      if (!Cell::kProjectable) ss[0] = load_lanes<V>(h + j);
+      if (Cell::kStates > 1) ss[1] = load_lanes<V>(c + j);
+      for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_lanes<V>(params + p * hidden + j);
+      dnext[0] = load_lanes<V>(dh + j);
+      if (Cell::kStates > 1) dnext[1] = load_lanes<V>(dc + j);
       Cell::advance(keep, ss, next);
       Cell::backward(keep, ss, next, ps, dnext, dxs, drs, ds, dps);
       for (int g = 0; g < Cell::kGates; ++g) {
-        dx[g * hidden + j] = dxs[g];
-        if (!Cell::kOneGateGradient) dr[g * hidden + j] = drs[g];
+        store_lanes(dx + g * hidden + j, dxs[g]);
+        if (!Cell::kOneGateGradient) store_lanes(dr + g * hidden + j, drs[g]);
       }
-      if (!Cell::kProjectable) dh_prev[j] = ds[0];
+      if (!Cell::kProjectable) store_lanes(dh_prev + j, ds[0]);
       if (Cell::kStates > 1) {
-        dc[j] = ds[1];
-        norm[1] += dnext[1] * dnext[1];
+        store_lanes(dc + j, ds[1]);
+        norm[1] += sum_of(dnext[1] * dnext[1]);
       }
-      if (wide_h) wide_h[j] = next[0];
-      for (int p = 0; p < Cell::kParams; ++p) dparams[p * hidden + j] += dps[p];
-    }
+      if (wide_h) store_lanes(wide_h + j, next[0]);
+      for (int p = 0; p < Cell::kParams; ++p)
+        store_lanes(dparams + p * hidden + j, load_lanes<V>(dparams + p * hidden + j) + dps[p]);
+    });
   }
 };
 

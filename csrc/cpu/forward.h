@@ -10,21 +10,22 @@ namespace {
 template <class Cell, class T>
 void step_forward(int64_t hidden, const T* x, const T* r, const T* h, const T* c, const T* params, T* h_next, T* c_next,
                   T* saved) {
-  for (int64_t j = 0; j < hidden; ++j) {
-    T xs[Cell::kGates], rs[Cell::kGates] = {}, ps[Cell::kParams + 1], ss[kMaxStates] = {}, next[kMaxStates],
-                        keep[Cell::kSaved];
+  for_lanes<T>(hidden, [&](auto lanes, int64_t j) {
+    using V = decltype(lanes);
+    V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], ss[kMaxStates], next[kMaxStates], keep[Cell::kSaved];
     for (int g = 0; g < Cell::kGates; ++g) {
-      xs[g] = x[g * hidden + j];
-      if (Cell::kRecurrent) rs[g] = r[g * hidden + j];
+      xs[g] = load_lanes<V>(x + g * hidden + j);
+      if (Cell::kRecurrent) rs[g] = load_lanes<V>(r + g * hidden + j);
     }
-    for (int p = 0; p < Cell::kParams; ++p) ps[p] = params[p * hidden + j];
-    if (!Cell::kProjectable) ss[0] = h[j];  // a projected h has another width, and such a cell does not read it
-    if (Cell::kStates > 1) ss[1] = c[j];
+    for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_lanes<V>(params + p * hidden + j);
+    if (!Cell::kProjectable)
+      ss[0] = load_lanes<V>(h + j);  // a projected h is narrower, and such a cell does not read it
+    if (Cell::kStates > 1) ss[1] = load_lanes<V>(c + j);
     Cell::forward(xs, rs, ss, ps, next, keep);
-    h_next[j] = next[0];
-    if (Cell::kStates > 1) c_next[j] = next[1];
-    for (int k = 0; k < Cell::kSaved; ++k) saved[k * hidden + j] = keep[k];
-  }
+    store_lanes(h_next + j, next[0]);
+    if (Cell::kStates > 1) store_lanes(c_next + j, next[1]);
+    for (int k = 0; k < Cell::kSaved; ++k) store_lanes(saved + k * hidden + j, keep[k]);
+  });
 }
 
 template <class Cell, class S>

@@ -1,30 +1,16 @@
 // One matrix product for every use in the engine: C += A * B with B packed into panels of one register tile's width.
 #pragma once
-#include <stdint.h>
-#include <string.h>
+#include "vector.h"
 
 namespace fused_rnn {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
 
 // A tile of 6 rows x 2 vectors keeps 12 sums in flight and fits 16 registers.
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = 2;
 
 template <class T>
-struct Vector {
-  typedef T type __attribute__((vector_size(kVectorBytes)));
-  static constexpr int kLanes = kVectorBytes / sizeof(T);
-};
-template <class T>
-constexpr int kPanel = kTileVectors * Vector<T>::kLanes;  // columns of one panel
+constexpr int kPanel = kTileVectors * Vec<T>::kLanes;  // columns of one panel
 
 template <class T>
 int64_t panels(int64_t columns) {
@@ -47,7 +33,7 @@ void pack(T* packed, int64_t depth, int64_t columns, At at) {
 template <int kRows, class T>
 void multiply_tile(int64_t depth, const T* a, int64_t a_row, int64_t a_depth, const T* panel, T* c, int64_t ldc,
                    int64_t columns) {
-  using V = typename Vector<T>::type;
+  using V = typename Vec<T>::Native;
   V sum[kRows][kTileVectors] = {};
   for (int64_t k = 0; k < depth; ++k, panel += kPanel<T>) {
     V b[kTileVectors];

@@ -1,0 +1,149 @@
+// Vectors of float or double as wide as the instruction set, with the functions that cells call: a cell instantiated
+// with Vec<T> computes kLanes units at once by the same source as one with T.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+namespace fused_rnn {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// Spelled out for each type: the attribute is lost on a type that depends on a template parameter.
+template <class T>
+struct NativeOf;
+template <>
+struct NativeOf<float> {
+  typedef float Vector __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Integers __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct NativeOf<double> {
+  typedef double Vector __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Integers __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class T>
+struct Vec {
+  using Native = typename NativeOf<T>::Vector;
+  using Integers = typename NativeOf<T>::Integers;
+  static constexpr int kLanes = kVectorBytes / sizeof(T);
+
+  Native v;
+
+  Vec() = default;
+  Vec(Native native) : v(native) {}
+  explicit Vec(T scalar) : v(Native{} + scalar) {}
+
+  friend Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  friend Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  friend Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+  friend Vec operator-(Vec a) { return -a.v; }
+  friend Vec& operator+=(Vec& a, Vec b) { return a = a + b; }
+};
+
+// Scalars load, store and sum likewise, so that one loop body serves vectors and the rest of a row.
+template <class V, class T>
+V load_lanes(const T* from) {
+  V lanes;
+  memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+template <class V, class T>
+void store_lanes(T* to, V lanes) {
+  memcpy(to, &lanes, sizeof lanes);
+}
+
+inline float sum_of(float x) { return x; }
+inline double sum_of(double x) { return x; }
+template <class T>
+T sum_of(Vec<T> x) {
+  T sum = 0;
+  for (int i = 0; i < Vec<T>::kLanes; ++i) sum += x.v[i];
+  return sum;
+}
+
+// Calls f(Type, j) over [0, n): whole vectors first, then what is left by scalars.
+template <class T, class F>
+void for_lanes(int64_t n, F f) {
+  int64_t j = 0;
+  for (; j + Vec<T>::kLanes <= n; j += Vec<T>::kLanes) f(Vec<T>{}, j);
+  for (; j < n; ++j) f(T{}, j);
+}
+
+// What exp and tanh need to know of a type.
+template <class T>
+struct MathOf;
+template <>
+struct MathOf<float> {
+  static constexpr float kLowest = -87.3f, kHighest = 88.3f;  // 2^n stays a normal number
+  static constexpr float kRound = 12582912.f;                 // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  static constexpr int kMantissa = 23, kBias = 127;
+  static constexpr int kTerms = 7;  // of the exponential series: the rest is below half a unit in the last place
+};
+template <>
+struct MathOf<double> {
+  static constexpr double kLowest = -708., kHighest = 709.;
+  static constexpr double kRound = 6755399441055744.;  // 1.5 * 2^52
+  static constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
+  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr int kTerms = 13;
+};
+
+// e^r for |r| <= ln(2) / 2 by its series, without the leading 1: e^r - 1, exact for tiny r.
+template <class T>
+Vec<T> exp_minus_one_near_zero(Vec<T> r) {
+  T factorial[MathOf<T>::kTerms + 1] = {1};
+  for (int k = 1; k <= MathOf<T>::kTerms; ++k) factorial[k] = factorial[k - 1] * T(k);
+  Vec<T> p(T(1) / factorial[MathOf<T>::kTerms]);
+  for (int k = MathOf<T>::kTerms - 1; k >= 1; --k) p = p * r + Vec<T>(T(1) / factorial[k]);
+  return p * r;
+}
+
+// e^x = 2^n e^r with n = round(x / ln 2). Beyond the range of normal numbers it stays at the last of them; NaN stays
+// NaN.
+template <class T>
+Vec<T> exp(Vec<T> x) {
+  using M = MathOf<T>;
+  using V = Vec<T>;
+  typename V::Native clamped = x.v > M::kHighest ? V(M::kHighest).v : x.v;
+  clamped = clamped < M::kLowest ? V(M::kLowest).v : clamped;
+  const V shifted = V(clamped) * V(T(1.44269504088896340736)) + V(M::kRound);
+  const V n = shifted - V(M::kRound);
+  const V r = (V(clamped) - n * V(M::kLn2High)) - n * V(M::kLn2Low);
+  // The low bits of `shifted` hold n; beside its bias they are the bits of 2^n.
+  const typename V::Integers bits = (typename V::Integers)shifted.v;
+  const typename V::Integers power = (bits + M::kBias) << M::kMantissa;
+  return (V(T(1)) + exp_minus_one_near_zero(r)) * V((typename V::Native)power);
+}
+
+// tanh x = (e^2x - 1) / (e^2x + 1). Near zero, where e^2x - 1 cancels, the series gives it directly.
+template <class T>
+Vec<T> tanh(Vec<T> x) {
+  using V = Vec<T>;
+  const V twice = x + x;
+  const V large = exp(twice) - V(T(1)), small = exp_minus_one_near_zero(twice);
+  const auto is_small = (twice.v < T(0.34)) & (twice.v > T(-0.34));
+  const V e(is_small ? small.v : large.v);
+  return e / (e + V(T(2)));
+}
+
+template <class T>
+Vec<T> relu(Vec<T> x) {
+  return x.v < 0 ? typename Vec<T>::Native{} : x.v;
+}
+template <class T>
+Vec<T> positive(Vec<T> x) {
+  return x.v > 0 ? Vec<T>(T(1)).v : typename Vec<T>::Native{};
+}
+
+}  // namespace
+}  // namespace fused_rnn
