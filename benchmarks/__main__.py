@@ -34,7 +34,8 @@ def main() -> int:
     modes = set(options.only or ()) & set(MODES) or MODES
     works = [w for w in SUITES[options.suite] if w.layer in layers and w.mode in modes]
     facts = fused_rnn.info()
-    del facts["library"]
+    for private in ("library", "platform"):
+        del facts[private]
     for key, value in facts.items():
         print(f"{key + ':':29} {value}")
     print(f"\n{'layer':5}{'mode':10}{'shape':16}{'ours ms':>9}{'torch ms':>10}{'ratio':>8}")
