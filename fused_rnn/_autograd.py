@@ -199,7 +199,7 @@ def _batched_gradients(*args):
             return list(tensors), list(dims)
         if not isinstance(arg, Tensor) or not _private.is_legacy_batched(arg):
             return arg, None
-        tensor = torch._remove_batch_dim(arg, level, 1, 0)
+        tensor = _private.remove_batch_dim(arg, level, 1, 0)
         size = tensor.shape[0]
         return tensor, 0
 
@@ -207,7 +207,7 @@ def _batched_gradients(*args):
     info = SimpleNamespace(batch_size=size)
     outputs, dims = LayerBackward.vmap(info, _backward_arguments(*dims), *_backward_arguments(*args))
     pairs = zip(outputs, dims, strict=True)
-    outputs = [o if dim is None else torch._add_batch_dim(o, dim, level) for o, dim in pairs]
+    outputs = [o if dim is None else _private.add_batch_dim(o, dim, level) for o, dim in pairs]
     return (*outputs[:4], outputs[4:])
 
 

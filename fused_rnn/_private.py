@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 below_autograd = torch._C._AutoDispatchBelowAutograd
 FakeTensor = torch._subclasses.FakeTensor
 in_transform = torch._C._are_functorch_transforms_active
+add_batch_dim, remove_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
