@@ -137,6 +137,10 @@ def _run_packed(layer: Layer, cells: bool):
     return output, h_n, c_n, all_cells
 
 
-lstm = partial(_stack.lstm, run_layer)
-gru = partial(_stack.gru, run_layer)
-rnn = partial(_stack.rnn, run_layer)
+def _twin(name: str):
+    function = partial(getattr(_stack, name), run_layer)
+    function.__doc__ = f"``fused_rnn.functional.{name}`` in plain PyTorch: same arguments, shapes and results."
+    return function
+
+
+lstm, gru, rnn = _twin("lstm"), _twin("gru"), _twin("rnn")
