@@ -289,7 +289,7 @@ class BackwardPass {
     const T* dh_cell = mem.dh_step;
     if (projected(g)) {
       zero_row(mem.dh_cell, active * H);
-      multiply(active, H, P, mem.dh_step, P, 1, shared.hr + problem * shared.hr_size, mem.dh_cell, H);
+      multiply(active, H, P, mem.dh_step, P, 1, shared.hr + problem * shared.hr_size, mem.dh_cell, H, g.batch == 1);
       dh_cell = mem.dh_cell;
     }
     for (int64_t i = 0; i < active; ++i) {
@@ -321,7 +321,8 @@ class BackwardPass {
       if (!Cell::kOneGateGradient) memcpy(shared.gates_r + row * GH, step.dr, sizeof(T) * GH);
       if (projected(g)) memcpy(shared.outputs + row * P, mem.dh_step + i * P, sizeof(T) * P);
     }
-    if (Cell::kRecurrent) multiply(active, P, GH, mem.dr, GH, 1, shared.hh + problem * shared.hh_size, mem.dh_prev, P);
+    if (Cell::kRecurrent)
+      multiply(active, P, GH, mem.dr, GH, 1, shared.hh + problem * shared.hh_size, mem.dh_prev, P, g.batch == 1);
     for (int64_t i = 0; i < active; ++i) {
       const int64_t b = mem.active[i];
       if (is_reset(g, m, d, t, b)) {

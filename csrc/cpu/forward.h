@@ -160,8 +160,9 @@ class ForwardPass {
       memcpy(mem.x + i * GH, bias_ih, sizeof(T) * GH);
       memcpy(mem.r + i * GH, bias_hh, sizeof(T) * GH);
     }
-    multiply(active, GH, I, mem.x_in, I, 1, packed.ih + problem * packed.ih_size, mem.x, GH);
-    if (Cell::kRecurrent) multiply(active, GH, P, mem.h_in, P, 1, packed.hh + problem * packed.hh_size, mem.r, GH);
+    multiply(active, GH, I, mem.x_in, I, 1, packed.ih + problem * packed.ih_size, mem.x, GH, f.batch == 1);
+    if (Cell::kRecurrent)
+      multiply(active, GH, P, mem.h_in, P, 1, packed.hh + problem * packed.hh_size, mem.r, GH, f.batch == 1);
 
     T* h_cell = projected(f) ? mem.wide_h : mem.h_next;
     for (int64_t i = 0; i < active; ++i) {
@@ -179,7 +180,7 @@ class ForwardPass {
     }
     if (projected(f)) {
       zero_row(mem.h_next, active * P);
-      multiply(active, P, H, mem.wide_h, H, 1, packed.hr + problem * packed.hr_size, mem.h_next, P);
+      multiply(active, P, H, mem.wide_h, H, 1, packed.hr + problem * packed.hr_size, mem.h_next, P, f.batch == 1);
     }
     for (int64_t i = 0; i < active; ++i) {
       const int64_t b = mem.active[i];

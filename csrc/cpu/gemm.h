@@ -35,12 +35,11 @@ void pack(T* packed, int64_t depth, int64_t columns, At at) {
   }
 }
 
-// C[m][n] += sum over k of a[k][m] * panel[k][n], for a tile of A packed as [depth][kRows].
-template <int kRows, class T>
+// C[m][n] += sum over k of a[k][m] * panel[k][n], for a tile of A packed as [depth][kRows]. Each sum is taken in kSplit
+// parts: a sum waits for itself, and a single row has too few of them to keep the processor busy.
+template <int kRows, int kSplit, class T>
 void multiply_tile(int64_t depth, const T* a, const T* panel, T* c, int64_t ldc, int64_t columns) {
   using V = typename Vec<T>::Native;
-  // A sum waits for itself; with few rows the sums are split over k, so that enough of them are on their way.
-  constexpr int kSplit = kRows == 1 ? 4 : kRows <= 3 ? 2 : 1;
   // Whole vectors in and out by value, and every index known when compiled: else the sums are kept in memory.
   V sum[kSplit][kRows][kTileVectors] = {};
   const auto add = [&](int s, int64_t k) {
@@ -87,9 +86,11 @@ void with_rows(int64_t rows, F f) {
 
 // C[m][n] += sum over k of A[m][k] * B[k][n], for m < rows, n < columns, k < depth.
 // A[m][k] lies at a[m * a_row + k * a_depth]; B is packed; rows of C are ldc apart.
+// Each sum runs in one order whatever the other rows are, so results do not depend on how rows were dealt to threads.
+// Only a row that is always alone (`lone_row`) may be summed in another.
 template <class T>
 void multiply(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_row, int64_t a_depth,
-              const T* packed_b, T* c, int64_t ldc) {
+              const T* packed_b, T* c, int64_t ldc, bool lone_row = false) {
   constexpr int64_t kBlockTiles = 4, kBlockDepth = 256;  // of A, packed on the stack and read by every panel of B
   T block[kBlockTiles * kTileRows * kBlockDepth];
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
@@ -111,9 +112,13 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t 
         const T* packed_tile = block;
         for (int64_t tile = tile0; tile < tile1; ++tile) {
           const int64_t m = first_row(tile), height = first_row(tile + 1) - m;
-          with_rows<kTileRows>(height, [&](auto count) {
-            multiply_tile<decltype(count)::kCount>(block_depth, packed_tile, panel, c + m * ldc + first, ldc, width);
-          });
+          T* out = c + m * ldc + first;
+          if (lone_row)
+            multiply_tile<1, 4>(block_depth, packed_tile, panel, out, ldc, width);
+          else
+            with_rows<kTileRows>(height, [&](auto count) {
+              multiply_tile<decltype(count)::kCount, 1>(block_depth, packed_tile, panel, out, ldc, width);
+            });
           packed_tile += height * block_depth;
         }
       }
