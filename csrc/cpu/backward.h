@@ -17,7 +17,7 @@ struct StepBackward {
   const T *saved, *h, *c, *params, *dh;
   T *dc, *dx, *dr, *dh_prev, *wide_h, *dparams;
 
-  // Adds the squares of the whole gradient of each state beyond h to norm[1..].
+  // Adds the squares of the whole gradient of the second state to `norm`, if there is one to add to.
   void run(int64_t hidden, T* norm) const {
     for_lanes<T>(hidden, [&](auto lanes, int64_t j) {
       using V = decltype(lanes);
@@ -38,7 +38,7 @@ struct StepBackward {
       if (!Cell::kProjectable) store_lanes(dh_prev + j, ds[0]);
       if (Cell::kStates > 1) {
         store_lanes(dc + j, ds[1]);
-        norm[1] += sum_of(dnext[1] * dnext[1]);
+        if (norm) *norm += sum_of(dnext[1] * dnext[1]);
       }
       if (wide_h) store_lanes(wide_h + j, next[0]);
       for (int p = 0; p < Cell::kParams; ++p)
@@ -172,14 +172,12 @@ class BackwardPass {
     load_row(shared.params + problem * Cell::kParams * H, at<S>(w.params, m * Cell::kParams * H), Cell::kParams * H);
   }
 
-  static int64_t count_runs(const Backward& g, const Plan& plan) { return problems(g) * plan.row_chunks; }
+  static int64_t count_walks(const Backward& g, const Plan& plan) { return count_runs(g, plan); }
 
   static void walk(const Backward& g, const Plan& plan, void* buffer, int64_t task) {
     const Shared shared = part_at<Shared>(buffer, 0, g, plan);
     const WalkScratch mem = scratch_of<WalkScratch>(g, plan, buffer, task);
-    const int64_t problem = task / plan.row_chunks, chunk = task % plan.row_chunks;
-    const int64_t m = problem / g.directions, d = problem % g.directions;
-    const int64_t first = cut(g.batch, plan.row_chunks, chunk), last = cut(g.batch, plan.row_chunks, chunk + 1);
+    const auto [problem, m, d, first, last] = run_of(g, plan, task);
     const int64_t H = g.hidden, P = g.output_size;
 
     for (int64_t b = first; b < last; ++b) {
@@ -312,11 +310,12 @@ class BackwardPass {
       step.dparams = shared.row_params + (problem * g.batch + b) * Cell::kParams * H;
       if (Cell::kProjectable) zero_row(step.dh_prev, P);
       T norm[kMaxStates] = {};
-      for (int64_t j = 0; j < P; ++j) norm[0] += mem.dh_step[i * P + j] * mem.dh_step[i * P + j];
-      step.run(H, norm);
-      if (g.grad_norms)
+      step.run(H, g.grad_norms ? norm + 1 : nullptr);
+      if (g.grad_norms) {
+        for (int64_t j = 0; j < P; ++j) norm[0] += mem.dh_step[i * P + j] * mem.dh_step[i * P + j];
         for (int s = 0; s < Cell::kStates; ++s)
           shared.norms[((problem * g.batch + b) * Cell::kStates + s) * g.steps + t] = norm[s];
+      }
       memcpy(shared.gates_x + row * GH, step.dx, sizeof(T) * GH);
       if (!Cell::kOneGateGradient) memcpy(shared.gates_r + row * GH, step.dr, sizeof(T) * GH);
       if (projected(g)) memcpy(shared.outputs + row * P, mem.dh_step + i * P, sizeof(T) * P);

@@ -15,10 +15,10 @@ struct Passes {
   using F = ForwardPass<Cell, S>;
   using B = BackwardPass<Cell, S>;
   static constexpr Pass<Forward> kForward = {&F::bytes,
-                                             {{&F::count_problems, &F::pack_weights}, {&F::count_runs, &F::walk}}};
+                                             {{&F::count_problems, &F::pack_weights}, {&F::count_walks, &F::walk}}};
   static constexpr Pass<Backward> kBackward = {&B::bytes,
                                                {{&B::count_problems, &B::pack_weights},
-                                                {&B::count_runs, &B::walk},
+                                                {&B::count_walks, &B::walk},
                                                 {&B::count_input_pieces, &B::input_grads},
                                                 {&B::count_weight_blocks, &B::weight_grads},
                                                 {&B::count_norms, &B::norms}}};

@@ -101,14 +101,12 @@ class ForwardPass {
     }
   }
 
-  static int64_t count_runs(const Forward& f, const Plan& plan) { return problems(f) * plan.row_chunks; }
+  static int64_t count_walks(const Forward& f, const Plan& plan) { return count_runs(f, plan); }
 
   static void walk(const Forward& f, const Plan& plan, void* buffer, int64_t task) {
     const Packed packed = part_at<Packed>(buffer, 0, f, plan);
     const Scratch mem = part_at<Scratch>(buffer, size_of<Packed>(f, plan) + task * size_of<Scratch>(f, plan), f, plan);
-    const int64_t problem = task / plan.row_chunks, chunk = task % plan.row_chunks;
-    const int64_t m = problem / f.directions, d = problem % f.directions;
-    const int64_t first = cut(f.batch, plan.row_chunks, chunk), last = cut(f.batch, plan.row_chunks, chunk + 1);
+    const auto [problem, m, d, first, last] = run_of(f, plan, task);
     const int64_t H = f.hidden, P = f.output_size;
 
     for (int64_t b = first; b < last; ++b) {

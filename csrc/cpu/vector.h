@@ -46,7 +46,6 @@ struct Vec {
   friend Vec operator*(Vec a, Vec b) { return a.v * b.v; }
   friend Vec operator/(Vec a, Vec b) { return a.v / b.v; }
   friend Vec operator-(Vec a) { return -a.v; }
-  friend Vec& operator+=(Vec& a, Vec b) { return a = a + b; }
 };
 
 // Scalars load, store and sum likewise, so that one loop body serves vectors and the rest of a row.

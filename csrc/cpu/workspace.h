@@ -59,6 +59,17 @@ inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 
 inline int64_t problems(const Layer& layer) { return layer.members * layer.directions; }
 
+// What one walk through time covers: batch rows [first, last) of one problem.
+struct Run {
+  int64_t problem, member, direction, first, last;
+};
+inline int64_t count_runs(const Layer& layer, const Plan& plan) { return problems(layer) * plan.row_chunks; }
+inline Run run_of(const Layer& layer, const Plan& plan, int64_t task) {
+  const int64_t problem = task / plan.row_chunks, chunk = task % plan.row_chunks;
+  return {problem, problem / layer.directions, problem % layer.directions, cut(layer.batch, plan.row_chunks, chunk),
+          cut(layer.batch, plan.row_chunks, chunk + 1)};
+}
+
 // One row of `saved`: [kSaved, H] what the cell keeps, then the states that entered the step: h [P], c [H].
 template <class Cell>
 int64_t entering_h(const Layer& layer) {
