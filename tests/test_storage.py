@@ -1,18 +1,11 @@
 """csrc/cpu/storage.h against torch's own conversions of float16 and bfloat16."""
 
 import ctypes
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from compiling import FLAGS, compile_library
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
-CXX = [*shlex.split(os.environ.get("CXX", "g++")), "-std=c++20", f"-I{CSRC}", "-shared", "-fPIC"]
 SOURCE = """
 #include "cpu/storage.h"
 #define CONVERSIONS(name, S)                                                                              \\
@@ -21,23 +14,13 @@ SOURCE = """
 CONVERSIONS(float16, Half)
 CONVERSIONS(bfloat16, BFloat16)
 """
-BUILD_FLAGS = "-O3 -fno-math-errno -fno-trapping-math"  # setup.py's
-FLAGS = {"unoptimised": "-O0", "baseline": BUILD_FLAGS}
-if platform.machine() in ("x86_64", "AMD64"):
-    FLAGS["native"] = f"{BUILD_FLAGS} -march=native -mprefer-vector-width=512"
 DTYPES = (torch.float16, torch.bfloat16)
 EVERY_16_BITS = torch.arange(1 << 16).to(torch.uint16)
 
 
-@pytest.fixture(scope="module", params=FLAGS)
+@pytest.fixture(scope="module", params=("unoptimised", *FLAGS))
 def library(request, tmp_path_factory):
-    if shutil.which(CXX[0]) is None:
-        pytest.skip(f"{CXX[0]} is not installed")
-    path = tmp_path_factory.mktemp("storage") / "storage.so"
-    command = [*CXX, *FLAGS[request.param].split(), "-x", "c++", "-", "-o", str(path)]
-    done = subprocess.run(command, input=SOURCE, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(path))
+    return compile_library(tmp_path_factory.mktemp("storage"), SOURCE, FLAGS.get(request.param, "-O0"))
 
 
 def convert(library, name, source, dtype):

@@ -1,18 +1,11 @@
 """csrc/cpu/vector.h: the vectorized exp, tanh and sigmoid against float64 ones, to the last units of precision."""
 
 import ctypes
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from compiling import FLAGS, compile_library
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
-CXX = [*shlex.split(os.environ.get("CXX", "g++")), "-std=c++20", f"-I{CSRC}", "-shared", "-fPIC"]
 SOURCE = """
 #include "cells/math.h"
 #include "cpu/vector.h"
@@ -26,9 +19,6 @@ using namespace fused_rnn;
 #define FUNCTIONS(T) FUNCTION(exp, T) FUNCTION(tanh, T) FUNCTION(sigmoid, T) FUNCTION(relu, T) FUNCTION(positive, T)
 FUNCTIONS(float) FUNCTIONS(double)
 """
-FLAGS = {"baseline": ""}
-if platform.machine() in ("x86_64", "AMD64"):
-    FLAGS["native"] = "-march=native -mprefer-vector-width=512"
 EXACT = {
     "exp": torch.exp,
     "tanh": torch.tanh,
@@ -41,14 +31,7 @@ DTYPES = {"float": torch.float32, "double": torch.float64}
 
 @pytest.fixture(scope="module", params=FLAGS)
 def library(request, tmp_path_factory):
-    if shutil.which(CXX[0]) is None:
-        pytest.skip(f"{CXX[0]} is not installed")
-    path = tmp_path_factory.mktemp("vector") / "vector.so"
-    flags = f"-O3 -fno-math-errno -fno-trapping-math {FLAGS[request.param]}".split()
-    command = [*CXX, *flags, "-x", "c++", "-", "-o", str(path)]
-    done = subprocess.run(command, input=SOURCE, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(path))
+    return compile_library(tmp_path_factory.mktemp("vector"), SOURCE, FLAGS[request.param])
 
 
 def call(library, name, kind, x):
