@@ -1,267 +1,210 @@
-// The backward pass, in three phases:
-//   walk           back through time: gradients of the gates at every step, of the initial states, of the norms
-//   input_grads    dL/dx from the gates' gradients, any rows side by side
-//   weight_grads   dL/dW from the gates' gradients, any gate rows side by side
-// Each sum has one fixed order, whatever the number of threads.
+// The backward pass. It goes through time in rounds of some hundred rows, so that the gradients of the gates are used
+// for the weights while they are still in the cache:
+//
+//   walk           some steps back through time: gradients of the gates, of the initial states, of the norms
+//   input_grads    dL/dx of these steps
+//   pack_operands  x and h of these steps, in panels
+//   weight_grads   their share of dL/dW, any gate rows side by side (weight_grads.h)
+//
+// A step of the walk begins with dh = W_hh^T dgates of the step it comes from, a product whose tiles end with the cell,
+// like those of the forward pass. Each sum has one fixed order, whatever the number of threads.
 #pragma once
-#include "gemm.h"
+#include "team.h"
 #include "workspace.h"
 
 namespace fused_rnn {
 namespace {
 
-// One row of one step. dh, dc: in, the gradients that reach h_next and c_next; dh_prev, dc: out, those of the states
-// that entered. saved, dx, dr: [.., H]. wide_h: h before any projection, as the forward pass had it.
-template <class Cell, class T>
-struct StepBackward {
-  const T *saved, *h, *c, *params, *dh;
-  T *dc, *dx, *dr, *dh_prev, *wide_h, *dparams;
+constexpr int64_t kRoundRows = 256;  // of each group of weight gradients
 
-  // Adds the squares of the whole gradient of the second state to `norm`, if there is one to add to.
-  void run(int64_t hidden, T* norm) const {
-    for_lanes<T>(hidden, [&](auto lanes, int64_t j) {
-      using V = decltype(lanes);
-      V keep[Cell::kSaved], ss[kMaxStates], next[kMaxStates], ps[Cell::kParams + 1], dnext[kMaxStates];
-      V dxs[Cell::kGates], drs[Cell::kGates], ds[kMaxStates], dps[Cell::kParams + 1];
-      for (int k = 0; k < Cell::kSaved; ++k) keep[k] = load_lanes<V>(saved + k * hidden + j);
-      if (!Cell::kProjectable) ss[0] = load_lanes<V>(h + j);
-      if (Cell::kStates > 1) ss[1] = load_lanes<V>(c + j);
-      for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_lanes<V>(params + p * hidden + j);
-      dnext[0] = load_lanes<V>(dh + j);
-      if (Cell::kStates > 1) dnext[1] = load_lanes<V>(dc + j);
-      Cell::advance(keep, ss, next);
-      Cell::backward(keep, ss, next, ps, dnext, dxs, drs, ds, dps);
-      for (int g = 0; g < Cell::kGates; ++g) {
-        store_lanes(dx + g * hidden + j, dxs[g]);
-        if (!Cell::kOneGateGradient) store_lanes(dr + g * hidden + j, drs[g]);
-      }
-      if (!Cell::kProjectable) store_lanes(dh_prev + j, ds[0]);
-      if (Cell::kStates > 1) {
-        store_lanes(dc + j, ds[1]);
-        if (norm) *norm += sum_of(dnext[1] * dnext[1]);
-      }
-      if (wide_h) store_lanes(wide_h + j, next[0]);
-      for (int p = 0; p < Cell::kParams; ++p)
-        store_lanes(dparams + p * hidden + j, load_lanes<V>(dparams + p * hidden + j) + dps[p]);
-    });
+inline int64_t steps_of_round(const Backward& g) {
+  return minimum(g.steps, maximum(1, kRoundRows * g.weight_groups / maximum(1, g.batch)));
+}
+inline int64_t count_rounds(const Backward& g) { return (g.steps + steps_of_round(g) - 1) / steps_of_round(g); }
+
+// Step `step` of the walk that direction d takes back through time.
+inline int64_t time_back(const Backward& g, int64_t d, int64_t step) { return d == 0 ? g.steps - 1 - step : step; }
+
+// What the phases hand on.
+template <class Cell, class S>
+struct Gradients {
+  using T = Arithmetic<S>;
+  static constexpr int64_t kLanes = Vec<T>::kLanes;
+
+  T *ih, *hh, *hr, *params;  // [Q] weights in panels
+  // Of the steps of a round and the one before it: step s of a walk lies in slot s % slots.
+  T *gates_x, *gates_r;  // [Q, slots, B, G*H] gradients of x and r; one array when they are equal
+  T *outputs, *wide_h;   // [Q, slots, B, P] and [.., H]: with a projection, dL/dh and h before it
+  T *dh, *dc;            // [Q, B, H] what a step hands on besides the gates: the direct way of h, and c
+  T* row_params;         // [Q, B, kParams, H] gradients of the per-unit parameters
+  T* norms;              // [Q, kStates, T, B, panels] sums of squares over the units of a panel
+  T* zeros;              // stands for a row that hands on nothing
+  Team::Member* teams;   // [Q * runs, members]
+  int64_t slots, gate_stride, output_stride, unit_stride, norm_panels;
+
+  static Plain<T> input_weights(const Backward& g) { return {Cell::kGates * g.hidden, g.input_size}; }
+  static Plain<T> hidden_weights(const Backward& g) { return {Cell::kGates * g.hidden, g.output_size}; }
+  static Plain<T> projection(const Backward& g) { return {g.output_size, g.hidden}; }
+
+  Gradients(const Backward& g, const Plan& plan, Carver& carve) {
+    const int64_t Q = problems(g);
+    slots = steps_of_round(g) + 1;
+    gate_stride = row_stride<T>(Cell::kGates * g.hidden);
+    output_stride = row_stride<T>(g.output_size);
+    unit_stride = row_stride<T>(g.hidden);
+    norm_panels = maximum(hidden_weights(g).panels(), projection(g).panels());
+    ih = carve.take<T>(g.grad_input ? Q * input_weights(g).size() : 0);
+    hh = carve.take<T>(Cell::kRecurrent ? Q * hidden_weights(g).size() : 0);
+    hr = carve.take<T>(projected(g) ? Q * projection(g).size() : 0);
+    params = carve.take<T>(Q * Cell::kParams * unit_stride);
+    gates_x = carve.take<T>(Q * slots * g.batch * gate_stride);
+    gates_r = Cell::kOneGateGradient ? gates_x : carve.take<T>(Q * slots * g.batch * gate_stride);
+    outputs = carve.take<T>(projected(g) ? Q * slots * g.batch * output_stride : 0);
+    wide_h = carve.take<T>(projected(g) ? Q * slots * g.batch * unit_stride : 0);
+    dh = carve.take<T>(Cell::kProjectable ? 0 : Q * g.batch * unit_stride);
+    dc = carve.take<T>(Cell::kStates > 1 ? Q * g.batch * unit_stride : 0);
+    row_params = carve.take<T>(Q * g.batch * Cell::kParams * unit_stride);
+    norms = carve.take<T>(g.grad_norms ? Q * Cell::kStates * g.steps * g.batch * norm_panels : 0);
+    zeros = carve.take<T>(maximum(kMostVectors * kLanes, maximum(gate_stride, output_stride)));
+    teams = carve.take<Team::Member>(fused_rnn::count_walks(g, plan));
+  }
+
+  // The row of step `step` and batch row b in `gates_x`, `gates_r`, `outputs` or `wide_h`.
+  int64_t slot(const Backward& g, int64_t problem, int64_t step, int64_t b) const {
+    return (problem * slots + step % slots) * g.batch + b;
   }
 };
 
 template <class Cell, class S>
 class BackwardPass {
   using T = Arithmetic<S>;
-  static constexpr int64_t kRun = 256;  // rows that one product of a weight gradient takes at a time
+  using V = Vec<T>;
+  using Shared = Gradients<Cell, S>;
+  static constexpr int64_t kLanes = V::kLanes;
 
-  // What the phases hand on: packed weights of each problem and the results of the walk.
-  struct Shared {
-    T *ih, *hh, *hr, *params;
-    T *gates_x, *gates_r;  // [Q, N, G*H] gradients of x and r; one array when they are equal
-    T *outputs, *wide_h;   // [Q, N, P], [Q, N, H]: with a projection, dL/dh and h before it
-    T* row_params;         // [Q, B, kParams, H]: gradients of the per-unit parameters, per batch row
-    T* norms;              // [Q, B, kStates, T]: each row's sums of squares
-    int64_t ih_size, hh_size, hr_size;
+  // Everything about one walk that stays the same.
+  struct Walk {
+    const Backward& g;
+    const Plan& plan;
+    Shared shared;
+    Run run;
+    Team team;
 
-    Shared(const Backward& g, const Plan&, Carver& carve) {
-      const int64_t Q = problems(g), H = g.hidden, P = g.output_size, GH = Cell::kGates * H;
-      ih_size = g.grad_input ? packed_size<T>(GH, g.input_size) : 0;
-      hh_size = Cell::kRecurrent ? packed_size<T>(GH, P) : 0;
-      hr_size = projected(g) ? packed_size<T>(P, H) : 0;
-      ih = carve.take<T>(Q * ih_size);
-      hh = carve.take<T>(Q * hh_size);
-      hr = carve.take<T>(Q * hr_size);
-      params = carve.take<T>(Q * Cell::kParams * H);
-      gates_x = carve.take<T>(Q * g.rows * GH);
-      gates_r = Cell::kOneGateGradient ? gates_x : carve.take<T>(Q * g.rows * GH);
-      outputs = carve.take<T>(projected(g) ? Q * g.rows * P : 0);
-      wide_h = carve.take<T>(projected(g) ? Q * g.rows * H : 0);
-      row_params = carve.take<T>(Q * g.batch * Cell::kParams * H);
-      norms = carve.take<T>(g.grad_norms ? Q * g.batch * Cell::kStates * g.steps : 0);
+    Walk(const Backward& g, const Plan& plan, void* buffer, int64_t number)
+        : g(g),
+          plan(plan),
+          shared(part_at<Shared>(buffer, 0, g, plan)),
+          run(g, plan, number),
+          team(shared.teams + number * plan.unit_chunks, plan.unit_chunks) {}
+
+    // Row b of [Q, B, width], of [M, N, D, width], and of `saved`.
+    int64_t state(int64_t b, int64_t width) const { return (run.problem * g.batch + b) * width; }
+    int64_t output(int64_t t, int64_t b, int64_t width) const {
+      return ((run.m * g.rows + row_of(g, t, b)) * g.directions + run.d) * width;
+    }
+    const S* saved(int64_t t, int64_t b) const {
+      return at<S>(g.saved, (run.problem * g.rows + row_of(g, t, b)) * g.saved_width);
     }
   };
 
-  // One walk's own. `rows` is the most that a run has; active rows are closed up.
-  struct WalkScratch {
-    T *dh, *dc;                      // [rows, P], [rows, H]: the running gradients
-    T *dh_step, *dh_cell, *dh_prev;  // [rows, P], [rows, H], [rows, P]
-    T *dx, *dr;                      // [rows, G*H]
-    T *kept, *h_in, *c_in;           // one row of `saved`
-    int64_t* active;                 // [rows]
-
-    WalkScratch(const Backward& g, const Plan& plan, Carver& carve) {
-      const int64_t rows = largest_piece(g.batch, plan.row_chunks);
-      const int64_t H = g.hidden, P = g.output_size, GH = Cell::kGates * H;
-      dh = carve.take<T>(rows * P);
-      dc = carve.take<T>(rows * H);
-      dh_step = carve.take<T>(rows * P);
-      dh_cell = carve.take<T>(rows * H);
-      dh_prev = carve.take<T>(rows * P);
-      dx = carve.take<T>(rows * GH);
-      dr = Cell::kOneGateGradient ? dx : carve.take<T>(rows * GH);
-      kept = carve.take<T>(Cell::kSaved * H);
-      h_in = carve.take<T>(P);
-      c_in = carve.take<T>(H);
-      active = carve.take<int64_t>(rows);
-    }
+  // A step as a walk meets it. The step it came from has handed on gradients for its rows; rows that do not take part
+  // in this one end: theirs are the gradients of the initial states. The last step of all has no rows.
+  struct Step {
+    int64_t number, t, rows, from_t, from_rows;
   };
-
-  // The rows that a product takes, and what they hold: [kRun], [kRun, width].
-  struct Gathered {
-    int64_t* rows;
-    T* values;
-
-    Gathered(Carver& carve, int64_t width) : rows(carve.take<int64_t>(kRun)), values(carve.take<T>(kRun * width)) {}
-
-    // values[k, 0 .. width) = array[rows[k], 0 .. width), where the rows of `array` are `stride` apart.
-    void take(int64_t count, const T* array, int64_t stride, int64_t width) const {
-      for (int64_t k = 0; k < count; ++k) memcpy(values + k * width, array + rows[k] * stride, sizeof(T) * width);
-    }
-  };
-
-  struct InputScratch {
-    Gathered gathered;
-    T* sum;  // [kRun, I]
-
-    InputScratch(const Backward& g, const Plan&, Carver& carve)
-        : gathered(carve, Cell::kGates * g.hidden), sum(carve.take<T>(kRun * g.input_size)) {}
-  };
-
-  struct WeightScratch {
-    int64_t block;  // gate rows of one task
-    Gathered gathered;
-    T* packed;                      // [kRun, ...]: the other factor
-    T *sum_ih, *sum_hh, *sum_bias;  // over all runs: [block, I] or [P, H], [block, P], [2, block]
-
-    WeightScratch(const Backward& g, const Plan& plan, Carver& carve)
-        : block(largest_piece(Cell::kGates * g.hidden, blocks(plan))), gathered(carve, maximum(block, g.output_size)) {
-      const int64_t H = g.hidden, P = g.output_size, I = g.input_size;
-      packed = carve.take<T>(packed_size<T>(kRun, maximum(I, maximum(P, H))));
-      sum_ih = carve.take<T>(maximum(block * I, projected(g) ? P * H : 0));
-      sum_hh = carve.take<T>(block * P);
-      sum_bias = carve.take<T>(2 * block);
-    }
-  };
-
-  static int64_t blocks(const Plan& plan) { return plan.threads; }
-
-  template <class Scratch>
-  static Scratch scratch_of(const Backward& g, const Plan& plan, void* buffer, int64_t task) {
-    return part_at<Scratch>(buffer, size_of<Shared>(g, plan) + task * size_of<Scratch>(g, plan), g, plan);
-  }
 
  public:
-  // The phases run one after another, so their scratch takes turns.
-  static int64_t bytes(const Backward& g, const Plan& plan) {
-    const int64_t walks = count_runs(g, plan) * size_of<WalkScratch>(g, plan);
-    const int64_t inputs = count_input_pieces(g, plan) * size_of<InputScratch>(g, plan);
-    const int64_t weights = count_weight_blocks(g, plan) * size_of<WeightScratch>(g, plan);
-    return size_of<Shared>(g, plan) + maximum(walks, maximum(inputs, weights));
-  }
+  static int64_t count_packs(const Backward& g, const Plan& plan) { return problems(g) * plan.threads; }
 
-  static int64_t count_problems(const Backward& g, const Plan&) { return problems(g); }
-
-  static void pack_weights(const Backward& g, const Plan& plan, void* buffer, int64_t problem) {
+  static void prepare(const Backward& g, const Plan& plan, void* buffer, int64_t, int64_t task) {
     const Shared shared = part_at<Shared>(buffer, 0, g, plan);
-    const int64_t m = problem / g.directions, H = g.hidden, I = g.input_size, P = g.output_size, GH = Cell::kGates * H;
+    const int64_t problem = task / plan.threads, piece = task % plan.threads, m = problem / g.directions;
+    const int64_t H = g.hidden, I = g.input_size, P = g.output_size, GH = Cell::kGates * H;
     const Weights& w = g.weights[problem % g.directions];
-    const auto pack_plain = [](T* to, const S* from, int64_t depth, int64_t columns) {
-      pack(to, depth, columns, [&](int64_t k, int64_t n) { return load(from[k * columns + n]); });
+    const auto pack = [&](const Plain<T>& matrix, T* to, const void* weights) {
+      const S* from = at<S>(weights, m * matrix.depth * matrix.columns);
+      const int64_t last = cut(matrix.panels(), plan.threads, piece + 1);
+      for (int64_t panel = cut(matrix.panels(), plan.threads, piece); panel < last; ++panel)
+        matrix.pack(to + problem * matrix.size(), panel, [&](int64_t k) { return from + k * matrix.columns; });
     };
-    if (g.grad_input) pack_plain(shared.ih + problem * shared.ih_size, at<S>(w.ih, m * GH * I), GH, I);
-    if (Cell::kRecurrent) pack_plain(shared.hh + problem * shared.hh_size, at<S>(w.hh, m * GH * P), GH, P);
-    if (projected(g)) pack_plain(shared.hr + problem * shared.hr_size, at<S>(w.hr, m * P * H), P, H);
-    load_row(shared.params + problem * Cell::kParams * H, at<S>(w.params, m * Cell::kParams * H), Cell::kParams * H);
-  }
+    if (g.grad_input) pack(Shared::input_weights(g), shared.ih, w.ih);
+    if (Cell::kRecurrent) pack(Shared::hidden_weights(g), shared.hh, w.hh);
+    if (projected(g)) pack(Shared::projection(g), shared.hr, w.hr);
+    if (piece > 0) return;
 
-  static int64_t count_walks(const Backward& g, const Plan& plan) { return count_runs(g, plan); }
-
-  static void walk(const Backward& g, const Plan& plan, void* buffer, int64_t task) {
-    const Shared shared = part_at<Shared>(buffer, 0, g, plan);
-    const WalkScratch mem = scratch_of<WalkScratch>(g, plan, buffer, task);
-    const auto [problem, m, d, first, last] = run_of(g, plan, task);
-    const int64_t H = g.hidden, P = g.output_size;
-
-    for (int64_t b = first; b < last; ++b) {
-      load_row(mem.dh + (b - first) * P, at<S>(g.grad_h_n, (problem * g.batch + b) * P), P);
-      if (Cell::kStates > 1) load_row(mem.dc + (b - first) * H, at<S>(g.grad_c_n, (problem * g.batch + b) * H), H);
-      zero_row(shared.row_params + (problem * g.batch + b) * Cell::kParams * H, Cell::kParams * H);
+    for (int64_t p = 0; p < Cell::kParams; ++p)
+      load_row(shared.params + (problem * Cell::kParams + p) * shared.unit_stride,
+               at<S>(w.params, (m * Cell::kParams + p) * H), H);
+    zero_row(shared.row_params + problem * g.batch * Cell::kParams * shared.unit_stride,
+             g.batch * Cell::kParams * shared.unit_stride);
+    if (problem == 0) zero_row(shared.zeros, maximum(kMostVectors * kLanes, maximum(GH, P)));
+    const int64_t members = plan.row_chunks * plan.unit_chunks;
+    Team(shared.teams + problem * members, members).clear();
+    if (!g.lengths) return;
+    for (int64_t b = 0; b < g.batch; ++b) {  // rows of no length
+      if (is_active(g, m, 0, b)) continue;
+      const int64_t state = problem * g.batch + b;
+      copy_row(at<S>(g.grad_h0, state * P), at<S>(g.grad_h_n, state * P), P);
+      if (Cell::kStates > 1) copy_row(at<S>(g.grad_c0, state * H), at<S>(g.grad_c_n, state * H), H);
     }
-    for (int64_t step = 0; step < g.steps; ++step) {
-      const int64_t t = d == 0 ? g.steps - 1 - step : step;
-      int64_t active = 0;
-      for (int64_t b = first; b < last; ++b)
-        if (is_active(g, m, t, b)) mem.active[active++] = b;
-      if (active > 0) compute_step(g, shared, mem, problem, t, first, active);
-    }
-    for (int64_t b = first; b < last; ++b) {
-      store_row(at<S>(g.grad_h0, (problem * g.batch + b) * P), mem.dh + (b - first) * P, P);
-      if (Cell::kStates > 1) store_row(at<S>(g.grad_c0, (problem * g.batch + b) * H), mem.dc + (b - first) * H, H);
-    }
-  }
-
-  static int64_t count_input_pieces(const Backward& g, const Plan& plan) {
-    return g.grad_input ? g.members * plan.threads : 0;
-  }
-
-  static void input_grads(const Backward& g, const Plan& plan, void* buffer, int64_t task) {
-    const Shared shared = part_at<Shared>(buffer, 0, g, plan);
-    const InputScratch mem = scratch_of<InputScratch>(g, plan, buffer, task);
-    const int64_t m = task / plan.threads, piece = task % plan.threads;
-    const int64_t I = g.input_size, GH = Cell::kGates * g.hidden;
-    S* grad_input = at<S>(g.grad_input, m * g.rows * I);
-    // The longer of the two dimensions is cut into pieces.
-    const bool by_step = g.steps >= g.batch;
-    const int64_t n = by_step ? g.steps : g.batch;
-    const int64_t first = cut(n, plan.threads, piece), last = cut(n, plan.threads, piece + 1);
-    const int64_t t0 = by_step ? first : 0, t1 = by_step ? last : g.steps;
-    const int64_t b0 = by_step ? 0 : first, b1 = by_step ? g.batch : last;
-    for (int64_t t = t0; t < t1 && g.lengths && !g.offsets; ++t)
-      for (int64_t b = b0; b < b1; ++b)
-        if (!is_active(g, m, t, b)) zero_row(grad_input + row_of(g, t, b) * I, I);  // padding gets no gradient
-    for_each_run(g, mem.gathered, m, t0, t1, b0, b1, [&](int64_t count) {
-      zero_row(mem.sum, count * I);
-      for (int64_t d = 0; d < g.directions; ++d) {
-        const int64_t problem = m * g.directions + d;
-        mem.gathered.take(count, shared.gates_x + problem * g.rows * GH, GH, GH);
-        multiply(count, I, GH, mem.gathered.values, GH, 1, shared.ih + problem * shared.ih_size, mem.sum, I);
-      }
-      for (int64_t k = 0; k < count; ++k) store_row(grad_input + mem.gathered.rows[k] * I, mem.sum + k * I, I);
-    });
-  }
-
-  // For every problem: blocks of gate rows, and one more task for the projection and the per-unit parameters.
-  static int64_t count_weight_blocks(const Backward& g, const Plan& plan) {
-    bool wanted = false;
-    for (int64_t d = 0; d < g.directions; ++d) {
-      const WeightGradients& w = g.grads[d];
-      wanted = wanted || w.ih || w.hh || w.bias_ih || w.bias_hh || w.hr || w.params;
-    }
-    return wanted ? problems(g) * (blocks(plan) + 1) : 0;
-  }
-
-  static void weight_grads(const Backward& g, const Plan& plan, void* buffer, int64_t task) {
-    const Shared shared = part_at<Shared>(buffer, 0, g, plan);
-    const WeightScratch mem = scratch_of<WeightScratch>(g, plan, buffer, task);
-    const int64_t problem = task / (blocks(plan) + 1), part = task % (blocks(plan) + 1);
-    for (int64_t group = 0; group < g.weight_groups; ++group) {
-      if (part < blocks(plan))
-        gate_weight_grads(g, plan, shared, mem, problem, group, part);
-      else
-        other_weight_grads(g, shared, mem, problem, group);
-    }
-  }
-
-  static int64_t count_norms(const Backward& g, const Plan&) { return g.grad_norms ? problems(g) : 0; }
-
-  static void norms(const Backward& g, const Plan& plan, void* buffer, int64_t problem) {
-    const Shared shared = part_at<Shared>(buffer, 0, g, plan);
-    const int64_t entries = Cell::kStates * g.steps;
-    T* out = at<T>(g.grad_norms, problem * entries);
-    for (int64_t i = 0; i < entries; ++i) {
-      T sum = 0;
+    if (!g.grad_input || g.offsets || problem % g.directions > 0) return;
+    for (int64_t t = 0; t < g.steps; ++t)  // padding gets no gradient
       for (int64_t b = 0; b < g.batch; ++b)
-        if (is_active(g, problem / g.directions, i % g.steps, b))
-          sum += shared.norms[(problem * g.batch + b) * entries + i];
-      out[i] = square_root(sum);
+        if (!is_active(g, m, t, b)) zero_row(at<S>(g.grad_input, (m * g.rows + row_of(g, t, b)) * I), I);
+  }
+
+  static int64_t count_walks(const Backward& g, const Plan& plan) { return fused_rnn::count_walks(g, plan); }
+
+  static void walk(const Backward& g, const Plan& plan, void* buffer, int64_t round, int64_t task) {
+    const Walk w(g, plan, buffer, task / plan.unit_chunks);
+    const int64_t member = task % plan.unit_chunks, stretches = projected(g) ? 2 : 1;
+    const int64_t first = round * steps_of_round(g), end = minimum(g.steps, first + steps_of_round(g));
+    const int64_t last = end == g.steps ? end : end - 1;  // step g.steps closes the walk
+    w.team.join(member);
+    Step step = {};
+    if (first > 0) step.t = time_back(g, w.run.d, first - 1);
+    if (first > 0) step.rows = w.run.active(step.t, 0);
+    for (step.number = first; step.number <= last; ++step.number) {
+      step.from_t = step.t;
+      step.from_rows = step.rows;
+      step.t = step.number < g.steps ? time_back(g, w.run.d, step.number) : -1;
+      step.rows = step.number < g.steps ? w.run.active(step.t, step.from_rows) : 0;
+      w.team.together(member, step.number * stretches, [&](int64_t share) { hidden_grads(w, step, share); });
+      if (projected(g))
+        w.team.together(member, step.number * stretches + 1, [&](int64_t share) { projected_grads(w, step, share); });
+    }
+    w.team.leave(member);
+  }
+
+  static int64_t count_ends(const Backward& g, const Plan&) {
+    return g.grad_norms || Cell::kParams > 0 ? problems(g) : 0;
+  }
+
+  // Sums over the batch of what rows kept to themselves.
+  static void finish(const Backward& g, const Plan& plan, void* buffer, int64_t, int64_t problem) {
+    const Shared shared = part_at<Shared>(buffer, 0, g, plan);
+    const int64_t m = problem / g.directions, H = g.hidden, K = g.weight_groups;
+    if (g.grad_norms) {
+      T* out = at<T>(g.grad_norms, problem * Cell::kStates * g.steps);
+      for (int64_t i = 0; i < Cell::kStates * g.steps; ++i) {
+        const int64_t panels = (i < g.steps ? Shared::hidden_weights(g) : Shared::projection(g)).panels();
+        T sum = 0;
+        for (int64_t b = 0; b < g.batch; ++b) {
+          if (!is_active(g, m, i % g.steps, b)) continue;
+          for (int64_t panel = 0; panel < panels; ++panel)
+            sum += *norm_at(g, shared, problem, i / g.steps, i % g.steps, b, panel);
+        }
+        out[i] = square_root(sum);
+      }
+    }
+    if (void* params = g.grads[problem % g.directions].params) {
+      for (int64_t group = 0; group < K; ++group)
+        for (int64_t j = 0; j < Cell::kParams * H; ++j) {
+          T sum = 0;
+          for (int64_t b = cut(g.batch, K, group); b < cut(g.batch, K, group + 1); ++b)
+            sum += shared.row_params[((problem * g.batch + b) * Cell::kParams + j / H) * shared.unit_stride + j % H];
+          store(at<S>(params, (m * K + group) * Cell::kParams * H)[j], sum);
+        }
     }
   }
 
@@ -269,155 +212,148 @@ class BackwardPass {
   static float square_root(float x) { return ::sqrtf(x); }
   static double square_root(double x) { return ::sqrt(x); }
 
-  static void compute_step(const Backward& g, const Shared& shared, const WalkScratch& mem, int64_t problem, int64_t t,
-                           int64_t first, int64_t active) {
-    const int64_t m = problem / g.directions, d = problem % g.directions;
-    const int64_t H = g.hidden, P = g.output_size, GH = Cell::kGates * H;
+  static T* norm_at(const Backward& g, const Shared& shared, int64_t problem, int64_t state, int64_t t, int64_t b,
+                    int64_t panel) {
+    return shared.norms +
+           (((problem * Cell::kStates + state) * g.steps + t) * g.batch + b) * shared.norm_panels + panel;
+  }
 
-    for (int64_t i = 0; i < active; ++i) {
-      const int64_t b = mem.active[i], row = row_of(g, t, b);
-      const S* grad_output = at<S>(g.grad_output, ((m * g.rows + row) * g.directions + d) * P);
-      const S* grad_cells = at<S>(g.grad_cells, ((m * g.rows + row) * g.directions + d) * H);
-      const T* dh = mem.dh + (b - first) * P;
-      T* dh_step = mem.dh_step + i * P;
-      for (int64_t j = 0; j < P; ++j) dh_step[j] = dh[j] + (grad_output ? load(grad_output[j]) : T(0));
-      if (Cell::kStates > 1 && grad_cells)
-        for (int64_t j = 0; j < H; ++j) mem.dc[(b - first) * H + j] += load(grad_cells[j]);
-    }
-    const T* dh_cell = mem.dh_step;
-    if (projected(g)) {
-      zero_row(mem.dh_cell, active * H);
-      multiply(active, H, P, mem.dh_step, P, 1, shared.hr + problem * shared.hr_size, mem.dh_cell, H, g.batch == 1);
-      dh_cell = mem.dh_cell;
-    }
-    for (int64_t i = 0; i < active; ++i) {
-      const int64_t b = mem.active[i], row = problem * g.rows + row_of(g, t, b);
-      const S* saved = at<S>(g.saved, row * g.saved_width);
-      load_row(mem.kept, saved, Cell::kSaved * H);
-      load_row(mem.h_in, saved + entering_h<Cell>(g), P);
-      if (Cell::kStates > 1) load_row(mem.c_in, saved + entering_c<Cell>(g), H);
-      StepBackward<Cell, T> step;
-      step.saved = mem.kept;
-      step.h = mem.h_in;
-      step.c = mem.c_in;
-      step.params = shared.params + problem * Cell::kParams * H;
-      step.dh = dh_cell + i * H;
-      step.dc = mem.dc + (b - first) * H;
-      step.dx = mem.dx + i * GH;
-      step.dr = mem.dr + i * GH;
-      step.dh_prev = mem.dh_prev + i * P;
-      step.wide_h = projected(g) ? shared.wide_h + row * H : nullptr;
-      step.dparams = shared.row_params + (problem * g.batch + b) * Cell::kParams * H;
-      if (Cell::kProjectable) zero_row(step.dh_prev, P);
-      T norm[kMaxStates] = {};
-      step.run(H, g.grad_norms ? norm + 1 : nullptr);
-      if (g.grad_norms) {
-        for (int64_t j = 0; j < P; ++j) norm[0] += mem.dh_step[i * P + j] * mem.dh_step[i * P + j];
-        for (int s = 0; s < Cell::kStates; ++s)
-          shared.norms[((problem * g.batch + b) * Cell::kStates + s) * g.steps + t] = norm[s];
-      }
-      memcpy(shared.gates_x + row * GH, step.dx, sizeof(T) * GH);
-      if (!Cell::kOneGateGradient) memcpy(shared.gates_r + row * GH, step.dr, sizeof(T) * GH);
-      if (projected(g)) memcpy(shared.outputs + row * P, mem.dh_step + i * P, sizeof(T) * P);
-    }
-    if (Cell::kRecurrent)
-      multiply(active, P, GH, mem.dr, GH, 1, shared.hh + problem * shared.hh_size, mem.dh_prev, P, g.batch == 1);
-    for (int64_t i = 0; i < active; ++i) {
-      const int64_t b = mem.active[i];
-      if (is_reset(g, m, d, t, b)) {
-        zero_row(mem.dh_prev + i * P, P);
-        if (Cell::kStates > 1) zero_row(mem.dc + (b - first) * H, H);
-      }
-      memcpy(mem.dh + (b - first) * P, mem.dh_prev + i * P, sizeof(T) * P);
+  // Did the step that was walked before zero row i's state when it began? Then nothing flows back through it.
+  static bool is_cut(const Walk& w, const Step& step, int64_t i, int64_t b) {
+    return w.g.reset && i < step.from_rows && is_reset(w.g, w.run.m, w.run.d, step.from_t, b);
+  }
+
+  // dL/dh of one share of h: what came back through the gates, and what joins it here.
+  static void hidden_grads(const Walk& w, const Step& step, int64_t share) {
+    const Backward& g = w.g;
+    const Shared& shared = w.shared;
+    const Plain<T> hh = Shared::hidden_weights(g);
+    const auto row = [&](int64_t i) -> const T* {
+      const int64_t b = w.run.batch_row(i);
+      if (i >= step.from_rows || is_cut(w, step, i, b)) return shared.zeros;
+      return shared.gates_r + shared.slot(g, w.run.problem, step.number - 1, b) * shared.gate_stride;
+    };
+    const int64_t rows = maximum(step.rows, step.from_rows);
+    const int64_t last = cut(hh.panels(), w.plan.unit_chunks, share + 1);
+    for (int64_t panel = cut(hh.panels(), w.plan.unit_chunks, share); panel < last; ++panel) {
+      const auto use = [&](int64_t i, const T* sums) { end_of_product(w, step, panel, i, sums); };
+      if (Cell::kRecurrent && step.from_rows > 0)
+        multiply(rows, hh.depth, row, 1, shared.hh + w.run.problem * hh.size() + hh.offset(panel),
+                 hh.panel_vectors(panel), g.batch == 1, use);
+      else
+        for (int64_t i = 0; i < rows; ++i) use(i, shared.zeros);
     }
   }
 
-  // Calls f(count) with gathered.rows[0 .. count), the active rows of steps [t0, t1) and batch rows [b0, b1) in order,
-  // kRun at a time. Padding is never read: it may hold anything, NaN included.
-  template <class F>
-  static void for_each_run(const Backward& g, const Gathered& gathered, int64_t m, int64_t t0, int64_t t1, int64_t b0,
-                           int64_t b1, F f) {
-    int64_t count = 0;
-    for (int64_t t = t0; t < t1; ++t)
-      for (int64_t b = b0; b < b1; ++b) {
-        if (!is_active(g, m, t, b)) continue;
-        gathered.rows[count++] = row_of(g, t, b);
-        if (count == kRun) {
-          f(count);
-          count = 0;
-        }
+  static void end_of_product(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* sums) {
+    const Backward& g = w.g;
+    const Plain<T> hh = Shared::hidden_weights(g);
+    const int64_t P = g.output_size, b = w.run.batch_row(i);
+    const bool cut = is_cut(w, step, i, b);
+    V norm_h{T(0)}, norm_c{T(0)};
+    for (int v = 0; v < hh.panel_vectors(panel); ++v) {
+      const int64_t unit = hh.first_column(panel) + v * kLanes, units = minimum(kLanes, P - unit);
+      V dh = load_vector(sums + v * kLanes);
+      if (i < step.from_rows) {
+        if (!Cell::kProjectable && !cut) dh = dh + load_vector(w.shared.dh + w.state(b, w.shared.unit_stride) + unit);
+      } else if (g.grad_h_n) {
+        dh = load_vector(at<S>(g.grad_h_n, w.state(b, P) + unit), units);
       }
-    if (count > 0) f(count);
-  }
-
-  static void gate_weight_grads(const Backward& g, const Plan& plan, const Shared& shared, const WeightScratch& mem,
-                                int64_t problem, int64_t group, int64_t part) {
-    const int64_t m = problem / g.directions, H = g.hidden, P = g.output_size, I = g.input_size, GH = Cell::kGates * H;
-    const int64_t j0 = cut(GH, blocks(plan), part), height = cut(GH, blocks(plan), part + 1) - j0;
-    const WeightGradients& out = g.grads[problem % g.directions];
-    T* sum_bias_hh = mem.sum_bias + mem.block;
-    zero_row(mem.sum_ih, height * I);
-    zero_row(mem.sum_hh, height * P);
-    zero_row(mem.sum_bias, 2 * mem.block);
-    for_each_group_run(g, mem.gathered, m, group, [&](int64_t count) {
-      mem.gathered.take(count, shared.gates_x + problem * g.rows * GH + j0, GH, height);
-      if (out.ih) {
-        const S* input = at<S>(g.input, m * g.input_member_stride);
-        pack(mem.packed, count, I, [&](int64_t k, int64_t n) { return load(input[mem.gathered.rows[k] * I + n]); });
-        multiply(height, I, count, mem.gathered.values, 1, height, mem.packed, mem.sum_ih, I);
+      if (i >= step.rows) {
+        store_vector(at<S>(g.grad_h0, w.state(b, P) + unit), dh, units);
+        if (Cell::kStates > 1 && !projected(g)) end_of_c(w, step, i, b, cut, unit, units);
+        continue;
       }
-      add_rows(count, height, mem.gathered.values, mem.sum_bias);
-      if (!Cell::kOneGateGradient) mem.gathered.take(count, shared.gates_r + problem * g.rows * GH + j0, GH, height);
-      if (out.hh) {
-        const S* h = at<S>(g.saved, problem * g.rows * g.saved_width) + entering_h<Cell>(g);
-        pack(mem.packed, count, P,
-             [&](int64_t k, int64_t n) { return load(h[mem.gathered.rows[k] * g.saved_width + n]); });
-        multiply(height, P, count, mem.gathered.values, 1, height, mem.packed, mem.sum_hh, P);
-      }
-      add_rows(count, height, mem.gathered.values, sum_bias_hh);
-    });
-    const int64_t first = (m * g.weight_groups + group) * GH + j0;
-    if (out.ih) store_row(at<S>(out.ih, first * I), mem.sum_ih, height * I);
-    if (out.hh) store_row(at<S>(out.hh, first * P), mem.sum_hh, height * P);
-    if (out.bias_ih) store_row(at<S>(out.bias_ih, first), mem.sum_bias, height);
-    if (out.bias_hh) store_row(at<S>(out.bias_hh, first), sum_bias_hh, height);
-  }
-
-  static void other_weight_grads(const Backward& g, const Shared& shared, const WeightScratch& mem, int64_t problem,
-                                 int64_t group) {
-    const int64_t m = problem / g.directions, H = g.hidden, P = g.output_size;
-    const int64_t K = g.weight_groups, first = m * K + group;
-    const WeightGradients& out = g.grads[problem % g.directions];
-    if (out.hr) {
-      zero_row(mem.sum_ih, P * H);
-      for_each_group_run(g, mem.gathered, m, group, [&](int64_t count) {
-        const T* wide_h = shared.wide_h + problem * g.rows * H;
-        pack(mem.packed, count, H, [&](int64_t k, int64_t n) { return wide_h[mem.gathered.rows[k] * H + n]; });
-        mem.gathered.take(count, shared.outputs + problem * g.rows * P, P, P);
-        multiply(P, H, count, mem.gathered.values, 1, P, mem.packed, mem.sum_ih, H);
-      });
-      store_row(at<S>(out.hr, first * P * H), mem.sum_ih, P * H);
+      if (g.grad_output) dh = dh + load_vector(at<S>(g.grad_output, w.output(step.t, b, P) + unit), units);
+      norm_h = norm_h + dh * dh;
+      if (projected(g))
+        store_vector(w.shared.outputs + w.shared.slot(g, w.run.problem, step.number, b) * w.shared.output_stride + unit,
+                     dh, units);
+      else
+        norm_c = norm_c + cell(w, step, i, b, cut, unit, units, dh);
     }
-    if (out.params) {
-      const int64_t n = Cell::kParams * H;
-      for (int64_t j = 0; j < n; ++j) {
-        T sum = 0;
-        for (int64_t b = cut(g.batch, K, group); b < cut(g.batch, K, group + 1); ++b)
-          sum += shared.row_params[(problem * g.batch + b) * n + j];
-        store(at<S>(out.params, first * n)[j], sum);
-      }
+    if (!g.grad_norms || i >= step.rows) return;
+    *norm_at(g, w.shared, w.run.problem, 0, step.t, b, panel) = sum_of(norm_h);
+    if (Cell::kStates > 1 && !projected(g))
+      *norm_at(g, w.shared, w.run.problem, 1, step.t, b, panel) = sum_of(norm_c);
+  }
+
+  // With a projection: on to h before it, and the cell.
+  static void projected_grads(const Walk& w, const Step& step, int64_t share) {
+    const Backward& g = w.g;
+    const Shared& shared = w.shared;
+    const Plain<T> hr = Shared::projection(g);
+    const auto row = [&](int64_t i) -> const T* {
+      if (i >= step.rows) return shared.zeros;
+      return shared.outputs +
+             shared.slot(g, w.run.problem, step.number, w.run.batch_row(i)) * shared.output_stride;
+    };
+    const int64_t last = cut(hr.panels(), w.plan.unit_chunks, share + 1);
+    for (int64_t panel = cut(hr.panels(), w.plan.unit_chunks, share); panel < last; ++panel)
+      multiply(maximum(step.rows, step.from_rows), hr.depth, row, 1,
+               shared.hr + w.run.problem * hr.size() + hr.offset(panel), hr.panel_vectors(panel), g.batch == 1,
+               [&](int64_t i, const T* sums) {
+                 const int64_t b = w.run.batch_row(i);
+                 const bool cut = is_cut(w, step, i, b);
+                 V norm{T(0)};
+                 for (int v = 0; v < hr.panel_vectors(panel); ++v) {
+                   const int64_t unit = hr.first_column(panel) + v * kLanes, units = minimum(kLanes, g.hidden - unit);
+                   if (i >= step.rows)
+                     end_of_c(w, step, i, b, cut, unit, units);
+                   else
+                     norm = norm + cell(w, step, i, b, cut, unit, units, load_vector(sums + v * kLanes));
+                 }
+                 if (g.grad_norms && i < step.rows)
+                   *norm_at(g, shared, w.run.problem, 1, step.t, b, panel) = sum_of(norm);
+               });
+  }
+
+  // dL/dc that reaches these units of row i from outside the step.
+  static V incoming_dc(const Walk& w, const Step& step, int64_t i, int64_t b, bool cut, int64_t unit, int64_t units) {
+    if (cut) return V(T(0));
+    if (i < step.from_rows) return load_vector(w.shared.dc + w.state(b, w.shared.unit_stride) + unit);
+    return w.g.grad_c_n ? load_vector(at<S>(w.g.grad_c_n, w.state(b, w.g.hidden) + unit), units) : V(T(0));
+  }
+
+  static void end_of_c(const Walk& w, const Step& step, int64_t i, int64_t b, bool cut, int64_t unit, int64_t units) {
+    store_vector(at<S>(w.g.grad_c0, w.state(b, w.g.hidden) + unit), incoming_dc(w, step, i, b, cut, unit, units),
+                 units);
+  }
+
+  // The cell for some units of row i. Returns the squares of the whole gradient of c, if there is one.
+  static V cell(const Walk& w, const Step& step, int64_t i, int64_t b, bool cut, int64_t unit, int64_t units, V dh) {
+    const Backward& g = w.g;
+    const Shared& shared = w.shared;
+    const int64_t H = g.hidden, slot = shared.slot(g, w.run.problem, step.number, b);
+    const S* saved = w.saved(step.t, b);
+    V keep[Cell::kSaved], state[kMaxStates], next[kMaxStates], params[Cell::kParams + 1], dnext[kMaxStates];
+    V dx[Cell::kGates], dr[Cell::kGates], dstate[kMaxStates], dparams[Cell::kParams + 1];
+    for (int k = 0; k < Cell::kSaved; ++k) keep[k] = load_vector(saved + k * H + unit, units);
+    if (!Cell::kProjectable) state[0] = load_vector(saved + entering_h<Cell>(g) + unit, units);
+    if (Cell::kStates > 1) state[1] = load_vector(saved + entering_c<Cell>(g) + unit, units);
+    for (int p = 0; p < Cell::kParams; ++p)
+      params[p] = load_vector(shared.params + (w.run.problem * Cell::kParams + p) * shared.unit_stride + unit);
+    dnext[0] = dh;
+    if (Cell::kStates > 1) {
+      dnext[1] = incoming_dc(w, step, i, b, cut, unit, units);
+      if (g.grad_cells) dnext[1] = dnext[1] + load_vector(at<S>(g.grad_cells, w.output(step.t, b, H) + unit), units);
     }
-  }
-
-  static void add_rows(int64_t count, int64_t width, const T* rows, T* sum) {
-    for (int64_t k = 0; k < count; ++k)
-      for (int64_t j = 0; j < width; ++j) sum[j] += rows[k * width + j];
-  }
-
-  template <class F>
-  static void for_each_group_run(const Backward& g, const Gathered& gathered, int64_t m, int64_t group, F f) {
-    const int64_t K = g.weight_groups;
-    for_each_run(g, gathered, m, 0, g.steps, cut(g.batch, K, group), cut(g.batch, K, group + 1), f);
+    Cell::advance(keep, state, next);
+    Cell::backward(keep, state, next, params, dnext, dx, dr, dstate, dparams);
+    for (int j = 0; j < Cell::kGates; ++j) {
+      store_vector(shared.gates_x + slot * shared.gate_stride + j * H + unit, dx[j], units);
+      if (!Cell::kOneGateGradient)
+        store_vector(shared.gates_r + slot * shared.gate_stride + j * H + unit, dr[j], units);
+    }
+    if (!Cell::kProjectable) store_vector(shared.dh + w.state(b, shared.unit_stride) + unit, dstate[0]);
+    if (Cell::kStates > 1) store_vector(shared.dc + w.state(b, shared.unit_stride) + unit, dstate[1]);
+    if (projected(g)) store_vector(shared.wide_h + slot * shared.unit_stride + unit, next[0], units);
+    for (int p = 0; p < Cell::kParams; ++p) {
+      T* sum = shared.row_params + (w.run.problem * g.batch + b) * Cell::kParams * shared.unit_stride +
+               p * shared.unit_stride + unit;
+      store_vector(sum, load_vector(sum) + dparams[p]);
+    }
+    return Cell::kStates > 1 ? dnext[1] * dnext[1] : V(T(0));
   }
 };
 

@@ -3,9 +3,9 @@
 // Nothing here or below may call an inline function or template of external linkage (std:: included): the linker keeps
 // one copy of those, and it might be one that needs a newer processor than the caller does.
 #include "../dispatch.h"
-#include "backward.h"
 #include "forward.h"
 #include "kernels.h"
+#include "weight_grads.h"
 
 namespace fused_rnn {
 namespace {
@@ -14,14 +14,23 @@ template <class Cell, class S>
 struct Passes {
   using F = ForwardPass<Cell, S>;
   using B = BackwardPass<Cell, S>;
-  static constexpr Pass<Forward> kForward = {&F::bytes,
-                                             {{&F::count_problems, &F::pack_weights}, {&F::count_walks, &F::walk}}};
-  static constexpr Pass<Backward> kBackward = {&B::bytes,
-                                               {{&B::count_problems, &B::pack_weights},
-                                                {&B::count_walks, &B::walk},
-                                                {&B::count_input_pieces, &B::input_grads},
-                                                {&B::count_weight_blocks, &B::weight_grads},
-                                                {&B::count_norms, &B::norms}}};
+  using W = WeightGradientsPass<Cell, S>;
+  static int64_t one_round(const Forward&) { return 1; }
+  static constexpr Pass<Forward> kForward = {
+      &F::bytes,
+      &one_round,
+      {{&F::count_packs, &F::pack_weights}, {&F::count_runs_to_clear, &F::clear_team}},
+      {{&F::count_walks, &F::walk}},
+      {}};
+  static constexpr Pass<Backward> kBackward = {&W::bytes,
+                                               &count_rounds,
+                                               {{&B::count_packs, &B::prepare}},
+                                               {{&B::count_walks, &B::walk},
+                                                {&W::count_inputs, &W::input_grads},
+                                                {&W::count_reverse_inputs, &W::reverse_input_grads},
+                                                {&W::count_operands, &W::pack_operands},
+                                                {&W::count_blocks, &W::weight_grads}},
+                                               {{&B::count_ends, &B::finish}, {&W::count_ends, &W::finish}}};
 };
 
 template <class Select>

@@ -1,191 +1,445 @@
-// The forward pass: each task walks a run of batch rows of one problem through all steps.
+// The forward pass.
+//
+// The gates of the units [j*L, (j+1)*L) lie side by side in one panel (L: numbers in a vector; see product.h):
+//
+//   W_hh, [G*H, P]    ->    panel j:   k = 0:   gate 0 | gate 1 | ... | gate G-1      L units each
+//                                      k = 1:   gate 0 | gate 1 | ...
+//
+// so a register tile of a few batch rows times one panel ends with everything the cell needs of these units, and the
+// cell is computed right behind it. W_ih x is computed ahead for some steps at once, in the same panels: it does not
+// wait for h, and its weights are then read once for many rows.
+//
+//   walk           all steps of a run of batch rows, or of some units of it; the other members of its team take the rest
+//     ahead        W_ih x + b for the next few steps
+//     gates        W_hh h for one step: panels x tiles of rows, the cell after each tile
+//     project      h narrowed, where there is a projection
 #pragma once
-#include "gemm.h"
+#include "team.h"
 #include "workspace.h"
 
 namespace fused_rnn {
 namespace {
 
-// One row of one step. x, r: [G, H]; h, c: the states that enter; saved: [kSaved, H].
 template <class Cell, class T>
-void step_forward(int64_t hidden, const T* x, const T* r, const T* h, const T* c, const T* params, T* h_next, T* c_next,
-                  T* saved) {
-  for_lanes<T>(hidden, [&](auto lanes, int64_t j) {
-    using V = decltype(lanes);
-    V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], ss[kMaxStates], next[kMaxStates], keep[Cell::kSaved];
-    for (int g = 0; g < Cell::kGates; ++g) {
-      xs[g] = load_lanes<V>(x + g * hidden + j);
-      if (Cell::kRecurrent) rs[g] = load_lanes<V>(r + g * hidden + j);
-    }
-    for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_lanes<V>(params + p * hidden + j);
-    if (!Cell::kProjectable)
-      ss[0] = load_lanes<V>(h + j);  // a projected h is narrower, and such a cell does not read it
-    if (Cell::kStates > 1) ss[1] = load_lanes<V>(c + j);
-    Cell::forward(xs, rs, ss, ps, next, keep);
-    store_lanes(h_next + j, next[0]);
-    if (Cell::kStates > 1) store_lanes(c_next + j, next[1]);
-    for (int k = 0; k < Cell::kSaved; ++k) store_lanes(saved + k * hidden + j, keep[k]);
-  });
-}
+struct GatePanels {
+  static constexpr int kLanes = Vec<T>::kLanes;
+  static constexpr int kUnits = Cell::kGates > 2 ? 1 : 2;  // vectors of units in a panel
+  static constexpr int kVectors = Cell::kGates * kUnits;
+  static constexpr int kWidth = kVectors * kLanes;
+  static_assert(kVectors <= kMostVectors, "a cell of more than four gates needs wider panels");
+
+  int64_t hidden;
+
+  int64_t panels() const { return (hidden + kUnits * kLanes - 1) / (kUnits * kLanes); }
+  int64_t padded_units() const { return panels() * kUnits * kLanes; }
+  int64_t first_unit(int64_t panel) const { return panel * kUnits * kLanes; }
+
+  // f(vector of the panel, gate, first unit, how many units) for every vector that has any.
+  template <class F>
+  void for_vectors(int64_t panel, F f) const {
+    for (int g = 0; g < Cell::kGates; ++g)
+      for (int u = 0; u < kUnits; ++u) {
+        const int64_t unit = first_unit(panel) + u * kLanes;
+        if (unit < hidden) f(g * kUnits + u, g, unit, minimum(kLanes, hidden - unit));
+      }
+  }
+};
 
 template <class Cell, class S>
 class ForwardPass {
   using T = Arithmetic<S>;
+  using V = Vec<T>;
+  using Panels = GatePanels<Cell, T>;
+  static constexpr int64_t kLanes = V::kLanes, kWidth = Panels::kWidth;
+  static constexpr int64_t kAheadRows = 96;  // about as many rows are projected ahead at once
 
-  // Weights in arithmetic type, packed once a call, [Q, ...] over the problems.
+  static Panels panels_of(const Layer& f) { return {f.hidden}; }
+  static Plain<T> projection_of(const Layer& f) { return {f.hidden, f.output_size}; }
+
+  // Weights in panels, for every problem.
   struct Packed {
     T *ih, *hh, *hr, *bias_ih, *bias_hh, *params;
-    int64_t ih_size, hh_size, hr_size;
+    int64_t ih_size, hh_size, hr_size, bias_size, params_size;
 
-    Packed(const Forward& f, const Plan&, Carver& carve) {
-      const int64_t Q = problems(f), GH = Cell::kGates * f.hidden;
-      ih_size = packed_size<T>(f.input_size, GH);
-      hh_size = Cell::kRecurrent ? packed_size<T>(f.output_size, GH) : 0;
-      hr_size = projected(f) ? packed_size<T>(f.hidden, f.output_size) : 0;
+    Packed(const Forward& f, const Plan& plan, Carver& carve) {
+      const int64_t Q = problems(f);
+      bias_size = panels_of(f).panels() * kWidth;
+      params_size = Cell::kParams * panels_of(f).padded_units();
+      ih_size = plan.pack ? bias_size * f.input_size : 0;
+      hh_size = plan.pack && Cell::kRecurrent ? bias_size * f.output_size : 0;
+      hr_size = projected(f) ? projection_of(f).size() : 0;
       ih = carve.take<T>(Q * ih_size);
       hh = carve.take<T>(Q * hh_size);
       hr = carve.take<T>(Q * hr_size);
-      bias_ih = carve.take<T>(Q * GH);
-      bias_hh = carve.take<T>(Q * GH);
-      params = carve.take<T>(Q * Cell::kParams * f.hidden);
+      bias_ih = carve.take<T>(Q * bias_size);
+      bias_hh = carve.take<T>(Q * bias_size);
+      params = carve.take<T>(Q * params_size);
     }
   };
 
-  // What one walk keeps to itself. `rows` is the most that a run has; active rows are closed up.
-  struct Scratch {
-    T *h, *c;            // [rows, P], [rows, H]: the running states
-    T *x_in, *h_in;      // [rows, I], [rows, P]: what enters the step
-    T *x, *r;            // [rows, G*H]
-    T *wide_h, *h_next;  // [rows, H], [rows, P]: before and after the projection
-    T* kept;             // [kSaved, H]
-    int64_t* active;     // [rows]
+  static int64_t steps_ahead(const Forward& f, const Plan& plan) {
+    const int64_t rows = maximum(1, largest_piece(f.batch, plan.row_chunks));
+    return minimum(f.steps, maximum(1, kAheadRows / rows));
+  }
 
-    Scratch(const Forward& f, const Plan& plan, Carver& carve) {
-      const int64_t rows = largest_piece(f.batch, plan.row_chunks), GH = Cell::kGates * f.hidden;
-      h = carve.take<T>(rows * f.output_size);
-      c = carve.take<T>(rows * f.hidden);
-      x_in = carve.take<T>(rows * f.input_size);
-      h_in = carve.take<T>(rows * f.output_size);
-      x = carve.take<T>(rows * GH);
-      r = carve.take<T>(rows * GH);
-      wide_h = carve.take<T>(rows * f.hidden);
-      h_next = carve.take<T>(rows * f.output_size);
-      kept = carve.take<T>(Cell::kSaved * f.hidden);
-      active = carve.take<int64_t>(rows);
+  // The state of a run: what enters step s is h[s % 2] and c.
+  struct State {
+    T *h[2], *c, *wide_h;  // [rows, P], [rows, H], [rows, H] before the projection
+    int64_t h_stride, c_stride;
+    Team::Member* team;
+
+    State(const Forward& f, const Plan& plan, Carver& carve) {
+      const int64_t rows = largest_piece(f.batch, plan.row_chunks);
+      h_stride = row_stride<T>(projected(f) ? projection_of(f).vectors() * kLanes : panels_of(f).padded_units());
+      c_stride = row_stride<T>(panels_of(f).padded_units());
+      h[0] = carve.take<T>(rows * h_stride);
+      h[1] = carve.take<T>(rows * h_stride);
+      c = carve.take<T>(rows * c_stride);
+      wide_h = carve.take<T>(projected(f) ? rows * c_stride : 0);
+      team = carve.take<Team::Member>(plan.unit_chunks);
     }
   };
+
+  // What is computed ahead for one share of the units.
+  struct Ahead {
+    T* sums;         // [panels of the share, rows, kWidth]
+    T* converted;    // [rows, I]: 16-bit input as float
+    const T** rows;  // the input rows of some steps, step after step
+    int64_t* first;  // [steps]: where each step's rows begin
+    int64_t most_rows, input_stride;
+
+    Ahead(const Forward& f, const Plan& plan, Carver& carve) {
+      most_rows = steps_ahead(f, plan) * largest_piece(f.batch, plan.row_chunks);
+      input_stride = row_stride<T>(f.input_size);
+      sums = carve.take<T>(largest_piece(panels_of(f).panels(), plan.unit_chunks) * most_rows * kWidth);
+      converted = carve.take<T>(sizeof(S) == sizeof(T) ? 0 : most_rows * input_stride);
+      rows = carve.take<const T*>(most_rows);
+      first = carve.take<int64_t>(steps_ahead(f, plan));
+    }
+  };
+
+  // Everything about one walk that stays the same.
+  struct Walk {
+    const Forward& f;
+    const Plan& plan;
+    Packed packed;
+    Run run;
+    State state;
+    char* ahead;  // one Ahead after another, one for each share
+
+    Walk(const Forward& f, const Plan& plan, void* buffer, int64_t number)
+        : f(f),
+          plan(plan),
+          packed(part_at<Packed>(f.packed ? const_cast<void*>(f.packed) : buffer, 0, f, plan)),
+          run(f, plan, number),
+          state(part_at<State>(buffer, packed_bytes_here(f, plan) + number * bytes_of_run(f, plan), f, plan)) {
+      ahead = static_cast<char*>(buffer) + packed_bytes_here(f, plan) + number * bytes_of_run(f, plan) +
+              size_of<State>(f, plan);
+    }
+
+    Ahead ahead_of(int64_t share) const { return part_at<Ahead>(ahead, share * size_of<Ahead>(f, plan), f, plan); }
+    int64_t first_panel(int64_t share) const { return cut(panels_of(f).panels(), plan.unit_chunks, share); }
+    int64_t time(int64_t step) const { return run.d == 0 ? step : f.steps - 1 - step; }
+  };
+
+  // A step as a walk meets it: `rows` of the run take part, and `next_rows` in the step after it (0: there is none).
+  struct Step {
+    int64_t number, t, rows, next_rows;
+  };
+
+  static int64_t packed_bytes_here(const Forward& f, const Plan& plan) {
+    return f.packed ? 0 : size_of<Packed>(f, plan);
+  }
+  static int64_t bytes_of_run(const Forward& f, const Plan& plan) {
+    return size_of<State>(f, plan) + plan.unit_chunks * size_of<Ahead>(f, plan);
+  }
 
  public:
+  static int64_t packed_bytes(const Forward& f, const Plan& plan) { return size_of<Packed>(f, plan); }
   static int64_t bytes(const Forward& f, const Plan& plan) {
-    return size_of<Packed>(f, plan) + count_runs(f, plan) * size_of<Scratch>(f, plan);
+    return packed_bytes_here(f, plan) + count_runs(f, plan) * bytes_of_run(f, plan);
   }
 
-  static int64_t count_problems(const Forward& f, const Plan&) { return problems(f); }
+  static int64_t count_packs(const Forward& f, const Plan& plan) { return f.packed ? 0 : problems(f) * plan.threads; }
 
-  static void pack_weights(const Forward& f, const Plan& plan, void* buffer, int64_t problem) {
+  static void pack_weights(const Forward& f, const Plan& plan, void* buffer, int64_t, int64_t task) {
     const Packed packed = part_at<Packed>(buffer, 0, f, plan);
-    const int64_t m = problem / f.directions, H = f.hidden, I = f.input_size, P = f.output_size, GH = Cell::kGates * H;
+    const int64_t problem = task / plan.threads, piece = task % plan.threads, m = problem / f.directions;
+    const int64_t H = f.hidden, I = f.input_size, P = f.output_size, GH = Cell::kGates * H;
     const Weights& w = f.weights[problem % f.directions];
-    const S* ih = at<S>(w.ih, m * GH * I);
-    pack(packed.ih + problem * packed.ih_size, I, GH, [&](int64_t k, int64_t n) { return load(ih[n * I + k]); });
-    load_row(packed.bias_ih + problem * GH, at<S>(w.bias_ih, m * GH), GH);
-    load_row(packed.bias_hh + problem * GH, at<S>(w.bias_hh, m * GH), GH);
-    load_row(packed.params + problem * Cell::kParams * H, at<S>(w.params, m * Cell::kParams * H), Cell::kParams * H);
-    if (Cell::kRecurrent) {
-      const S* hh = at<S>(w.hh, m * GH * P);
-      pack(packed.hh + problem * packed.hh_size, P, GH, [&](int64_t k, int64_t n) { return load(hh[n * P + k]); });
+    const Panels panels = panels_of(f);
+    const auto pack = [&](T* to, const S* from, int64_t panel, int64_t depth) {
+      panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
+        pack_transposed(to + panel * kWidth * depth + v * kLanes, kWidth, depth, from + (g * H + unit) * depth, depth,
+                        units);
+      });
+    };
+    T* bias_ih = packed.bias_ih + problem * packed.bias_size;
+    T* bias_hh = packed.bias_hh + problem * packed.bias_size;
+    const int64_t last = cut(panels.panels(), plan.threads, piece + 1);
+    for (int64_t panel = cut(panels.panels(), plan.threads, piece); panel < last; ++panel) {
+      if (plan.pack) pack(packed.ih + problem * packed.ih_size, at<S>(w.ih, m * GH * I), panel, I);
+      if (plan.pack && Cell::kRecurrent)
+        pack(packed.hh + problem * packed.hh_size, at<S>(w.hh, m * GH * P), panel, P);
+      zero_row(bias_ih + panel * kWidth, kWidth);
+      zero_row(bias_hh + panel * kWidth, kWidth);
+      panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
+        const auto bias = [&](const void* b) {
+          return b ? load_vector(at<S>(b, m * GH + g * H + unit), units) : V(T(0));
+        };
+        const V ih = bias(w.bias_ih), hh = bias(w.bias_hh);
+        store_vector(bias_ih + panel * kWidth + v * kLanes, Cell::kOneGateGradient ? ih + hh : ih);
+        store_vector(bias_hh + panel * kWidth + v * kLanes, hh);
+      });
     }
-    if (projected(f)) {
-      const S* hr = at<S>(w.hr, m * P * H);
-      pack(packed.hr + problem * packed.hr_size, H, P, [&](int64_t k, int64_t n) { return load(hr[n * H + k]); });
-    }
+    if (piece > 0) return;
+    for (int64_t p = 0; p < Cell::kParams; ++p)
+      load_row(packed.params + problem * packed.params_size + p * panels.padded_units(),
+               at<S>(w.params, (m * Cell::kParams + p) * H), H);
+    if (projected(f))
+      for (int64_t panel = 0; panel < projection_of(f).panels(); ++panel)
+        projection_of(f).pack_transpose_of(packed.hr + problem * packed.hr_size, panel, at<S>(w.hr, m * P * H));
   }
 
-  static int64_t count_walks(const Forward& f, const Plan& plan) { return count_runs(f, plan); }
+  static int64_t count_runs_to_clear(const Forward& f, const Plan& plan) {
+    return plan.unit_chunks > 1 ? count_runs(f, plan) : 0;
+  }
+  static void clear_team(const Forward& f, const Plan& plan, void* buffer, int64_t, int64_t number) {
+    Team(Walk(f, plan, buffer, number).state.team, plan.unit_chunks).clear();
+  }
 
-  static void walk(const Forward& f, const Plan& plan, void* buffer, int64_t task) {
-    const Packed packed = part_at<Packed>(buffer, 0, f, plan);
-    const Scratch mem = part_at<Scratch>(buffer, size_of<Packed>(f, plan) + task * size_of<Scratch>(f, plan), f, plan);
-    const auto [problem, m, d, first, last] = run_of(f, plan, task);
-    const int64_t H = f.hidden, P = f.output_size;
+  static int64_t count_walks(const Forward& f, const Plan& plan) { return fused_rnn::count_walks(f, plan); }
 
-    for (int64_t b = first; b < last; ++b) {
-      load_row(mem.h + (b - first) * P, at<S>(f.h0, (problem * f.batch + b) * P), P);
-      if (Cell::kStates > 1) load_row(mem.c + (b - first) * H, at<S>(f.c0, (problem * f.batch + b) * H), H);
+  static void walk(const Forward& f, const Plan& plan, void* buffer, int64_t, int64_t task) {
+    const Walk w(f, plan, buffer, task / plan.unit_chunks);
+    const int64_t member = task % plan.unit_chunks;
+    const Team team(w.state.team, plan.unit_chunks);
+    int64_t stretch = 0;
+    team.join(member);
+    Step step = {-1, -1, 0, w.run.active(w.time(0), 0)};
+    team.together(member, stretch++, [&](int64_t share) {
+      begin(w, share);
+      enter_next_step(w, step, share);
+    });
+    while (++step.number < f.steps) {
+      step.t = w.time(step.number);
+      step.rows = step.next_rows;
+      step.next_rows = step.number + 1 < f.steps ? w.run.active(w.time(step.number + 1), step.rows) : 0;
+      team.together(member, stretch++, [&](int64_t share) {
+        gates(w, step, share);
+        if (!projected(f)) enter_next_step(w, step, share);
+      });
+      if (projected(f))
+        team.together(member, stretch++, [&](int64_t share) {
+          project(w, step, share);
+          enter_next_step(w, step, share);
+        });
     }
-    for (int64_t step = 0; step < f.steps; ++step) {
-      const int64_t t = d == 0 ? step : f.steps - 1 - step;
-      int64_t active = 0;
-      for (int64_t b = first; b < last; ++b) {
-        if (is_active(f, m, t, b))
-          mem.active[active++] = b;
-        else if (!f.offsets)
-          clear_row(f, m, d, row_of(f, t, b));
-      }
-      if (active > 0) compute_step(f, packed, mem, problem, t, first, active);
-    }
-    for (int64_t b = first; b < last; ++b) {
-      store_row(at<S>(f.h_n, (problem * f.batch + b) * P), mem.h + (b - first) * P, P);
-      if (Cell::kStates > 1) store_row(at<S>(f.c_n, (problem * f.batch + b) * H), mem.c + (b - first) * H, H);
-    }
+    team.leave(member);
   }
 
  private:
-  // A padded row past its end: zero output, and nothing for the backward pass.
-  static void clear_row(const Forward& f, int64_t m, int64_t d, int64_t row) {
-    const int64_t D = f.directions, H = f.hidden, P = f.output_size;
-    zero_row(at<S>(f.output, (m * f.rows + row) * D * P + d * P), P);
-    if (f.cells) zero_row(at<S>(f.cells, (m * f.rows + row) * D * H + d * H), H);
-    if (f.saved) zero_row(at<S>(f.saved, ((m * D + d) * f.rows + row) * f.saved_width), f.saved_width);
+  // Calls f(first, last) with the run of units of h, or of c, that a share writes.
+  static int64_t first_of_h(const Walk& w, int64_t share) {
+    if (!projected(w.f)) return first_of_c(w, share);
+    const Plain<T> hr = projection_of(w.f);
+    return minimum(w.f.output_size, hr.first_column(cut(hr.panels(), w.plan.unit_chunks, share)));
+  }
+  static int64_t first_of_c(const Walk& w, int64_t share) {
+    return minimum(w.f.hidden, panels_of(w.f).first_unit(w.first_panel(share)));
   }
 
-  static void compute_step(const Forward& f, const Packed& packed, const Scratch& mem, int64_t problem, int64_t t,
-                           int64_t first, int64_t active) {
-    const int64_t m = problem / f.directions, d = problem % f.directions;
-    const int64_t H = f.hidden, P = f.output_size, I = f.input_size, GH = Cell::kGates * H;
-    const T* bias_ih = packed.bias_ih + problem * GH;
-    const T* bias_hh = packed.bias_hh + problem * GH;
-
-    for (int64_t i = 0; i < active; ++i) {
-      const int64_t b = mem.active[i];
-      T* h = mem.h + (b - first) * P;
-      if (is_reset(f, m, d, t, b)) {
-        zero_row(h, P);
-        if (Cell::kStates > 1) zero_row(mem.c + (b - first) * H, H);
-      }
-      memcpy(mem.h_in + i * P, h, sizeof(T) * P);
-      load_row(mem.x_in + i * I, at<S>(f.input, m * f.input_member_stride + row_of(f, t, b) * I), I);
-      memcpy(mem.x + i * GH, bias_ih, sizeof(T) * GH);
-      memcpy(mem.r + i * GH, bias_hh, sizeof(T) * GH);
+  // What no step writes: padding, and the states of rows of no length.
+  static void begin(const Walk& w, int64_t share) {
+    const Forward& f = w.f;
+    if (share > 0 || !f.lengths) return;
+    const int64_t D = f.directions, H = f.hidden, P = f.output_size, m = w.run.m, d = w.run.d;
+    for (int64_t i = w.run.active(0, 0); i < w.run.rows; ++i) {
+      const int64_t state = w.run.problem * f.batch + w.run.batch_row(i);
+      copy_row(at<S>(f.h_n, state * P), at<S>(f.h0, state * P), P);
+      if (Cell::kStates > 1) copy_row(at<S>(f.c_n, state * H), at<S>(f.c0, state * H), H);
     }
-    multiply(active, GH, I, mem.x_in, I, 1, packed.ih + problem * packed.ih_size, mem.x, GH, f.batch == 1);
-    if (Cell::kRecurrent)
-      multiply(active, GH, P, mem.h_in, P, 1, packed.hh + problem * packed.hh_size, mem.r, GH, f.batch == 1);
+    if (f.offsets) return;
+    for (int64_t t = 0, active = w.run.rows; t < f.steps; ++t) {
+      active = w.run.active(t, active);
+      for (int64_t i = active; i < w.run.rows; ++i) {
+        const int64_t row = row_of(f, t, w.run.batch_row(i));
+        zero_row(at<S>(f.output, (m * f.rows + row) * D * P + d * P), P);
+        if (f.cells) zero_row(at<S>(f.cells, (m * f.rows + row) * D * H + d * H), H);
+        if (f.saved) zero_row(at<S>(f.saved, ((m * D + d) * f.rows + row) * f.saved_width), f.saved_width);
+      }
+    }
+  }
 
-    T* h_cell = projected(f) ? mem.wide_h : mem.h_next;
-    for (int64_t i = 0; i < active; ++i) {
-      const int64_t b = mem.active[i], row = row_of(f, t, b);
-      T* c = mem.c + (b - first) * H;
-      S* saved = at<S>(f.saved, (problem * f.rows + row) * f.saved_width);
-      if (saved && Cell::kStates > 1) store_row(saved + entering_c<Cell>(f), c, H);
-      step_forward<Cell>(H, mem.x + i * GH, mem.r + i * GH, mem.h_in + i * P, c,
-                         packed.params + problem * Cell::kParams * H, h_cell + i * H, c, mem.kept);
+  // Between two steps: stores the states of rows that end here, loads those of rows that begin, applies resets.
+  static void enter_next_step(const Walk& w, const Step& step, int64_t share) {
+    const Forward& f = w.f;
+    if (step.rows == step.next_rows && !f.reset) return;
+    const int64_t H = f.hidden, P = f.output_size, h0 = first_of_h(w, share), h1 = first_of_h(w, share + 1);
+    const int64_t c0 = first_of_c(w, share), c1 = first_of_c(w, share + 1);
+    T* h_next = w.state.h[(step.number + 1) % 2];
+    for (int64_t i = 0; i < maximum(step.rows, step.next_rows); ++i) {
+      const int64_t b = w.run.batch_row(i), state = w.run.problem * f.batch + b;
+      T* h = h_next + i * w.state.h_stride;
+      T* c = w.state.c + i * w.state.c_stride;
+      if (i >= step.next_rows) {
+        store_row(at<S>(f.h_n, state * P + h0), h + h0, h1 - h0);
+        if (Cell::kStates > 1) store_row(at<S>(f.c_n, state * H + c0), c + c0, c1 - c0);
+      } else if (is_reset(f, w.run.m, w.run.d, w.time(step.number + 1), b)) {
+        zero_row(h + h0, h1 - h0);
+        if (Cell::kStates > 1) zero_row(c + c0, c1 - c0);
+      } else if (i >= step.rows) {
+        load_row(h + h0, at<S>(f.h0, state * P + h0), h1 - h0);
+        if (Cell::kStates > 1) load_row(c + c0, at<S>(f.c0, state * H + c0), c1 - c0);
+      }
+    }
+  }
+
+  // W_ih x + b for this step and the next ones, for the panels of one share.
+  static void look_ahead(const Walk& w, const Step& step, int64_t share, const Ahead& ahead) {
+    const Forward& f = w.f;
+    const int64_t I = f.input_size, GH = Cell::kGates * f.hidden;
+    const S* input = at<S>(f.input, w.run.m * f.input_member_stride);
+    int64_t count = 0, active = step.rows;
+    const int64_t last = minimum(f.steps, step.number + steps_ahead(f, w.plan));
+    for (int64_t s = step.number; s < last; ++s) {
+      ahead.first[s - step.number] = count;
+      active = w.run.active(w.time(s), active);
+      for (int64_t i = 0; i < active; ++i, ++count) {
+        const S* row = input + row_of(f, w.time(s), w.run.batch_row(i)) * I;
+        if constexpr (sizeof(S) == sizeof(T)) {
+          ahead.rows[count] = row;
+        } else {
+          load_row(ahead.converted + count * ahead.input_stride, row, I);
+          ahead.rows[count] = ahead.converted + count * ahead.input_stride;
+        }
+      }
+    }
+    const int64_t panel0 = w.first_panel(share), panel1 = w.first_panel(share + 1);
+    const T* biases = w.packed.bias_ih + w.run.problem * w.packed.bias_size;
+    const T* packed = w.packed.ih + w.run.problem * w.packed.ih_size;
+    const S* plain = at<S>(f.weights[w.run.d].ih, w.run.m * GH * I);
+    for (int64_t panel = panel0; panel < panel1; ++panel) {
+      T* to = ahead.sums + (panel - panel0) * ahead.most_rows * kWidth;
+      const T* bias = biases + panel * kWidth;
+      product(w, packed, plain, panel, count, I, [&](int64_t i) { return ahead.rows[i]; },
+              [&](int64_t i, const T* sums) {
+                for (int64_t j = 0; j < kWidth; j += kLanes)
+                  store_vector(to + i * kWidth + j, load_vector(sums + j) + load_vector(bias + j));
+              });
+    }
+  }
+
+  // Panel `panel` of W times rows, from packed weights or, for a step or two, from W as it is.
+  template <class Row, class Use>
+  static void product(const Walk& w, const T* packed, const S* plain, int64_t panel, int64_t rows, int64_t depth,
+                      Row row, Use use) {
+    if (w.plan.pack)
+      return multiply(rows, depth, row, 1, packed + panel * kWidth * depth, Panels::kVectors, w.f.batch == 1, use);
+    T sums[kWidth] __attribute__((aligned(64))) = {};
+    for (int64_t i = 0; i < rows; ++i) {
+      panels_of(w.f).for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
+        store_vector(sums + v * kLanes,
+                     dot_products(depth, plain + (g * w.f.hidden + unit) * depth, depth, units, row(i)));
+      });
+      use(i, sums);
+    }
+  }
+
+  static void gates(const Walk& w, const Step& step, int64_t share) {
+    const Forward& f = w.f;
+    const Ahead ahead = w.ahead_of(share);
+    const int64_t slot = step.number % steps_ahead(f, w.plan), P = f.output_size, GH = Cell::kGates * f.hidden;
+    if (slot == 0) look_ahead(w, step, share, ahead);
+    const int64_t panel0 = w.first_panel(share), panel1 = w.first_panel(share + 1);
+    const T* h = w.state.h[step.number % 2];
+    const T* packed = w.packed.hh + w.run.problem * w.packed.hh_size;
+    const S* plain = at<S>(f.weights[w.run.d].hh, w.run.m * GH * P);
+    for (int64_t panel = panel0; panel < panel1; ++panel) {
+      const T* x = ahead.sums + ((panel - panel0) * ahead.most_rows + ahead.first[slot]) * kWidth;
+      const auto use = [&](int64_t i, const T* r) { cell(w, step, panel, i, x + i * kWidth, r); };
+      if (Cell::kRecurrent) {
+        product(w, packed, plain, panel, step.rows, P, [&](int64_t i) { return h + i * w.state.h_stride; }, use);
+      } else {
+        for (int64_t i = 0; i < step.rows; ++i) use(i, nullptr);
+      }
+    }
+  }
+
+  // The cell for row i and the units of one panel. x, r: [kVectors, L].
+  static void cell(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* x, const T* r) {
+    const Forward& f = w.f;
+    const Panels panels = panels_of(f);
+    const int64_t H = f.hidden, P = f.output_size, m = w.run.m, d = w.run.d;
+    const int64_t row = row_of(f, step.t, w.run.batch_row(i));
+    const T* bias = w.packed.bias_hh + w.run.problem * w.packed.bias_size + panel * kWidth;
+    const T* params = w.packed.params + w.run.problem * w.packed.params_size;
+    const T* h = w.state.h[step.number % 2] + i * w.state.h_stride;
+    T* h_next = w.state.h[(step.number + 1) % 2] + i * w.state.h_stride;
+    T* c = w.state.c + i * w.state.c_stride;
+    S* saved = at<S>(f.saved, (w.run.problem * f.rows + row) * f.saved_width);
+    for (int u = 0; u < Panels::kUnits; ++u) {
+      const int64_t unit = panels.first_unit(panel) + u * kLanes, units = minimum(kLanes, H - unit);
+      if (units <= 0) break;
+      V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], state[kMaxStates], next[kMaxStates];
+      V keep[Cell::kSaved];
+      for (int g = 0; g < Cell::kGates; ++g) {
+        const int64_t j = (g * Panels::kUnits + u) * kLanes;
+        xs[g] = load_vector(x + j);
+        if (Cell::kRecurrent) rs[g] = load_vector(r + j);
+        if (Cell::kRecurrent && !Cell::kOneGateGradient) rs[g] = rs[g] + load_vector(bias + j);
+      }
+      for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + unit);
+      if (!Cell::kProjectable) state[0] = load_vector(h + unit);
+      if (Cell::kStates > 1) state[1] = load_vector(c + unit);
+      Cell::forward(xs, rs, state, ps, next, keep);
       if (saved) {
-        store_row(saved, mem.kept, Cell::kSaved * H);
-        store_row(saved + entering_h<Cell>(f), mem.h_in + i * P, P);
+        for (int k = 0; k < Cell::kSaved; ++k) store_vector(saved + k * H + unit, keep[k], units);
+        if (Cell::kStates > 1) store_vector(saved + entering_c<Cell>(f) + unit, state[1], units);
+        if (!projected(f)) store_vector(saved + entering_h<Cell>(f) + unit, load_vector(h + unit), units);
       }
-      if (f.cells) store_row(at<S>(f.cells, ((m * f.rows + row) * f.directions + d) * H), c, H);
+      if (Cell::kStates > 1) {
+        store_vector(c + unit, next[1]);
+        if (f.cells) store_vector(at<S>(f.cells, ((m * f.rows + row) * f.directions + d) * H + unit), next[1], units);
+      }
+      if (projected(f)) {
+        store_vector(w.state.wide_h + i * w.state.c_stride + unit, next[0]);
+      } else {
+        S* output = at<S>(f.output, ((m * f.rows + row) * f.directions + d) * P + unit);
+        store_h(output, h_next + unit, next[0], units);
+      }
     }
-    if (projected(f)) {
-      zero_row(mem.h_next, active * P);
-      multiply(active, P, H, mem.wide_h, H, 1, packed.hr + problem * packed.hr_size, mem.h_next, P, f.batch == 1);
-    }
-    for (int64_t i = 0; i < active; ++i) {
-      const int64_t b = mem.active[i];
-      S* output = at<S>(f.output, ((m * f.rows + row_of(f, t, b)) * f.directions + d) * P);
-      store_row(output, mem.h_next + i * P, P);
-      // The next step reads h as it was stored: a sequence cut in two and carried over gives the same numbers.
-      load_row(mem.h + (b - first) * P, output, P);
+  }
+
+  // The next step reads h as it was stored: a sequence cut in two and carried over goes on from the same numbers.
+  static void store_h(S* output, T* h_next, V h, int64_t units) {
+    store_vector(output, h, units);
+    store_vector(h_next, sizeof(S) == sizeof(T) ? h : load_vector(output, units));
+  }
+
+  static void project(const Walk& w, const Step& step, int64_t share) {
+    const Forward& f = w.f;
+    const int64_t P = f.output_size;
+    const Plain<T> hr = projection_of(f);
+    const T* h = w.state.h[step.number % 2];
+    T* h_next = w.state.h[(step.number + 1) % 2];
+    const int64_t last = cut(hr.panels(), w.plan.unit_chunks, share + 1);
+    for (int64_t panel = cut(hr.panels(), w.plan.unit_chunks, share); panel < last; ++panel) {
+      const int64_t first = hr.first_column(panel);
+      const int vectors = hr.panel_vectors(panel);
+      multiply(
+          step.rows, f.hidden, [&](int64_t i) { return w.state.wide_h + i * w.state.c_stride; }, 1,
+          w.packed.hr + w.run.problem * w.packed.hr_size + hr.offset(panel), vectors, f.batch == 1,
+          [&](int64_t i, const T* sums) {
+            const int64_t row = row_of(f, step.t, w.run.batch_row(i)), j = i * w.state.h_stride;
+            S* output = at<S>(f.output, ((w.run.m * f.rows + row) * f.directions + w.run.d) * P);
+            S* saved = at<S>(f.saved, (w.run.problem * f.rows + row) * f.saved_width);
+            for (int v = 0; v < vectors; ++v) {
+              const int64_t unit = first + v * kLanes, units = minimum(kLanes, P - unit);
+              store_h(output + unit, h_next + j + unit, load_vector(sums + v * kLanes), units);
+              if (saved) store_vector(saved + entering_h<Cell>(f) + unit, load_vector(h + j + unit), units);
+            }
+          });
     }
   }
 };

@@ -5,19 +5,21 @@
 
 namespace fused_rnn {
 
-constexpr int kMaxPhases = 5;
-
 // Tasks 0 .. count(args, plan) - 1 may run at the same time, in any order; phases run one after another.
 template <class Args>
 struct Phase {
   int64_t (*count)(const Args&, const Plan&);
-  void (*run)(const Args&, const Plan&, void* workspace, int64_t task);
+  void (*run)(const Args&, const Plan&, void* workspace, int64_t round, int64_t task);
 };
 
+constexpr int kMostPhases = 5;
+
+// first once; each, all of them in turn, for every round; last once. An entry with a null `run` ends its list.
 template <class Args>
 struct Pass {
   int64_t (*workspace_bytes)(const Args&, const Plan&);
-  Phase<Args> phases[kMaxPhases];  // those past the last have a null `run`
+  int64_t (*rounds)(const Args&);
+  Phase<Args> first[kMostPhases], each[kMostPhases], last[kMostPhases];
 };
 
 struct Kernels {

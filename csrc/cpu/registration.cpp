@@ -12,29 +12,39 @@ namespace {
 template <class Args>
 void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scratch& scratch) {
   void* workspace = scratch(pass.workspace_bytes(args, plan));
-  for (const Phase<Args>& phase : pass.phases) {
-    if (phase.run == nullptr) break;
-    // Calls a pointer to the chosen instruction set's code: what stands here is compiled for the plain one.
-    const auto run_tasks = [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) phase.run(args, plan, workspace, task);
-    };
-    const int64_t tasks = phase.count(args, plan);
-    if (plan.threads == 1)
-      run_tasks(0, tasks);
-    else
-      torch::stable::parallel_for(0, tasks, 1, run_tasks);
-  }
+  const auto run_phases = [&](const Phase<Args>(&phases)[kMostPhases], int64_t round) {
+    for (const Phase<Args>& phase : phases) {
+      if (phase.run == nullptr) break;
+      // Calls a pointer to the chosen instruction set's code: what stands here is compiled for the plain one.
+      const auto run_tasks = [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) phase.run(args, plan, workspace, round, task);
+      };
+      const int64_t tasks = phase.count(args, plan);
+      if (plan.threads == 1 || tasks == 1)
+        run_tasks(0, tasks);
+      else
+        torch::stable::parallel_for(0, tasks, 1, run_tasks);
+    }
+  };
+  run_phases(pass.first, 0);
+  const int64_t rounds = pass.rounds(args);
+  for (int64_t round = 0; round < rounds; ++round) run_phases(pass.each, round);
+  run_phases(pass.last, rounds);
 }
 
 Plan plan_for(const Layer& layer) { return select(best_isa(), load_of(layer), torch::stable::get_num_threads()); }
 
 void forward(const Forward& args, const Scratch& scratch) {
-  const Plan plan = plan_for(args);
+  Plan plan = plan_for(args);
+  const std::vector<int64_t> order = order_rows(args, plan);
+  plan.order = order.empty() ? nullptr : order.data();
   run(kernels_for(plan.isa).forward(args.cell, args.dtype), args, plan, scratch);
 }
 
 void backward(const Backward& args, const Scratch& scratch) {
-  const Plan plan = plan_for(args);
+  Plan plan = plan_for(args);
+  const std::vector<int64_t> order = order_rows(args, plan);
+  plan.order = order.empty() ? nullptr : order.data();
   run(kernels_for(plan.isa).backward(args.cell, args.dtype), args, plan, scratch);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -73,17 +74,44 @@ const Kernels& kernels_for(Isa isa) {
 Load load_of(const Layer& layer) {
   const int64_t problems = layer.members * layer.directions;
   const int64_t gates = dispatch_cell(layer.cell, [](auto cell) { return int64_t(decltype(cell)::type::kGates); });
-  return {problems, layer.batch, problems * layer.rows * gates * layer.hidden * (layer.input_size + layer.output_size)};
+  return {problems, layer.batch, layer.rows, layer.hidden,
+          problems * layer.rows * gates * layer.hidden * (layer.input_size + layer.output_size)};
 }
 
 Plan select(Isa isa, const Load& load, int64_t threads) {
   // Below this a call is over before another thread has woken up.
   constexpr int64_t kWorthwhile = 250'000;
-  if (load.multiply_adds < kWorthwhile) return {isa, 1, 1};
-  // Problems run side by side; when there are fewer than threads, the batch of each is cut as well. Rows never meet
-  // during the walk through time, so no step waits for another thread.
-  const int64_t chunks = (threads + load.problems - 1) / std::max<int64_t>(load.problems, 1);
-  return {isa, threads, std::clamp<int64_t>(chunks, 1, std::max<int64_t>(load.batch, 1))};
+  // Packing pays from this many rows on: it reads and writes every weight once.
+  constexpr int64_t kRowsToPackFor = 4;
+  const bool pack = load.rows >= kRowsToPackFor;
+  if (load.multiply_adds < kWorthwhile || threads == 1) return {isa, 1, 1, 1, nullptr, pack};
+  // Problems run side by side; when there are fewer than threads, each is cut as well: into runs of batch rows, which
+  // never wait for each other, or, where rows are few, into shares of the hidden units.
+  const int64_t pieces = (threads + load.problems - 1) / std::max<int64_t>(load.problems, 1);
+  if (load.batch < 4 * pieces && load.hidden >= 128) {
+    const int64_t shares = std::clamp<int64_t>(pieces, 1, load.hidden / 64);
+    return {isa, threads, 1, shares, nullptr, pack};
+  }
+  return {isa, threads, std::clamp<int64_t>(pieces, 1, std::max<int64_t>(load.batch, 1)), 1, nullptr, pack};
+}
+
+std::vector<int64_t> order_rows(const Layer& layer, const Plan& plan) {
+  if (!layer.lengths || layer.batch == 0) return {};
+  const int64_t B = layer.batch, C = plan.row_chunks, members = layer.lengths_member_stride ? layer.members : 1;
+  std::vector<int64_t> order(members * B), sorted(B), next(C);
+  for (int64_t m = 0; m < members; ++m) {
+    const int64_t* lengths = layer.lengths + m * layer.lengths_member_stride;
+    std::iota(sorted.begin(), sorted.end(), 0);
+    std::stable_sort(sorted.begin(), sorted.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+    for (int64_t c = 0; c < C; ++c) next[c] = B * c / C;
+    int64_t chunk = 0;
+    for (const int64_t row : sorted) {
+      while (next[chunk] == B * (chunk + 1) / C) chunk = (chunk + 1) % C;
+      order[m * B + next[chunk]++] = row;
+      chunk = (chunk + 1) % C;
+    }
+  }
+  return order;
 }
 
 }  // namespace fused_rnn

@@ -1,4 +1,6 @@
 #pragma once
+#include <vector>
+
 #include "kernels.h"
 
 namespace fused_rnn {
@@ -11,12 +13,16 @@ const Kernels& kernels_for(Isa isa);
 
 // A call's size: `problems` run side by side over `batch` rows, in all so many multiply-adds in the forward pass.
 struct Load {
-  int64_t problems, batch, multiply_adds;
+  int64_t problems, batch, rows, hidden, multiply_adds;
 };
 
 Load load_of(const Layer& layer);
 
 // A pure function of what it is given: how a call is spread over at most `threads` threads.
 Plan select(Isa isa, const Load& load, int64_t threads);
+
+// Plan::order: the batch rows by falling length, dealt out so that all runs get long and short ones. Empty when every
+// row has all steps or the rows are packed, which are in that order already and all in one run.
+std::vector<int64_t> order_rows(const Layer& layer, const Plan& plan);
 
 }  // namespace fused_rnn

@@ -3,6 +3,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "vector.h"
+
 namespace fused_rnn {
 namespace {
 
@@ -77,6 +79,55 @@ inline void store(Half& to, float x) {
   to.bits = uint16_t(sign | half);
 }
 
+// A vector from storage and back, converted on the way.
+template <class T>
+Vec<T> load_vector(const T* from) {
+  return load_lanes<Vec<T>>(from);
+}
+template <class T>
+void store_vector(T* to, Vec<T> x) {
+  store_lanes(to, x);
+}
+
+typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
+inline Vec<float> load_vector(const BFloat16* from) {
+  return Vec<float>((Vec<float>::Native)(__builtin_convertvector(load_lanes<HalfWords>(from), Words) << 16));
+}
+inline void store_vector(BFloat16* to, Vec<float> x) {
+  const Words u = (Words)x.v;
+  const Words rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+  const Words words = x.v != x.v ? Words{} + 0x7fc0u : rounded;
+  store_lanes(to, __builtin_convertvector(words, HalfWords));
+}
+inline Vec<float> load_vector(const Half* from) {
+  Vec<float> x;
+  for (int i = 0; i < Vec<float>::kLanes; ++i) x.v[i] = load(from[i]);
+  return x;
+}
+inline void store_vector(Half* to, Vec<float> x) {
+  for (int i = 0; i < Vec<float>::kLanes; ++i) store(to[i], x.v[i]);
+}
+
+// The same for the first `count` lanes only: the last units of a layer seldom fill a vector. The others load as zeros.
+template <class S>
+Vec<Arithmetic<S>> load_vector(const S* from, int64_t count) {
+  constexpr int kLanes = Vec<Arithmetic<S>>::kLanes;
+  if (count >= kLanes) return load_vector(from);
+  S some[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) some[i] = from[i];
+  return load_vector(some);
+}
+template <class S>
+void store_vector(S* to, Vec<Arithmetic<S>> x, int64_t count) {
+  constexpr int kLanes = Vec<Arithmetic<S>>::kLanes;
+  if (count >= kLanes) return store_vector(to, x);
+  S some[kLanes];
+  store_vector(some, x);
+  for (int64_t i = 0; i < count; ++i) to[i] = some[i];
+}
+
 // Converting copies; a null source is zeros.
 template <class T, class S>
 void load_row(T* to, const S* from, int64_t n) {
@@ -85,6 +136,13 @@ void load_row(T* to, const S* from, int64_t n) {
 template <class S, class T>
 void store_row(S* to, const T* from, int64_t n) {
   for (int64_t j = 0; j < n; ++j) store(to[j], from[j]);
+}
+template <class S>
+void copy_row(S* to, const S* from, int64_t n) {
+  if (from)
+    memcpy(to, from, sizeof(S) * n);
+  else
+    memset(to, 0, sizeof(S) * n);
 }
 template <class S>
 void zero_row(S* to, int64_t n) {

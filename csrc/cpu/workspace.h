@@ -4,7 +4,7 @@
 
 #include "../problem.h"
 #include "plan.h"
-#include "storage.h"
+#include "product.h"
 
 namespace fused_rnn {
 namespace {
@@ -59,16 +59,47 @@ inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 
 inline int64_t problems(const Layer& layer) { return layer.members * layer.directions; }
 
-// What one walk through time covers: batch rows [first, last) of one problem.
-struct Run {
-  int64_t problem, member, direction, first, last;
+// Numbers from one row of a matrix to the next: whole vectors, and rows of 4 KiB would all fall into the same few lines
+// of the first-level cache.
+template <class T>
+int64_t row_stride(int64_t columns) {
+  const int64_t lanes = kVectorBytes / int64_t(sizeof(T)), padded = (columns + lanes - 1) / lanes * lanes;
+  return padded * int64_t(sizeof(T)) % 4096 == 0 ? padded + lanes : padded;
+}
+
+// What one walk through time covers: some batch rows of one problem. Row i of the walk is batch row `batch_row(i)`. The
+// rows are in order of falling length, so that those that take part in a step are always the first ones.
+class Run {
+ public:
+  int64_t problem, m, d, rows;
+
+  Run(const Layer& layer, const Plan& plan, int64_t number)
+      : problem(number / plan.row_chunks),
+        m(problem / layer.directions),
+        d(problem % layer.directions),
+        layer_(layer),
+        first_(cut(layer.batch, plan.row_chunks, number % plan.row_chunks)),
+        order_(plan.order ? plan.order + (layer.lengths_member_stride ? m * layer.batch : 0) : nullptr) {
+    rows = cut(layer.batch, plan.row_chunks, number % plan.row_chunks + 1) - first_;
+  }
+
+  int64_t batch_row(int64_t i) const { return order_ ? order_[first_ + i] : first_ + i; }
+
+  // How many rows take part in step t. `nearby`: the number for a step close to it, to begin the search at.
+  int64_t active(int64_t t, int64_t nearby) const {
+    if (!layer_.lengths) return rows;
+    while (nearby < rows && is_active(layer_, m, t, batch_row(nearby))) ++nearby;
+    while (nearby > 0 && !is_active(layer_, m, t, batch_row(nearby - 1))) --nearby;
+    return nearby;
+  }
+
+ private:
+  const Layer& layer_;
+  int64_t first_;
+  const int64_t* order_;
 };
 inline int64_t count_runs(const Layer& layer, const Plan& plan) { return problems(layer) * plan.row_chunks; }
-inline Run run_of(const Layer& layer, const Plan& plan, int64_t task) {
-  const int64_t problem = task / plan.row_chunks, chunk = task % plan.row_chunks;
-  return {problem, problem / layer.directions, problem % layer.directions, cut(layer.batch, plan.row_chunks, chunk),
-          cut(layer.batch, plan.row_chunks, chunk + 1)};
-}
+inline int64_t count_walks(const Layer& layer, const Plan& plan) { return count_runs(layer, plan) * plan.unit_chunks; }
 
 // One row of `saved`: [kSaved, H] what the cell keeps, then the states that entered the step: h [P], c [H].
 template <class Cell>

@@ -1,0 +1,210 @@
+// The matrix product under everything: a few rows of A times one panel of B, with all sums in registers.
+//
+// B, [depth, columns], is packed once into panels of a few vectors of columns:
+//
+//             vector 0        vector 1     ...                      a panel is read from front to back, one line of
+//   k = 0     B[0][0..L)      B[0][L..2L)                           vectors for each k: each is multiplied by one
+//   k = 1     B[1][0..L)      B[1][L..2L)                           number of each of A's rows
+//   ...
+//
+// The last vector is filled up with zeros. Which columns a panel's vectors hold is up to who packs it: for the gates
+// (forward.h) all gates of the same units lie in one panel, so that a cell finds them together.
+#pragma once
+#include <utility>
+
+#include "storage.h"
+
+namespace fused_rnn {
+namespace {
+
+// Sums that registers hold beside the operands.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kSums = 24;
+#else
+constexpr int kSums = 12;
+#endif
+constexpr int kMostVectors = 4;  // of a panel
+constexpr int kMostRows = 12;    // of a tile
+
+constexpr int tile_rows(int vectors) { return kSums / vectors < kMostRows ? kSums / vectors : kMostRows; }
+
+// out[m][v] = sum over k of rows[m][k * step] * panel[k][v]. Each sum is taken in kSplit parts: a sum waits for itself,
+// and a single row has too few of them to keep the processor busy.
+template <int kRows, int kVectors, int kSplit, class T>
+void multiply_tile(int64_t depth, const T* const* rows, int64_t step, const T* panel, T* out) {
+  using V = typename Vec<T>::Native;
+  constexpr int kLanes = Vec<T>::kLanes;
+  const T* a[kRows];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) a[m] = rows[m];
+  // Every index is known when compiled: else the sums are kept in memory.
+  V sum[kSplit][kRows][kVectors] = {};
+  const auto add = [&](int s, int64_t k) {
+    V b[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) b[v] = load_lanes<V>(panel + (k * kVectors + v) * kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const T x = a[m][k * step];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[s][m][v] += x * b[v];
+    }
+  };
+  int64_t k = 0;
+  for (; k + kSplit <= depth; k += kSplit) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kSplit; ++s) add(s, k + s);
+  }
+  for (; k < depth; ++k) add(0, k);
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      V total = sum[0][m][v];
+      for (int s = 1; s < kSplit; ++s) total += sum[s][m][v];
+      store_lanes(out + (m * kVectors + v) * kLanes, total);
+    }
+}
+
+template <class T>
+using Tile = void (*)(int64_t depth, const T* const* rows, int64_t step, const T* panel, T* out);
+
+// Tiles of 1 .. tile_rows(kVectors) rows; the first entry is for a row that is always alone.
+template <class T, int kVectors, class Rows = std::make_integer_sequence<int, tile_rows(kVectors)>>
+struct TilesOf;
+template <class T, int kVectors, int... kRow>
+struct TilesOf<T, kVectors, std::integer_sequence<int, kRow...>> {
+  static constexpr Tile<T> kTiles[] = {&multiply_tile<1, kVectors, 4, T>, &multiply_tile<kRow + 1, kVectors, 1, T>...};
+};
+template <class T>
+constexpr const Tile<T>* kTiles[kMostVectors] = {TilesOf<T, 1>::kTiles, TilesOf<T, 2>::kTiles, TilesOf<T, 3>::kTiles,
+                                                 TilesOf<T, 4>::kTiles};
+
+// For every i < count: use(i, sums), where sums[v] = sum over k of row(i)[k * step] * panel[k][v].
+// Each sum runs in one order whatever the other rows are, so results do not depend on how rows were dealt to threads.
+// Only a row that is always alone (`lone`) may be summed in another.
+template <class T, class Row, class Use>
+void multiply(int64_t count, int64_t depth, Row row, int64_t step, const T* panel, int vectors, bool lone, Use use) {
+  T out[kSums * Vec<T>::kLanes] __attribute__((aligned(64)));
+  const Tile<T>* const by_rows = kTiles<T>[vectors - 1];
+  const int64_t most = tile_rows(vectors), tiles = (count + most - 1) / most;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    // Even tiles: 16 rows are 6 + 5 + 5, not 6 + 6 + 4.
+    const int64_t first = count * tile / tiles, rows = count * (tile + 1) / tiles - first;
+    const T* a[kMostRows];
+    for (int64_t i = 0; i < rows; ++i) a[i] = row(first + i);
+    by_rows[lone ? 0 : rows](depth, a, step, panel, out);
+    for (int64_t i = 0; i < rows; ++i) use(first + i, out + i * vectors * Vec<T>::kLanes);
+  }
+}
+
+// ---- packing -------------------------------------------------------------------------------------------------------
+
+template <class V, int... kLane>
+V zip_low(V a, V b, std::integer_sequence<int, kLane...>) {
+  constexpr int n = sizeof...(kLane);
+  return __builtin_shufflevector(a, b, (kLane % 2 * n + kLane / 2)...);
+}
+template <class V, int... kLane>
+V zip_high(V a, V b, std::integer_sequence<int, kLane...>) {
+  constexpr int n = sizeof...(kLane);
+  return __builtin_shufflevector(a, b, (kLane % 2 * n + n / 2 + kLane / 2)...);
+}
+
+// rows[i][j] becomes rows[j][i]: log2(L) rounds in which two vectors half the square apart are zipped together.
+template <class T>
+void transpose(typename Vec<T>::Native (&rows)[Vec<T>::kLanes]) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  using Lanes = std::make_integer_sequence<int, kLanes>;
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    typename Vec<T>::Native zipped[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      zipped[2 * i] = zip_low(rows[i], rows[i + kLanes / 2], Lanes{});
+      zipped[2 * i + 1] = zip_high(rows[i], rows[i + kLanes / 2], Lanes{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = zipped[i];
+  }
+}
+
+// sum over k of from[j * lead + k] * a[k], for j < columns <= L: a product with a matrix as it lies in memory. The sums of
+// L vectors are folded together by zips as in `transpose`.
+template <class T, class S>
+Vec<T> dot_products(int64_t depth, const S* from, int64_t lead, int64_t columns, const T* a) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  using Lanes = std::make_integer_sequence<int, kLanes>;
+  using V = typename Vec<T>::Native;
+  const S* rows[kLanes];
+  for (int j = 0; j < kLanes; ++j) rows[j] = from + (j < columns ? j : columns - 1) * lead;
+  V sum[kLanes] = {};
+  int64_t k = 0;
+  for (; k + kLanes <= depth; k += kLanes) {
+    const V x = load_lanes<V>(a + k);
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes; ++j) sum[j] += x * load_vector(rows[j] + k).v;
+  }
+  if (k < depth) {
+    const V x = load_vector(a + k, depth - k).v;
+    for (int j = 0; j < kLanes; ++j) sum[j] += x * load_vector(rows[j] + k, depth - k).v;
+  }
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int j = 0; j < half; ++j)
+      sum[j] = zip_low(sum[j], sum[j + half], Lanes{}) + zip_high(sum[j], sum[j + half], Lanes{});
+  return sum[0];
+}
+
+// One vector of a panel, for k < depth, from `columns` <= L columns of B that lie one after the other in memory, `lead`
+// apart, as the rows of B's transpose.
+template <class T, class S>
+void pack_transposed(T* panel, int64_t width, int64_t depth, const S* from, int64_t lead, int64_t columns) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  for (int64_t k = 0; k < depth; k += kLanes) {
+    const int64_t deep = depth - k < kLanes ? depth - k : kLanes;
+    typename Vec<T>::Native square[kLanes];
+    for (int j = 0; j < kLanes; ++j)
+      square[j] = j < columns ? load_vector(from + j * lead + k, deep).v : typename Vec<T>::Native{};
+    transpose<T>(square);
+    for (int64_t i = 0; i < deep; ++i) store_lanes(panel + (k + i) * width, square[i]);
+  }
+}
+
+// A matrix whose panels hold its columns in order: kMostVectors to a panel, the last panel has what is left.
+template <class T>
+struct Plain {
+  static constexpr int64_t kLanes = Vec<T>::kLanes;
+  int64_t depth, columns;
+
+  int64_t vectors() const { return (columns + kLanes - 1) / kLanes; }
+  int64_t panels() const { return (vectors() + kMostVectors - 1) / kMostVectors; }
+  int64_t size() const { return vectors() * kLanes * depth; }
+  int panel_vectors(int64_t panel) const {
+    const int64_t left = vectors() - panel * kMostVectors;
+    return int(left < kMostVectors ? left : kMostVectors);
+  }
+  int64_t first_column(int64_t panel) const { return panel * kMostVectors * kLanes; }
+  int64_t offset(int64_t panel) const { return first_column(panel) * depth; }
+
+  // row(k): where row k of the matrix begins.
+  template <class Row>
+  void pack(T* packed, int64_t panel, Row row) const {
+    const int64_t width = panel_vectors(panel) * kLanes, first = first_column(panel);
+    T* to = packed + offset(panel);
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t j = 0; j < width; j += kLanes)
+        store_lanes(to + k * width + j, load_vector(row(k) + first + j, columns - first - j));
+  }
+  template <class S>
+  void pack_transpose_of(T* packed, int64_t panel, const S* from) const {
+    const int64_t width = panel_vectors(panel) * kLanes, first = first_column(panel);
+    for (int64_t j = 0; j < width; j += kLanes)
+      pack_transposed(packed + offset(panel) + j, width, depth, from + (first + j) * depth, depth,
+                      columns - first - j);
+  }
+};
+
+}  // namespace
+}  // namespace fused_rnn

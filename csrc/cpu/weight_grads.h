@@ -1,0 +1,320 @@
+// What the backward pass does with a round's gradients of the gates besides walking on: dL/dx = dgates W_ih, and
+// dL/dW_ih = dgates^T x, dL/dW_hh = dgates^T h, dL/dW_hr = dh^T (h before the projection), sums over all rows of the
+// round. Every product runs on the tiles of product.h; of dgates^T a strip of columns is copied together first.
+#pragma once
+#include "backward.h"
+
+namespace fused_rnn {
+namespace {
+
+template <class Cell, class S>
+class WeightGradientsPass {
+  using T = Arithmetic<S>;
+  using V = Vec<T>;
+  using Shared = Gradients<Cell, S>;
+  static constexpr int64_t kLanes = V::kLanes;
+  static constexpr int64_t kStrip = 48;  // columns of dgates
+  static constexpr bool kConverts = sizeof(S) != sizeof(T);
+
+  // The rows of a product, in blocks of at most kRoundRows: those of one group in one round, active ones only, in an
+  // order that does not depend on threads. Padding is never read: it may hold anything, NaN included.
+  struct Rows {
+    int64_t count = 0;
+    int64_t *slots, *rows, *times;  // where each lies in Gradients' arrays, and in the input; its step
+
+    Rows(const Backward& g, Carver& carve) {
+      for (int64_t** list : {&slots, &rows, &times}) *list = carve.take<int64_t>(steps_of_round(g) * g.batch);
+    }
+
+    void gather(const Backward& g, const Shared& shared, int64_t round, int64_t problem, int64_t b0, int64_t b1) {
+      const int64_t m = problem / g.directions, first = round * steps_of_round(g);
+      count = 0;
+      for (int64_t step = first; step < minimum(g.steps, first + steps_of_round(g)); ++step) {
+        const int64_t t = time_back(g, problem % g.directions, step);
+        for (int64_t b = b0; b < b1; ++b) {
+          if (!is_active(g, m, t, b)) continue;
+          slots[count] = shared.slot(g, problem, step, b);
+          times[count] = t;
+          rows[count++] = row_of(g, t, b);
+        }
+      }
+    }
+    int64_t blocks() const { return (count + kRoundRows - 1) / kRoundRows; }
+    int64_t block_size(int64_t block) const { return minimum(kRoundRows, count - block * kRoundRows); }
+  };
+
+  // Per task.
+  struct Scratch {
+    Rows rows;
+    T* strip;  // [kRoundRows, kStrip]
+
+    Scratch(const Backward& g, const Plan&, Carver& carve) : rows(g, carve), strip(carve.take<T>(kRoundRows * kStrip)) {}
+  };
+
+  // Operands in panels, for all rows of a round; and sums that are no output arrays themselves.
+  struct Sums {
+    T *x, *h, *wide_h;     // [Q, rows of a round, I or P or H]
+    T *ih, *hh, *hr;       // [Q, K, ...] when weights are 16-bit
+    T *bias_ih, *bias_hh;  // [Q, K, G*H]
+    T* input;              // [M, N, I] when 16-bit and two directions add to it
+
+    Sums(const Backward& g, const Plan&, Carver& carve) {
+      const int64_t Q = problems(g), QK = Q * g.weight_groups, round = steps_of_round(g) * g.batch;
+      const int64_t GH = Cell::kGates * g.hidden, I = g.input_size, H = g.hidden, P = g.output_size;
+      x = carve.take<T>(Q * Plain<T>{round, I}.size());
+      h = carve.take<T>(Cell::kRecurrent ? Q * Plain<T>{round, P}.size() : 0);
+      wide_h = carve.take<T>(projected(g) ? Q * Plain<T>{round, H}.size() : 0);
+      ih = carve.take<T>(kConverts ? QK * GH * I : 0);
+      hh = carve.take<T>(kConverts && Cell::kRecurrent ? QK * GH * P : 0);
+      hr = carve.take<T>(kConverts && projected(g) ? QK * P * H : 0);
+      bias_ih = carve.take<T>(QK * GH);
+      bias_hh = carve.take<T>(QK * GH);
+      input = carve.take<T>(converts_input(g) ? g.members * g.rows * I : 0);
+    }
+  };
+
+  static bool converts_input(const Backward& g) { return kConverts && g.directions > 1 && g.grad_input; }
+
+  static Sums sums_of(const Backward& g, const Plan& plan, void* buffer) {
+    return part_at<Sums>(buffer, size_of<Shared>(g, plan), g, plan);
+  }
+  static Scratch scratch_of(const Backward& g, const Plan& plan, void* buffer, int64_t task) {
+    return part_at<Scratch>(buffer, size_of<Shared>(g, plan) + size_of<Sums>(g, plan) + task * size_of<Scratch>(g, plan),
+                            g, plan);
+  }
+  static int64_t count_scratches(const Backward& g, const Plan& plan) { return problems(g) * plan.threads; }
+
+  static bool wants_weights(const Backward& g) {
+    bool wanted = false;
+    for (int64_t d = 0; d < g.directions; ++d) {
+      const WeightGradients& w = g.grads[d];
+      wanted = wanted || w.ih || w.hh || w.bias_ih || w.bias_hh || w.hr;
+    }
+    return wanted;
+  }
+
+ public:
+  static int64_t bytes(const Backward& g, const Plan& plan) {
+    return size_of<Shared>(g, plan) + size_of<Sums>(g, plan) + count_scratches(g, plan) * size_of<Scratch>(g, plan);
+  }
+
+  // ---- dL/dx -------------------------------------------------------------------------------------------------------
+
+  static int64_t count_inputs(const Backward& g, const Plan& plan) { return g.grad_input ? g.members * plan.threads : 0; }
+  static int64_t count_reverse_inputs(const Backward& g, const Plan& plan) {
+    return g.directions > 1 ? count_inputs(g, plan) : 0;
+  }
+  // One direction after the other: both add to the same rows.
+  static void input_grads(const Backward& g, const Plan& plan, void* buffer, int64_t round, int64_t task) {
+    add_input_grads(g, plan, buffer, round, task, 0);
+  }
+  static void reverse_input_grads(const Backward& g, const Plan& plan, void* buffer, int64_t round, int64_t task) {
+    add_input_grads(g, plan, buffer, round, task, 1);
+  }
+
+  // ---- dL/dW -------------------------------------------------------------------------------------------------------
+
+  static int64_t count_operands(const Backward& g, const Plan& plan) {
+    return wants_weights(g) ? problems(g) * plan.threads : 0;
+  }
+
+  static void pack_operands(const Backward& g, const Plan& plan, void* buffer, int64_t round, int64_t task) {
+    const Shared shared = part_at<Shared>(buffer, 0, g, plan);
+    const Sums sums = sums_of(g, plan, buffer);
+    Rows rows = scratch_of(g, plan, buffer, task).rows;
+    const int64_t problem = task / plan.threads, piece = task % plan.threads, m = problem / g.directions;
+    const WeightGradients& out = g.grads[problem % g.directions];
+    const S* x = at<S>(g.input, m * g.input_member_stride);
+    const S* h = at<S>(g.saved, problem * g.rows * g.saved_width) + entering_h<Cell>(g);
+    for (int64_t group = 0, before = 0; group < g.weight_groups; ++group, before += rows.count) {
+      gather_group(g, shared, rows, round, problem, group);
+      for (int64_t block = 0; block < rows.blocks(); ++block) {
+        const int64_t k0 = block * kRoundRows;
+        const auto pack = [&](T* to, int64_t columns, auto row) {
+          const Plain<T> matrix = {rows.block_size(block), columns};
+          const int64_t last = cut(matrix.panels(), plan.threads, piece + 1);
+          for (int64_t panel = cut(matrix.panels(), plan.threads, piece); panel < last; ++panel)
+            matrix.pack(operand(g, to, problem, before + k0, columns), panel, [&](int64_t k) { return row(k0 + k); });
+        };
+        if (out.ih) pack(sums.x, g.input_size, [&](int64_t k) { return x + rows.rows[k] * g.input_size; });
+        if (out.hh) pack(sums.h, g.output_size, [&](int64_t k) { return h + rows.rows[k] * g.saved_width; });
+        if (out.hr)
+          pack(sums.wide_h, g.hidden, [&](int64_t k) { return shared.wide_h + rows.slots[k] * shared.unit_stride; });
+      }
+    }
+  }
+
+  static int64_t count_blocks(const Backward& g, const Plan& plan) {
+    return wants_weights(g) ? problems(g) * plan.threads : 0;
+  }
+
+  static void weight_grads(const Backward& g, const Plan& plan, void* buffer, int64_t round, int64_t task) {
+    const Shared shared = part_at<Shared>(buffer, 0, g, plan);
+    const Sums sums = sums_of(g, plan, buffer);
+    const Scratch scratch = scratch_of(g, plan, buffer, task);
+    Rows rows = scratch.rows;
+    const int64_t problem = task / plan.threads, piece = task % plan.threads, m = problem / g.directions;
+    const int64_t GH = Cell::kGates * g.hidden, I = g.input_size, H = g.hidden, P = g.output_size;
+    const WeightGradients& out = g.grads[problem % g.directions];
+    for (int64_t group = 0, before = 0; group < g.weight_groups; ++group, before += rows.count) {
+      gather_group(g, shared, rows, round, problem, group);
+      const int64_t own = problem * g.weight_groups + group, theirs = m * g.weight_groups + group;
+      Factor left = {g, rows, round, before, problem, scratch.strip};
+      const int64_t j0 = cut(GH, plan.threads, piece), j1 = cut(GH, plan.threads, piece + 1);
+      left.take(shared.gates_x, shared.gate_stride);
+      left.add(j0, j1, out.ih ? sums.x : nullptr, I, result(out.ih, sums.ih, own, theirs, GH * I),
+               sums.bias_ih + own * GH);
+      left.take(shared.gates_r, shared.gate_stride);
+      left.add(j0, j1, out.hh ? sums.h : nullptr, P, result(out.hh, sums.hh, own, theirs, GH * P),
+               sums.bias_hh + own * GH);
+      if (!out.hr) continue;
+      left.take(shared.outputs, shared.output_stride);
+      left.add(cut(P, plan.threads, piece), cut(P, plan.threads, piece + 1), sums.wide_h, H,
+               result(out.hr, sums.hr, own, theirs, P * H), nullptr);
+    }
+  }
+
+  // ---- the end -----------------------------------------------------------------------------------------------------
+
+  static int64_t count_ends(const Backward& g, const Plan&) { return problems(g); }
+
+  // Sums that are not in the output arrays yet.
+  static void finish(const Backward& g, const Plan& plan, void* buffer, int64_t, int64_t problem) {
+    const Sums sums = sums_of(g, plan, buffer);
+    const int64_t m = problem / g.directions, K = g.weight_groups, GH = Cell::kGates * g.hidden;
+    const WeightGradients& out = g.grads[problem % g.directions];
+    const auto copy = [&](void* to, const T* from, int64_t n) {
+      if (to) store_row(at<S>(to, m * K * n), from + problem * K * n, K * n);
+    };
+    copy(out.bias_ih, sums.bias_ih, GH);
+    copy(out.bias_hh, sums.bias_hh, GH);
+    if (kConverts) {
+      copy(out.ih, sums.ih, GH * g.input_size);
+      copy(out.hh, sums.hh, GH * g.output_size);
+      copy(out.hr, sums.hr, g.output_size * g.hidden);
+    }
+    if (!converts_input(g) || problem % g.directions > 0) return;
+    for (int64_t t = 0; t < g.steps; ++t)
+      for (int64_t b = 0; b < g.batch; ++b) {
+        const int64_t row = (m * g.rows + row_of(g, t, b)) * g.input_size;
+        if (is_active(g, m, t, b)) store_row(at<S>(g.grad_input, row), sums.input + row, g.input_size);
+      }
+  }
+
+ private:
+  static void gather_group(const Backward& g, const Shared& shared, Rows& rows, int64_t round, int64_t problem,
+                           int64_t group) {
+    rows.gather(g, shared, round, problem, cut(g.batch, g.weight_groups, group),
+                cut(g.batch, g.weight_groups, group + 1));
+  }
+
+  // The panels of a block whose first row is row `k` of the round.
+  static T* operand(const Backward& g, T* all, int64_t problem, int64_t k, int64_t columns) {
+    return all + Plain<T>{problem * steps_of_round(g) * g.batch + k, columns}.size();
+  }
+
+  // Where a weight gradient is summed up: in its own array if that has the right type.
+  static T* result(void* out, T* sums, int64_t own, int64_t theirs, int64_t size) {
+    if constexpr (kConverts)
+      return out ? sums + own * size : nullptr;
+    else
+      return at<T>(out, theirs * size);
+  }
+
+  // The left factor, transposed: columns of dgates or of dh.
+  struct Factor {
+    const Backward& g;
+    const Rows& rows;
+    int64_t round, before, problem;
+    T* strip;
+    const T* from = nullptr;
+    int64_t stride = 0;
+
+    void take(const T* array, int64_t array_stride) {
+      from = array;
+      stride = array_stride;
+    }
+
+    // result[j, 0 .. columns) += sum over the rows k of from[k, j] * panels[k, ..] for j0 <= j < j1, and their sums
+    // over k alone to `bias`. In the first round the results begin.
+    void add(int64_t j0, int64_t j1, T* panels, int64_t columns, T* result, T* bias) const {
+      if (round == 0 && rows.count == 0) {
+        if (panels) zero_row(result + j0 * columns, (j1 - j0) * columns);
+        if (bias) zero_row(bias + j0, j1 - j0);
+      }
+      for (int64_t block = 0; block < rows.blocks(); ++block)
+        for (int64_t j = j0; j < j1; j += kStrip)
+          add_strip(block, j, minimum(kStrip, j1 - j), panels, columns, result, bias);
+    }
+
+    void add_strip(int64_t block, int64_t j0, int64_t width, T* panels, int64_t columns, T* result, T* bias) const {
+      const int64_t k0 = block * kRoundRows, depth = rows.block_size(block);
+      const bool first = round == 0 && block == 0;
+      for (int64_t k = 0; k < depth; ++k)
+        memcpy(strip + k * kStrip, from + rows.slots[k0 + k] * stride + j0, sizeof(T) * width);
+      if (bias) {
+        T sum[kStrip] = {};
+        for (int64_t k = 0; k < depth; ++k)
+          for (int64_t j = 0; j < width; ++j) sum[j] += strip[k * kStrip + j];
+        for (int64_t j = 0; j < width; ++j) bias[j0 + j] = first ? sum[j] : bias[j0 + j] + sum[j];
+      }
+      if (!panels) return;
+      const Plain<T> matrix = {depth, columns};
+      const T* packed = operand(g, panels, problem, before + k0, columns);
+      for (int64_t panel = 0; panel < matrix.panels(); ++panel) {
+        const int vectors = matrix.panel_vectors(panel);
+        multiply(
+            width, depth, [&](int64_t j) { return strip + j; }, kStrip, packed + matrix.offset(panel), vectors, false,
+            [&](int64_t j, const T* sums) {
+              for (int v = 0; v < vectors; ++v) {
+                const int64_t column = matrix.first_column(panel) + v * kLanes, n = minimum(kLanes, columns - column);
+                T* to = result + (j0 + j) * columns + column;
+                const V sum = load_vector(sums + v * kLanes);
+                store_vector(to, first ? sum : load_vector(to, n) + sum, n);
+              }
+            });
+      }
+    }
+  };
+
+  // Has the other direction been at step t already? In one round direction 0 comes first.
+  static bool is_second(const Backward& g, int64_t round, int64_t d, int64_t t) {
+    if (g.directions == 1) return false;
+    const int64_t others = time_back(g, 1 - d, t) / steps_of_round(g);
+    return d == 0 ? others < round : others <= round;
+  }
+
+  static void add_input_grads(const Backward& g, const Plan& plan, void* buffer, int64_t round, int64_t task,
+                              int64_t d) {
+    const Shared shared = part_at<Shared>(buffer, 0, g, plan);
+    const Sums sums = sums_of(g, plan, buffer);
+    Rows rows = scratch_of(g, plan, buffer, task).rows;
+    const int64_t m = task / plan.threads, piece = task % plan.threads, I = g.input_size;
+    const int64_t problem = m * g.directions + d;
+    const Plain<T> ih = Shared::input_weights(g);
+    rows.gather(g, shared, round, problem, 0, g.batch);
+    const int64_t first = cut(rows.count, plan.threads, piece), count = cut(rows.count, plan.threads, piece + 1) - first;
+    for (int64_t panel = 0; panel < ih.panels(); ++panel) {
+      const int vectors = ih.panel_vectors(panel);
+      multiply(
+          count, ih.depth, [&](int64_t i) { return shared.gates_x + rows.slots[first + i] * shared.gate_stride; }, 1,
+          shared.ih + problem * ih.size() + ih.offset(panel), vectors, false,
+          [&](int64_t i, const T* values) {
+            const int64_t row = rows.rows[first + i], at_row = (m * g.rows + row) * I;
+            const bool add = is_second(g, round, d, rows.times[first + i]);
+            for (int v = 0; v < vectors; ++v) {
+              const int64_t column = ih.first_column(panel) + v * kLanes, n = minimum(kLanes, I - column);
+              const V value = load_vector(values + v * kLanes);
+              const auto put = [&](auto* to) { store_vector(to, add ? load_vector(to, n) + value : value, n); };
+              if (converts_input(g))
+                put(sums.input + at_row + column);
+              else
+                put(at<S>(g.grad_input, at_row + column));
+            }
+          });
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fused_rnn
