@@ -322,7 +322,7 @@ class ForwardPass {
     for (int64_t panel = panel0; panel < panel1; ++panel) {
       T* to = ahead.sums + (panel - panel0) * ahead.most_rows * kWidth;
       const T* bias = biases + panel * kWidth;
-      product(w, packed, plain, panel, count, I, [&](int64_t i) { return ahead.rows[i]; },
+      product(w, packed, plain, panel, count, I, f.rows == 1, [&](int64_t i) { return ahead.rows[i]; },
               [&](int64_t i, const T* sums) {
                 for (int64_t j = 0; j < kWidth; j += kLanes)
                   store_vector(to + i * kWidth + j, load_vector(sums + j) + load_vector(bias + j));
@@ -333,9 +333,9 @@ class ForwardPass {
   // Panel `panel` of W times rows, from packed weights or, for a step or two, from W as it is.
   template <class Row, class Use>
   static void product(const Walk& w, const T* packed, const S* plain, int64_t panel, int64_t rows, int64_t depth,
-                      Row row, Use use) {
+                      bool lone, Row row, Use use) {
     if (w.plan.pack)
-      return multiply(rows, depth, row, 1, packed + panel * kWidth * depth, Panels::kVectors, w.f.batch == 1, use);
+      return multiply(rows, depth, row, 1, packed + panel * kWidth * depth, Panels::kVectors, lone, use);
     T sums[kWidth] __attribute__((aligned(64))) = {};
     for (int64_t i = 0; i < rows; ++i) {
       panels_of(w.f).for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
@@ -359,7 +359,8 @@ class ForwardPass {
       const T* x = ahead.sums + ((panel - panel0) * ahead.most_rows + ahead.first[slot]) * kWidth;
       const auto use = [&](int64_t i, const T* r) { cell(w, step, panel, i, x + i * kWidth, r); };
       if (Cell::kRecurrent) {
-        product(w, packed, plain, panel, step.rows, P, [&](int64_t i) { return h + i * w.state.h_stride; }, use);
+        product(w, packed, plain, panel, step.rows, P, f.batch == 1,
+                [&](int64_t i) { return h + i * w.state.h_stride; }, use);
       } else {
         for (int64_t i = 0; i < step.rows; ++i) use(i, nullptr);
       }
