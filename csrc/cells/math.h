@@ -11,7 +11,7 @@
 #ifdef __CUDACC__
 #define FUSED_RNN_FN __host__ __device__ __forceinline__
 #else
-#define FUSED_RNN_FN inline
+#define FUSED_RNN_FN inline __attribute__((always_inline))
 #endif
 
 namespace fused_rnn {

@@ -23,15 +23,18 @@ constexpr int kSums = 24;
 #else
 constexpr int kSums = 12;
 #endif
+constexpr int64_t kCacheLine = 64;
 constexpr int kMostVectors = 4;  // of a panel
 constexpr int kMostRows = 12;    // of a tile
 
 constexpr int tile_rows(int vectors) { return kSums / vectors < kMostRows ? kSums / vectors : kMostRows; }
 
-// out[m][v] = sum over k of rows[m][k * step] * panel[k][v]. Each sum is taken in kSplit parts: a sum waits for itself,
-// and a single row has too few of them to keep the processor busy.
+// out[m][v] = (or +=) sum over k of rows[m][k * step] * panel[k][v]. Each sum is taken in kSplit parts: a sum waits for itself,
+// and a single row has too few of them to keep the processor busy. Meanwhile `depth` lines of the cache from `next` on
+// are fetched.
 template <int kRows, int kVectors, int kSplit, class T>
-void multiply_tile(int64_t depth, const T* const* rows, int64_t step, const T* panel, T* out) {
+void multiply_tile(int64_t depth, const T* const* rows, int64_t step, const T* panel, const T* next, T* out,
+                   bool add_to_out) {
   using V = typename Vec<T>::Native;
   constexpr int kLanes = Vec<T>::kLanes;
   const T* a[kRows];
@@ -40,6 +43,7 @@ void multiply_tile(int64_t depth, const T* const* rows, int64_t step, const T* p
   // Every index is known when compiled: else the sums are kept in memory.
   V sum[kSplit][kRows][kVectors] = {};
   const auto add = [&](int s, int64_t k) {
+    if (kRows > 1) __builtin_prefetch(reinterpret_cast<const char*>(next) + k * kCacheLine, 0, 2);
     V b[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) b[v] = load_lanes<V>(panel + (k * kVectors + v) * kLanes);
@@ -62,12 +66,14 @@ void multiply_tile(int64_t depth, const T* const* rows, int64_t step, const T* p
     for (int v = 0; v < kVectors; ++v) {
       V total = sum[0][m][v];
       for (int s = 1; s < kSplit; ++s) total += sum[s][m][v];
+      if (add_to_out) total += load_lanes<V>(out + (m * kVectors + v) * kLanes);
       store_lanes(out + (m * kVectors + v) * kLanes, total);
     }
 }
 
 template <class T>
-using Tile = void (*)(int64_t depth, const T* const* rows, int64_t step, const T* panel, T* out);
+using Tile = void (*)(int64_t depth, const T* const* rows, int64_t step, const T* panel, const T* next, T* out,
+                      bool add_to_out);
 
 // Tiles of 1 .. tile_rows(kVectors) rows; the first entry is for a row that is always alone.
 template <class T, int kVectors, class Rows = std::make_integer_sequence<int, tile_rows(kVectors)>>
@@ -83,18 +89,30 @@ constexpr const Tile<T>* kTiles[kMostVectors] = {TilesOf<T, 1>::kTiles, TilesOf<
 // For every i < count: use(i, sums), where sums[v] = sum over k of row(i)[k * step] * panel[k][v].
 // Each sum runs in one order whatever the other rows are, so results do not depend on how rows were dealt to threads.
 // Only a row that is always alone (`lone`) may be summed in another.
+// The panel that comes after this one in memory is fetched along the way, by each tile a part of it: from beyond the
+// second-level cache it would come too slowly for the first tile to work at full speed.
 template <class T, class Row, class Use>
 void multiply(int64_t count, int64_t depth, Row row, int64_t step, const T* panel, int vectors, bool lone, Use use) {
-  T out[kSums * Vec<T>::kLanes] __attribute__((aligned(64)));
+  constexpr int64_t kRowsAtOnce = 60, kDepthAtOnce = 512;  // so much of a panel stays in the cache for all tiles
+  const int64_t width = vectors * Vec<T>::kLanes, blocks = (depth + kDepthAtOnce - 1) / kDepthAtOnce;
+  T sums[kRowsAtOnce * kMostVectors * Vec<T>::kLanes] __attribute__((aligned(64)));
   const Tile<T>* const by_rows = kTiles<T>[vectors - 1];
-  const int64_t most = tile_rows(vectors), tiles = (count + most - 1) / most;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
+  for (int64_t first = 0; first < count; first += kRowsAtOnce) {
+    const int64_t rows = count - first < kRowsAtOnce ? count - first : kRowsAtOnce;
     // Even tiles: 16 rows are 6 + 5 + 5, not 6 + 6 + 4.
-    const int64_t first = count * tile / tiles, rows = count * (tile + 1) / tiles - first;
-    const T* a[kMostRows];
-    for (int64_t i = 0; i < rows; ++i) a[i] = row(first + i);
-    by_rows[lone ? 0 : rows](depth, a, step, panel, out);
-    for (int64_t i = 0; i < rows; ++i) use(first + i, out + i * vectors * Vec<T>::kLanes);
+    const int64_t most = tile_rows(vectors), tiles = (rows + most - 1) / most;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t k0 = depth * block / blocks, deep = depth * (block + 1) / blocks - k0;
+      const T* from = panel + k0 * width;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t i0 = rows * tile / tiles, height = rows * (tile + 1) / tiles - i0;
+        const T* a[kMostRows];
+        for (int64_t i = 0; i < height; ++i) a[i] = row(first + i0 + i) + k0 * step;
+        const T* next = from + (tile < vectors ? deep * width + tile * deep * (kCacheLine / int64_t(sizeof(T))) : 0);
+        by_rows[lone ? 0 : height](deep, a, step, from, next, sums + i0 * width, block > 0);
+      }
+    }
+    for (int64_t i = 0; i < rows; ++i) use(first + i, sums + i * width);
   }
 }
 

@@ -81,21 +81,21 @@ inline void store(Half& to, float x) {
 
 // A vector from storage and back, converted on the way.
 template <class T>
-Vec<T> load_vector(const T* from) {
+FUSED_RNN_INLINE Vec<T> load_vector(const T* from) {
   return load_lanes<Vec<T>>(from);
 }
 template <class T>
-void store_vector(T* to, Vec<T> x) {
+FUSED_RNN_INLINE void store_vector(T* to, Vec<T> x) {
   store_lanes(to, x);
 }
 
 typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 
-inline Vec<float> load_vector(const BFloat16* from) {
+FUSED_RNN_INLINE Vec<float> load_vector(const BFloat16* from) {
   return Vec<float>((Vec<float>::Native)(__builtin_convertvector(load_lanes<HalfWords>(from), Words) << 16));
 }
-inline void store_vector(BFloat16* to, Vec<float> x) {
+FUSED_RNN_INLINE void store_vector(BFloat16* to, Vec<float> x) {
   const Words u = (Words)x.v;
   const Words rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
   const Words words = x.v != x.v ? Words{} + 0x7fc0u : rounded;
@@ -112,7 +112,7 @@ inline void store_vector(Half* to, Vec<float> x) {
 
 // The same for the first `count` lanes only: the last units of a layer seldom fill a vector. The others load as zeros.
 template <class S>
-Vec<Arithmetic<S>> load_vector(const S* from, int64_t count) {
+FUSED_RNN_INLINE Vec<Arithmetic<S>> load_vector(const S* from, int64_t count) {
   constexpr int kLanes = Vec<Arithmetic<S>>::kLanes;
   if (count >= kLanes) return load_vector(from);
   S some[kLanes] = {};
@@ -120,7 +120,7 @@ Vec<Arithmetic<S>> load_vector(const S* from, int64_t count) {
   return load_vector(some);
 }
 template <class S>
-void store_vector(S* to, Vec<Arithmetic<S>> x, int64_t count) {
+FUSED_RNN_INLINE void store_vector(S* to, Vec<Arithmetic<S>> x, int64_t count) {
   constexpr int kLanes = Vec<Arithmetic<S>>::kLanes;
   if (count >= kLanes) return store_vector(to, x);
   S some[kLanes];
