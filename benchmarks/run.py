@@ -1,0 +1,149 @@
+"""Measures one suite on the threads this process is confined to, printing line by line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+import torch
+
+import fused_rnn
+from fused_rnn._progress import progress
+
+from . import memory, roofline, table
+from .features import Feature, features
+from .limits import Limits
+from .peers import PEERS
+from .problem import Side, build, check
+from .results import Line, Results, plural
+from .suites import PLAIN, SUITES, Effort, Work
+from .timing import time_interleaved
+
+Item = TypeVar("Item")
+
+
+def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: list[str]) -> Results:
+    """All of a suite whose names hold every word of ``only``."""
+    torch.set_num_threads(threads)
+    # torch.nn says this of itself, for projected layers and under vmap.
+    warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+    warnings.filterwarnings("ignore", "There is a performance drop")
+    if suite == "gpu":
+        require_gpu_engine()
+    limits = Limits(threads)
+    results = Results(
+        suite=suite,
+        effort=effort.name,
+        threads=threads,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=_commit(),
+        machine=_machine(),
+        peers={"torch.nn": torch.__version__} | {peer.NAME: peer.missing() or peer.version() for peer in PEERS},
+        limits=limits.overview(),
+    )
+    print(f"\n{suite} suite on {plural(threads, 'thread')}, {effort.name}")
+    for facts in (results.machine, results.peers, results.limits):
+        for key, value in facts.items():
+            print(f"{key + ':':29} {value}")
+    if suite == "features":
+        for feature in _shown([f for f in features() if _asked(f.name, only)], lambda f: f.name):
+            results.features.append(measure_feature(feature, effort))
+            _print(table.feature_row(results.features[-1]))
+        return results
+
+    works = [w for w in SUITES[suite] if effort.selects(w, threads, most_threads) and _asked(str(w), only)]
+    print(f"\n{table.heading()}")
+    group = None
+    for work in _shown(works, str):
+        results.lines.append(measure_line(work, effort, limits))
+        if work.group != group:
+            group = work.group
+            _print(f"-- {group}")
+        _print(table.row(results.lines[-1]))
+    if suite == "cpu" and threads == most_threads and effort.name != "quick" and not only:
+        steps = [w for w in works if w.group == PLAIN and w.mode == "training"]
+        results.memory = [memory.peak(work, threads) for work in _shown(steps, lambda w: f"memory of {w}")]
+    print(table.summary(results))
+    return results
+
+
+def measure_line(work: Work, effort: Effort, limits: Limits) -> Line:
+    problem = build(work)
+    sides, left_out = problem.sides(), {}
+    for peer in PEERS:
+        why = peer.missing() or peer.left_out(work)
+        if why is None:
+            try:
+                sides[peer.NAME] = peer.build(problem)
+            except TimeoutError as error:
+                why = str(error)
+        if why is not None:
+            left_out[peer.NAME] = why
+    check(work, sides)
+
+    cost = roofline.cost(work)
+    instructions = limits.fastest(work.dtype)
+    level = limits.level(cost.resident_bytes / limits.threads)
+    operations, read = [], []
+
+    def probe() -> None:
+        operations.append(limits.operations(instructions))
+        read.append(limits.read(level))
+
+    times = time_interleaved({name: side.run for name, side in sides.items()}, effort, probe)
+    limit = roofline.limit(cost, median(operations), instructions, median(read), level.name)
+    facts = {"ms": 1e3 * limit.seconds, "bound_by": limit.bound_by, **asdict(cost)} if work.device == "cpu" else {}
+    return Line(work, {name: asdict(timing) for name, timing in times.items()}, facts, left_out)
+
+
+def measure_feature(feature: Feature, effort: Effort) -> dict:
+    torch.manual_seed(0)
+    runs = feature.build()
+    if feature.same_results:
+        check(feature.name, {name: Side(run) for name, run in runs.items()}, next(iter(runs)))
+    times = time_interleaved(runs, effort)
+    sides = {name: asdict(timing) for name, timing in times.items()}
+    return {"name": feature.name, "target": feature.target, "sides": sides}
+
+
+def require_gpu_engine() -> None:
+    """Exits with the reason where the gpu suite cannot run."""
+    if not torch.cuda.is_available():
+        raise SystemExit("the gpu suite needs a GPU that torch can use; torch sees none")
+    try:
+        fused_rnn.LSTM(1, 1, device="cuda")(torch.zeros(1, 1, 1, device="cuda"))
+    except RuntimeError as error:
+        raise SystemExit(f"the gpu suite needs fused_rnn's CUDA engine: {error}") from error
+
+
+def _asked(name: str, only: list[str]) -> bool:
+    return all(word in name for word in only)
+
+
+def _shown(items: list[Item], describe) -> Iterator[Item]:
+    return progress(items, len(items), describe)
+
+
+def _print(row: str) -> None:
+    clear = "\r\033[K" if sys.stderr.isatty() else ""  # the bar
+    print(f"{clear}{row}", flush=True)
+
+
+def _machine() -> dict[str, str]:
+    facts = fused_rnn.info()
+    for private in ("library", "platform"):
+        del facts[private]
+    return facts
+
+
+def _commit() -> str | None:
+    git = ["git", "describe", "--always", "--dirty"]
+    found = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
