@@ -61,9 +61,18 @@ class Limits:
         """The one of INSTRUCTIONS that is the limit for a dtype."""
         return max(ARITHMETIC[dtype], key=self.operations)
 
-    def level(self, bytes_per_core: float) -> Level:
-        """The nearest one that holds so much."""
-        return next((level for level in self.levels if bytes_per_core <= level.bytes_per_core), self.levels[-1])
+    def shares(self, bytes_per_core: float) -> dict[Level, float]:
+        """Which part of so much data each level can hold, the nearest first: what is read again and again from there.
+
+        A cache that is a little too small still serves its part; a program that walks to and fro gets it.
+        """
+        found, held = {}, 0.0
+        for level in self.levels:
+            now_held = min(bytes_per_core, level.bytes_per_core)
+            if now_held > held:
+                found[level] = (now_held - held) / bytes_per_core
+                held = now_held
+        return found
 
     def read(self, level: Level, seconds: float = PROBE_SECONDS) -> float:
         """Bytes per second, every thread reading its own."""

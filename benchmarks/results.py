@@ -22,8 +22,7 @@ class Line:
 
     work: Work
     sides: dict[str, dict]  # name: ms, spread, rounds
-    limit: dict  # ms, bound_by, operations, weight_bytes, resident_bytes
-    left_out: dict[str, str] = field(default_factory=dict)  # peer: why
+    limit: dict  # ms, bound_by, operations, weight_bytes, resident_bytes; empty where none is known
 
     def ms(self, side: str) -> float | None:
         if side == "frozen" and side not in self.sides:
@@ -53,6 +52,7 @@ class Results:
     machine: dict[str, str]
     peers: dict[str, str]  # name: version, or why it is missing
     limits: dict[str, float]
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # peer and reason: groups and modes
     lines: list[Line] = field(default_factory=list)
     memory: list[dict] = field(default_factory=list)
     features: list[dict] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Results:
     def save(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / self.file_name
-        path.write_text(json.dumps(_rounded(asdict(self)), indent=1) + "\n")
+        path.write_text(_text(_rounded(asdict(self))))
         return path
 
     @classmethod
@@ -102,6 +102,17 @@ def geomean(numbers: Iterable[float]) -> float | None:
 
 def plural(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _text(fields: dict) -> str:
+    """JSON with a line for each entry of a list, so that a new measurement is a readable diff."""
+    parts = []
+    for key, value in fields.items():
+        text = json.dumps(value, indent=2).replace("\n", "\n ")
+        if isinstance(value, list):
+            text = "[" + ",".join(f"\n  {json.dumps(entry)}" for entry in value) + "\n ]"
+        parts.append(f'\n "{key}": {text}')
+    return "{" + ",".join(parts) + "\n}\n"
 
 
 def _rounded(value):

@@ -1,7 +1,7 @@
 """How fast a line could be at best on a machine: the time below which no program computes it.
 
-A layer must do its multiplications, and at every step it must read its recurrent weights anew, from the nearest cache
-that holds one core's share of them. The longer of the two is the limit: with many rows the arithmetic, with few the
+A layer must do its multiplications, and at every step it must read its recurrent weights anew, from the nearest caches
+that hold one core's share of them. The longer of the two is the limit: with many rows the arithmetic, with few the
 reading. Exponentials, the traffic of activations, and what cores tell each other at every step are not in it, so small
 layers stay far below.
 """
@@ -53,9 +53,13 @@ def cost(work: Work) -> Cost:
 @dataclass(frozen=True)
 class Limit:
     seconds: float
-    bound_by: str  # "float32" arithmetic, or "L2", the level that weights are read from
+    bound_by: str  # the instructions, as in "float32", or the level that most of the reading time goes to, as in "L2"
 
 
-def limit(cost: Cost, operations_per_second: float, instructions: str, bytes_per_second: float, level: str) -> Limit:
-    arithmetic, reading = cost.operations / operations_per_second, cost.weight_bytes / bytes_per_second
-    return Limit(arithmetic, instructions) if arithmetic >= reading else Limit(reading, level)
+def limit(cost: Cost, operations_per_second: float, instructions: str, seconds_per_byte: dict[str, float]) -> Limit:
+    """``seconds_per_byte``: for each level, its share of the bytes read times what reading one takes."""
+    arithmetic = cost.operations / operations_per_second
+    reading = cost.weight_bytes * sum(seconds_per_byte.values())
+    if arithmetic >= reading:
+        return Limit(arithmetic, instructions)
+    return Limit(reading, max(seconds_per_byte, key=seconds_per_byte.__getitem__))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -31,6 +32,7 @@ Item = TypeVar("Item")
 
 def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: list[str]) -> Results:
     """All of a suite whose names hold every word of ``only``."""
+    start = time.monotonic()
     torch.set_num_threads(threads)
     # torch.nn says this of itself, for projected layers and under vmap.
     warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
@@ -62,45 +64,56 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
     print(f"\n{table.heading()}")
     group = None
     for work in _shown(works, str):
-        results.lines.append(measure_line(work, effort, limits))
+        line, left_out = measure_line(work, effort, limits)
+        results.lines.append(line)
+        for why in left_out:
+            places, place = results.left_out.setdefault(why, []), f"{work.group} {work.mode}"
+            if place not in places:
+                places.append(place)
         if work.group != group:
             group = work.group
             _print(f"-- {group}")
-        _print(table.row(results.lines[-1]))
+        _print(table.row(line))
     if suite == "cpu" and threads == most_threads and effort.name != "quick" and not only:
         steps = [w for w in works if w.group == PLAIN and w.mode == "training"]
         results.memory = [memory.peak(work, threads) for work in _shown(steps, lambda w: f"memory of {w}")]
     print(table.summary(results))
+    print(f"\ntook {time.monotonic() - start:.0f} s")
     return results
 
 
-def measure_line(work: Work, effort: Effort, limits: Limits) -> Line:
+def measure_line(work: Work, effort: Effort, limits: Limits) -> tuple[Line, list[str]]:
+    """The line, and for every installed peer that is not on it the reason."""
     problem = build(work)
-    sides, left_out = problem.sides(), {}
+    sides, left_out = problem.sides(), []
     for peer in PEERS:
-        why = peer.missing() or peer.left_out(work)
+        if peer.missing():
+            continue
+        why = peer.left_out(work)
         if why is None:
             try:
                 sides[peer.NAME] = peer.build(problem)
             except TimeoutError as error:
                 why = str(error)
         if why is not None:
-            left_out[peer.NAME] = why
+            left_out.append(f"{peer.NAME}: {why}")
     check(work, sides)
 
     cost = roofline.cost(work)
     instructions = limits.fastest(work.dtype)
-    level = limits.level(cost.resident_bytes / limits.threads)
-    operations, read = [], []
+    shares = limits.shares(cost.resident_bytes / limits.threads)
+    operations, read = [], {level: [] for level in shares}
 
     def probe() -> None:
         operations.append(limits.operations(instructions))
-        read.append(limits.read(level))
+        for level, rates in read.items():
+            rates.append(limits.read(level))
 
     times = time_interleaved({name: side.run for name, side in sides.items()}, effort, probe)
-    limit = roofline.limit(cost, median(operations), instructions, median(read), level.name)
+    seconds_per_byte = {level.name: share / median(read[level]) for level, share in shares.items()}
+    limit = roofline.limit(cost, median(operations), instructions, seconds_per_byte)
     facts = {"ms": 1e3 * limit.seconds, "bound_by": limit.bound_by, **asdict(cost)} if work.device == "cpu" else {}
-    return Line(work, {name: asdict(timing) for name, timing in times.items()}, facts, left_out)
+    return Line(work, {name: asdict(timing) for name, timing in times.items()}, facts), left_out
 
 
 def measure_feature(feature: Feature, effort: Effort) -> dict:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from .results import OPPONENTS, Line, Results, geomean, groups, plural, ratios
 
 # The sides in the order of the columns, as they are called there.
@@ -65,19 +63,9 @@ def summary(results: Results) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """One for each peer that did not run somewhere."""
+    """Which peers did not run, where and why."""
     found = [f"{name} did not run: {why}" for name, why in results.peers.items() if why.startswith("not installed")]
-    for name, why, places in _left_out(results.lines):
-        found.append(f"{name} left out of {', '.join(places)}: {why}")
-    return found
-
-
-def _left_out(lines: Iterable[Line]) -> list[tuple[str, str, list[str]]]:
-    places: dict[tuple[str, str], dict[str, None]] = {}
-    for line in lines:
-        for name, why in line.left_out.items():
-            places.setdefault((name, why), {})[f"{line.work.group} {line.work.mode}"] = None
-    return [(name, why, list(where)) for (name, why), where in places.items()]
+    return found + [f"{why} (left out of {', '.join(places)})" for why, places in results.left_out.items()]
 
 
 def memory_row(entry: dict) -> str:
