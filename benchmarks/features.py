@@ -51,7 +51,7 @@ def features() -> list[Feature]:
 
 def _packed(layer: str, mode: str) -> dict[str, Run]:
     """With as many active steps in both."""
-    ours = _layer(layer)
+    ours = _layer(layer, HIDDEN)
     return {
         "padded": _call(ours, mode, torch.randn(AVERAGE_LENGTH, BATCH, HIDDEN)),
         "packed": _call(ours, mode, _pack(torch.randn(STEPS, BATCH, HIDDEN))),
@@ -60,12 +60,12 @@ def _packed(layer: str, mode: str) -> dict[str, Run]:
 
 def _lengths(layer: str, mode: str) -> dict[str, Run]:
     """The same rows, packed beforehand and not."""
-    ours, x = _layer(layer), torch.randn(STEPS, BATCH, HIDDEN)
+    ours, x = _layer(layer, HIDDEN), torch.randn(STEPS, BATCH, HIDDEN)
     return {"packed": _call(ours, mode, _pack(x)), "lengths": _call(ours, mode, x, lengths=torch.tensor(LENGTHS))}
 
 
 def _resets(layer: str, mode: str) -> dict[str, Run]:
-    ours, x = _layer(layer), torch.randn(STEPS, BATCH, HIDDEN)
+    ours, x = _layer(layer, HIDDEN), torch.randn(STEPS, BATCH, HIDDEN)
     resets = torch.rand(STEPS, BATCH) < RESET_SHARE
     return {"no resets": _call(ours, mode, x), "reset_mask": _call(ours, mode, x, reset_mask=resets)}
 
@@ -129,7 +129,7 @@ def _per_sample(layer: str) -> dict[str, Run]:
     return runs
 
 
-def _layer(layer: str, hidden: int = HIDDEN) -> nn.Module:
+def _layer(layer: str, hidden: int) -> nn.Module:
     return getattr(fused_rnn, layer)(hidden, hidden)
 
 

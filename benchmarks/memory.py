@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from .suites import Shape, Work
@@ -28,7 +28,7 @@ def peak(work: Work, threads: int) -> dict:
         sending.close()
         found[side] = receiving.recv()
         process.join()
-    return {"work": asdict(work), "megabytes": found}
+    return {"work": work.to_json(), "megabytes": found}
 
 
 def _child(work: Work, side: str, threads: int, sending) -> None:

@@ -64,7 +64,10 @@ class Results:
     def save(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / self.file_name
-        path.write_text(_text(_rounded(asdict(self))))
+        fields = asdict(self)
+        for line, own in zip(self.lines, fields["lines"], strict=True):
+            own["work"] = line.work.to_json()
+        path.write_text(_text(_rounded(fields)))
         return path
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 
 LAYERS = ("LSTM", "GRU", "RNN")
@@ -58,9 +58,14 @@ class Work:
         """Of one direction."""
         return self.shape.hidden // 2 if self.projected else self.shape.hidden
 
+    def to_json(self) -> dict:
+        """Only what is not as usual."""
+        usual = {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != usual[name]}
+
     @classmethod
-    def from_json(cls, fields: dict) -> Work:
-        return cls(**fields | {"shape": Shape(**fields["shape"])})
+    def from_json(cls, found: dict) -> Work:
+        return cls(**found | {"shape": Shape(**found["shape"])})
 
 
 def lines(group: str, layers: Iterable[str], modes: Iterable[str], shapes: Iterable[Shape], **options) -> list[Work]:

@@ -49,9 +49,10 @@ def _slice(run: Callable[[], object]) -> float:
     warmed = last
     while warmed < WARM_SECONDS:
         warmed += _time(run)
-    times = []
-    while not times or sum(times) < SLICE_SECONDS:
+    times, spent = [], 0.0
+    while spent < SLICE_SECONDS:
         times.append(_time(run))
+        spent += times[-1]
     return median(times)
 
 
