@@ -19,7 +19,7 @@ DEFAULT_SUITES = ["cpu", "features"]
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    options = arguments_of(sys.argv[1:])
     if "report" in options.what:
         from .report import report
 
@@ -29,7 +29,8 @@ def main() -> int:
     if options.threads is None:
         suites = " and ".join(options.what)
         print(f"{suites}, {options.effort}: expect {EFFORTS[options.effort].expected}", flush=True)
-        for threads in sorted({1, most_threads}):
+        on_cpu = options.what != ["gpu"]  # only there does the number of threads matter
+        for threads in sorted({1, most_threads} if on_cpu else {most_threads}):
             done = subprocess.run([sys.executable, "-m", "benchmarks", *sys.argv[1:], "--threads", str(threads)])
             if done.returncode:
                 return done.returncode
@@ -46,13 +47,12 @@ def main() -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments_of(command_line: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "what",
         nargs="*",
         choices=[*SUITES, "features", "report"],
-        default=DEFAULT_SUITES,
         help="suites to measure, or report; default: cpu features",
     )
     effort = parser.add_mutually_exclusive_group()
@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="+", default=[], metavar="WORD", help='lines whose names hold every word, as in LSTM "B1 "'
     )
     parser.add_argument("--out", type=Path, help="folder of the results")
-    return parser
+    options = parser.parse_args(command_line)
+    options.what = options.what or DEFAULT_SUITES  # argparse takes no list as the default of a choice
+    return options
 
 
 if __name__ == "__main__":

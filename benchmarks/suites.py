@@ -127,7 +127,7 @@ class Effort:
     """How long a run may take."""
 
     name: str
-    expected: str  # of the cpu suite on two AVX-512 cores
+    expected: str  # on two AVX-512 cores, for the default suites
     seconds: float  # for the runs of one line, all sides together, where a few rounds take less
     fewest_rounds: int
     most_rounds: int = 40
@@ -143,8 +143,8 @@ class Effort:
 EFFORTS = {
     effort.name: effort
     for effort in (
-        Effort("quick", "less than a minute", 0.2, 3),
+        Effort("quick", "about a minute", 0.2, 3),
         Effort("standard", "about 6 minutes", 0.4, 3),
-        Effort("full", "about half an hour", 2.0, 5),
+        Effort("full", "about 20 minutes", 2.0, 5),
     )
 }

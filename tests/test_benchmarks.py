@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import fused_rnn
 from benchmarks import features, problem, report, results, roofline, suites, table, timing
+from benchmarks.__main__ import arguments_of
 from benchmarks.peers import PEERS
 from benchmarks.results import Line, Results
 from benchmarks.run import require_gpu_engine
@@ -48,17 +50,18 @@ def test_feature_names_are_unique():
 
 
 def test_efforts_grow():
+    every = [(work, threads) for work in SUITES["cpu"] for threads in (1, 2)]
     quick, standard, full = (
-        {
-            (str(work), threads)
-            for work in SUITES["cpu"]
-            for threads in (1, 2)
-            if EFFORTS[name].selects(work, threads, 2)
-        }
+        {line for line in every if EFFORTS[name].selects(*line, most_threads=2)}
         for name in ("quick", "standard", "full")
     )
     assert quick < standard < full
-    assert len(full) == 2 * len(SUITES["cpu"])
+    assert full == set(every)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--quick"]])
+def test_default_suites(arguments):
+    assert arguments_of(arguments).what == ["cpu", "features"]
 
 
 @pytest.mark.parametrize("work", EVERY_KIND, ids=str)
@@ -74,6 +77,8 @@ def test_packed_lines_are_ragged():
     assert sorted(work.lengths, reverse=True) != work.lengths
 
 
+# torch.nn says this of itself under vmap.
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 def test_features_agree(small_features):
     for feature in features.features():
         runs = feature.build()
@@ -102,6 +107,13 @@ def test_peer_agrees_with_torch_nn(peer, layer):
         if work.layer == layer and peer.left_out(work) is None:
             built = problem.build(work)
             problem.check(work, built.sides() | {peer.NAME: peer.build(built)})
+
+
+def test_frozen_layer_is_a_side_of_inference(monkeypatch):
+    """Whether or not the library can freeze layers yet."""
+    monkeypatch.setattr(fused_rnn, "freeze", lambda module: module, raising=False)
+    found = {work.mode: set(problem.build(work).sides()) for work in EVERY_KIND[:2]}
+    assert found == {"inference": {"ours", "frozen", "torch.nn"}, "training": {"ours", "torch.nn"}}
 
 
 @pytest.mark.parametrize("layer", suites.LAYERS)
