@@ -16,6 +16,7 @@ from .suites import EFFORTS, SUITES
 from .threads import confine, cores
 
 DEFAULT_SUITES = ["cpu", "features"]
+KNOWN = [*SUITES, "features", "report"]
 
 
 def main() -> int:
@@ -49,12 +50,7 @@ def main() -> int:
 
 def arguments_of(command_line: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "what",
-        nargs="*",
-        choices=[*SUITES, "features", "report"],
-        help="suites to measure, or report; default: cpu features",
-    )
+    parser.add_argument("what", nargs="*", help=f"of {', '.join(KNOWN)}; default: {' '.join(DEFAULT_SUITES)}")
     effort = parser.add_mutually_exclusive_group()
     for name in ("quick", "full"):
         effort.add_argument(
@@ -67,7 +63,9 @@ def arguments_of(command_line: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="folder of the results")
     options = parser.parse_args(command_line)
-    options.what = options.what or DEFAULT_SUITES  # argparse takes no list as the default of a choice
+    options.what = options.what or DEFAULT_SUITES
+    for what in set(options.what).difference(KNOWN):  # argparse's own choices refuse an empty list
+        parser.error(f"{what!r} is not one of {', '.join(KNOWN)}")
     return options
 
 
