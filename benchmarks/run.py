@@ -157,6 +157,12 @@ def _machine() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    git = ["git", "describe", "--always", "--dirty"]
-    found = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    """With "-dirty" where the code differs from it; result files that an earlier run has just written do not count."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess:
+        root = Path(__file__).resolve().parent.parent
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+
+    commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+    dirty = git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results", ":!README.md").returncode
+    return f"{commit}{'-dirty' if dirty else ''}" if commit else None
