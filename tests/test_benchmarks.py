@@ -1,5 +1,8 @@
 """The benchmarks' own code: every line can be built and agrees, and what is shown follows from the result files."""
 
+import os
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +12,10 @@ import torch
 import fused_rnn
 from benchmarks import features, problem, report, results, roofline, suites, table, timing
 from benchmarks.__main__ import arguments_of
-from benchmarks.peers import PEERS
+from benchmarks.limits import Limits
+from benchmarks.peers import PEERS, jax_scan
 from benchmarks.results import Line, Results
-from benchmarks.run import require_gpu_engine
+from benchmarks.run import measure_line, require_gpu_engine
 from benchmarks.suites import EFFORTS, SUITES, Shape, Work, lines
 
 FIXTURE = Path(__file__).parent / "benchmark_results"
@@ -142,6 +146,39 @@ def test_every_round_runs_every_side():
     assert [timing.rounds for timing in found.values()] == [2, 2]
     order = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
     assert order == ["a", "b", "beside"] * 2
+
+
+@pytest.fixture(scope="module")
+def limits():
+    if shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0]) is None:
+        pytest.skip("there is no C++ compiler")
+    return Limits(1)
+
+
+def test_machine_has_limits(limits):
+    assert limits.operations("float32", 1e-4) > 1e6
+    assert limits.fastest("float16") == "float32"
+    for level in limits.levels[:-1]:
+        assert limits.read(level, 1e-4) > 1e6
+
+
+def test_shares_of_levels(limits):
+    for size in (100.0, 1e5, 1e7, 1e12):
+        assert sum(limits.shares(size).values()) == pytest.approx(1)
+    assert list(limits.shares(100.0)) == limits.levels[:1]
+    assert list(limits.shares(1e12)) == limits.levels
+
+
+def test_line_is_measured(limits, monkeypatch):
+    monkeypatch.setattr("benchmarks.run.PEERS", [jax_scan])
+    monkeypatch.setattr(jax_scan, "missing", lambda: None)
+    effort = replace(EFFORTS["quick"], seconds=0.0, fewest_rounds=1)
+    work = Work("float64", "GRU", "training", Shape(3, 2, 4), dtype="float64")
+    line, left_out = measure_line(work, effort, limits)
+    assert set(line.sides) == {"ours", "torch.nn"}
+    assert left_out == ["JAX: float32 on the CPU only"]
+    assert line.ratio("torch.nn") > 0
+    assert line.of_limit > 0
 
 
 def test_cost_of_a_plain_layer():
