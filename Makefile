@@ -34,7 +34,7 @@ help: ## show this list
 test: library $(STAMP)-test ## build, then run the tests
 	"$(PYTHON)" -m pytest $(ARGS)
 
-bench: library $(STAMP)-bench ## build, then run the benchmarks
+bench: library $(STAMP)-bench ## build, then measure for a few minutes (ARGS=--quick: one)
 	"$(PYTHON)" -m benchmarks $(ARGS)
 
 # The linters are programs of the environment, which need not be active.

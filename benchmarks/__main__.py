@@ -1,90 +1,72 @@
-"""``python -m benchmarks [--suite cpu] [--threads N] [--only LSTM training] [--out results.json]``"""
+"""Measures fused_rnn beside torch.nn, torch.compile, ONNX Runtime and JAX, and against the machine's own limits.
+
+Each number of threads runs in a process of its own, confined to as many cores. Whole runs are written to
+benchmarks/results/; ``report`` makes the README's table and the plots from what is there.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
-from dataclasses import asdict
-from datetime import datetime, timezone
-from math import exp, log
 from pathlib import Path
 
-import torch
+from .results import FOLDER
+from .suites import EFFORTS, SUITES
+from .threads import confine, cores
 
-import fused_rnn
-from fused_rnn._progress import progress
-
-from .harness import Measurement, measure
-from .suites import LAYERS, MODES, SUITES
+DEFAULT_SUITES = ["cpu", "features"]
+KNOWN = [*SUITES, "features", "report"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--suite", choices=SUITES, default="cpu")
-    parser.add_argument("--threads", type=int, help="torch.set_num_threads; default: torch's own choice")
-    parser.add_argument("--only", nargs="+", choices=(*LAYERS, *MODES), help="only these layers and modes")
-    parser.add_argument("--out", type=Path, help="write the results there as JSON")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = arguments_of(sys.argv[1:])
+    if "report" in options.what:
+        from .report import report
 
-    layers = set(options.only or ()) & set(LAYERS) or LAYERS
-    modes = set(options.only or ()) & set(MODES) or MODES
-    works = [w for w in SUITES[options.suite] if w.layer in layers and w.mode in modes]
-    facts = fused_rnn.info()
-    for private in ("library", "platform"):
-        del facts[private]
-    for key, value in facts.items():
-        print(f"{key + ':':29} {value}")
-    print(f"\n{'layer':5}{'mode':10}{'shape':16}{'ours ms':>9}{'torch ms':>10}{'ratio':>8}")
-    results = []
-    clear = "\r\033[K" if sys.stderr.isatty() else ""  # the bar
-    for work in progress(works, len(works), str):
-        result = measure(work)
-        results.append(result)
-        slower = "  slower" if result.ratio < 1 else ""
-        print(
-            f"{clear}{result.layer:5}{result.mode:10}{work.shape!s:16}{result.ours_ms:9.2f}{result.torch_ms:10.2f}"
-            f"{result.ratio:7.2f}x{slower}",
-            flush=True,
-        )
-    print("\ngeometric means of the ratio torch.nn / ours (above 1: ours is faster)")
-    for layer in LAYERS:
-        for mode in MODES:
-            print_geomean(layer, mode, [r for r in results if (r.layer, r.mode) == (layer, mode)])
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(as_json(options.suite, facts, results), indent=1) + "\n")
-        print(f"\nwritten to {options.out}")
+        report(options.out or FOLDER)
+        return 0
+    most_threads = len(cores())
+    if options.threads is None:
+        suites = " and ".join(options.what)
+        print(f"{suites}, {options.effort}: expect {EFFORTS[options.effort].expected}", flush=True)
+        on_cpu = options.what != ["gpu"]  # only there does the number of threads matter
+        for threads in sorted({1, most_threads} if on_cpu else {most_threads}):
+            done = subprocess.run([sys.executable, "-m", "benchmarks", *sys.argv[1:], "--threads", str(threads)])
+            if done.returncode:
+                return done.returncode
+        return 0
+
+    confine(options.threads)
+    from .run import measure
+
+    for suite in options.what:
+        results = measure(suite, EFFORTS[options.effort], options.threads, most_threads, options.only)
+        complete = options.effort != "quick" and not options.only
+        if complete or options.out:
+            print(f"\nwritten to {results.save(options.out or FOLDER)}")
     return 0
 
 
-def print_geomean(layer: str, mode: str, results: list[Measurement]) -> None:
-    if results:
-        mean = exp(sum(log(r.ratio) for r in results) / len(results))
-        worst = min(results, key=lambda r: r.ratio)
-        shape = "T{steps} B{batch} H{hidden}".format(**worst.shape)
-        print(f"{layer:5}{mode:10}{mean:6.2f}x   worst {worst.ratio:.2f}x at {shape}")
-
-
-def as_json(suite: str, facts: dict[str, str], results: list[Measurement]) -> dict:
-    return {
-        "suite": suite,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "machine": facts,
-        "results": [asdict(r) | {"ratio": r.ratio} for r in results],
-    }
-
-
-def _commit() -> str | None:
-    folder = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True, check=False
+def arguments_of(command_line: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("what", nargs="*", help=f"of {', '.join(KNOWN)}; default: {' '.join(DEFAULT_SUITES)}")
+    effort = parser.add_mutually_exclusive_group()
+    for name in ("quick", "full"):
+        effort.add_argument(
+            f"--{name}", dest="effort", action="store_const", const=name, help=f"{EFFORTS[name].expected}"
+        )
+    parser.set_defaults(effort="standard")
+    parser.add_argument("--threads", type=int, help="measure with this number only; default: one, then all cores")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="WORD", help='lines whose names hold every word, as in LSTM "B1 "'
     )
-    return git.stdout.strip() or None
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    options = parser.parse_args(command_line)
+    options.what = options.what or DEFAULT_SUITES
+    for what in set(options.what).difference(KNOWN):  # argparse's own choices refuse an empty list
+        parser.error(f"{what!r} is not one of {', '.join(KNOWN)}")
+    return options
 
 
 if __name__ == "__main__":

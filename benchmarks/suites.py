@@ -1,9 +1,15 @@
-"""What is measured: fixed, named lists of shapes."""
+"""What is measured: fixed, named lists of lines. The features suite is in ``features``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from itertools import product
+
+LAYERS = ("LSTM", "GRU", "RNN")
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+MODES = ("inference", "training")  # training: forward and backward, gradients of input and weights
 
 
 @dataclass(frozen=True)
@@ -20,33 +26,125 @@ class Shape:
 
 @dataclass(frozen=True)
 class Work:
-    """One line of the table."""
+    """One line of the table: a layer and what it is run on."""
 
-    layer: str  # LSTM, GRU or RNN
-    mode: str  # "inference" or "training": forward and backward
+    group: str
+    layer: str  # one of LAYERS; RNN is the tanh one
+    mode: str  # one of MODES
     shape: Shape
+    dtype: str = "float32"
+    num_layers: int = 1
+    bidirectional: bool = False
+    projected: bool = False  # h is half as wide as the cell state
+    packed: bool = False  # rows of different lengths, as a PackedSequence
+    carried: bool = False  # states go in and come out, as when a stream is read piece by piece
+    device: str = "cpu"
 
     def __str__(self) -> str:
-        return f"{self.layer:4} {self.mode:9} {self.shape}"
+        return f"{self.group} {self.layer} {self.mode} {self.shape}"
+
+    @property
+    def lengths(self) -> list[int]:
+        """Steps of each row: all T, or, packed, evenly spread over T/4 to T, in no order."""
+        steps, batch, _ = asdict(self.shape).values()
+        if not self.packed:
+            return [steps] * batch
+        lengths = [max(1, round(steps * (1 + 3 * row / batch) / 4)) for row in range(1, batch + 1)]
+        random.Random(0).shuffle(lengths)
+        return lengths
+
+    @property
+    def output_width(self) -> int:
+        """Of one direction."""
+        return self.shape.hidden // 2 if self.projected else self.shape.hidden
+
+    def to_json(self) -> dict:
+        """Only what is not as usual."""
+        usual = {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != usual[name]}
+
+    @classmethod
+    def from_json(cls, found: dict) -> Work:
+        return cls(**found | {"shape": Shape(**found["shape"])})
 
 
-LAYERS = ("LSTM", "GRU", "RNN")
-MODES = ("inference", "training")
+def lines(group: str, layers: Iterable[str], modes: Iterable[str], shapes: Iterable[Shape], **options) -> list[Work]:
+    return [Work(group, *line, **options) for line in product(layers, modes, shapes)]
 
+
+SHAPES = (
+    Shape(100, 1, 128),
+    Shape(100, 16, 128),
+    Shape(100, 64, 256),
+    Shape(100, 32, 512),
+    Shape(50, 64, 1024),
+    Shape(512, 8, 64),
+    Shape(1000, 1, 32),
+    Shape(100, 1, 512),
+)
+QUICK_SHAPES = (Shape(100, 1, 128), Shape(100, 16, 128), Shape(512, 8, 64))
+SCALING_BASE = Shape(100, 16, 128)
+SCALING = {  # the axis of a plot: the shapes along it
+    "steps": [Shape(t, 16, 128) for t in (10, 30, 100, 300, 1000)],
+    "batch": [Shape(100, b, 128) for b in (1, 4, 16, 64, 256)],
+    "hidden": [Shape(100, 16, h) for h in (32, 64, 128, 256, 512)],
+}
+GPU_HIDDEN = (64, 128, 256, 512, 1024, 2048)
+GPU_BATCH = (1, 16, 64, 256)
+GPU_DTYPES = ("float32", "bfloat16", "float16")
+
+PLAIN = "plain"
 SUITES = {
     "cpu": [
-        Work(layer, mode, shape)
-        for layer, mode, shape in product(
+        *lines(PLAIN, LAYERS, MODES, SHAPES),
+        *lines("packed", ["LSTM"], MODES, SHAPES, packed=True),
+        *lines("projected", ["LSTM"], MODES, SHAPES, projected=True),
+        *lines("float64", ["LSTM"], MODES, SHAPES, dtype="float64"),
+        *lines("bfloat16", ["LSTM"], MODES, SHAPES[:4], dtype="bfloat16"),
+        *lines("2 layers, bidirectional", LAYERS, MODES, SHAPES[:2], num_layers=2, bidirectional=True),
+        *lines("one step", LAYERS, MODES[:1], [Shape(1, 1, h) for h in (64, 128, 256, 512)], carried=True),
+        *lines("short", LAYERS, MODES, [Shape(8, 16, 128)]),
+        *lines("wide", LAYERS, MODES, [Shape(20, 16, 1500)]),
+        *lines("scaling", ["LSTM"], MODES[1:], dict.fromkeys(s for axis in SCALING.values() for s in axis)),
+    ],
+    "gpu": [
+        work
+        for dtype in GPU_DTYPES
+        for work in lines(
+            dtype,
             LAYERS,
             MODES,
-            (
-                Shape(100, 1, 128),
-                Shape(100, 16, 128),
-                Shape(100, 64, 256),
-                Shape(100, 32, 512),
-                Shape(512, 8, 64),
-                Shape(1000, 1, 32),
-            ),
+            [Shape(256, b, h) for h, b in product(GPU_HIDDEN, GPU_BATCH)],
+            dtype=dtype,
+            device="cuda",
         )
     ],
+}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a run may take."""
+
+    name: str
+    expected: str  # on two AVX-512 cores, for the default suites
+    seconds: float  # for the runs of one line, all sides together, where a few rounds take less
+    fewest_rounds: int
+    most_rounds: int = 40
+
+    def selects(self, work: Work, threads: int, most_threads: int) -> bool:
+        if self.name == "full" or work.device != "cpu":
+            return True
+        if self.name == "quick":
+            return work.group == PLAIN and work.shape in QUICK_SHAPES
+        return work.group == PLAIN or threads == most_threads
+
+
+EFFORTS = {
+    effort.name: effort
+    for effort in (
+        Effort("quick", "about a minute", 0.2, 3),
+        Effort("standard", "about 6 minutes", 0.4, 3),
+        Effort("full", "about 20 minutes", 2.0, 5),
+    )
 }

@@ -1,0 +1,165 @@
+"""What the options cost, and what they save: this library against itself, and against the ways around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fused_rnn
+
+Run = Callable[[], list[Tensor]]
+
+STEPS, BATCH, HIDDEN = 100, 32, 256
+# Rows of 38 to 100 steps: as many together as BATCH rows of AVERAGE_LENGTH.
+LENGTHS = [STEPS - 2 * row for row in range(BATCH)]
+AVERAGE_LENGTH = sum(LENGTHS) // BATCH
+RESET_SHARE = 0.02
+MEMBERS, MEMBER_HIDDEN = 8, 64
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One line: ``build`` returns named runs, and the others' times are told relative to the first one's."""
+
+    name: str
+    build: Callable[[], dict[str, Run]]
+    target: float | None = None  # the largest factor between the first and the others
+    same_results: bool = True  # whether the runs compute the same numbers, which is then checked
+
+
+def features() -> list[Feature]:
+    found = []
+    for layer, mode in product(("LSTM", "GRU"), ("inference", "training")):
+        found += [
+            Feature(f"{layer} {mode}: packed", lambda a=layer, b=mode: _packed(a, b), 1.1, same_results=False),
+            Feature(f"{layer} {mode}: lengths", lambda a=layer, b=mode: _lengths(a, b), same_results=False),
+            Feature(f"{layer} {mode}: reset_mask", lambda a=layer, b=mode: _resets(a, b), 1.05, same_results=False),
+        ]
+    for layer in ("LSTM", "GRU"):
+        found += [
+            Feature(f"{layer} training: ensemble of {MEMBERS}", lambda a=layer: _ensemble(a)),
+            Feature(f"{layer} per-sample gradients", lambda a=layer: _per_sample(a)),
+        ]
+    return found
+
+
+def _packed(layer: str, mode: str) -> dict[str, Run]:
+    """With as many active steps in both."""
+    ours = _layer(layer, HIDDEN)
+    return {
+        "padded": _call(ours, mode, torch.randn(AVERAGE_LENGTH, BATCH, HIDDEN)),
+        "packed": _call(ours, mode, _pack(torch.randn(STEPS, BATCH, HIDDEN))),
+    }
+
+
+def _lengths(layer: str, mode: str) -> dict[str, Run]:
+    """The same rows, packed beforehand and not."""
+    ours, x = _layer(layer, HIDDEN), torch.randn(STEPS, BATCH, HIDDEN)
+    return {"packed": _call(ours, mode, _pack(x)), "lengths": _call(ours, mode, x, lengths=torch.tensor(LENGTHS))}
+
+
+def _resets(layer: str, mode: str) -> dict[str, Run]:
+    ours, x = _layer(layer, HIDDEN), torch.randn(STEPS, BATCH, HIDDEN)
+    resets = torch.rand(STEPS, BATCH) < RESET_SHARE
+    return {"no resets": _call(ours, mode, x), "reset_mask": _call(ours, mode, x, reset_mask=resets)}
+
+
+def _ensemble(layer: str) -> dict[str, Run]:
+    """Forward and backward of members with weights of their own on the same rows."""
+    ours = [_layer(layer, MEMBER_HIDDEN) for _ in range(MEMBERS)]
+    theirs = [_twin(member) for member in ours]
+    x = torch.randn(STEPS, BATCH, MEMBER_HIDDEN)
+    stacked, _ = stack_module_state(ours)
+    names = list(stacked)
+
+    def run_member(weights: dict[str, Tensor]) -> Tensor:
+        return functional_call(ours[0], weights, (x,))[0]
+
+    def at_once() -> list[Tensor]:
+        output = vmap(run_member)(stacked)
+        return [output, *torch.autograd.grad(output.sum(), list(stacked.values()))]
+
+    def one_by_one(members: list[nn.Module]) -> list[Tensor]:
+        results = []
+        for member in members:
+            output = member(x)[0]
+            weights = dict(member.named_parameters())
+            results.append([output, *torch.autograd.grad(output.sum(), [weights[name] for name in names])])
+        return [torch.stack(parts) for parts in zip(*results, strict=True)]
+
+    return {
+        "vmap": at_once,
+        "loop": lambda: one_by_one(ours),
+        "torch.nn loop": lambda: one_by_one(theirs),
+    }
+
+
+def _per_sample(layer: str) -> dict[str, Run]:
+    """The gradient of each row's loss by the weights."""
+    ours = _layer(layer, MEMBER_HIDDEN)
+    theirs = _twin(ours)
+    x = torch.randn(STEPS, BATCH, MEMBER_HIDDEN)
+
+    def at_once(module: nn.Module) -> list[Tensor]:
+        weights = {name: weight.detach() for name, weight in module.named_parameters()}
+
+        def loss(weights: dict[str, Tensor], row: Tensor) -> Tensor:
+            return functional_call(module, weights, (row.unsqueeze(1),))[0].square().sum()
+
+        return list(vmap(grad(loss), (None, 1))(weights, x).values())
+
+    def one_by_one(module: nn.Module) -> list[Tensor]:
+        weights = list(module.parameters())
+        losses = (module(row)[0].square().sum() for row in x.split(1, 1))
+        return [torch.stack(parts) for parts in zip(*(torch.autograd.grad(a, weights) for a in losses), strict=True)]
+
+    runs = {
+        "vmap(grad)": lambda: at_once(ours),
+        "loop": lambda: one_by_one(ours),
+        "torch.nn loop": lambda: one_by_one(theirs),
+    }
+    if layer == "LSTM":  # torch.nn's others raise under vmap
+        runs["torch.nn vmap(grad)"] = lambda: at_once(theirs)
+    return runs
+
+
+def _layer(layer: str, hidden: int) -> nn.Module:
+    return getattr(fused_rnn, layer)(hidden, hidden)
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    theirs = getattr(nn, type(module).__name__)(module.input_size, module.hidden_size)
+    theirs.load_state_dict(module.state_dict())
+    return theirs
+
+
+def _pack(x: Tensor) -> PackedSequence:
+    return pack_padded_sequence(x, torch.tensor(LENGTHS))
+
+
+def _call(module: nn.Module, mode: str, input: Tensor | PackedSequence, **options) -> Run:
+    data = input.data if isinstance(input, PackedSequence) else input
+
+    def forward(leaf: Tensor) -> Tensor:
+        x = PackedSequence(leaf, *input[1:]) if isinstance(input, PackedSequence) else leaf
+        output = module(x, **options)[0]
+        return output.data if isinstance(output, PackedSequence) else output
+
+    def infer() -> list[Tensor]:
+        with torch.inference_mode():
+            return [forward(data)]
+
+    leaf = data.clone().requires_grad_()
+    gradient = torch.randn(*data.shape[:-1], module.hidden_size)
+
+    def train() -> list[Tensor]:
+        output = forward(leaf)
+        return [output, *torch.autograd.grad(output, [leaf, *module.parameters()], gradient)]
+
+    return train if mode == "training" else infer

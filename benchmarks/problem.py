@@ -1,0 +1,127 @@
+"""The modules and tensors of one line, and the calls that are timed on them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fused_rnn
+from fused_rnn.verification import relative_error
+
+from .suites import Work
+
+# Largest ||difference|| / ||torch.nn's|| of an output or a gradient. Sums over thousands of products run in another
+# order; in 16 bits every step rounds h, and torch.nn rounds other intermediate values than we do.
+LARGEST_DIFFERENCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def _identity(results: list[Tensor]) -> list[Tensor]:
+    return results
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of those compared: what is timed, and how its results become tensors to compare."""
+
+    run: Callable[[], list]
+    as_tensors: Callable[[list], list[Tensor]] = field(default=_identity)
+
+
+@dataclass(frozen=True)
+class Problem:
+    work: Work
+    ours: nn.Module
+    theirs: nn.Module
+    input: Tensor | PackedSequence
+    hx: Tensor | tuple[Tensor, Tensor] | None
+    grad: Tensor  # of the output
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """In torch's order."""
+        return [weight.detach() for weight in self.theirs.parameters()]
+
+    @property
+    def states(self) -> tuple[Tensor, ...]:
+        return () if self.hx is None else self.hx if isinstance(self.hx, tuple) else (self.hx,)
+
+    def sides(self) -> dict[str, Side]:
+        """This library's and torch.nn's; the peers have files of their own."""
+        found = {"ours": Side(self._call(self.ours)), "torch.nn": Side(self._call(self.theirs))}
+        if self.work.mode == "inference" and hasattr(fused_rnn, "freeze"):
+            frozen = fused_rnn.freeze(copy.deepcopy(self.ours).requires_grad_(False).eval())
+            found["frozen"] = Side(self._call(frozen))
+        return found
+
+    def _call(self, module: nn.Module) -> Callable[[], list[Tensor]]:
+        return training(module, self) if self.work.mode == "training" else inference(module, self)
+
+
+def build(work: Work) -> Problem:
+    """The same numbers for the same work."""
+    torch.manual_seed(0)
+    options = {"dtype": getattr(torch, work.dtype), "device": work.device}
+    steps, batch, hidden = work.shape.steps, work.shape.batch, work.shape.hidden
+    constructor = {"num_layers": work.num_layers, "bidirectional": work.bidirectional}
+    if work.projected:
+        constructor["proj_size"] = work.output_width
+    theirs = getattr(nn, work.layer)(hidden, hidden, **constructor, **options)
+    ours = getattr(fused_rnn, work.layer)(hidden, hidden, **constructor, **options)
+    ours.load_state_dict(theirs.state_dict())
+
+    input = torch.randn(steps, batch, hidden, **options)
+    if work.packed:
+        input = pack_padded_sequence(input, torch.tensor(work.lengths), enforce_sorted=False)
+    hx = None
+    if work.carried:
+        states = [torch.randn(work.num_layers * (1 + work.bidirectional), batch, hidden, **options) for _ in range(2)]
+        hx = tuple(states) if work.layer == "LSTM" else states[0]
+    rows = (sum(work.lengths),) if work.packed else (steps, batch)
+    grad = torch.randn(*rows, work.output_width * (1 + work.bidirectional), **options)
+    return Problem(work, ours, theirs, input, hx, grad)
+
+
+def inference(module: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
+    def run() -> list[Tensor]:
+        with torch.inference_mode():
+            output, states = module(problem.input, problem.hx)
+            if problem.hx is None:
+                return [_data(output)]
+            return [output, *(states if isinstance(states, tuple) else (states,))]
+
+    return run
+
+
+def training(module: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
+    leaf = _data(problem.input).clone().requires_grad_()
+    input = PackedSequence(leaf, *problem.input[1:]) if problem.work.packed else leaf
+
+    def run() -> list[Tensor]:
+        output = _data(module(input, problem.hx)[0])
+        return [output, *torch.autograd.grad(output, [leaf, *module.parameters()], problem.grad)]
+
+    return run
+
+
+def _data(sequence: Tensor | PackedSequence) -> Tensor:
+    return sequence.data if isinstance(sequence, PackedSequence) else sequence
+
+
+def check(what: object, sides: dict[str, Side], reference: str = "torch.nn") -> None:
+    """Runs every side once; raises where results differ from the reference's: wrong answers are not timed."""
+    expected = sides[reference].as_tensors(sides[reference].run())
+    for name, side in sides.items():
+        if name == reference:
+            continue
+        found = side.as_tensors(side.run())
+        worst = max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
+        limit = LARGEST_DIFFERENCE[expected[0].dtype]
+        if not worst <= limit:
+            raise AssertionError(
+                f"{what}: {name} differs from {reference} by {worst:.1e}, more than {limit:.0e}; nothing was measured"
+            )

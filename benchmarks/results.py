@@ -1,0 +1,129 @@
+"""What a run leaves behind: one JSON file for each suite and number of threads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from math import exp, log
+from pathlib import Path
+
+from .suites import Work
+
+FOLDER = Path(__file__).parent / "results"
+# Who is compared with which of our two calls. ONNX Runtime has packed its weights beforehand, so it meets the frozen
+# layer, which has too.
+OPPONENTS = {"torch.nn": "ours", "ONNX Runtime": "frozen", "JAX": "ours", "compiled loop": "ours"}
+
+
+@dataclass
+class Line:
+    """One line of the table: times of each side in milliseconds, and what the machine allows."""
+
+    work: Work
+    sides: dict[str, dict]  # name: ms, spread, rounds
+    limit: dict  # ms, bound_by, operations, weight_bytes, resident_bytes; empty where none is known
+
+    def ms(self, side: str) -> float | None:
+        if side == "frozen" and side not in self.sides:
+            side = "ours"
+        return self.sides[side]["ms"] if side in self.sides else None
+
+    def ratio(self, opponent: str) -> float | None:
+        """How many times faster we are; None where that side did not run."""
+        theirs = self.ms(opponent)
+        return None if theirs is None else theirs / self.ms(OPPONENTS[opponent])
+
+    @property
+    def of_limit(self) -> float | None:
+        """The share of the machine's limit that our faster call reaches; None without a limit."""
+        return self.limit["ms"] / min(self.ms("ours"), self.ms("frozen")) if self.limit else None
+
+
+@dataclass
+class Results:
+    """A file."""
+
+    suite: str
+    effort: str
+    threads: int
+    date: str
+    commit: str | None
+    machine: dict[str, str]
+    peers: dict[str, str]  # name: version, or why it is missing
+    limits: dict[str, float]
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # peer and reason: groups and modes
+    lines: list[Line] = field(default_factory=list)
+    memory: list[dict] = field(default_factory=list)
+    features: list[dict] = field(default_factory=list)
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.suite}-{plural(self.threads, 'thread').replace(' ', '-')}.json"
+
+    def save(self, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self.file_name
+        fields = asdict(self)
+        for line, own in zip(self.lines, fields["lines"], strict=True):
+            own["work"] = line.work.to_json()
+        path.write_text(_text(_rounded(fields)))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        fields = json.loads(path.read_text())
+        fields["lines"] = [Line(**line | {"work": Work.from_json(line["work"])}) for line in fields["lines"]]
+        return cls(**fields)
+
+
+def load_all(folder: Path) -> list[Results]:
+    """Every file of a folder, in the order of suites and threads."""
+    found = [Results.load(path) for path in folder.glob("*.json")]
+    return sorted(found, key=lambda results: (results.suite, results.threads))
+
+
+def groups(lines: Iterable[Line]) -> dict[tuple[str, str, str], list[Line]]:
+    """Lines by group, layer and mode: what a geometric mean is taken over."""
+    found: dict[tuple[str, str, str], list[Line]] = {}
+    for line in lines:
+        found.setdefault((line.work.group, line.work.layer, line.work.mode), []).append(line)
+    return found
+
+
+def ratios(lines: Iterable[Line], opponent: str) -> Iterator[tuple[Line, float]]:
+    for line in lines:
+        ratio = line.ratio(opponent)
+        if ratio is not None:
+            yield line, ratio
+
+
+def geomean(numbers: Iterable[float]) -> float | None:
+    logarithms = [log(number) for number in numbers]
+    return exp(sum(logarithms) / len(logarithms)) if logarithms else None
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _text(fields: dict) -> str:
+    """JSON with a line for each entry of a list, so that a new measurement is a readable diff."""
+    parts = []
+    for key, value in fields.items():
+        text = json.dumps(value, indent=2).replace("\n", "\n ")
+        if isinstance(value, list):
+            text = "[" + ",".join(f"\n  {json.dumps(entry)}" for entry in value) + "\n ]"
+        parts.append(f'\n "{key}": {text}')
+    return "{" + ",".join(parts) + "\n}\n"
+
+
+def _rounded(value):
+    """Four digits of every float: more are noise, and make every new measurement a longer diff."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return value

@@ -1,0 +1,168 @@
+"""Measures one suite on the threads this process is confined to, printing line by line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+import torch
+
+import fused_rnn
+from fused_rnn._progress import progress
+
+from . import memory, roofline, table
+from .features import Feature, features
+from .limits import Limits
+from .peers import PEERS
+from .problem import Side, build, check
+from .results import Line, Results, plural
+from .suites import PLAIN, SUITES, Effort, Work
+from .timing import time_interleaved
+
+Item = TypeVar("Item")
+
+
+def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: list[str]) -> Results:
+    """All of a suite whose names hold every word of ``only``."""
+    start = time.monotonic()
+    torch.set_num_threads(threads)
+    # torch.nn says this of itself, for projected layers and under vmap.
+    warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+    warnings.filterwarnings("ignore", "There is a performance drop")
+    if suite == "gpu":
+        require_gpu_engine()
+    limits = Limits(threads)
+    results = Results(
+        suite=suite,
+        effort=effort.name,
+        threads=threads,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=_commit(),
+        machine=_machine(),
+        peers={"torch.nn": torch.__version__} | {peer.NAME: peer.missing() or peer.version() for peer in PEERS},
+        limits=limits.overview(),
+    )
+    print(f"\n{suite} suite on {plural(threads, 'thread')}, {effort.name}")
+    for facts in (results.machine, results.peers, results.limits):
+        for key, value in facts.items():
+            print(f"{key + ':':29} {value}")
+    if suite == "features":
+        for feature in _shown([f for f in features() if _asked(f.name, only)], lambda f: f.name):
+            results.features.append(measure_feature(feature, effort))
+            _print(table.feature_row(results.features[-1]))
+        return results
+
+    works = [w for w in SUITES[suite] if effort.selects(w, threads, most_threads) and _asked(str(w), only)]
+    print(f"\n{table.heading()}")
+    group = None
+    for work in _shown(works, str):
+        line, left_out = measure_line(work, effort, limits)
+        results.lines.append(line)
+        for why in left_out:
+            places, place = results.left_out.setdefault(why, []), f"{work.group} {work.mode}"
+            if place not in places:
+                places.append(place)
+        if work.group != group:
+            group = work.group
+            _print(f"-- {group}")
+        _print(table.row(line))
+    if suite == "cpu" and threads == most_threads and effort.name != "quick" and not only:
+        steps = [w for w in works if w.group == PLAIN and w.mode == "training"]
+        results.memory = [memory.peak(work, threads) for work in _shown(steps, lambda w: f"memory of {w}")]
+    print(table.summary(results))
+    print(f"\ntook {time.monotonic() - start:.0f} s")
+    return results
+
+
+def measure_line(work: Work, effort: Effort, limits: Limits) -> tuple[Line, list[str]]:
+    """The line, and for every installed peer that is not on it the reason."""
+    problem = build(work)
+    sides, left_out = problem.sides(), []
+    for peer in PEERS:
+        if peer.missing():
+            continue
+        why = peer.left_out(work)
+        if why is None:
+            try:
+                sides[peer.NAME] = peer.build(problem)
+            except TimeoutError as error:
+                why = str(error)
+        if why is not None:
+            left_out.append(f"{peer.NAME}: {why}")
+    check(work, sides)
+
+    cost = roofline.cost(work)
+    instructions = limits.fastest(work.dtype)
+    shares = limits.shares(cost.resident_bytes / limits.threads)
+    operations, read = [], {level: [] for level in shares}
+
+    def probe() -> None:
+        operations.append(limits.operations(instructions))
+        for level, rates in read.items():
+            rates.append(limits.read(level))
+
+    times = time_interleaved({name: side.run for name, side in sides.items()}, effort, probe)
+    seconds_per_byte = {level.name: share / median(read[level]) for level, share in shares.items()}
+    limit = roofline.limit(cost, median(operations), instructions, seconds_per_byte)
+    facts = {"ms": 1e3 * limit.seconds, "bound_by": limit.bound_by, **asdict(cost)} if work.device == "cpu" else {}
+    return Line(work, {name: asdict(timing) for name, timing in times.items()}, facts), left_out
+
+
+def measure_feature(feature: Feature, effort: Effort) -> dict:
+    torch.manual_seed(0)
+    runs = feature.build()
+    if feature.same_results:
+        check(feature.name, {name: Side(run) for name, run in runs.items()}, next(iter(runs)))
+    times = time_interleaved(runs, effort)
+    sides = {name: asdict(timing) for name, timing in times.items()}
+    return {"name": feature.name, "target": feature.target, "sides": sides}
+
+
+def require_gpu_engine() -> None:
+    """Exits with the reason where the gpu suite cannot run."""
+    if not torch.cuda.is_available():
+        raise SystemExit("the gpu suite needs a GPU that torch can use; torch sees none")
+    try:
+        fused_rnn.LSTM(1, 1, device="cuda")(torch.zeros(1, 1, 1, device="cuda"))
+    except RuntimeError as error:
+        raise SystemExit(f"the gpu suite needs fused_rnn's CUDA engine: {error}") from error
+
+
+def _asked(name: str, only: list[str]) -> bool:
+    return all(word in name for word in only)
+
+
+def _shown(items: list[Item], describe) -> Iterator[Item]:
+    return progress(items, len(items), describe)
+
+
+def _print(row: str) -> None:
+    clear = "\r\033[K" if sys.stderr.isatty() else ""  # the bar
+    print(f"{clear}{row}", flush=True)
+
+
+def _machine() -> dict[str, str]:
+    facts = fused_rnn.info()
+    for private in ("library", "platform"):
+        del facts[private]
+    return facts
+
+
+def _commit() -> str | None:
+    """With "-dirty" where the code differs from it; result files that an earlier run has just written do not count."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess:
+        root = Path(__file__).resolve().parent.parent
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+
+    commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+    dirty = git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results", ":!README.md").returncode
+    return f"{commit}{'-dirty' if dirty else ''}" if commit else None
