@@ -45,5 +45,6 @@ const bool kAdded = (add_engine(torch::headeronly::DeviceType::CPU, {&forward, &
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
   m.impl("layer_forward", TORCH_BOX(&fused_rnn::layer_forward));
+  m.impl("infer", TORCH_BOX(&fused_rnn::infer));
   m.impl("layer_backward", TORCH_BOX(&fused_rnn::layer_backward));
 }
