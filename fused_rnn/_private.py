@@ -13,6 +13,8 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 FakeTensor = torch._subclasses.FakeTensor
 in_transform = torch._C._are_functorch_transforms_active
 add_batch_dim, remove_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
+any_autocast = torch._C._is_any_autocast_enabled
+dispatch_modes = torch._C._len_torch_dispatch_stack
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 

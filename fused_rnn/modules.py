@@ -11,13 +11,36 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import _inference, functional
+from ._cells import CELLS
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
 
+_CELLS = {"LSTM": CELLS["lstm"], "GRU": CELLS["gru"], "RNN_TANH": CELLS["rnn_tanh"], "RNN_RELU": CELLS["rnn_relu"]}
+
+
 class _Recurrent(nn.RNNBase):
     # nn.RNNBase, not nn.LSTM and its like: torch.compile refuses every instance of the public three.
+
+    def _short_way(self, input, hx, lengths, reset_mask):
+        """The results of a plain inference call, as a list; None: go the complete way."""
+        if self.training and self.dropout:
+            return None
+        # From where parameters live: `_flat_weights` costs more to bring up to date than the rest of this call.
+        parameters = self._parameters
+        return _inference.run(
+            _CELLS[self.mode],
+            input,
+            hx,
+            [parameters.get(name) for name in self._flat_weights_names],
+            _inference.BATCH_FIRST if self.batch_first else _inference.TIME_MAJOR,
+            self.num_layers,
+            self.bidirectional,
+            self.bias,
+            lengths,
+            reset_mask,
+        )
 
     def _options(self, lengths, reset_mask) -> dict:
         self._update_flat_weights()
@@ -80,6 +103,9 @@ class LSTM(_Recurrent):
         reset_mask: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """``output [T, B, D*P], (h_n [L*D, B, P], c_n [L*D, B, H])``; see :func:`fused_rnn.functional.lstm`."""
+        short = self._short_way(input, hx, lengths, reset_mask)
+        if short is not None:
+            return short[0], (short[1], short[2])
         options = self._options(lengths, reset_mask)
         return functional.lstm(input, hx, self._flat_weights, **options)
 
@@ -104,6 +130,9 @@ class GRU(_Recurrent):
         reset_mask: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
+        short = self._short_way(input, hx, lengths, reset_mask)
+        if short is not None:
+            return short[0], short[1]
         options = self._options(lengths, reset_mask)
         return functional.gru(input, hx, self._flat_weights, **options)
 
@@ -135,6 +164,9 @@ class RNN(_Recurrent):
         reset_mask: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
+        short = self._short_way(input, hx, lengths, reset_mask)
+        if short is not None:
+            return short[0], short[1]
         options = self._options(lengths, reset_mask)
         return functional.rnn(input, hx, self._flat_weights, **options)
 
