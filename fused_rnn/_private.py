@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -27,6 +28,11 @@ def legacy_vmap_level() -> int:
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     return level
+
+
+def apply_function(function: type[torch.autograd.Function], *args):
+    """``function.apply(*args)`` outside of transforms, without its study of signatures, which costs more than a small layer."""
+    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))
 
 
 def need_gradient(tensors: Iterable[Tensor]) -> bool:
