@@ -5,6 +5,7 @@
 #include "engine.h"
 #include "memory.h"
 #include "ops.h"
+#include "packed.h"
 
 namespace fused_rnn {
 namespace {
@@ -52,7 +53,7 @@ T* offset(T* data, int64_t bytes) {
 
 std::vector<Tensor> infer(int64_t cell, int64_t num_layers, bool bias, bool bidirectional, int64_t layout, Tensor input,
                           std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
-                          std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
+                          std::vector<Tensor> packed, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
                           std::optional<Tensor> reset_mask) {
   // There is no formula of a gradient here, and what needs one cannot be told from below autograd.
   FUSED_RNN_CHECK(!aoti_torch_grad_mode_is_enabled(),
@@ -60,6 +61,8 @@ std::vector<Tensor> infer(int64_t cell, int64_t num_layers, bool bias, bool bidi
   const int64_t L = num_layers, D = bidirectional ? 2 : 1, per_layer = L > 0 ? weights.size() / L : 0;
   FUSED_RNN_CHECK(L > 0 && static_cast<int64_t>(weights.size()) == L * per_layer,
                   "fused_rnn: weights must hold as many tensors for each of ", L, " layers, got ", weights.size());
+  FUSED_RNN_CHECK(packed.empty() || static_cast<int64_t>(packed.size()) == L,
+                  "fused_rnn: packed must hold one tensor for each of ", L, " layers, or none, got ", packed.size());
   const Engine& engine = engine_for(input.device().type());
   Outline outline = outline_of(input, layout, L * D, batch_sizes.has_value());
 
@@ -79,6 +82,7 @@ std::vector<Tensor> infer(int64_t cell, int64_t num_layers, bool bias, bool bidi
       args.take_rows(args.checked(data, "input", concat({outline.rows, {f.input_size}})), outline.steps, outline.batch);
     }
     args.read_weights(own_weights);
+    if (!packed.empty()) f.packed = unpacked(packed[k], f, bias, own_weights, engine);
     if (lengths) args.read_lengths(lengths);
     if (reset_mask) args.take_reset(*reset_mask, batch_sizes ? Shape{f.steps, f.batch} : outline.rows);
 

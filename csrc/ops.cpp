@@ -160,6 +160,9 @@ STABLE_TORCH_LIBRARY(fused_rnn, m) {
   m.def(
       "infer(int cell, int num_layers, bool bias, bool bidirectional, int layout, Tensor input, Tensor? h0, Tensor? "
       "c0, "
-      "Tensor[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask) -> Tensor[]");
+      "Tensor[] weights, Tensor[] packed, Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask) -> Tensor[]");
+  // One layer's weights made ready for `infer`, whose `packed` is empty or has one of these for each layer. Only for
+  // these very tensors, in this process: what it holds, and in which order, is the engine's own affair.
+  m.def("pack_weights(int cell, bool bias, bool bidirectional, Tensor[] weights) -> Tensor");
   m.def("cuda_identity(Tensor input) -> Tensor");
 }

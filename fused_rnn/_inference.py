@@ -29,6 +29,7 @@ def run(
     num_layers: int = 1,
     bidirectional: bool = False,
     bias: bool = True,
+    packed: Sequence[Tensor] = (),
     lengths=None,
     reset_mask=None,
 ) -> Sequence[Tensor] | None:
@@ -51,7 +52,7 @@ def run(
         return None
     try:
         return _infer(
-            cell.id, num_layers, bias, bidirectional, layout, input, h0, c0, weights, lengths, None, reset_mask
+            cell.id, num_layers, bias, bidirectional, layout, input, h0, c0, weights, packed, lengths, None, reset_mask
         )
     except (RuntimeError, TypeError):
         return None

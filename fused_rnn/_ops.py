@@ -153,7 +153,7 @@ def _batch_of(input: Tensor, h0: Tensor | None, batch_sizes: Tensor | None):
 
 @torch.library.register_fake("fused_rnn::infer")
 def _infer_shapes(
-    cell, num_layers, bias, bidirectional, layout, input, h0, c0, weights, lengths, batch_sizes, reset_mask
+    cell, num_layers, bias, bidirectional, layout, input, h0, c0, weights, packed, lengths, batch_sizes, reset_mask
 ):
     per_layer = tuple(weights[: len(weights) // num_layers])
     layer = Layer(cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, per_layer)

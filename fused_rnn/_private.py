@@ -31,7 +31,7 @@ def legacy_vmap_level() -> int:
 
 
 def apply_function(function: type[torch.autograd.Function], *args):
-    """``function.apply(*args)`` outside of transforms, without its study of signatures, which costs more than a small layer."""
+    """``function.apply(*args)`` outside of transforms, without its study of signatures, as costly as a layer."""
     return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))
 
 

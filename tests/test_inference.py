@@ -341,6 +341,7 @@ def arguments(layers=2, layout=0, input=(5, 2, 3), states=(4, 2, 4), **changes):
         "h0": torch.randn(states),
         "c0": torch.randn(states),
         "weights": [torch.randn(shape) for shape in shapes],
+        "packed": [],
         "lengths": None,
         "batch_sizes": None,
         "reset_mask": None,

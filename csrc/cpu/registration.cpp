@@ -38,7 +38,13 @@ void backward(const Backward& args, const Scratch& scratch) {
   run(kernels_for(plan.isa).backward(args.cell, args.dtype), args, plan, scratch);
 }
 
-const bool kAdded = (add_engine(torch::headeronly::DeviceType::CPU, {&forward, &backward}), true);
+// Stubs: forward packs for itself on every call, and ignores what is packed.
+int64_t packed_bytes(const Layer&) { return 64; }
+void pack(const Layer&, void*) {}
+int64_t packed_format() { return static_cast<int64_t>(best_isa()); }
+
+const Engine kEngine = {&forward, &backward, &packed_bytes, &pack, &packed_format};
+const bool kAdded = (add_engine(torch::headeronly::DeviceType::CPU, kEngine), true);
 
 }  // namespace
 }  // namespace fused_rnn
@@ -46,5 +52,6 @@ const bool kAdded = (add_engine(torch::headeronly::DeviceType::CPU, {&forward, &
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
   m.impl("layer_forward", TORCH_BOX(&fused_rnn::layer_forward));
   m.impl("infer", TORCH_BOX(&fused_rnn::infer));
+  m.impl("pack_weights", TORCH_BOX(&fused_rnn::pack_weights));
   m.impl("layer_backward", TORCH_BOX(&fused_rnn::layer_backward));
 }
