@@ -16,7 +16,7 @@ from ._cells import Cell
 
 TIME_MAJOR, BATCH_FIRST, ONE_STEP = range(3)  # as in csrc/infer.cpp
 
-_infer = torch.ops.fused_rnn.infer.default
+_infer = _private.bare(torch.ops.fused_rnn.infer.default)
 _PLAIN = frozenset((Tensor, nn.Parameter))  # subclasses may mean anything
 
 

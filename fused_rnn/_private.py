@@ -35,6 +35,11 @@ def apply_function(function: type[torch.autograd.Function], *args):
     return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))
 
 
+def bare(operator: torch._ops.OpOverload):
+    """The operator without its wrapper in Python, for calls that count every half microsecond."""
+    return operator._op
+
+
 def need_gradient(tensors: Iterable[Tensor]) -> bool:
     """Might a gradient of one of these be asked for?"""
     if not in_transform():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,8 @@ class Frozen:
             pack = torch.ops.fused_rnn.pack_weights
             self.packed = [pack(cell.id, bias, bidirectional, span) for span in spans]
         self.weights = list(weights)
-        self.versions = [_version(weight) for weight in weights]
+        # Weights made under inference_mode keep no versions.
+        self.versions = None if any(w.is_inference() for w in weights) else [w._version for w in weights]
         # While these memories are held no other tensor lies where the weights lay, and the operator tells them by that.
         self._memories = [weight.detach() for weight in weights]
 
@@ -40,11 +42,10 @@ class Frozen:
         """Raises where it shows that ``weights`` are not what was packed. `weight.data.copy_()` does not show."""
         if torch.compiler.is_compiling():
             return  # Dynamo sees no versions; that the memory is the same one the operator checks
-        for weight, packed_from, version in zip(weights, self.weights, self.versions, strict=True):
-            if weight is not packed_from:
-                raise RuntimeError(f"fused_rnn: a weight of this frozen layer was replaced; {_THAW}")
-            if _version(weight) != version:
-                raise RuntimeError(f"fused_rnn: a weight of this frozen layer was changed in place; {_THAW}")
+        if not all(map(is_, weights, self.weights)):
+            raise RuntimeError(f"fused_rnn: a weight of this frozen layer was replaced; {_THAW}")
+        if self.versions is not None and self.versions != [weight._version for weight in weights]:
+            raise RuntimeError(f"fused_rnn: a weight of this frozen layer was changed in place; {_THAW}")
 
     def check_call(self, layer: Layer) -> None:
         """Raises for a call that wants derivatives, or is made under a transform."""
@@ -89,10 +90,6 @@ def _infer_layer(layer: Layer, packed: Tensor) -> list[Tensor]:
         layer.batch_sizes,
         layer.reset_mask,
     )
-
-
-def _version(weight: Tensor) -> int | None:
-    return None if weight.is_inference() else weight._version
 
 
 def freeze(model: nn.Module) -> nn.Module:
