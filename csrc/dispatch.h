@@ -8,6 +8,11 @@ namespace fused_rnn {
 // Throws; defined beside the operators' checks so that kernels need no exception machinery.
 [[noreturn]] void unknown_value(const char* what, int64_t value);
 
+// What a cell says of itself, for code that is compiled once for all cells.
+struct CellTraits {
+  int64_t gates, states, saved, params, recurrent, projectable;
+};
+
 namespace {
 
 template <class T>
@@ -27,11 +32,6 @@ auto dispatch_cell(int64_t cell, F f) {
   }
   unknown_value("cell", cell);
 }
-
-// What a cell says of itself, for code that is compiled once for all cells.
-struct CellTraits {
-  int64_t gates, states, saved, params, recurrent, projectable;
-};
 
 inline CellTraits traits_of(int64_t cell) {
   return dispatch_cell(cell, [](auto c) {

@@ -6,6 +6,7 @@
 
 #include "cpu/select.h"
 #include "dispatch.h"
+#include "memory.h"
 
 #ifndef FUSED_RNN_CUDA_ARCHS
 #define FUSED_RNN_CUDA_ARCHS ""
@@ -58,3 +59,6 @@ FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t directions
     return nullptr;
   }
 }
+
+// For tests: results and scratch memory come filled with NaN from now on, or no longer.
+FUSED_RNN_EXPORT void fused_rnn_fill_memory(int64_t fill) { fill_memory(fill != 0); }

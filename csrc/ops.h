@@ -16,6 +16,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
     std::optional<Tensor> reset_mask, bool save, bool cells);
 
+std::vector<Tensor> infer(int64_t cell, int64_t num_layers, bool bias, bool bidirectional, int64_t layout, Tensor input,
+                          std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
+                          std::vector<Tensor> packed, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
+                          std::optional<Tensor> reset_mask);
+
+Tensor pack_weights(int64_t cell, bool bias, bool bidirectional, std::vector<Tensor> weights);
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     int64_t cell, bool bias, bool bidirectional, std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,
     std::optional<Tensor> grad_c_n, std::optional<Tensor> grad_cells, Tensor input, std::optional<Tensor> h0,

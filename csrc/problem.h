@@ -48,7 +48,7 @@ struct Layer {
   const void* h0;               // [M, D, B, P]; null: zeros
   const void* c0;               // [M, D, B, H]; null: zeros
   Weights weights[kMaxDirections];
-  const void* packed;  // the weights as Engine::pack left them, or null
+  const void* packed;  // the same weights as Engine::pack left them; null: they were not packed
 
   // Row (t, b) takes part while t < lengths[b]. Null: always.
   const int64_t* lengths;  // [M, B]

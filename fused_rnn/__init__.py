@@ -8,6 +8,7 @@ from ._version import __version__
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import restore, swap
 from .diagnostics import explain, info
+from .freezing import freeze, thaw
 from .modules import GRU, LSTM, RNN
 from .verification import verify
 
@@ -20,10 +21,12 @@ __all__ = [
     "RNNCell",
     "__version__",
     "explain",
+    "freeze",
     "functional",
     "info",
     "reference",
     "restore",
     "swap",
+    "thaw",
     "verify",
 ]

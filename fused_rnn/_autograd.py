@@ -45,7 +45,7 @@ class LayerForward(torch.autograd.Function):
 
     @staticmethod
     def forward(save, cells, *args):
-        return tuple(_layer_of(args).forward(save, cells))
+        return tuple(_below_autograd(_layer_of(args).forward, save, cells))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -82,7 +82,7 @@ class LayerBackward(torch.autograd.Function):
     @staticmethod
     def forward(wanted, weight_groups, norms, grad_output, grad_h_n, grad_c_n, grad_cells, saved, *args):
         grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
-        return tuple(_layer_of(args).backward(grads, saved, wanted, weight_groups, norms))
+        return tuple(_below_autograd(_layer_of(args).backward, grads, saved, wanted, weight_groups, norms))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -145,7 +145,20 @@ _WITH_JVP = {
 
 
 def _apply(function: type[torch.autograd.Function], *args):
-    return (_WITH_JVP[function] if _private.in_forward_mode() else function).apply(*args)
+    if _private.in_forward_mode():
+        return _WITH_JVP[function].apply(*args)
+    if torch.compiler.is_compiling() or _private.in_transform():
+        return function.apply(*args)
+    return _private.apply_function(function, *args)
+
+
+def _below_autograd(call, *args):
+    """A raw operator where gradients are seen to: past its own autograd kernel, except where that has an error to raise
+    or Dynamo looks on."""
+    if torch.compiler.is_compiling() or _private.in_forward_mode():
+        return call(*args)
+    with _private.below_autograd():
+        return call(*args)
 
 
 # ---- the raw operators ---------------------------------------------------------------------------------------------
@@ -228,4 +241,4 @@ def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor
     save = torch.is_grad_enabled() and _private.need_gradient(differentiable)
     if save or transformed or _private.in_forward_mode():
         return _apply(LayerForward, save, cells, *layer[:-1], *layer.weights)[:4]
-    return layer.forward(save=False, cells=cells)[:4]
+    return _below_autograd(layer.forward, False, cells)[:4]

@@ -36,6 +36,8 @@ def _load() -> ctypes.CDLL:
     library.fused_rnn_cell_count.restype = ctypes.c_int64
     library.fused_rnn_cell_traits.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)]
     library.fused_rnn_cell_traits.restype = None
+    library.fused_rnn_fill_memory.argtypes = [ctypes.c_int64]
+    library.fused_rnn_fill_memory.restype = None
     library.fused_rnn_cpu_plan.restype = ctypes.c_char_p
     library.fused_rnn_cpu_plan.argtypes = [
         *[ctypes.c_int64] * 7,
@@ -47,6 +49,11 @@ def _load() -> ctypes.CDLL:
 
 
 _library = _load()
+
+
+def fill_memory(fill: bool) -> None:
+    """For tests: results and scratch memory come filled with NaN from now on, or no longer."""
+    _library.fused_rnn_fill_memory(fill)
 
 
 def cuda_archs() -> list[str]:

@@ -151,6 +151,25 @@ def _batch_of(input: Tensor, h0: Tensor | None, batch_sizes: Tensor | None):
     return int(batch_sizes[0])
 
 
+@torch.library.register_fake("fused_rnn::infer")
+def _infer_shapes(
+    cell, num_layers, bias, bidirectional, layout, input, h0, c0, weights, packed, lengths, batch_sizes, reset_mask
+):
+    per_layer = tuple(weights[: len(weights) // num_layers])
+    layer = Layer(cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, per_layer)
+    kind, directions, hidden, width, _, _ = layer.sizes
+    rows = tuple(input.shape[:-1])
+    if layout == 2:  # a single step
+        states = rows
+    elif batch_sizes is None and len(rows) == 1:  # unbatched
+        states = (num_layers * directions,)
+    else:
+        batch = rows[0] if layout == 1 else _batch_of(input, h0, batch_sizes)
+        states = (num_layers * directions, batch)
+    widths = (width, hidden)[: kind.states]
+    return [input.new_empty((*rows, directions * width)), *(input.new_empty((*states, w)) for w in widths)]
+
+
 @torch.library.register_fake("fused_rnn::layer_backward")
 def _backward_shapes(
     cell,

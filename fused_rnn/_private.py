@@ -7,12 +7,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 FakeTensor = torch._subclasses.FakeTensor
 in_transform = torch._C._are_functorch_transforms_active
 add_batch_dim, remove_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
+any_autocast = torch._C._is_any_autocast_enabled
+dispatch_modes = torch._C._len_torch_dispatch_stack
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
@@ -25,6 +28,16 @@ def legacy_vmap_level() -> int:
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     return level
+
+
+def apply_function(function: type[torch.autograd.Function], *args):
+    """``function.apply(*args)`` outside of transforms, without its study of signatures, as costly as a layer."""
+    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))
+
+
+def bare(operator: torch._ops.OpOverload):
+    """The operator without its wrapper in Python, for calls that count every half microsecond."""
+    return operator._op
 
 
 def need_gradient(tensors: Iterable[Tensor]) -> bool:

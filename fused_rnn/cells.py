@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from . import functional
+from . import _inference, functional
+from ._cells import CELLS, Cell
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
+
+
+def _short_way(module: nn.RNNCellBase, cell: Cell, input, hx):
+    """The new states of a plain inference call; None: go the complete way."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if module.bias else ("weight_ih", "weight_hh")
+    weights = [module._parameters.get(name) for name in names]
+    results = _inference.run(cell, input, hx, weights, _inference.ONE_STEP, bias=module.bias)
+    return None if results is None else results[1:]
 
 
 class LSTMCell(nn.RNNCellBase):
@@ -17,6 +26,9 @@ class LSTMCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """``input [B, I]``, ``hx = (h [B, H], c [B, H])`` to ``(h, c)``; B may be absent from all."""
+        short = _short_way(self, CELLS["lstm"], input, hx)
+        if short is not None:
+            return short[0], short[1]
         return functional.lstm_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
 
 
@@ -28,6 +40,9 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """``input [B, I]``, ``hx [B, H]`` to h ``[B, H]``; B may be absent from all."""
+        short = _short_way(self, CELLS["gru"], input, hx)
+        if short is not None:
+            return short[0]
         return functional.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
 
 
@@ -56,5 +71,8 @@ class RNNCell(nn.RNNCellBase):
         steps = {"tanh": functional.rnn_tanh_cell, "relu": functional.rnn_relu_cell}
         if self.nonlinearity not in steps:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        short = _short_way(self, CELLS[f"rnn_{self.nonlinearity}"], input, hx)
+        if short is not None:
+            return short[0]
         step = steps[self.nonlinearity]
         return step(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)

@@ -7,6 +7,7 @@ import warnings
 from torch import nn
 
 from . import cells, modules
+from .freezing import thaw
 
 _SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTM: modules.LSTM,
@@ -43,9 +44,10 @@ def swap(model: nn.Module) -> nn.Module:
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Undoes :func:`swap`: every layer of exactly this library's classes becomes torch.nn's; returns ``model``."""
+    """Undoes :func:`swap`: layers of exactly this library's classes become torch.nn's, thawed; returns ``model``."""
     back = {ours: theirs for theirs, ours in _SWAPS.items()}
     for module in model.modules():
         if type(module) in back:
+            thaw(module)
             module.__class__ = back[type(module)]
     return model

@@ -17,6 +17,9 @@ _LAYERS = {modules.LSTM: _stack.lstm, modules.GRU: _stack.gru, modules.RNN: _sta
 _CELLS = {cells.LSTMCell: "lstm", cells.GRUCell: "gru", cells.RNNCell: None}  # an RNNCell says which it is
 
 
+_FROZEN = "The weights are frozen: packed once by fused_rnn.freeze, for calls without gradients"
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What :func:`explain` found; ``str()`` of it is a sentence or two."""
@@ -71,7 +74,9 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None) -> Explan
         f"CPU tensors run the whole time loop in one call; {_count(directions, 'direction')} x "
         f"{_count(plan.row_chunks, 'part')} of the batch, each walking through time on its own, "
         f"on {_count(plan.threads, 'thread')}. The instruction set is the best of this processor, or FUSED_RNN_ISA. "
-        "A gradient of the gradient is recomputed in plain PyTorch",
+        + (
+            _FROZEN if getattr(module, "_frozen", None) else "A gradient of the gradient is recomputed in plain PyTorch"
+        ),
     )
 
 
@@ -96,7 +101,10 @@ def _first_layer(module: nn.Module, inputs, lengths, reset_mask) -> Layer:
             weights = [weight for weight in weights if weight is not None]
             _stack.single_step(stop, type(module).__name__, CELLS[kind], input, hx, weights)
     except _Stop as stopped:
-        return stopped.args[0]
+        (layer,) = stopped.args
+        if getattr(module, "_frozen", None):
+            module._frozen.check_call(layer)
+        return layer
     raise AssertionError("no layer was run")
 
 

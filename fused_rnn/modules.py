@@ -11,16 +11,50 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import _inference, _stack, functional
+from ._cells import CELLS
+from .freezing import Frozen
 
 __all__ = ["GRU", "LSTM", "RNN"]
+
+
+_CELLS = {"LSTM": CELLS["lstm"], "GRU": CELLS["gru"], "RNN_TANH": CELLS["rnn_tanh"], "RNN_RELU": CELLS["rnn_relu"]}
 
 
 class _Recurrent(nn.RNNBase):
     # nn.RNNBase, not nn.LSTM and its like: torch.compile refuses every instance of the public three.
 
+    _frozen: Frozen | None = None  # what freezing.freeze made; not in state dicts, pickled as a mark
+
+    def _short_way(self, input, hx, lengths, reset_mask):
+        """The results of a plain inference call, as a list; None: go the complete way."""
+        if self.training and self.dropout:
+            return None
+        # From where parameters live: `_flat_weights` costs more to bring up to date than the rest of this call.
+        parameters = self._parameters
+        weights = [parameters.get(name) for name in self._flat_weights_names]
+        packed = ()
+        if self._frozen is not None:
+            self._frozen.check(weights)
+            packed = self._frozen.packed
+        return _inference.run(
+            _CELLS[self.mode],
+            input,
+            hx,
+            weights,
+            _inference.BATCH_FIRST if self.batch_first else _inference.TIME_MAJOR,
+            self.num_layers,
+            self.bidirectional,
+            self.bias,
+            packed,
+            lengths,
+            reset_mask,
+        )
+
     def _options(self, lengths, reset_mask) -> dict:
         self._update_flat_weights()
+        if self._frozen is not None:
+            self._frozen.check(self._flat_weights)
         return {
             "num_layers": self.num_layers,
             "bidirectional": self.bidirectional,
@@ -30,6 +64,36 @@ class _Recurrent(nn.RNNBase):
             "lengths": lengths,
             "reset_mask": reset_mask,
         }
+
+    # ---- frozen weights: where torch changes the weights of a module as a whole, they are packed anew ----
+
+    def _pack(self) -> Frozen:
+        weights = [self._parameters[name] for name in self._flat_weights_names]
+        return Frozen(_CELLS[self.mode], self.bias, self.bidirectional, self.num_layers, weights)
+
+    def _apply(self, *args, **kwargs):
+        was_frozen = self.__dict__.pop("_frozen", None) is not None
+        module = super()._apply(*args, **kwargs)
+        if was_frozen:
+            self._frozen = self._pack()
+        return module
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        was_frozen = self.__dict__.pop("_frozen", None) is not None
+        super()._load_from_state_dict(*args, **kwargs)
+        if was_frozen:
+            self._frozen = self._pack()
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        if self._frozen is not None:
+            state["_frozen"] = True  # the packed copy is this process's and this processor's
+        return state
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if self.__dict__.pop("_frozen", None):
+            self._frozen = self._pack()
 
 
 class LSTM(_Recurrent):
@@ -80,7 +144,12 @@ class LSTM(_Recurrent):
         reset_mask: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """``output [T, B, D*P], (h_n [L*D, B, P], c_n [L*D, B, H])``; see :func:`fused_rnn.functional.lstm`."""
+        short = self._short_way(input, hx, lengths, reset_mask)
+        if short is not None:
+            return short[0], (short[1], short[2])
         options = self._options(lengths, reset_mask)
+        if self._frozen is not None:
+            return self._frozen.run(_stack.lstm, input, hx, self._flat_weights, options)
         return functional.lstm(input, hx, self._flat_weights, **options)
 
 
@@ -104,7 +173,12 @@ class GRU(_Recurrent):
         reset_mask: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
+        short = self._short_way(input, hx, lengths, reset_mask)
+        if short is not None:
+            return short[0], short[1]
         options = self._options(lengths, reset_mask)
+        if self._frozen is not None:
+            return self._frozen.run(_stack.gru, input, hx, self._flat_weights, options)
         return functional.gru(input, hx, self._flat_weights, **options)
 
 
@@ -135,7 +209,12 @@ class RNN(_Recurrent):
         reset_mask: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
+        short = self._short_way(input, hx, lengths, reset_mask)
+        if short is not None:
+            return short[0], short[1]
         options = self._options(lengths, reset_mask)
+        if self._frozen is not None:
+            return self._frozen.run(_stack.rnn, input, hx, self._flat_weights, options)
         return functional.rnn(input, hx, self._flat_weights, **options)
 
     def _options(self, lengths, reset_mask) -> dict:

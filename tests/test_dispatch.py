@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fused_rnn import _autograd, reference, verification
+from fused_rnn import _autograd, _library, reference, verification
 from fused_rnn._cells import BY_ID, CELLS
 from fused_rnn._ops import Layer, Wanted
 
@@ -131,13 +131,11 @@ def test_cells_save_nothing_without_need(kind):
 
 
 @pytest.fixture
-def poisoned(monkeypatch):
+def poisoned():
     """Every allocation starts as NaN: outputs, workspaces, saved values."""
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all() and (torch.empty(3, dtype=torch.uint8) == 255).all()
+    _library.fill_memory(True)
     yield
-    torch.use_deterministic_algorithms(False)
+    _library.fill_memory(False)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -22,6 +22,7 @@ struct Passes {
       {{&F::count_packs, &F::pack_weights}, {&F::count_runs_to_clear, &F::clear_team}},
       {{&F::count_walks, &F::walk}},
       {}};
+  static constexpr Packing kPacking = {&F::packed_bytes, {&F::count_packs, &F::pack_weights}};
   static constexpr Pass<Backward> kBackward = {&W::bytes,
                                                &count_rounds,
                                                {{&B::count_packs, &B::prepare}},
@@ -45,6 +46,10 @@ const Pass<Forward>& forward(int64_t cell, Dtype dtype) {
   return *dispatch(cell, dtype, [](auto passes) { return &decltype(passes)::kForward; });
 }
 
+const Packing& packing(int64_t cell, Dtype dtype) {
+  return *dispatch(cell, dtype, [](auto passes) { return &decltype(passes)::kPacking; });
+}
+
 const Pass<Backward>& backward(int64_t cell, Dtype dtype) {
   return *dispatch(cell, dtype, [](auto passes) { return &decltype(passes)::kBackward; });
 }
@@ -53,6 +58,6 @@ const Pass<Backward>& backward(int64_t cell, Dtype dtype) {
 
 #define FUSED_RNN_JOIN(a, b) a##b
 #define FUSED_RNN_TABLE(isa) FUSED_RNN_JOIN(kKernels, isa)
-extern const Kernels FUSED_RNN_TABLE(FUSED_RNN_ISA) = {&forward, &backward};
+extern const Kernels FUSED_RNN_TABLE(FUSED_RNN_ISA) = {&forward, &packing, &backward};
 
 }  // namespace fused_rnn

@@ -22,8 +22,15 @@ struct Pass {
   Phase<Args> first[kMostPhases], each[kMostPhases], last[kMostPhases];
 };
 
+// The weights as the forward pass wants them, for Layer::packed.
+struct Packing {
+  int64_t (*bytes)(const Forward&, const Plan&);
+  Phase<Forward> phase;  // its workspace is where the packed weights go
+};
+
 struct Kernels {
   const Pass<Forward>& (*forward)(int64_t cell, Dtype dtype);
+  const Packing& (*packing)(int64_t cell, Dtype dtype);
   const Pass<Backward>& (*backward)(int64_t cell, Dtype dtype);
 };
 

@@ -93,12 +93,14 @@ constexpr const Tile<T>* kTiles[kMostVectors] = {TilesOf<T, 1>::kTiles, TilesOf<
 // second-level cache it would come too slowly for the first tile to work at full speed.
 template <class T, class Row, class Use>
 void multiply(int64_t count, int64_t depth, Row row, int64_t step, const T* panel, int vectors, bool lone, Use use) {
-  constexpr int64_t kRowsAtOnce = 60, kDepthAtOnce = 512;  // so much of a panel stays in the cache for all tiles
+  // So much of a panel stays in the cache for all tiles; their sums are kept from block to block.
+  constexpr int64_t kDepthAtOnce = 512, kRowsAtOnce = 96;
   const int64_t width = vectors * Vec<T>::kLanes, blocks = (depth + kDepthAtOnce - 1) / kDepthAtOnce;
   T sums[kRowsAtOnce * kMostVectors * Vec<T>::kLanes] __attribute__((aligned(64)));
   const Tile<T>* const by_rows = kTiles<T>[vectors - 1];
-  for (int64_t first = 0; first < count; first += kRowsAtOnce) {
-    const int64_t rows = count - first < kRowsAtOnce ? count - first : kRowsAtOnce;
+  const int64_t groups = (count + kRowsAtOnce - 1) / kRowsAtOnce;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t first = count * group / groups, rows = count * (group + 1) / groups - first;
     // Even tiles: 16 rows are 6 + 5 + 5, not 6 + 6 + 4.
     const int64_t most = tile_rows(vectors), tiles = (rows + most - 1) / most;
     for (int64_t block = 0; block < blocks; ++block) {
@@ -109,10 +111,12 @@ void multiply(int64_t count, int64_t depth, Row row, int64_t step, const T* pane
         const T* a[kMostRows];
         for (int64_t i = 0; i < height; ++i) a[i] = row(first + i0 + i) + k0 * step;
         const T* next = from + (tile < vectors ? deep * width + tile * deep * (kCacheLine / int64_t(sizeof(T))) : 0);
-        by_rows[lone ? 0 : height](deep, a, step, from, next, sums + i0 * width, block > 0);
+        T* out = sums + (blocks > 1 ? i0 * width : 0);
+        by_rows[lone ? 0 : height](deep, a, step, from, next, out, block > 0);
+        if (block + 1 < blocks) continue;
+        for (int64_t i = 0; i < height; ++i) use(first + i0 + i, out + i * width);
       }
     }
-    for (int64_t i = 0; i < rows; ++i) use(first + i, sums + i * width);
   }
 }
 

@@ -10,50 +10,83 @@ namespace fused_rnn {
 namespace {
 
 template <class Args>
-void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scratch& scratch) {
-  void* workspace = scratch(pass.workspace_bytes(args, plan));
-  const auto run_phases = [&](const Phase<Args>(&phases)[kMostPhases], int64_t round) {
-    for (const Phase<Args>& phase : phases) {
-      if (phase.run == nullptr) break;
-      // Calls a pointer to the chosen instruction set's code: what stands here is compiled for the plain one.
-      const auto run_tasks = [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) phase.run(args, plan, workspace, round, task);
-      };
-      const int64_t tasks = phase.count(args, plan);
-      if (plan.threads == 1 || tasks == 1)
-        run_tasks(0, tasks);
-      else
-        torch::stable::parallel_for(0, tasks, 1, run_tasks);
-    }
+void run(const Phase<Args>& phase, const Args& args, const Plan& plan, void* workspace, int64_t round) {
+  // Calls a pointer to the chosen instruction set's code: what stands here is compiled for the plain one.
+  const auto run_tasks = [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) phase.run(args, plan, workspace, round, task);
   };
-  run_phases(pass.first, 0);
-  const int64_t rounds = pass.rounds(args);
-  for (int64_t round = 0; round < rounds; ++round) run_phases(pass.each, round);
-  run_phases(pass.last, rounds);
+  const int64_t tasks = phase.count(args, plan);
+  if (plan.threads == 1 || tasks == 1)
+    run_tasks(0, tasks);
+  else
+    torch::stable::parallel_for(0, tasks, 1, run_tasks);
 }
 
-Plan plan_for(const Layer& layer) { return select(best_isa(), load_of(layer), torch::stable::get_num_threads()); }
+template <class Args>
+void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scratch& scratch) {
+  void* workspace = scratch(pass.workspace_bytes(args, plan));
+  const auto run_all = [&](const Phase<Args>(&phases)[kMostPhases], int64_t round) {
+    for (const Phase<Args>& phase : phases)
+      if (phase.run != nullptr) run(phase, args, plan, workspace, round);
+  };
+  const int64_t rounds = pass.rounds(args);
+  run_all(pass.first, 0);
+  for (int64_t round = 0; round < rounds; ++round) run_all(pass.each, round);
+  run_all(pass.last, rounds);
+}
+
+// A plan for a call, with the order of its rows.
+struct CallPlan : Plan {
+  std::vector<int64_t> rows;
+
+  explicit CallPlan(const Layer& layer)
+      : Plan(select(best_isa(), load_of(layer), torch::stable::get_num_threads())), rows(order_rows(layer, *this)) {
+    order = rows.empty() ? nullptr : rows.data();
+  }
+  CallPlan(const CallPlan&) = delete;
+};
 
 void forward(const Forward& args, const Scratch& scratch) {
-  Plan plan = plan_for(args);
-  const std::vector<int64_t> order = order_rows(args, plan);
-  plan.order = order.empty() ? nullptr : order.data();
+  const CallPlan plan(args);
   run(kernels_for(plan.isa).forward(args.cell, args.dtype), args, plan, scratch);
 }
 
 void backward(const Backward& args, const Scratch& scratch) {
-  Plan plan = plan_for(args);
-  const std::vector<int64_t> order = order_rows(args, plan);
-  plan.order = order.empty() ? nullptr : order.data();
+  const CallPlan plan(args);
   run(kernels_for(plan.isa).backward(args.cell, args.dtype), args, plan, scratch);
 }
 
-const bool kAdded = (add_engine(torch::headeronly::DeviceType::CPU, {&forward, &backward}), true);
+// Packing is done once: on one thread.
+struct PackingCall {
+  Forward forward = {};
+  Plan plan = {best_isa(), 1, 1, 1, nullptr, true};
+  const Packing& packing;
+
+  explicit PackingCall(const Layer& layer) : packing(kernels_for(plan.isa).packing(layer.cell, layer.dtype)) {
+    static_cast<Layer&>(forward) = layer;
+    forward.packed = nullptr;
+  }
+};
+
+int64_t packed_bytes(const Layer& layer) {
+  const PackingCall call(layer);
+  return call.packing.bytes(call.forward, call.plan);
+}
+void pack(const Layer& layer, void* packed) {
+  const PackingCall call(layer);
+  run(call.packing.phase, call.forward, call.plan, packed, 0);
+}
+int64_t packed_format() { return static_cast<int64_t>(best_isa()); }
+
+const Engine kEngine = {&forward, &backward, &packed_bytes, &pack, &packed_format};
+const bool kAdded = (add_engine(torch::headeronly::DeviceType::CPU, kEngine), true);
 
 }  // namespace
 }  // namespace fused_rnn
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) {
   m.impl("layer_forward", TORCH_BOX(&fused_rnn::layer_forward));
+  m.impl("infer", TORCH_BOX(&fused_rnn::infer));
+  m.impl("pack_weights", TORCH_BOX(&fused_rnn::pack_weights));
   m.impl("layer_backward", TORCH_BOX(&fused_rnn::layer_backward));
 }

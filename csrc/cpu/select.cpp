@@ -74,8 +74,8 @@ const Kernels& kernels_for(Isa isa) {
 Load load_of(const Layer& layer) {
   const int64_t problems = layer.members * layer.directions;
   const int64_t gates = dispatch_cell(layer.cell, [](auto cell) { return int64_t(decltype(cell)::type::kGates); });
-  return {problems, layer.batch, layer.rows, layer.hidden,
-          problems * layer.rows * gates * layer.hidden * (layer.input_size + layer.output_size)};
+  const int64_t multiply_adds = problems * layer.rows * gates * layer.hidden * (layer.input_size + layer.output_size);
+  return {problems, layer.batch, layer.rows, layer.hidden, multiply_adds, layer.packed != nullptr};
 }
 
 Plan select(Isa isa, const Load& load, int64_t threads) {
@@ -83,7 +83,7 @@ Plan select(Isa isa, const Load& load, int64_t threads) {
   constexpr int64_t kWorthwhile = 250'000;
   // Packing pays from this many rows on: it reads and writes every weight once.
   constexpr int64_t kRowsToPackFor = 4;
-  const bool pack = load.rows >= kRowsToPackFor;
+  const bool pack = load.packed || load.rows >= kRowsToPackFor;
   if (load.multiply_adds < kWorthwhile || threads == 1) return {isa, 1, 1, 1, nullptr, pack};
   // Problems run side by side; when there are fewer than threads, each is cut as well: into runs of batch rows, which
   // never wait for each other, or, where rows are few, into shares of the hidden units.

@@ -14,6 +14,7 @@ const Kernels& kernels_for(Isa isa);
 // A call's size: `problems` run side by side over `batch` rows, in all so many multiply-adds in the forward pass.
 struct Load {
   int64_t problems, batch, rows, hidden, multiply_adds;
+  bool packed;  // its weights are packed already
 };
 
 Load load_of(const Layer& layer);
