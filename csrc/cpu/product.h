@@ -71,6 +71,16 @@ void multiply_tile(int64_t depth, const T* const* rows, int64_t step, const T* p
     }
 }
 
+// For what a tile's results go to, or the cell behind it reads: it arrives while the tile is computed.
+template <class S>
+void fetch(const S* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += kCacheLine / int64_t(sizeof(S))) __builtin_prefetch(from + i);
+}
+template <class S>
+void fetch_to_change(S* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kCacheLine / int64_t(sizeof(S))) __builtin_prefetch(to + i, 1);
+}
+
 template <class T>
 using Tile = void (*)(int64_t depth, const T* const* rows, int64_t step, const T* panel, const T* next, T* out,
                       bool add_to_out);

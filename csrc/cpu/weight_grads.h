@@ -13,7 +13,7 @@ class WeightGradientsPass {
   using V = Vec<T>;
   using Shared = Gradients<Cell, S>;
   static constexpr int64_t kLanes = V::kLanes;
-  static constexpr int64_t kStrip = 48;  // columns of dgates
+  static constexpr int64_t kStrip = 48;  // columns of dgates: whole tiles, whole vectors
   static constexpr bool kConverts = sizeof(S) != sizeof(T);
 
   // The rows of a product, in blocks of at most kRoundRows: those of one group in one round, active ones only, in an
@@ -159,18 +159,22 @@ class WeightGradientsPass {
     for (int64_t group = 0, before = 0; group < g.weight_groups; ++group, before += rows.count) {
       gather_group(g, shared, rows, round, problem, group);
       const int64_t own = problem * g.weight_groups + group, theirs = m * g.weight_groups + group;
-      Factor left = {g, rows, round, before, problem, scratch.strip};
+      const Factor left = {g, rows, round, before, problem, scratch.strip};
       const int64_t j0 = cut(GH, plan.threads, piece), j1 = cut(GH, plan.threads, piece + 1);
-      left.take(shared.gates_x, shared.gate_stride);
-      left.add(j0, j1, out.ih ? sums.x : nullptr, I, result(out.ih, sums.ih, own, theirs, GH * I),
-               sums.bias_ih + own * GH);
-      left.take(shared.gates_r, shared.gate_stride);
-      left.add(j0, j1, out.hh ? sums.h : nullptr, P, result(out.hh, sums.hh, own, theirs, GH * P),
-               sums.bias_hh + own * GH);
+      const Product ih = {out.ih ? sums.x : nullptr, I, result(out.ih, sums.ih, own, theirs, GH * I),
+                          sums.bias_ih + own * GH};
+      const Product hh = {out.hh ? sums.h : nullptr, P, result(out.hh, sums.hh, own, theirs, GH * P),
+                          sums.bias_hh + own * GH};
+      if (Cell::kOneGateGradient) {
+        left.add(shared.gates_x, shared.gate_stride, j0, j1, ih, hh);
+      } else {
+        left.add(shared.gates_x, shared.gate_stride, j0, j1, ih, {});
+        left.add(shared.gates_r, shared.gate_stride, j0, j1, hh, {});
+      }
       if (!out.hr) continue;
-      left.take(shared.outputs, shared.output_stride);
-      left.add(cut(P, plan.threads, piece), cut(P, plan.threads, piece + 1), sums.wide_h, H,
-               result(out.hr, sums.hr, own, theirs, P * H), nullptr);
+      const Product hr = {sums.wide_h, H, result(out.hr, sums.hr, own, theirs, P * H), nullptr};
+      left.add(shared.outputs, shared.output_stride, cut(P, plan.threads, piece), cut(P, plan.threads, piece + 1), hr,
+               {});
     }
   }
 
@@ -221,58 +225,79 @@ class WeightGradientsPass {
       return at<T>(out, theirs * size);
   }
 
+  // One right factor, in panels, and what its product is added to: result, [.., columns], and the left factor's own sums
+  // over the rows. Either may be absent.
+  struct Product {
+    T* panels = nullptr;
+    int64_t columns = 0;
+    T* result = nullptr;
+    T* bias = nullptr;
+  };
+
   // The left factor, transposed: columns of dgates or of dh.
   struct Factor {
     const Backward& g;
     const Rows& rows;
     int64_t round, before, problem;
     T* strip;
-    const T* from = nullptr;
-    int64_t stride = 0;
 
-    void take(const T* array, int64_t array_stride) {
-      from = array;
-      stride = array_stride;
-    }
-
-    // result[j, 0 .. columns) += sum over the rows k of from[k, j] * panels[k, ..] for j0 <= j < j1, and their sums
-    // over k alone to `bias`. In the first round the results begin.
-    void add(int64_t j0, int64_t j1, T* panels, int64_t columns, T* result, T* bias) const {
+    // For j0 <= j < j1 and each product:
+    //   result[j, 0 .. columns) += sum over the rows k of from[k, j] * panels[k, ..]    bias[j] += sum of from[k, j]
+    // In the first round the results begin.
+    void add(const T* from, int64_t stride, int64_t j0, int64_t j1, const Product& one, const Product& two) const {
       if (round == 0 && rows.count == 0) {
-        if (panels) zero_row(result + j0 * columns, (j1 - j0) * columns);
-        if (bias) zero_row(bias + j0, j1 - j0);
+        for (const Product* p : {&one, &two}) {
+          if (p->panels) zero_row(p->result + j0 * p->columns, (j1 - j0) * p->columns);
+          if (p->bias) zero_row(p->bias + j0, j1 - j0);
+        }
       }
       for (int64_t block = 0; block < rows.blocks(); ++block)
-        for (int64_t j = j0; j < j1; j += kStrip)
-          add_strip(block, j, minimum(kStrip, j1 - j), panels, columns, result, bias);
+        for (int64_t j = j0; j < j1; j += kStrip) {
+          const int64_t width = minimum(kStrip, j1 - j), depth = rows.block_size(block);
+          const int64_t* slots = rows.slots + block * kRoundRows;
+          for (int64_t k = 0; k < depth; ++k)
+            memcpy(strip + k * kStrip, from + slots[k] * stride + j, sizeof(T) * width);
+          if (one.bias) add_biases(block, j, width, one.bias, two.bias);
+          for (const Product* p : {&one, &two})
+            if (p->panels) add_strip(block, j, width, *p);
+        }
     }
 
-    void add_strip(int64_t block, int64_t j0, int64_t width, T* panels, int64_t columns, T* result, T* bias) const {
-      const int64_t k0 = block * kRoundRows, depth = rows.block_size(block);
-      const bool first = round == 0 && block == 0;
-      for (int64_t k = 0; k < depth; ++k)
-        memcpy(strip + k * kStrip, from + rows.slots[k0 + k] * stride + j0, sizeof(T) * width);
-      if (bias) {
-        T sum[kStrip] = {};
-        for (int64_t k = 0; k < depth; ++k)
-          for (int64_t j = 0; j < width; ++j) sum[j] += strip[k * kStrip + j];
-        for (int64_t j = 0; j < width; ++j) bias[j0 + j] = first ? sum[j] : bias[j0 + j] + sum[j];
+    bool is_first(int64_t block) const { return round == 0 && block == 0; }
+
+    void add_biases(int64_t block, int64_t j0, int64_t width, T* one, T* two) const {
+      for (int64_t j = 0; j < width; j += kLanes) {  // the strip is as wide as whole vectors
+        V sum(T(0));
+        for (int64_t k = 0; k < rows.block_size(block); ++k) sum = sum + load_vector(strip + k * kStrip + j);
+        for (T* bias : {one, two}) {
+          if (!bias) continue;
+          const int64_t n = minimum(kLanes, width - j);
+          T* to = bias + j0 + j;
+          store_vector(to, is_first(block) ? sum : load_vector(to, n) + sum, n);
+        }
       }
-      if (!panels) return;
-      const Plain<T> matrix = {depth, columns};
-      const T* packed = operand(g, panels, problem, before + k0, columns);
+    }
+
+    void add_strip(int64_t block, int64_t j0, int64_t width, const Product& p) const {
+      const int64_t depth = rows.block_size(block);
+      const Plain<T> matrix = {depth, p.columns};
+      const T* packed = operand(g, p.panels, problem, before + block * kRoundRows, p.columns);
       for (int64_t panel = 0; panel < matrix.panels(); ++panel) {
         const int vectors = matrix.panel_vectors(panel);
-        multiply(
-            width, depth, [&](int64_t j) { return strip + j; }, kStrip, packed + matrix.offset(panel), vectors, false,
-            [&](int64_t j, const T* sums) {
-              for (int v = 0; v < vectors; ++v) {
-                const int64_t column = matrix.first_column(panel) + v * kLanes, n = minimum(kLanes, columns - column);
-                T* to = result + (j0 + j) * columns + column;
-                const V sum = load_vector(sums + v * kLanes);
-                store_vector(to, first ? sum : load_vector(to, n) + sum, n);
-              }
-            });
+        T* const results = p.result + j0 * p.columns + matrix.first_column(panel);
+        const auto row = [&](int64_t j) {
+          fetch_to_change(results + j * p.columns, vectors * kLanes);
+          return strip + j;
+        };
+        multiply(width, depth, row, kStrip, packed + matrix.offset(panel), vectors, false,
+                 [&](int64_t j, const T* sums) {
+                   for (int v = 0; v < vectors; ++v) {
+                     const int64_t n = minimum(kLanes, p.columns - matrix.first_column(panel) - v * kLanes);
+                     T* to = results + j * p.columns + v * kLanes;
+                     const V sum = load_vector(sums + v * kLanes);
+                     store_vector(to, is_first(block) ? sum : load_vector(to, n) + sum, n);
+                   }
+                 });
       }
     }
   };
