@@ -71,16 +71,6 @@ void multiply_tile(int64_t depth, const T* const* rows, int64_t step, const T* p
     }
 }
 
-// For what a tile's results go to, or the cell behind it reads: it arrives while the tile is computed.
-template <class S>
-void fetch(const S* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += kCacheLine / int64_t(sizeof(S))) __builtin_prefetch(from + i);
-}
-template <class S>
-void fetch_to_change(S* to, int64_t count) {
-  for (int64_t i = 0; i < count; i += kCacheLine / int64_t(sizeof(S))) __builtin_prefetch(to + i, 1);
-}
-
 template <class T>
 using Tile = void (*)(int64_t depth, const T* const* rows, int64_t step, const T* panel, const T* next, T* out,
                       bool add_to_out);
@@ -96,15 +86,29 @@ template <class T>
 constexpr const Tile<T>* kTiles[kMostVectors] = {TilesOf<T, 1>::kTiles, TilesOf<T, 2>::kTiles, TilesOf<T, 3>::kTiles,
                                                  TilesOf<T, 4>::kTiles};
 
+template <class S>
+void fetch_row(const S* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += kCacheLine / int64_t(sizeof(S))) __builtin_prefetch(from + i);
+}
+template <class S>
+void fetch_row_to_write(S* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kCacheLine / int64_t(sizeof(S))) __builtin_prefetch(to + i, 1);
+}
+struct FetchNothing {
+  void operator()(int64_t) const {}
+};
+
 // For every i < count: use(i, sums), where sums[v] = sum over k of row(i)[k * step] * panel[k][v].
 // Each sum runs in one order whatever the other rows are, so results do not depend on how rows were dealt to threads.
 // Only a row that is always alone (`lone`) may be summed in another.
+// fetch(i) comes before: to fetch what use(i, ..) will touch, which then arrives while the tile is computed.
 // The panel that comes after this one in memory is fetched along the way, by each tile a part of it: from beyond the
 // second-level cache it would come too slowly for the first tile to work at full speed.
-template <class T, class Row, class Use>
-void multiply(int64_t count, int64_t depth, Row row, int64_t step, const T* panel, int vectors, bool lone, Use use) {
+template <class T, class Row, class Fetch, class Use>
+void multiply(int64_t count, int64_t depth, Row row, int64_t step, const T* panel, int vectors, bool lone, Fetch fetch,
+              Use use) {
   // So much of a panel stays in the cache for all tiles; their sums are kept from block to block.
-  constexpr int64_t kDepthAtOnce = 512, kRowsAtOnce = 96;
+  constexpr int64_t kDepthAtOnce = 384, kRowsAtOnce = 96;
   const int64_t width = vectors * Vec<T>::kLanes, blocks = (depth + kDepthAtOnce - 1) / kDepthAtOnce;
   T sums[kRowsAtOnce * kMostVectors * Vec<T>::kLanes] __attribute__((aligned(64)));
   const Tile<T>* const by_rows = kTiles<T>[vectors - 1];
@@ -120,6 +124,8 @@ void multiply(int64_t count, int64_t depth, Row row, int64_t step, const T* pane
         const int64_t i0 = rows * tile / tiles, height = rows * (tile + 1) / tiles - i0;
         const T* a[kMostRows];
         for (int64_t i = 0; i < height; ++i) a[i] = row(first + i0 + i) + k0 * step;
+        if (block == 0)
+          for (int64_t i = 0; i < height; ++i) fetch(first + i0 + i);
         const T* next = from + (tile < vectors ? deep * width + tile * deep * (kCacheLine / int64_t(sizeof(T))) : 0);
         T* out = sums + (blocks > 1 ? i0 * width : 0);
         by_rows[lone ? 0 : height](deep, a, step, from, next, out, block > 0);

@@ -13,7 +13,8 @@ class WeightGradientsPass {
   using V = Vec<T>;
   using Shared = Gradients<Cell, S>;
   static constexpr int64_t kLanes = V::kLanes;
-  static constexpr int64_t kStrip = 48;  // columns of dgates: whole tiles, whole vectors
+  static constexpr int64_t kTileColumns = 6;  // of dgates, that lie together in a strip: those of a tile
+  static constexpr int64_t kStrip = 48;
   static constexpr bool kConverts = sizeof(S) != sizeof(T);
 
   // The rows of a product, in blocks of at most kRoundRows: those of one group in one round, active ones only, in an
@@ -255,9 +256,10 @@ class WeightGradientsPass {
         for (int64_t j = j0; j < j1; j += kStrip) {
           const int64_t width = minimum(kStrip, j1 - j), depth = rows.block_size(block);
           const int64_t* slots = rows.slots + block * kRoundRows;
-          for (int64_t k = 0; k < depth; ++k)
-            memcpy(strip + k * kStrip, from + slots[k] * stride + j, sizeof(T) * width);
-          if (one.bias) add_biases(block, j, width, one.bias, two.bias);
+          if (one.bias) add_biases(block, from + j, stride, slots, j, width, one.bias, two.bias);
+          for (int64_t j1 = 0; j1 < width; j1 += kTileColumns)
+            for (int64_t k = 0; k < depth; ++k)  // what lies beyond j1 is not used
+              memcpy(strip + j1 * depth + k * kTileColumns, from + slots[k] * stride + j + j1, sizeof(T) * kTileColumns);
           for (const Product* p : {&one, &two})
             if (p->panels) add_strip(block, j, width, *p);
         }
@@ -265,10 +267,11 @@ class WeightGradientsPass {
 
     bool is_first(int64_t block) const { return round == 0 && block == 0; }
 
-    void add_biases(int64_t block, int64_t j0, int64_t width, T* one, T* two) const {
-      for (int64_t j = 0; j < width; j += kLanes) {  // the strip is as wide as whole vectors
+    void add_biases(int64_t block, const T* from, int64_t stride, const int64_t* slots, int64_t j0, int64_t width,
+                    T* one, T* two) const {
+      for (int64_t j = 0; j < width; j += kLanes) {  // rows of `from` are as long as whole vectors
         V sum(T(0));
-        for (int64_t k = 0; k < rows.block_size(block); ++k) sum = sum + load_vector(strip + k * kStrip + j);
+        for (int64_t k = 0; k < rows.block_size(block); ++k) sum = sum + load_vector(from + slots[k] * stride + j);
         for (T* bias : {one, two}) {
           if (!bias) continue;
           const int64_t n = minimum(kLanes, width - j);
@@ -285,11 +288,9 @@ class WeightGradientsPass {
       for (int64_t panel = 0; panel < matrix.panels(); ++panel) {
         const int vectors = matrix.panel_vectors(panel);
         T* const results = p.result + j0 * p.columns + matrix.first_column(panel);
-        const auto row = [&](int64_t j) {
-          fetch_to_change(results + j * p.columns, vectors * kLanes);
-          return strip + j;
-        };
-        multiply(width, depth, row, kStrip, packed + matrix.offset(panel), vectors, false,
+        const auto row = [&](int64_t j) { return strip + j / kTileColumns * kTileColumns * depth + j % kTileColumns; };
+        multiply(width, depth, row, kTileColumns, packed + matrix.offset(panel), vectors, false,
+                 [&](int64_t j) { fetch_row_to_write(results + j * p.columns, vectors * kLanes); },
                  [&](int64_t j, const T* sums) {
                    for (int v = 0; v < vectors; ++v) {
                      const int64_t n = minimum(kLanes, p.columns - matrix.first_column(panel) - v * kLanes);
@@ -323,7 +324,7 @@ class WeightGradientsPass {
       const int vectors = ih.panel_vectors(panel);
       multiply(
           count, ih.depth, [&](int64_t i) { return shared.gates_x + rows.slots[first + i] * shared.gate_stride; }, 1,
-          shared.ih + problem * ih.size() + ih.offset(panel), vectors, false,
+          shared.ih + problem * ih.size() + ih.offset(panel), vectors, false, FetchNothing{},
           [&](int64_t i, const T* values) {
             const int64_t row = rows.rows[first + i], at_row = (m * g.rows + row) * I;
             const bool add = is_second(g, round, d, rows.times[first + i]);
