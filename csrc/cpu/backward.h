@@ -69,9 +69,9 @@ struct Gradients {
     teams = carve.take<Team::Member>(fused_rnn::count_walks(g, plan));
   }
 
-  // The row of step `step` and batch row b in `gates_x`, `gates_r`, `outputs` or `wide_h`.
-  int64_t slot(const Backward& g, int64_t problem, int64_t step, int64_t b) const {
-    return (problem * slots + step % slots) * g.batch + b;
+  // Where the rows of step `step` begin in `gates_x`, `gates_r`, `outputs` and `wide_h`.
+  int64_t first_row(const Backward& g, int64_t problem, int64_t step) const {
+    return (problem * slots + step % slots) * g.batch;
   }
 };
 
@@ -110,7 +110,8 @@ class BackwardPass {
   // A step as a walk meets it. The step it came from has handed on gradients for its rows; rows that do not take part
   // in this one end: theirs are the gradients of the initial states. The last step of all has no rows.
   struct Step {
-    int64_t number, t, rows, from_t, from_rows;
+    int64_t number, t, rows, slot;         // slot: Gradients::first_row
+    int64_t from_t, from_rows, from_slot;  // the step it came from
   };
 
  public:
@@ -164,11 +165,14 @@ class BackwardPass {
     Step step = {};
     if (first > 0) step.t = time_back(g, w.run.d, first - 1);
     if (first > 0) step.rows = w.run.active(step.t, 0);
+    if (first > 0) step.slot = w.shared.first_row(g, w.run.problem, first - 1);
     for (step.number = first; step.number <= last; ++step.number) {
       step.from_t = step.t;
       step.from_rows = step.rows;
+      step.from_slot = step.slot;
       step.t = step.number < g.steps ? time_back(g, w.run.d, step.number) : -1;
       step.rows = step.number < g.steps ? w.run.active(step.t, step.from_rows) : 0;
+      step.slot = w.shared.first_row(g, w.run.problem, step.number);
       w.team.together(member, step.number * stretches, [&](int64_t share) { hidden_grads(w, step, share); });
       if (projected(g))
         w.team.together(member, step.number * stretches + 1, [&](int64_t share) { projected_grads(w, step, share); });
@@ -231,7 +235,7 @@ class BackwardPass {
     const auto row = [&](int64_t i) -> const T* {
       const int64_t b = w.run.batch_row(i);
       if (i >= step.from_rows || is_cut(w, step, i, b)) return shared.zeros;
-      return shared.gates_r + shared.slot(g, w.run.problem, step.number - 1, b) * shared.gate_stride;
+      return shared.gates_r + (step.from_slot + b) * shared.gate_stride;
     };
     const int64_t rows = maximum(step.rows, step.from_rows);
     const int64_t last = cut(hh.panels(), w.plan.unit_chunks, share + 1);
@@ -282,8 +286,7 @@ class BackwardPass {
       if (g.grad_output) dh = dh + load_vector(at<S>(g.grad_output, w.output(step.t, b, P) + unit), units);
       norm_h = norm_h + dh * dh;
       if (projected(g))
-        store_vector(w.shared.outputs + w.shared.slot(g, w.run.problem, step.number, b) * w.shared.output_stride + unit,
-                     dh, units);
+        store_vector(w.shared.outputs + (step.slot + b) * w.shared.output_stride + unit, dh, units);
       else
         norm_c = norm_c + cell(w, step, i, b, cut, unit, units, dh);
     }
@@ -300,8 +303,7 @@ class BackwardPass {
     const Plain<T> hr = Shared::projection(g);
     const auto row = [&](int64_t i) -> const T* {
       if (i >= step.rows) return shared.zeros;
-      return shared.outputs +
-             shared.slot(g, w.run.problem, step.number, w.run.batch_row(i)) * shared.output_stride;
+      return shared.outputs + (step.slot + w.run.batch_row(i)) * shared.output_stride;
     };
     const int64_t last = cut(hr.panels(), w.plan.unit_chunks, share + 1);
     for (int64_t panel = cut(hr.panels(), w.plan.unit_chunks, share); panel < last; ++panel)
@@ -336,10 +338,10 @@ class BackwardPass {
   }
 
   // The cell for some units of row i. Returns the squares of the whole gradient of c, if there is one.
-  static V cell(const Walk& w, const Step& step, int64_t i, int64_t b, bool cut, int64_t unit, int64_t units, V dh) {
+  FUSED_RNN_INLINE static V cell(const Walk& w, const Step& step, int64_t i, int64_t b, bool cut, int64_t unit, int64_t units, V dh) {
     const Backward& g = w.g;
     const Shared& shared = w.shared;
-    const int64_t H = g.hidden, slot = shared.slot(g, w.run.problem, step.number, b);
+    const int64_t H = g.hidden, slot = step.slot + b;
     const S* saved = w.saved(step.t, b);
     V keep[Cell::kSaved], state[kMaxStates], next[kMaxStates], params[Cell::kParams + 1], dnext[kMaxStates];
     V dx[Cell::kGates], dr[Cell::kGates], dstate[kMaxStates], dparams[Cell::kParams + 1];

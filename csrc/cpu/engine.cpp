@@ -19,7 +19,7 @@ struct Passes {
   static constexpr Pass<Forward> kForward = {
       &F::bytes,
       &one_round,
-      {{&F::count_packs, &F::pack_weights}, {&F::count_runs_to_clear, &F::clear_team}},
+      {{&F::count_packs, &F::pack_weights}, {&F::count_runs_to_prepare, &F::prepare_run}},
       {{&F::count_walks, &F::walk}},
       {}};
   static constexpr Packing kPacking = {&F::packed_bytes, {&F::count_packs, &F::pack_weights}};

@@ -82,24 +82,6 @@ class ForwardPass {
     return minimum(f.steps, maximum(1, kAheadRows / rows));
   }
 
-  // The state of a run: what enters step s is h[s % 2] and c.
-  struct State {
-    T *h[2], *c, *wide_h;  // [rows, P], [rows, H], [rows, H] before the projection
-    int64_t h_stride, c_stride;
-    Team::Member* team;
-
-    State(const Forward& f, const Plan& plan, Carver& carve) {
-      const int64_t rows = largest_piece(f.batch, plan.row_chunks);
-      h_stride = row_stride<T>(projected(f) ? projection_of(f).vectors() * kLanes : panels_of(f).padded_units());
-      c_stride = row_stride<T>(panels_of(f).padded_units());
-      h[0] = carve.take<T>(rows * h_stride);
-      h[1] = carve.take<T>(rows * h_stride);
-      c = carve.take<T>(rows * c_stride);
-      wide_h = carve.take<T>(projected(f) ? rows * c_stride : 0);
-      team = carve.take<Team::Member>(plan.unit_chunks);
-    }
-  };
-
   // What is computed ahead for one share of the units.
   struct Ahead {
     T* sums;         // [panels of the share, rows, kWidth]
@@ -118,6 +100,26 @@ class ForwardPass {
     }
   };
 
+  // The state of a run: what enters step s is h[s % 2] and c.
+  struct State {
+    T *h[2], *c, *wide_h;  // [rows, P], [rows, H], [rows, H] before the projection
+    int64_t h_stride, c_stride;
+    Team::Member* team;
+    Ahead* ahead;  // one for each share
+
+    State(const Forward& f, const Plan& plan, Carver& carve) {
+      const int64_t rows = largest_piece(f.batch, plan.row_chunks);
+      h_stride = row_stride<T>(projected(f) ? projection_of(f).vectors() * kLanes : panels_of(f).padded_units());
+      c_stride = row_stride<T>(panels_of(f).padded_units());
+      h[0] = carve.take<T>(rows * h_stride);
+      h[1] = carve.take<T>(rows * h_stride);
+      c = carve.take<T>(rows * c_stride);
+      wide_h = carve.take<T>(projected(f) ? rows * c_stride : 0);
+      team = carve.take<Team::Member>(plan.unit_chunks);
+      ahead = carve.take<Ahead>(plan.unit_chunks);
+    }
+  };
+
   // Everything about one walk that stays the same.
   struct Walk {
     const Forward& f;
@@ -125,19 +127,16 @@ class ForwardPass {
     Packed packed;
     Run run;
     State state;
-    char* ahead;  // one Ahead after another, one for each share
+    int64_t steps_ahead;
 
     Walk(const Forward& f, const Plan& plan, void* buffer, int64_t number)
         : f(f),
           plan(plan),
           packed(part_at<Packed>(f.packed ? const_cast<void*>(f.packed) : buffer, 0, f, plan)),
           run(f, plan, number),
-          state(part_at<State>(buffer, packed_bytes_here(f, plan) + number * bytes_of_run(f, plan), f, plan)) {
-      ahead = static_cast<char*>(buffer) + packed_bytes_here(f, plan) + number * bytes_of_run(f, plan) +
-              size_of<State>(f, plan);
-    }
+          state(part_at<State>(buffer, packed_bytes_here(f, plan) + number * bytes_of_run(f, plan), f, plan)),
+          steps_ahead(ForwardPass::steps_ahead(f, plan)) {}
 
-    Ahead ahead_of(int64_t share) const { return part_at<Ahead>(ahead, share * size_of<Ahead>(f, plan), f, plan); }
     int64_t first_panel(int64_t share) const { return cut(panels_of(f).panels(), plan.unit_chunks, share); }
     int64_t time(int64_t step) const { return run.d == 0 ? step : f.steps - 1 - step; }
   };
@@ -201,16 +200,23 @@ class ForwardPass {
         projection_of(f).pack_transpose_of(packed.hr + problem * packed.hr_size, panel, at<S>(w.hr, m * P * H));
   }
 
-  static int64_t count_runs_to_clear(const Forward& f, const Plan& plan) {
+  // A run of one walk prepares itself.
+  static int64_t count_runs_to_prepare(const Forward& f, const Plan& plan) {
     return plan.unit_chunks > 1 ? count_runs(f, plan) : 0;
   }
-  static void clear_team(const Forward& f, const Plan& plan, void* buffer, int64_t, int64_t number) {
-    Team(Walk(f, plan, buffer, number).state.team, plan.unit_chunks).clear();
+  static void prepare_run(const Forward& f, const Plan& plan, void* buffer, int64_t, int64_t number) {
+    const Walk w(f, plan, buffer, number);
+    Team(w.state.team, plan.unit_chunks).clear();
+    const int64_t first =
+        packed_bytes_here(f, plan) + number * bytes_of_run(f, plan) + size_of<State>(f, plan);
+    for (int64_t share = 0; share < plan.unit_chunks; ++share)
+      w.state.ahead[share] = part_at<Ahead>(buffer, first + share * size_of<Ahead>(f, plan), f, plan);
   }
 
   static int64_t count_walks(const Forward& f, const Plan& plan) { return fused_rnn::count_walks(f, plan); }
 
   static void walk(const Forward& f, const Plan& plan, void* buffer, int64_t, int64_t task) {
+    if (plan.unit_chunks == 1) prepare_run(f, plan, buffer, 0, task);
     const Walk w(f, plan, buffer, task / plan.unit_chunks);
     const int64_t member = task % plan.unit_chunks;
     const Team team(w.state.team, plan.unit_chunks);
@@ -301,7 +307,7 @@ class ForwardPass {
     const int64_t I = f.input_size, GH = Cell::kGates * f.hidden;
     const S* input = at<S>(f.input, w.run.m * f.input_member_stride);
     int64_t count = 0, active = step.rows;
-    const int64_t last = minimum(f.steps, step.number + steps_ahead(f, w.plan));
+    const int64_t last = minimum(f.steps, step.number + w.steps_ahead);
     for (int64_t s = step.number; s < last; ++s) {
       ahead.first[s - step.number] = count;
       active = w.run.active(w.time(s), active);
@@ -349,8 +355,8 @@ class ForwardPass {
 
   static void gates(const Walk& w, const Step& step, int64_t share) {
     const Forward& f = w.f;
-    const Ahead ahead = w.ahead_of(share);
-    const int64_t slot = step.number % steps_ahead(f, w.plan), P = f.output_size, GH = Cell::kGates * f.hidden;
+    const Ahead& ahead = w.state.ahead[share];
+    const int64_t slot = step.number % w.steps_ahead, P = f.output_size, GH = Cell::kGates * f.hidden;
     if (slot == 0) look_ahead(w, step, share, ahead);
     const int64_t panel0 = w.first_panel(share), panel1 = w.first_panel(share + 1);
     const T* h = w.state.h[step.number % 2];

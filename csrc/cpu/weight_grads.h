@@ -31,10 +31,10 @@ class WeightGradientsPass {
       const int64_t m = problem / g.directions, first = round * steps_of_round(g);
       count = 0;
       for (int64_t step = first; step < minimum(g.steps, first + steps_of_round(g)); ++step) {
-        const int64_t t = time_back(g, problem % g.directions, step);
+        const int64_t t = time_back(g, problem % g.directions, step), slot = shared.first_row(g, problem, step);
         for (int64_t b = b0; b < b1; ++b) {
           if (!is_active(g, m, t, b)) continue;
-          slots[count] = shared.slot(g, problem, step, b);
+          slots[count] = slot + b;
           times[count] = t;
           rows[count++] = row_of(g, t, b);
         }
