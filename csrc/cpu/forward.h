@@ -10,7 +10,7 @@
 // wait for h, and its weights are then read once for many rows.
 //
 //   walk           all steps of a run of batch rows, or of some units of it; the other members of its team take the rest
-//     ahead        W_ih x + b for the next few steps
+//     look_ahead   W_ih x for the next few steps
 //     gates        W_hh h for one step: panels x tiles of rows, the cell after each tile
 //     project      h narrowed, where there is a projection
 #pragma once
@@ -187,6 +187,7 @@ class ForwardPass {
           return b ? load_vector(at<S>(b, m * GH + g * H + unit), units) : V(T(0));
         };
         const V ih = bias(w.bias_ih), hh = bias(w.bias_hh);
+        // A cell whose gradients of x and r are the same knows only their sum, and that of the biases.
         store_vector(bias_ih + panel * kWidth + v * kLanes, Cell::kOneGateGradient ? ih + hh : ih);
         store_vector(bias_hh + panel * kWidth + v * kLanes, hh);
       });
@@ -301,7 +302,7 @@ class ForwardPass {
     }
   }
 
-  // W_ih x + b for this step and the next ones, for the panels of one share.
+  // W_ih x for this step and the next ones, for the panels of one share.
   static void look_ahead(const Walk& w, const Step& step, int64_t share, const Ahead& ahead) {
     const Forward& f = w.f;
     const int64_t I = f.input_size, GH = Cell::kGates * f.hidden;
@@ -322,29 +323,24 @@ class ForwardPass {
       }
     }
     const int64_t panel0 = w.first_panel(share), panel1 = w.first_panel(share + 1);
-    const T* biases = w.packed.bias_ih + w.run.problem * w.packed.bias_size;
     const T* packed = w.packed.ih + w.run.problem * w.packed.ih_size;
     const S* plain = at<S>(f.weights[w.run.d].ih, w.run.m * GH * I);
-    for (int64_t panel = panel0; panel < panel1; ++panel) {
-      T* to = ahead.sums + (panel - panel0) * ahead.most_rows * kWidth;
-      const T* bias = biases + panel * kWidth;
-      product(w, packed, plain, panel, count, I, f.rows == 1, [&](int64_t i) { return ahead.rows[i]; }, FetchNothing{},
-              [&](int64_t i, const T* sums) {
-                for (int64_t j = 0; j < kWidth; j += kLanes)
-                  store_vector(to + i * kWidth + j, load_vector(sums + j) + load_vector(bias + j));
-              });
-    }
+    for (int64_t panel = panel0; panel < panel1; ++panel)
+      product(
+          w, packed, plain, panel, count, I, f.rows == 1, [&](int64_t i) { return ahead.rows[i]; }, FetchNothing{},
+          UseNothing{}, ahead.sums + (panel - panel0) * ahead.most_rows * kWidth);
   }
 
   // Panel `panel` of W times rows, from packed weights or, for a step or two, from W as it is.
   template <class Row, class Fetch, class Use>
   static void product(const Walk& w, const T* packed, const S* plain, int64_t panel, int64_t rows, int64_t depth,
-                      bool lone, Row row, Fetch fetch, Use use) {
+                      bool lone, Row row, Fetch fetch, Use use, T* results = nullptr) {
     if (w.plan.pack)
       return multiply(rows, depth, row, 1, packed + panel * kWidth * depth, Panels::kVectors, lone, fetch,
-                      use);
-    T sums[kWidth] __attribute__((aligned(64))) = {};
+                      use, results);
+    T buffer[kWidth] __attribute__((aligned(64))) = {};
     for (int64_t i = 0; i < rows; ++i) {
+      T* sums = results ? results + i * kWidth : buffer;
       panels_of(w.f).for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
         store_vector(sums + v * kLanes,
                      dot_products(depth, plain + (g * w.f.hidden + unit) * depth, depth, units, row(i)));
@@ -396,7 +392,8 @@ class ForwardPass {
     const Panels panels = panels_of(f);
     const int64_t H = f.hidden, P = f.output_size, m = w.run.m, d = w.run.d;
     const int64_t row = row_of(f, step.t, w.run.batch_row(i));
-    const T* bias = w.packed.bias_hh + w.run.problem * w.packed.bias_size + panel * kWidth;
+    const T* bias_ih = w.packed.bias_ih + w.run.problem * w.packed.bias_size + panel * kWidth;
+    const T* bias_hh = w.packed.bias_hh + w.run.problem * w.packed.bias_size + panel * kWidth;
     const T* params = w.packed.params + w.run.problem * w.packed.params_size;
     const T* h = w.state.h[step.number % 2] + i * w.state.h_stride;
     T* h_next = w.state.h[(step.number + 1) % 2] + i * w.state.h_stride;
@@ -409,9 +406,9 @@ class ForwardPass {
       V keep[Cell::kSaved];
       for (int g = 0; g < Cell::kGates; ++g) {
         const int64_t j = (g * Panels::kUnits + u) * kLanes;
-        xs[g] = load_vector(x + j);
+        xs[g] = load_vector(x + j) + load_vector(bias_ih + j);
         if (Cell::kRecurrent) rs[g] = load_vector(r + j);
-        if (Cell::kRecurrent && !Cell::kOneGateGradient) rs[g] = rs[g] + load_vector(bias + j);
+        if (Cell::kRecurrent && !Cell::kOneGateGradient) rs[g] = rs[g] + load_vector(bias_hh + j);
       }
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + unit);
       if (!Cell::kProjectable) state[0] = load_vector(h + unit);

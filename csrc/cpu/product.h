@@ -97,6 +97,10 @@ void fetch_row_to_write(S* to, int64_t count) {
 struct FetchNothing {
   void operator()(int64_t) const {}
 };
+struct UseNothing {
+  template <class T>
+  void operator()(int64_t, const T*) const {}
+};
 
 // For every i < count: use(i, sums), where sums[v] = sum over k of row(i)[k * step] * panel[k][v].
 // Each sum runs in one order whatever the other rows are, so results do not depend on how rows were dealt to threads.
@@ -104,9 +108,10 @@ struct FetchNothing {
 // fetch(i) comes before: to fetch what use(i, ..) will touch, which then arrives while the tile is computed.
 // The panel that comes after this one in memory is fetched along the way, by each tile a part of it: from beyond the
 // second-level cache it would come too slowly for the first tile to work at full speed.
+// With `results`, [count, vectors, L], the sums are left there as well.
 template <class T, class Row, class Fetch, class Use>
 void multiply(int64_t count, int64_t depth, Row row, int64_t step, const T* panel, int vectors, bool lone, Fetch fetch,
-              Use use) {
+              Use use, T* results = nullptr) {
   // So much of a panel stays in the cache for all tiles; their sums are kept from block to block.
   constexpr int64_t kDepthAtOnce = 384, kRowsAtOnce = 96;
   const int64_t width = vectors * Vec<T>::kLanes, blocks = (depth + kDepthAtOnce - 1) / kDepthAtOnce;
@@ -127,7 +132,7 @@ void multiply(int64_t count, int64_t depth, Row row, int64_t step, const T* pane
         if (block == 0)
           for (int64_t i = 0; i < height; ++i) fetch(first + i0 + i);
         const T* next = from + (tile < vectors ? deep * width + tile * deep * (kCacheLine / int64_t(sizeof(T))) : 0);
-        T* out = sums + (blocks > 1 ? i0 * width : 0);
+        T* out = results ? results + (first + i0) * width : sums + (blocks > 1 ? i0 * width : 0);
         by_rows[lone ? 0 : height](deep, a, step, from, next, out, block > 0);
         if (block + 1 < blocks) continue;
         for (int64_t i = 0; i < height; ++i) use(first + i0 + i, out + i * width);

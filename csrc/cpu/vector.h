@@ -99,7 +99,7 @@ struct MathOf<float> {
 };
 template <>
 struct MathOf<double> {
-  static constexpr double kLowest = -708., kHighest = 709.;
+  static constexpr double kLowest = -708., kHighest = 708.;  // likewise
   static constexpr double kRound = 6755399441055744.;  // 1.5 * 2^52
   static constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
   static constexpr int kMantissa = 52, kBias = 1023;
@@ -119,6 +119,11 @@ FUSED_RNN_INLINE Vec<T> reciprocal(Vec<T> x) {
 FUSED_RNN_INLINE Vec<float> reciprocal(Vec<float> x) {
   const Vec<float> estimate((NativeOf<float>::Vector)_mm512_maskz_rcp14_ps(0xffff, (__m512)x.v));
   return estimate + estimate * (Vec<float>(1.f) - x * estimate);
+}
+FUSED_RNN_INLINE Vec<double> reciprocal(Vec<double> x) {  // two steps
+  const Vec<double> one(1.), estimate((NativeOf<double>::Vector)_mm512_maskz_rcp14_pd(0xff, (__m512d)x.v));
+  const Vec<double> better = estimate + estimate * (one - x * estimate);
+  return better + better * (one - x * better);
 }
 #endif
 
@@ -159,6 +164,10 @@ FUSED_RNN_INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
 FUSED_RNN_INLINE Vec<float> clamp(Vec<float> x, float low, float high) {
   const __m512 below = _mm512_maskz_min_ps(0xffff, _mm512_set1_ps(high), (__m512)x.v);
   return Vec<float>((Vec<float>::Native)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(low), below));
+}
+FUSED_RNN_INLINE Vec<double> clamp(Vec<double> x, double low, double high) {
+  const __m512d below = _mm512_maskz_min_pd(0xff, _mm512_set1_pd(high), (__m512d)x.v);
+  return Vec<double>((Vec<double>::Native)_mm512_maskz_max_pd(0xff, _mm512_set1_pd(low), below));
 }
 #endif
 
