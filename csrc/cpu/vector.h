@@ -13,7 +13,9 @@
 namespace fused_rnn {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(FUSED_RNN_VECTOR_BYTES)  // tests: 4 makes vectors of one number
+constexpr int kVectorBytes = FUSED_RNN_VECTOR_BYTES;
+#elif defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX__)
 constexpr int kVectorBytes = 32;
@@ -31,15 +33,16 @@ struct NativeOf<float> {
 };
 template <>
 struct NativeOf<double> {
-  typedef double Vector __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t Integers __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kBytes = kVectorBytes < int(sizeof(double)) ? sizeof(double) : kVectorBytes;
+  typedef double Vector __attribute__((vector_size(kBytes)));
+  typedef int64_t Integers __attribute__((vector_size(kBytes)));
 };
 
 template <class T>
 struct Vec {
   using Native = typename NativeOf<T>::Vector;
   using Integers = typename NativeOf<T>::Integers;
-  static constexpr int kLanes = kVectorBytes / sizeof(T);
+  static constexpr int kLanes = sizeof(Native) / sizeof(T);
 
   Native v;
 
