@@ -40,8 +40,8 @@ def _load() -> ctypes.CDLL:
     library.fused_rnn_fill_memory.restype = None
     library.fused_rnn_cpu_plan.restype = ctypes.c_char_p
     library.fused_rnn_cpu_plan.argtypes = [
-        *[ctypes.c_int64] * 7,
-        *[ctypes.POINTER(ctypes.c_int64)] * 2,
+        *[ctypes.c_int64] * 9,
+        ctypes.POINTER(ctypes.c_int64),
         ctypes.c_char_p,
         ctypes.c_int64,
     ]
@@ -80,7 +80,11 @@ class CpuPlan(NamedTuple):
     instruction_set: str
     threads: int
     row_chunks: int
-    """Runs of batch rows that each direction is cut into."""
+    """Runs of batch rows that each direction is cut into; they never wait for each other."""
+    unit_chunks: int
+    """Shares of the hidden units that each run is cut into; they wait for each other after every step."""
+    packs: bool
+    """Computed on weights in panels; else, for a step or two, on the weights as they are."""
 
 
 def cpu_plan(
@@ -92,12 +96,13 @@ def cpu_plan(
     input_size: int = 1,
     hidden: int = 1,
     output_size: int = 1,
+    packed: bool = False,
     threads: int = 1,
 ) -> CpuPlan:
-    sizes = (cell_id, directions, rows, batch, input_size, hidden, output_size)
-    used, chunks = ctypes.c_int64(threads), ctypes.c_int64()
-    error = ctypes.create_string_buffer(256)
-    isa = _library.fused_rnn_cpu_plan(*sizes, ctypes.byref(used), ctypes.byref(chunks), error, len(error))
+    """The plan for a layer of these sizes; ``packed``: its weights have been packed by ``freeze``."""
+    sizes = (cell_id, directions, rows, batch, input_size, hidden, output_size, packed, threads)
+    plan, error = (ctypes.c_int64 * 4)(), ctypes.create_string_buffer(256)
+    isa = _library.fused_rnn_cpu_plan(*sizes, plan, error, len(error))
     if isa is None:
         raise RuntimeError(error.value.decode())
-    return CpuPlan(isa.decode(), used.value, chunks.value)
+    return CpuPlan(isa.decode(), *plan[:3], bool(plan[3]))

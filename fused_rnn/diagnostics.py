@@ -66,14 +66,15 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None) -> Explan
         input_size=layer.input.shape[-1],
         hidden=hidden,
         output_size=width,
+        packed=bool(getattr(module, "_frozen", None)),
         threads=torch.get_num_threads(),
     )
     return Explanation(
         "fused",
         plan.instruction_set,
-        f"CPU tensors run the whole time loop in one call; {_count(directions, 'direction')} x "
-        f"{_count(plan.row_chunks, 'part')} of the batch, each walking through time on its own, "
-        f"on {_count(plan.threads, 'thread')}. The instruction set is the best of this processor, or FUSED_RNN_ISA. "
+        f"CPU tensors run the whole time loop in one call, on {_count(plan.threads, 'thread')}: "
+        f"{_count(directions, 'direction')} x {_spread(plan)}. "
+        "The instruction set is the best of this processor, or FUSED_RNN_ISA. "
         + (
             _FROZEN if getattr(module, "_frozen", None) else "A gradient of the gradient is recomputed in plain PyTorch"
         ),
@@ -106,6 +107,12 @@ def _first_layer(module: nn.Module, inputs, lengths, reset_mask) -> Layer:
             module._frozen.check_call(layer)
         return layer
     raise AssertionError("no layer was run")
+
+
+def _spread(plan: _library.CpuPlan) -> str:
+    if plan.unit_chunks > 1:
+        return f"{plan.unit_chunks} shares of the hidden units, which wait for each other after every step"
+    return f"{_count(plan.row_chunks, 'run')} of batch rows, which never wait for each other"
 
 
 def _count(n: int, what: str) -> str:

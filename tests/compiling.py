@@ -9,11 +9,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 BUILD_FLAGS = "-O3 -fno-math-errno -fno-trapping-math"  # setup.py's
-FLAGS = {"baseline": BUILD_FLAGS}
+# Those of setup.py, this machine's own, and vectors of one number. Cells in Python run the best; these run each alone.
+FLAGS = {"baseline": BUILD_FLAGS, "scalar": f"{BUILD_FLAGS} -DFUSED_RNN_VECTOR_BYTES=4 -fno-tree-vectorize"}
 if platform.machine() in ("x86_64", "AMD64"):
+    if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
+        FLAGS["avx2"] = f"{BUILD_FLAGS} -march=x86-64-v3"
     FLAGS["native"] = f"{BUILD_FLAGS} -march=native -mprefer-vector-width=512"
 
 

@@ -275,26 +275,27 @@ def test_explain_does_not_speak_for_subclasses():
 
 
 def explained(module, input, threads):
-    """(directions, parts of the batch, threads) that explain tells of."""
+    """(threads, directions, how many what) that explain tells of."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         reason = fused_rnn.explain(module, input).reason
     finally:
         torch.set_num_threads(before)
-    counts = re.search(r"(\d+) directions? x (\d+) parts? of the batch.* on (\d+) threads?\.", reason)
+    pattern = r"on (\d+) threads?: (\d+) directions? x (\d+) (runs? of batch rows|shares of the hidden units), which"
+    counts = re.search(pattern, reason)
     assert counts, reason
-    return tuple(map(int, counts.groups()))
+    return (*map(int, counts.groups()[:3]), counts[4])
 
 
-def test_explain_counts_directions_parts_and_threads():
+def test_explain_says_how_a_call_is_spread():
     both, one = fused_rnn.LSTM(200, 200, bidirectional=True), fused_rnn.GRU(200, 200, batch_first=True)
-    for module, directions in ((both, 2), (one, 1)):
-        found, parts, threads = explained(module, torch.ones(64, 64, 200), 4)
-        assert found == directions
-        assert directions * parts >= threads == 4  # there is work for every thread
-    assert explained(one, torch.ones(1, 64, 200), 4)[:2] == (1, 1)  # a single row is not cut
-    assert explained(fused_rnn.GRUCell(3, 4), torch.ones(2, 3), 4)[0] == 1
+    many = torch.ones(64, 64, 200)
+    assert explained(both, many, 4) == (4, 2, 2, "runs of batch rows")
+    assert explained(one, many, 2) == (2, 1, 2, "runs of batch rows")
+    assert explained(one, many, 1) == (1, 1, 1, "run of batch rows")
+    assert explained(one, many[:1], 2) == (2, 1, 2, "shares of the hidden units")
+    assert explained(fused_rnn.GRUCell(3, 4), torch.ones(2, 3), 4) == (1, 1, 1, "run of batch rows")
 
 
 def test_explain_takes_the_arguments_of_forward():

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, stateless
 
 import fused_rnn
 from fused_rnn import _inference, freezing
+from fused_rnn.verification import TOLERANCE, relative_error
 
 every_layer = pytest.mark.parametrize("kind", LAYERS)
 pytestmark = [
@@ -50,10 +51,11 @@ def packed_seen(monkeypatch):
 
 
 def calls(module):
-    """(arguments, options) of the short way and of the complete one."""
+    """(arguments, options) of the short way and of the complete one, of many rows (T*B) and of few."""
     input, mask = make_input(module, 5, 2), torch.rand(5, 2) < 0.3
     yield (input,), {}
     yield (input[:1], make_states(module)), {}
+    yield (input[:1, 0],), {}
     yield (input[:, 0],), {}
     yield (input,), {"lengths": torch.tensor([5, 2]), "reset_mask": mask}
     yield (input,), {"lengths": [5, 2]}
@@ -72,8 +74,11 @@ def test_frozen_layers_give_the_same(kind, options, packed_seen):
                 packed_seen.clear()
                 found = tensors_of(fused_rnn.freeze(layer)(*args, **masks))
             assert sum(packed_seen) == layer.num_layers, "not computed on the packed weights"
+            rows = args[0].data.shape[:-1].numel()
             for one, other in zip(found, expected, strict=True):
-                assert torch.equal(one, other) and not one.requires_grad
+                assert not one.requires_grad
+                # For fewer rows a layer that is not frozen does not pack its weights, and sums in another order.
+                assert torch.equal(one, other) if rows >= 4 else relative_error(one, other) <= TOLERANCE[one.dtype]
 
 
 @torch.no_grad()

@@ -143,12 +143,15 @@ def test_a_sequence_carried_over_is_the_same_sequence(kind, dtype, no_reference)
     layer = getattr(fused_rnn, kind)(3, 4, num_layers=2, dtype=dtype)
     x = torch.randn(9, 2, 3, dtype=dtype)
     whole, _ = layer(x)
-    first, state = layer(x[:4])
-    second, _ = layer(x[4:], state)
     # The LSTM's c is rounded when it leaves a call; everything else is exact.
     exact = kind != "LSTM" or dtype in (torch.float64, torch.float32)
-    tolerance = 0 if exact else 4 * torch.finfo(dtype).eps
-    torch.testing.assert_close(torch.cat([first, second]), whole, rtol=tolerance, atol=tolerance)
+    rounded = 4 * torch.finfo(dtype).eps
+    for at in (4, 2, 8):
+        first, state = layer(x[:at])
+        second, _ = layer(x[at:], state)
+        # But for a piece of fewer than four rows, whose products are added up in another order.
+        tolerance = 0 if exact and at != 8 else rounded
+        torch.testing.assert_close(torch.cat([first, second]), whole, rtol=tolerance, atol=tolerance)
 
 
 # ---- the reference -------------------------------------------------------------------------------------------------

@@ -114,7 +114,8 @@ void multiply(int64_t count, int64_t depth, Row row, int64_t step, const T* pane
               Use use, T* results = nullptr) {
   // So much of a panel stays in the cache for all tiles; their sums are kept from block to block.
   constexpr int64_t kDepthAtOnce = 384, kRowsAtOnce = 96;
-  const int64_t width = vectors * Vec<T>::kLanes, blocks = (depth + kDepthAtOnce - 1) / kDepthAtOnce;
+  const int64_t width = vectors * Vec<T>::kLanes;
+  const int64_t blocks = depth > kDepthAtOnce ? (depth + kDepthAtOnce - 1) / kDepthAtOnce : 1;  // 1: sums of nothing too
   T sums[kRowsAtOnce * kMostVectors * Vec<T>::kLanes] __attribute__((aligned(64)));
   const Tile<T>* const by_rows = kTiles<T>[vectors - 1];
   const int64_t groups = (count + kRowsAtOnce - 1) / kRowsAtOnce;

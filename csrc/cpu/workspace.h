@@ -63,7 +63,7 @@ inline int64_t problems(const Layer& layer) { return layer.members * layer.direc
 // of the first-level cache.
 template <class T>
 int64_t row_stride(int64_t columns) {
-  const int64_t lanes = kVectorBytes / int64_t(sizeof(T)), padded = (columns + lanes - 1) / lanes * lanes;
+  const int64_t lanes = Vec<T>::kLanes, padded = (columns + lanes - 1) / lanes * lanes;
   return padded * int64_t(sizeof(T)) % 4096 == 0 ? padded + lanes : padded;
 }
 

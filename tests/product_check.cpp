@@ -1,0 +1,216 @@
+// Called by test_product.py: csrc/cpu/product.h against plain loops. Each function returns what is wrong, or null.
+//
+// Numbers are small integers, so that every sum is exact and must be equal. Every array ends where a page begins that
+// may not be touched: what reads or writes past an end dies.
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "cpu/product.h"
+
+namespace fused_rnn {
+namespace {
+
+std::mt19937_64 randoms;
+int64_t between(int64_t low, int64_t high) { return low + int64_t(randoms() % uint64_t(high - low + 1)); }
+
+char problem[256];
+#define CHECK(condition, ...)                              \
+  if (!(condition)) {                                      \
+    snprintf(problem, sizeof problem, __VA_ARGS__);        \
+    return problem;                                        \
+  }
+
+template <class T>
+class Guarded {
+ public:
+  explicit Guarded(int64_t count) : count_(count) {
+    const int64_t page = sysconf(_SC_PAGESIZE), bytes = (count * int64_t(sizeof(T)) + page - 1) / page * page;
+    size_ = bytes + page;
+    base_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    mprotect(base_ + bytes, page, PROT_NONE);
+    data_ = reinterpret_cast<T*>(base_ + bytes) - count;
+  }
+  Guarded(const Guarded&) = delete;
+  ~Guarded() { munmap(base_, size_); }
+
+  T* data() { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+  Guarded& fill_with_integers() {
+    for (int64_t i = 0; i < count_; ++i) store(data_[i], Arithmetic<T>(between(-4, 4)));
+    return *this;
+  }
+  Guarded& fill_with_fractions() {
+    for (int64_t i = 0; i < count_; ++i) store(data_[i], Arithmetic<T>(between(-1000, 1000)) / Arithmetic<T>(777));
+    return *this;
+  }
+
+ private:
+  int64_t count_, size_;
+  char* base_;
+  T* data_;
+};
+
+// Sizes around those of vectors, tiles, blocks of depth and groups of rows.
+int64_t some_depth(int64_t lanes) {
+  const int64_t sizes[] = {0, 1, 2, 3, lanes - 1, lanes, lanes + 1, between(1, 70), 511, 512, 513, between(500, 1300)};
+  return sizes[between(0, 11)];
+}
+int64_t some_rows() {
+  const int64_t sizes[] = {1, 2, between(1, 13), between(1, 13), between(1, 30), 95, 96, 97, between(90, 200)};
+  return sizes[between(0, 8)];
+}
+
+template <class T>
+const char* check_multiply(int64_t cases) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  for (int64_t n = 0; n < cases; ++n) {
+    const int64_t depth = some_depth(kLanes), count = n % 50 == 0 ? 0 : some_rows();
+    const int vectors = int(between(1, kMostVectors));
+    const int64_t width = vectors * kLanes;
+    const bool lone = count == 1 && between(0, 1), transposed = between(0, 1);
+    // A as rows, some of them further apart than they are long; or as columns, walked with a step.
+    const int64_t lead = transposed ? count + between(0, 3) : depth + between(0, 3), step = transposed ? lead : 1;
+    const int64_t size = transposed ? depth > 0 ? (depth - 1) * lead + count : 0 : count > 0 ? (count - 1) * lead + depth : 0;
+    Guarded<T> a(size), panel(depth * width);
+    a.fill_with_integers();
+    panel.fill_with_integers();
+    const auto row = [&](int64_t i) -> const T* { return a.data() + i * (transposed ? 1 : lead); };
+    int64_t next = 0;
+    bool in_order = true, equal = true;
+    multiply(count, depth, row, step, panel.data(), vectors, lone, [&](int64_t i, const T* sums) {
+      in_order = in_order && i == next++;
+      for (int64_t j = 0; j < width; ++j) {
+        T expected = 0;
+        for (int64_t k = 0; k < depth; ++k) expected += row(i)[k * step] * panel[k * width + j];
+        equal = equal && sums[j] == expected;
+      }
+    });
+    CHECK(in_order && next == count, "%ld of %ld rows were used, or in another order", long(next), long(count));
+    CHECK(equal, "wrong sum: depth %ld, %ld rows, %d vectors, lone %d, step %ld", long(depth), long(count), vectors,
+          lone, long(step));
+  }
+  return nullptr;
+}
+
+// The bits of a sum do not depend on which rows it was computed beside.
+template <class T>
+const char* check_order(int64_t cases) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  for (int64_t n = 0; n < cases; ++n) {
+    const int64_t depth = some_depth(kLanes), count = some_rows();
+    const int vectors = int(between(1, kMostVectors));
+    const int64_t width = vectors * kLanes;
+    Guarded<T> a(count * depth), panel(depth * width);
+    a.fill_with_fractions();
+    panel.fill_with_fractions();
+    std::vector<T> together(count * width), apart(count * width);
+    const auto run = [&](int64_t first, int64_t rows, std::vector<T>& to) {
+      multiply(
+          rows, depth, [&](int64_t i) -> const T* { return a.data() + (first + i) * depth; }, 1, panel.data(), vectors,
+          false, [&](int64_t i, const T* sums) { memcpy(&to[(first + i) * width], sums, width * sizeof(T)); });
+    };
+    run(0, count, together);
+    for (int64_t first = 0, rows; first < count; first += rows) {
+      rows = between(1, count - first);
+      run(first, rows, apart);
+    }
+    CHECK(memcmp(together.data(), apart.data(), count * width * sizeof(T)) == 0,
+          "other bits when rows are dealt otherwise: depth %ld, %ld rows, %d vectors", long(depth), long(count), vectors);
+  }
+  return nullptr;
+}
+
+template <class T>
+const char* check_transpose() {
+  constexpr int kLanes = Vec<T>::kLanes;
+  typename Vec<T>::Native square[kLanes];
+  for (int i = 0; i < kLanes; ++i)
+    for (int j = 0; j < kLanes; ++j) square[i][j] = T(i * kLanes + j);
+  transpose<T>(square);
+  for (int i = 0; i < kLanes; ++i)
+    for (int j = 0; j < kLanes; ++j) CHECK(square[i][j] == T(j * kLanes + i), "transposed wrongly at %d, %d", i, j);
+  return nullptr;
+}
+
+// Matrices in storage type S, packed for arithmetic in T.
+template <class T, class S>
+const char* check_packing(int64_t cases) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  for (int64_t n = 0; n < cases; ++n) {
+    const int64_t depth = between(1, 3 * kLanes + 2), columns = between(1, 9 * kLanes + 2);
+    const Plain<T> matrix = {depth, columns};
+    Guarded<S> rows(depth * columns), transpose(columns * depth);
+    rows.fill_with_integers();
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t j = 0; j < columns; ++j) transpose[j * depth + k] = rows[k * columns + j];
+    Guarded<T> packed(matrix.size()), packed_transpose(matrix.size());
+    memset(packed.data(), 0xff, matrix.size() * sizeof(T));
+    memset(packed_transpose.data(), 0xff, matrix.size() * sizeof(T));
+    int64_t seen = 0;
+    for (int64_t panel = 0; panel < matrix.panels(); ++panel) {
+      matrix.pack(packed.data(), panel, [&](int64_t k) { return rows.data() + k * columns; });
+      matrix.pack_transpose_of(packed_transpose.data(), panel, transpose.data());
+      const int64_t width = matrix.panel_vectors(panel) * kLanes, first = matrix.first_column(panel);
+      CHECK(matrix.offset(panel) == seen, "panel %ld does not begin where the last one ended", long(panel));
+      for (int64_t k = 0; k < depth; ++k)
+        for (int64_t j = 0; j < width; ++j, ++seen) {
+          const T expected = first + j < columns ? load(rows[k * columns + first + j]) : T(0);
+          CHECK(packed[seen] == expected && packed_transpose[seen] == expected, "packed wrongly: %ld x %ld", long(depth),
+                long(columns));
+        }
+    }
+    CHECK(seen == matrix.size(), "%ld numbers in panels, not %ld", long(seen), long(matrix.size()));
+  }
+  return nullptr;
+}
+
+template <class T, class S>
+const char* check_dot_products(int64_t cases) {
+  constexpr int64_t kLanes = Vec<T>::kLanes;
+  for (int64_t n = 0; n < cases; ++n) {
+    const int64_t depth = some_depth(kLanes), columns = between(1, kLanes), lead = depth + between(0, 2);
+    Guarded<S> matrix((columns - 1) * lead + depth);
+    Guarded<T> a(depth);
+    matrix.fill_with_integers();
+    a.fill_with_integers();
+    const Vec<T> found = dot_products(depth, matrix.data(), lead, columns, a.data());
+    for (int64_t j = 0; j < columns; ++j) {
+      T expected = 0;
+      for (int64_t k = 0; k < depth; ++k) expected += load(matrix[j * lead + k]) * a[k];
+      CHECK(found.v[j] == expected, "wrong dot product: depth %ld, column %ld of %ld", long(depth), long(j),
+            long(columns));
+    }
+  }
+  return nullptr;
+}
+
+template <class T>
+const char* check(const char* what, int64_t cases) {
+  if (!strcmp(what, "multiply")) return check_multiply<T>(cases);
+  if (!strcmp(what, "order")) return check_order<T>(cases);
+  if (!strcmp(what, "transpose")) return check_transpose<T>();
+  if (!strcmp(what, "packing")) return check_packing<T, T>(cases);
+  if (!strcmp(what, "dot_products")) return check_dot_products<T, T>(cases);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const char* found = nullptr;
+    if (!strcmp(what, "packing_16_bits"))
+      return (found = check_packing<T, BFloat16>(cases)) ? found : check_packing<T, Half>(cases);
+    if (!strcmp(what, "dot_products_16_bits"))
+      return (found = check_dot_products<T, BFloat16>(cases)) ? found : check_dot_products<T, Half>(cases);
+  }
+  return "there is no such check";
+}
+
+}  // namespace
+}  // namespace fused_rnn
+
+extern "C" const char* check_product(const char* what, int is_double, uint64_t seed, int64_t cases) {
+  fused_rnn::randoms.seed(seed);
+  return is_double ? fused_rnn::check<double>(what, cases) : fused_rnn::check<float>(what, cases);
+}

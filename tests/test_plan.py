@@ -1,0 +1,83 @@
+"""How a call is spread over threads: ``select``, a pure function of sizes."""
+
+import itertools
+
+import pytest
+
+from fused_rnn._cells import CELLS
+from fused_rnn._library import cpu_plan
+
+BATCHES = (0, 1, 2, 3, 4, 7, 8, 16, 33, 256)
+HIDDEN = (1, 64, 127, 128, 129, 200, 512, 2000)
+THREADS = (1, 2, 3, 4, 8, 64)
+
+
+def plan(problems=1, batch=16, hidden=256, threads=4, steps=100, cell="lstm", packed=False):
+    """For a layer of as many inputs as units; ``problems`` are told as directions, which spread like members."""
+    return cpu_plan(
+        CELLS[cell].id,
+        directions=problems,
+        rows=steps * batch,
+        batch=batch,
+        input_size=hidden,
+        hidden=hidden,
+        output_size=hidden,
+        packed=packed,
+        threads=threads,
+    )
+
+
+@pytest.mark.parametrize("problems", [1, 2, 3, 8, 40])
+def test_every_plan_can_be_carried_out(problems):
+    for batch, hidden, threads, steps in itertools.product(BATCHES, HIDDEN, THREADS, (1, 10, 1000)):
+        given = {"batch": batch, "hidden": hidden, "threads": threads, "steps": steps}
+        found = plan(problems, **given)
+        assert found.threads in (1, threads), given
+        assert 1 <= found.row_chunks <= max(batch, 1), given  # no run without rows
+        assert 1 <= found.unit_chunks <= max(hidden // 64, 1), given  # no share of a few units
+        assert 1 in (found.row_chunks, found.unit_chunks), given
+        if found.threads == 1:
+            assert found.row_chunks == found.unit_chunks == 1, given
+        pieces = problems * found.row_chunks * found.unit_chunks
+        assert pieces >= threads or found.threads == 1 or hidden < 64 * threads, given
+        assert problems < threads or pieces == problems, given  # no cut that nobody waits for
+
+
+@pytest.mark.parametrize(
+    ("given", "threads", "runs", "shares"),
+    [
+        ({"threads": 1}, 1, 1, 1),
+        ({"threads": 4}, 4, 4, 1),
+        ({"threads": 2, "batch": 8}, 2, 2, 1),
+        ({"threads": 2, "batch": 7}, 2, 1, 2),  # too few rows for tiles of their own
+        ({"threads": 2, "batch": 1, "hidden": 128}, 2, 1, 2),
+        ({"threads": 8, "batch": 1, "hidden": 128}, 8, 1, 2),  # 64 units are the least
+        ({"threads": 2, "batch": 1, "hidden": 127}, 2, 1, 1),
+        ({"threads": 2, "batch": 7, "hidden": 127}, 2, 2, 1),
+        ({"threads": 2, "batch": 1, "problems": 2}, 2, 1, 1),  # two directions, two threads
+        ({"threads": 4, "batch": 1, "problems": 2}, 4, 1, 2),
+        ({"threads": 4, "batch": 32, "problems": 2}, 4, 2, 1),
+        ({"threads": 4, "batch": 32, "problems": 3}, 4, 2, 1),
+        ({"threads": 4, "batch": 32, "problems": 5}, 4, 1, 1),
+        ({"threads": 4, "batch": 1, "hidden": 64, "steps": 5}, 1, 1, 1),  # over before another thread has woken up
+        ({"threads": 4, "batch": 0}, 1, 1, 1),
+    ],
+    ids=str,
+)
+def test_plans(given, threads, runs, shares):
+    found = plan(**given)
+    assert (found.threads, found.row_chunks, found.unit_chunks) == (threads, runs, shares)
+
+
+def test_weights_are_packed_for_four_rows_or_when_they_are_already():
+    for threads in (1, 4):
+        assert [plan(steps=rows, batch=1, threads=threads).packs for rows in (1, 3, 4, 5)] == [False, False, True, True]
+        assert [plan(steps=1, batch=rows, threads=threads).packs for rows in (1, 3, 4, 5)] == [False, False, True, True]
+        assert plan(steps=1, batch=1, threads=threads, packed=True).packs
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_work_counts_by_a_cell_s_gates(cell):
+    """A call that is worth a second thread for some gates is not for fewer."""
+    steps = next(t for t in range(1, 1000) if plan(steps=t, hidden=16, batch=8, cell=cell).threads > 1)
+    assert steps == -(-250_000 // (8 * 16 * 32 * CELLS[cell].gates))
