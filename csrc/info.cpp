@@ -36,8 +36,8 @@ FUSED_RNN_EXPORT void fused_rnn_cell_traits(int64_t cell, int64_t* traits) {
 
 // The plan the CPU engine follows for a layer of this size: threads and runs of rows, and the instruction set's name;
 // null and the reason in `error` when there is none.
-FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t directions, int64_t rows, int64_t batch,
-                                                int64_t input_size, int64_t hidden, int64_t output_size,
+FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t dtype, int64_t directions, int64_t rows,
+                                                int64_t batch, int64_t input_size, int64_t hidden, int64_t output_size,
                                                 int64_t* threads, int64_t* row_chunks, char* error,
                                                 int64_t error_size) {
   try {
@@ -50,7 +50,7 @@ FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t directions
     layer.input_size = input_size;
     layer.hidden = hidden;
     layer.output_size = output_size;
-    const Plan plan = select(best_isa(), load_of(layer), *threads);
+    const Plan plan = select(best_isa(static_cast<Dtype>(dtype)), load_of(layer), *threads);
     *threads = plan.threads;
     *row_chunks = plan.row_chunks;
     return isa_name(plan.isa);

@@ -18,7 +18,7 @@ from fused_rnn.__main__ import main
 from fused_rnn.verification import Report, Result
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 class OwnLSTM(nn.LSTM):
@@ -372,7 +372,7 @@ def test_verify_on_a_missing_device_fails(capsys):
     assert "fused_rnn verify: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512_bf16", "amx"])
 def test_verify_passes_with_every_instruction_set(isa):
     script = "import sys; from fused_rnn.__main__ import main; main(['info']); sys.exit(main(sys.argv[1:]))"
     done = run("-c", script, "verify", "--quick", "--cell", "lstm", "gru", FUSED_RNN_ISA=isa)
@@ -389,7 +389,7 @@ def test_verify_passes_with_every_instruction_set(isa):
 def test_unknown_instruction_set_is_named(command):
     done = run("-m", "fused_rnn", command, FUSED_RNN_ISA="nonsense")
     assert done.returncode != 0
-    assert "FUSED_RNN_ISA must be baseline, avx2 or avx512, got 'nonsense'" in done.stderr
+    assert "FUSED_RNN_ISA must be baseline, avx2, avx512, avx512_bf16 or amx, got 'nonsense'" in done.stderr
 
 
 # ---- a library that does not load ----------------------------------------------------------------------------------
