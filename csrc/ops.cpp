@@ -65,7 +65,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
   Tensor h_n = allocate(true, {D, B, P});
   Tensor c_n = allocate(two_states, {D, B, H});
   Tensor all_cells = allocate(cells, concat({args.row_shape, {D * H}}));
-  Tensor saved = allocate(save, concat({{D}, args.row_shape, {f.saved_width}}));
+  const Shape saved_shape = concat({args.members, {D}, args.row_shape, {f.saved_width}});
+  Tensor saved = save ? recycled_tensor(input, saved_shape) : new_tensor(input, {0});
   f.output = output.data_ptr();
   f.h_n = h_n.data_ptr();
   f.c_n = two_states ? c_n.data_ptr() : nullptr;

@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+
 import fused_rnn
 
 KINDS = {
@@ -31,14 +32,14 @@ SIZES = {  # T, B, I, H
 }
 
 
-def results(kind, T, B, I, H, options, variant):
+def results(kind, T, B, inputs, H, options, variant):
     """Outputs, states and gradients of a layer and a sequence that are the same in every process."""
-    random = torch.Generator().manual_seed(T + B + I + H)
-    layer = KINDS[kind](I, H, dtype=torch.bfloat16, **options)
+    random = torch.Generator().manual_seed(T + B + inputs + H)
+    layer = KINDS[kind](inputs, H, dtype=torch.bfloat16, **options)
     with torch.no_grad():
         for weight in layer.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=random) / max(I, H) ** 0.5)
-    input = torch.randn(T, B, I, generator=random).bfloat16()
+            weight.copy_(torch.randn(weight.shape, generator=random) / max(inputs, H) ** 0.5)
+    input = torch.randn(T, B, inputs, generator=random).bfloat16()
     masks = {}
     if variant == "lengths and resets":
         masks["lengths"] = torch.randint(T + 1, (B,), generator=random)

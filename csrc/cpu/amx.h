@@ -77,8 +77,8 @@ struct TileProduct<std::integer_sequence<int, kVector...>> {
 };
 
 // `multiply` of product.h, on tiles.
-template <int kVectors, class Row, class Use>
-void multiply_tiles(int64_t count, int64_t depth, Row row, const BFloat16* panel, Use use) {
+template <int kVectors, class Row, class Fetch, class Use>
+void multiply_tiles(int64_t count, int64_t depth, Row row, const BFloat16* panel, Fetch fetch, Use use) {
   using Product = TileProduct<std::make_integer_sequence<int, kVectors>>;
   constexpr int64_t kWidth = kVectors * Vec<float>::kLanes, kGathered = 512;
   float sums[kTileRows * kWidth] __attribute__((aligned(64)));
@@ -92,6 +92,7 @@ void multiply_tiles(int64_t count, int64_t depth, Row row, const BFloat16* panel
     const int64_t stride = height > 1 ? a[1] - a[0] : 0;
     bool even = true;
     for (int64_t i = 2; i < height; ++i) even = even && a[i] - a[i - 1] == stride;
+    for (int64_t i = known; i < i0 + height; ++i) fetch(i);
     set_up_tiles(height);
     Product::clear();
     if (even) Product::add(padded_depth<BFloat16>(depth), a[0], stride, panel);
@@ -105,12 +106,13 @@ void multiply_tiles(int64_t count, int64_t depth, Row row, const BFloat16* panel
   }
 }
 
-template <class Row, class Use>
-void multiply(int64_t count, int64_t depth, Row row, int64_t, const BFloat16* panel, int vectors, bool, Use use) {
-  if (vectors == 1) return multiply_tiles<1>(count, depth, row, panel, use);
-  if (vectors == 2) return multiply_tiles<2>(count, depth, row, panel, use);
-  if (vectors == 3) return multiply_tiles<3>(count, depth, row, panel, use);
-  return multiply_tiles<4>(count, depth, row, panel, use);
+template <class Row, class Fetch, class Use>
+void multiply(int64_t count, int64_t depth, Row row, int64_t, const BFloat16* panel, int vectors, bool, Fetch fetch,
+              Use use) {
+  if (vectors == 1) return multiply_tiles<1>(count, depth, row, panel, fetch, use);
+  if (vectors == 2) return multiply_tiles<2>(count, depth, row, panel, fetch, use);
+  if (vectors == 3) return multiply_tiles<3>(count, depth, row, panel, fetch, use);
+  return multiply_tiles<4>(count, depth, row, panel, fetch, use);
 }
 
 #else

@@ -248,13 +248,29 @@ class BackwardPass {
     const int64_t rows = maximum(step.rows, step.from_rows);
     const int64_t last = cut(hh.panels(), w.plan.unit_chunks, share + 1);
     for (int64_t panel = cut(hh.panels(), w.plan.unit_chunks, share); panel < last; ++panel) {
+      const int64_t unit = hh.first_column(panel),
+                    units = minimum(hh.panel_vectors(panel) * kLanes, g.output_size - unit);
+      const auto fetch = [&](int64_t i) {
+        if (i >= step.rows) return;
+        const int64_t b = w.run.batch_row(i);
+        if (g.grad_output) fetch_row(at<S>(g.grad_output, w.output(step.t, b, g.output_size) + unit), units);
+        if (!projected(g)) fetch_saved(w, step, b, unit, units);
+      };
       const auto use = [&](int64_t i, const T* sums) { end_of_product(w, step, panel, i, sums); };
       if (Cell::kRecurrent && step.from_rows > 0)
         multiply(rows, hh.depth, row, 1, shared.hh + w.run.problem * hh.size() + hh.offset(panel),
-                 hh.panel_vectors(panel), g.batch == 1, use);
+                 hh.panel_vectors(panel), g.batch == 1, fetch, use);
       else
         for (int64_t i = 0; i < rows; ++i) use(i, shared.zero_sums);
     }
+  }
+
+  // What the forward pass left lies in memory that no cache holds any more.
+  static void fetch_saved(const Walk& w, const Step& step, int64_t b, int64_t unit, int64_t units) {
+    const S* saved = w.saved(step.t, b) + unit;
+    for (int k = 0; k < Cell::kSaved; ++k) fetch_row(saved + k * w.g.hidden, units);
+    if (!Cell::kProjectable) fetch_row(saved + entering_h<Cell>(w.g), units);
+    if (Cell::kStates > 1) fetch_row(saved + entering_c<Cell>(w.g), units);
   }
 
   static void end_of_product(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* sums) {
@@ -302,7 +318,7 @@ class BackwardPass {
     for (int64_t panel = cut(hr.panels(), w.plan.unit_chunks, share); panel < last; ++panel)
       multiply(maximum(step.rows, step.from_rows), hr.depth, row, 1,
                shared.hr + w.run.problem * hr.size() + hr.offset(panel), hr.panel_vectors(panel), g.batch == 1,
-               [&](int64_t i, const T* sums) {
+               FetchNothing{}, [&](int64_t i, const T* sums) {
                  const int64_t b = w.run.batch_row(i);
                  const bool cut = is_cut(w, step, i, b);
                  V norm{T(0)};

@@ -334,7 +334,7 @@ class ForwardPass {
       T* to = ahead.sums + (panel - panel0) * ahead.most_rows * kWidth;
       const T* bias = biases + panel * kWidth;
       product(
-          w, packed, plain, panel, count, I, f.rows == 1, [&](int64_t i) { return ahead.rows[i]; },
+          w, packed, plain, panel, count, I, f.rows == 1, [&](int64_t i) { return ahead.rows[i]; }, FetchNothing{},
           [&](int64_t i, const T* sums) {
             for (int64_t j = 0; j < kWidth; j += kLanes)
               store_vector(to + i * kWidth + j, load_vector(sums + j) + load_vector(bias + j));
@@ -343,12 +343,12 @@ class ForwardPass {
   }
 
   // Panel `panel` of W times rows, from packed weights or, for a step or two, from W as it is.
-  template <class Row, class Use>
+  template <class Row, class Fetch, class Use>
   static void product(const Walk& w, const E* packed, const S* plain, int64_t panel, int64_t rows, int64_t depth,
-                      bool lone, Row row, Use use) {
+                      bool lone, Row row, Fetch fetch, Use use) {
     if (w.plan.pack)
       return multiply(rows, depth, row, 1, packed + panel * kWidth * padded_depth<E>(depth), Panels::kVectors, lone,
-                      use);
+                      fetch, use);
     T sums[kWidth] __attribute__((aligned(64))) = {};
     for (int64_t i = 0; i < rows; ++i) {
       panels_of(w.f).for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
@@ -370,15 +370,31 @@ class ForwardPass {
     const S* plain = at<S>(f.weights[w.run.d].hh, w.run.m * GH * P);
     for (int64_t panel = panel0; panel < panel1; ++panel) {
       const T* x = ahead.sums + ((panel - panel0) * ahead.most_rows + ahead.first[slot]) * kWidth;
+      const auto fetch = [&](int64_t i) { fetch_results(w, step, panel, i); };
       const auto use = [&](int64_t i, const T* r) { cell(w, step, panel, i, x + i * kWidth, r); };
       if (Cell::kRecurrent) {
         product(
             w, packed, plain, panel, step.rows, P, f.batch == 1, [&](int64_t i) { return h + i * w.state.h_stride; },
-            use);
+            fetch, use);
       } else {
         for (int64_t i = 0; i < step.rows; ++i) use(i, nullptr);
       }
     }
+  }
+
+  // What `cell` will write for the backward pass and the output: they lie in memory that no cache holds yet.
+  static void fetch_results(const Walk& w, const Step& step, int64_t panel, int64_t i) {
+    const Forward& f = w.f;
+    const int64_t unit = panels_of(f).first_unit(panel), units = minimum(Panels::kUnits * kLanes, f.hidden - unit);
+    const int64_t row = row_of(f, step.t, w.run.batch_row(i));
+    if (!projected(f))
+      fetch_row_to_write(at<S>(f.output, ((w.run.m * f.rows + row) * f.directions + w.run.d) * f.output_size + unit),
+                         units);
+    if (!f.saved) return;
+    S* saved = at<S>(f.saved, (w.run.problem * f.rows + row) * f.saved_width) + unit;
+    for (int k = 0; k < Cell::kSaved; ++k) fetch_row_to_write(saved + k * f.hidden, units);
+    if (Cell::kStates > 1) fetch_row_to_write(saved + entering_c<Cell>(f), units);
+    if (!projected(f)) fetch_row_to_write(saved + entering_h<Cell>(f), units);
   }
 
   // The cell for row i and the units of one panel. x, r: [kVectors, L].
@@ -445,7 +461,7 @@ class ForwardPass {
       const int vectors = hr.panel_vectors(panel);
       multiply(
           step.rows, f.hidden, [&](int64_t i) { return w.state.wide_h + i * w.state.wide_stride; }, 1,
-          w.packed.hr + w.run.problem * w.packed.hr_size + hr.offset(panel), vectors, f.batch == 1,
+          w.packed.hr + w.run.problem * w.packed.hr_size + hr.offset(panel), vectors, f.batch == 1, FetchNothing{},
           [&](int64_t i, const T* sums) {
             const int64_t row = row_of(f, step.t, w.run.batch_row(i)), j = i * w.state.h_stride;
             S* output = at<S>(f.output, ((w.run.m * f.rows + row) * f.directions + w.run.d) * P);

@@ -87,15 +87,30 @@ template <class E>
 constexpr const Tile<E>* kTiles[kMostVectors] = {TilesOf<E, 1>::kTiles, TilesOf<E, 2>::kTiles, TilesOf<E, 3>::kTiles,
                                                  TilesOf<E, 4>::kTiles};
 
+template <class S>
+void fetch_row(const S* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += kCacheLine / int64_t(sizeof(S))) __builtin_prefetch(from + i);
+}
+template <class S>
+void fetch_row_to_write(S* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kCacheLine / int64_t(sizeof(S))) __builtin_prefetch(to + i, 1);
+}
+struct FetchNothing {
+  void operator()(int64_t) const {}
+};
+
 // For every i < count: use(i, sums), where sums[v] = sum over k of row(i)[k * step] * panel[k][v]. Of bfloat16 the step
-// is 1, and row(i) goes on with zeros where the depth is filled up. Each sum runs in one order whatever the other rows
-// are, so results do not depend on how rows were dealt to threads. Only a row that is always alone (`lone`) may be
-// summed in another. The panel that comes after this one in memory is fetched along the way, by each tile a part of it:
-// from beyond the second-level cache it would come too slowly for the first tile to work at full speed.
-template <class E, class Row, class Use>
-void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* panel, int vectors, bool lone, Use use) {
+// is 1, and row(i) goes on with zeros where the depth is filled up.
+// Each sum runs in one order whatever the other rows are, so results do not depend on how rows were dealt to threads.
+// Only a row that is always alone (`lone`) may be summed in another.
+// fetch(i) comes before: to fetch what use(i, ..) will touch, which then arrives while the tile is computed.
+// The panel that comes after this one in memory is fetched along the way, by each tile a part of it: from beyond the
+// second-level cache it would come too slowly for the first tile to work at full speed.
+template <class E, class Row, class Fetch, class Use>
+void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* panel, int vectors, bool lone, Fetch fetch,
+              Use use) {
   // So much of a panel stays in the cache for all tiles; their sums are kept from block to block.
-  constexpr int64_t kDepthAtOnce = 512, kRowsAtOnce = 96;
+  constexpr int64_t kDepthAtOnce = 384, kRowsAtOnce = 96;
   using T = Arithmetic<E>;
   const int64_t width = vectors * Vec<T>::kLanes, line = width * kTogether<E>;
   const int64_t lines = (depth + kTogether<E> - 1) / kTogether<E>, blocks = (lines + kDepthAtOnce - 1) / kDepthAtOnce;
@@ -113,6 +128,8 @@ void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* pane
         const int64_t i0 = rows * tile / tiles, height = rows * (tile + 1) / tiles - i0;
         const E* a[kMostRows];
         for (int64_t i = 0; i < height; ++i) a[i] = row(first + i0 + i) + k0 * step * kTogether<E>;
+        if (block == 0)
+          for (int64_t i = 0; i < height; ++i) fetch(first + i0 + i);
         const E* next = from + (tile < vectors ? deep * line + tile * deep * (kCacheLine / int64_t(sizeof(E))) : 0);
         T* out = sums + (blocks > 1 ? i0 * width : 0);
         by_rows[lone ? 0 : height](deep, a, step, from, next, out, block > 0);

@@ -14,12 +14,13 @@ class WeightGradientsPass {
   using V = Vec<T>;
   using Shared = Gradients<Cell, S>;
   static constexpr int64_t kLanes = V::kLanes;
-  static constexpr int64_t kStrip = 48;  // columns of dgates
-  // Column j of a strip begins at j * kColumn, its numbers are kStep apart. Of bfloat16 each is turned into a row,
-  // whose length in bytes is not a power of two: else they would fall into the same few lines of the first-level cache.
+  static constexpr int64_t kTileColumns = 6;  // of dgates, that lie together in a strip: those of a tile
+  static constexpr int64_t kStrip = 48;
+  // Of bfloat16 each column of a strip is turned into a row. Its length in bytes is not a power of two: else they would
+  // fall into the same few lines of the first-level cache.
   static constexpr bool kTurned = kTogether<E> > 1;
-  static constexpr int64_t kColumn = kTurned ? kRoundRows + 32 : 1, kStep = kTurned ? 1 : kStrip;
-  static constexpr int64_t kStripSize = kTurned ? kStrip * kColumn : kStrip * kRoundRows;
+  static constexpr int64_t kTurnedColumn = kRoundRows + 32, kStep = kTurned ? 1 : kTileColumns;
+  static constexpr int64_t kStripSize = kStrip * (kTurned ? kTurnedColumn : kRoundRows);
   static constexpr bool kConverts = sizeof(S) != sizeof(T);
 
   // The rows of a product, in blocks of at most kRoundRows: those of one group in one round, active ones only, in an
@@ -172,18 +173,22 @@ class WeightGradientsPass {
     for (int64_t group = 0, before = 0; group < g.weight_groups; ++group, before += padded_depth<E>(rows.count)) {
       gather_group(g, shared, rows, round, problem, group);
       const int64_t own = problem * g.weight_groups + group, theirs = m * g.weight_groups + group;
-      Factor left = {g, rows, round, before, problem, scratch.strip};
+      const Factor left = {g, rows, round, before, problem, scratch.strip};
       const int64_t j0 = cut(GH, plan.threads, piece), j1 = cut(GH, plan.threads, piece + 1);
-      left.take(shared.gates_x, shared.gate_stride);
-      left.add(j0, j1, out.ih ? sums.x : nullptr, I, result(out.ih, sums.ih, own, theirs, GH * I),
-               sums.bias_ih + own * GH);
-      left.take(shared.gates_r, shared.gate_stride);
-      left.add(j0, j1, out.hh ? sums.h : nullptr, P, result(out.hh, sums.hh, own, theirs, GH * P),
-               sums.bias_hh + own * GH);
+      const Product ih = {out.ih ? sums.x : nullptr, I, result(out.ih, sums.ih, own, theirs, GH * I),
+                          sums.bias_ih + own * GH};
+      const Product hh = {out.hh ? sums.h : nullptr, P, result(out.hh, sums.hh, own, theirs, GH * P),
+                          sums.bias_hh + own * GH};
+      if (Cell::kOneGateGradient) {
+        left.add(shared.gates_x, shared.gate_stride, j0, j1, ih, hh);
+      } else {
+        left.add(shared.gates_x, shared.gate_stride, j0, j1, ih, {});
+        left.add(shared.gates_r, shared.gate_stride, j0, j1, hh, {});
+      }
       if (!out.hr) continue;
-      left.take(shared.outputs, shared.output_stride);
-      left.add(cut(P, plan.threads, piece), cut(P, plan.threads, piece + 1), sums.wide_h, H,
-               result(out.hr, sums.hr, own, theirs, P * H), nullptr);
+      const Product hr = {sums.wide_h, H, result(out.hr, sums.hr, own, theirs, P * H), nullptr};
+      left.add(shared.outputs, shared.output_stride, cut(P, plan.threads, piece), cut(P, plan.threads, piece + 1), hr,
+               {});
     }
   }
 
@@ -234,11 +239,13 @@ class WeightGradientsPass {
       return at<T>(out, theirs * size);
   }
 
-  // row(k): where the wanted columns of row k begin. Rows of bfloat16 are filled up with zeros to whole squares.
+  // row(k): where the wanted columns of row k begin.
   template <class Row>
   static void copy_strip(E* strip, Row row, int64_t depth, int64_t width) {
     if constexpr (!kTurned) {
-      for (int64_t k = 0; k < depth; ++k) memcpy(strip + k * kStrip, row(k), sizeof(E) * width);
+      for (int64_t j = 0; j < width; j += kTileColumns)
+        for (int64_t k = 0; k < depth; ++k)  // what lies beyond the width is not used
+          memcpy(strip + j * depth + k * kTileColumns, row(k) + j, sizeof(E) * kTileColumns);
     } else {
       for (int64_t j = 0; j < width; j += kLanes)
         for (int64_t k = 0; k < depth; k += kLanes * kTogether<E>) {
@@ -247,10 +254,24 @@ class WeightGradientsPass {
             square[i] = load_line<E>(row, k / kTogether<E> + i, depth, j, width - j).v;
           transpose<T>(square);
           for (int64_t i = 0; i < minimum(kLanes, width - j); ++i)
-            store_lanes(strip + (j + i) * kColumn + k, square[i]);
+            store_lanes(strip + (j + i) * kTurnedColumn + k, square[i]);
         }
     }
   }
+  // Where column j of a strip begins; its numbers are kStep apart.
+  static const E* column_of(const E* strip, int64_t j, int64_t depth) {
+    if (kTurned) return strip + j * kTurnedColumn;
+    return strip + j / kTileColumns * kTileColumns * depth + j % kTileColumns;
+  }
+
+  // One right factor, in panels, and what its product is added to: result, [.., columns], and the left factor's own
+  // sums over the rows. Either may be absent.
+  struct Product {
+    E* panels = nullptr;
+    int64_t columns = 0;
+    T* result = nullptr;
+    T* bias = nullptr;
+  };
 
   // The left factor, transposed: columns of dgates or of dh.
   struct Factor {
@@ -258,51 +279,61 @@ class WeightGradientsPass {
     const Rows& rows;
     int64_t round, before, problem;
     E* strip;
-    const E* from = nullptr;
-    int64_t stride = 0;
 
-    void take(const E* array, int64_t array_stride) {
-      from = array;
-      stride = array_stride;
-    }
-
-    // result[j, 0 .. columns) += sum over the rows k of from[k, j] * panels[k, ..] for j0 <= j < j1, and their sums
-    // over k alone to `bias`. In the first round the results begin.
-    void add(int64_t j0, int64_t j1, E* panels, int64_t columns, T* result, T* bias) const {
+    // For j0 <= j < j1 and each product:
+    //   result[j, 0 .. columns) += sum over the rows k of from[k, j] * panels[k, ..]    bias[j] += sum of from[k, j]
+    // In the first round the results begin.
+    void add(const E* from, int64_t stride, int64_t j0, int64_t j1, const Product& one, const Product& two) const {
       if (round == 0 && rows.count == 0) {
-        if (panels) zero_row(result + j0 * columns, (j1 - j0) * columns);
-        if (bias) zero_row(bias + j0, j1 - j0);
+        for (const Product* p : {&one, &two}) {
+          if (p->panels) zero_row(p->result + j0 * p->columns, (j1 - j0) * p->columns);
+          if (p->bias) zero_row(p->bias + j0, j1 - j0);
+        }
       }
       for (int64_t block = 0; block < rows.blocks(); ++block)
-        for (int64_t j = j0; j < j1; j += kStrip)
-          add_strip(block, j, minimum(kStrip, j1 - j), panels, columns, result, bias);
+        for (int64_t j = j0; j < j1; j += kStrip) {
+          const int64_t width = minimum(kStrip, j1 - j), depth = rows.block_size(block);
+          const int64_t* slots = rows.slots + block * kRoundRows;
+          if (one.bias) add_biases(block, from + j, stride, slots, j, width, one.bias, two.bias);
+          copy_strip(strip, [&](int64_t k) { return from + slots[k] * stride + j; }, depth, width);
+          for (const Product* p : {&one, &two})
+            if (p->panels) add_strip(block, j, width, *p);
+        }
     }
 
-    void add_strip(int64_t block, int64_t j0, int64_t width, E* panels, int64_t columns, T* result, T* bias) const {
-      const int64_t k0 = block * kRoundRows, depth = rows.block_size(block);
-      const bool first = round == 0 && block == 0;
-      const auto row = [&](int64_t k) { return from + rows.slots[k0 + k] * stride + j0; };
-      copy_strip(strip, row, depth, width);
-      if (bias) {
-        T sum[kStrip] = {};
-        for (int64_t k = 0; k < depth; ++k)
-          for (int64_t j = 0; j < width; ++j) sum[j] += load(row(k)[j]);
-        for (int64_t j = 0; j < width; ++j) bias[j0 + j] = first ? sum[j] : bias[j0 + j] + sum[j];
+    bool is_first(int64_t block) const { return round == 0 && block == 0; }
+
+    void add_biases(int64_t block, const E* from, int64_t stride, const int64_t* slots, int64_t j0, int64_t width,
+                    T* one, T* two) const {
+      for (int64_t j = 0; j < width; j += kLanes) {  // rows of `from` are as long as whole vectors
+        V sum(T(0));
+        for (int64_t k = 0; k < rows.block_size(block); ++k) sum = sum + load_vector(from + slots[k] * stride + j);
+        for (T* bias : {one, two}) {
+          if (!bias) continue;
+          const int64_t n = minimum(kLanes, width - j);
+          T* to = bias + j0 + j;
+          store_vector(to, is_first(block) ? sum : load_vector(to, n) + sum, n);
+        }
       }
-      if (!panels) return;
-      const Plain<E> matrix = {depth, columns};
-      const E* packed = operand(g, panels, problem, before + k0, columns);
+    }
+
+    void add_strip(int64_t block, int64_t j0, int64_t width, const Product& p) const {
+      const int64_t depth = rows.block_size(block);
+      const Plain<E> matrix = {depth, p.columns};
+      const E* packed = operand(g, p.panels, problem, before + block * kRoundRows, p.columns);
       for (int64_t panel = 0; panel < matrix.panels(); ++panel) {
         const int vectors = matrix.panel_vectors(panel);
+        T* const results = p.result + j0 * p.columns + matrix.first_column(panel);
+        const auto row = [&](int64_t j) { return column_of(strip, j, depth); };
         multiply(
-            width, depth, [&](int64_t j) { return strip + j * kColumn; }, kStep, packed + matrix.offset(panel), vectors,
-            false,
+            width, depth, row, kStep, packed + matrix.offset(panel), vectors, false,
+            [&](int64_t j) { fetch_row_to_write(results + j * p.columns, vectors * kLanes); },
             [&](int64_t j, const T* sums) {
               for (int v = 0; v < vectors; ++v) {
-                const int64_t column = matrix.first_column(panel) + v * kLanes, n = minimum(kLanes, columns - column);
-                T* to = result + (j0 + j) * columns + column;
+                const int64_t n = minimum(kLanes, p.columns - matrix.first_column(panel) - v * kLanes);
+                T* to = results + j * p.columns + v * kLanes;
                 const V sum = load_vector(sums + v * kLanes);
-                store_vector(to, first ? sum : load_vector(to, n) + sum, n);
+                store_vector(to, is_first(block) ? sum : load_vector(to, n) + sum, n);
               }
             });
       }
@@ -331,7 +362,7 @@ class WeightGradientsPass {
       const int vectors = ih.panel_vectors(panel);
       multiply(
           count, ih.depth, [&](int64_t i) { return shared.gates_x + rows.slots[first + i] * shared.gate_stride; }, 1,
-          shared.ih + problem * ih.size() + ih.offset(panel), vectors, false,
+          shared.ih + problem * ih.size() + ih.offset(panel), vectors, false, FetchNothing{},
           [&](int64_t i, const T* values) {
             const int64_t row = rows.rows[first + i], at_row = (m * g.rows + row) * I;
             const bool add = is_second(g, round, d, rows.times[first + i]);
