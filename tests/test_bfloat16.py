@@ -98,7 +98,7 @@ def computed(isa, folder):
     path = folder / f"{isa}.pt"
     script = (
         "import sys, torch, test_bfloat16 as t; t.fused_rnn._library.fill_memory(True);"
-        "torch.save((t.fused_rnn.info()['CPU instruction set'], t.everything()), sys.argv[1])"
+        "torch.save((t.fused_rnn.info()['CPU instruction set for bfloat16'], t.everything()), sys.argv[1])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)],

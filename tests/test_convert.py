@@ -310,6 +310,7 @@ def test_info_has_what_a_bug_report_needs():
     assert info["torch"] == torch.__version__
     assert info["python"] == platform.python_version()
     assert info["CPU instruction set"] in ISAS
+    assert info["CPU instruction set for bfloat16"] in ISAS
     assert Path(info["library"]).exists()
     assert all(isinstance(value, str) and value for value in info.values())
 
@@ -381,7 +382,7 @@ def test_verify_passes_with_every_instruction_set(isa):
         pytest.skip(f"{isa} {unsupported}")
     assert done.returncode == 0, done.stdout + done.stderr
     info, checks = done.stdout.split("cell      dtype", 1)
-    assert info_shown(info)["CPU instruction set"] == isa
+    assert info_shown(info)["CPU instruction set for bfloat16"] == isa
     assert "lstm      float64" in checks
 
 
