@@ -30,7 +30,14 @@ ENGINE = Path("csrc/cpu/engine.cpp")
 X86_64 = platform.machine() in ("x86_64", "AMD64")
 ISA_FLAGS = {"baseline": ""}
 if X86_64:
-    ISA_FLAGS |= {"avx2": "-march=x86-64-v3", "avx512": "-march=x86-64-v4 -mprefer-vector-width=512"}
+    AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512"
+    BFLOAT16 = f"{AVX512} -mavx512bf16 -DFUSED_RNN_BFLOAT16_PRODUCTS=1"  # these two have kernels for bfloat16 alone
+    ISA_FLAGS |= {
+        "avx2": "-march=x86-64-v3",
+        "avx512": AVX512,
+        "avx512_bf16": BFLOAT16,
+        "amx": f"{BFLOAT16} -mamx-tile -mamx-bf16 -DFUSED_RNN_AMX=1",
+    }
 
 
 def fail(message):
@@ -113,7 +120,8 @@ def compile_steps(with_cuda):
             yield "nvcc", source, f"{BUILD}/{source}.o", ""
     # Last: of an inline function in several objects the linker keeps the first, which must run on every CPU.
     for isa, flags in ISA_FLAGS.items():
-        yield "cxx", ENGINE, f"{BUILD}/{ENGINE}.{isa}.o", f"-DFUSED_RNN_ISA={isa.capitalize()} {flags}"
+        name = isa.title().replace("_", "")
+        yield "cxx", ENGINE, f"{BUILD}/{ENGINE}.{isa}.o", f"-DFUSED_RNN_ISA={name} {flags}"
 
 
 def ninja_file(torch, nvcc=None, archs=()):

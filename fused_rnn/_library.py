@@ -40,7 +40,7 @@ def _load() -> ctypes.CDLL:
     library.fused_rnn_fill_memory.restype = None
     library.fused_rnn_cpu_plan.restype = ctypes.c_char_p
     library.fused_rnn_cpu_plan.argtypes = [
-        *[ctypes.c_int64] * 9,
+        *[ctypes.c_int64] * 10,
         ctypes.POINTER(ctypes.c_int64),
         ctypes.c_char_p,
         ctypes.c_int64,
@@ -74,6 +74,9 @@ def cell_traits(cell_id: int) -> tuple[int, ...]:
     return tuple(traits)
 
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/problem.h's Dtype
+
+
 class CpuPlan(NamedTuple):
     """What the CPU engine chooses for a layer; the engine calls the same code."""
 
@@ -89,6 +92,7 @@ class CpuPlan(NamedTuple):
 
 def cpu_plan(
     cell_id: int,
+    dtype: torch.dtype,
     *,
     directions: int = 1,
     rows: int = 1,
@@ -100,7 +104,7 @@ def cpu_plan(
     threads: int = 1,
 ) -> CpuPlan:
     """The plan for a layer of these sizes; ``packed``: its weights have been packed by ``freeze``."""
-    sizes = (cell_id, directions, rows, batch, input_size, hidden, output_size, packed, threads)
+    sizes = (cell_id, _DTYPES.index(dtype), directions, rows, batch, input_size, hidden, output_size, packed, threads)
     plan, error = (ctypes.c_int64 * 4)(), ctypes.create_string_buffer(256)
     isa = _library.fused_rnn_cpu_plan(*sizes, plan, error, len(error))
     if isa is None:

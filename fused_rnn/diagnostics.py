@@ -60,6 +60,7 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None) -> Explan
     batch = int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.input.shape[-2]
     plan = _library.cpu_plan(
         cell.id,
+        layer.input.dtype,
         directions=directions,
         rows=layer.input.shape[:-1].numel(),
         batch=batch,
@@ -129,7 +130,8 @@ def info() -> dict[str, str]:
         "platform": platform.platform(),
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
-        "CPU instruction set": _library.cpu_plan(0).instruction_set,
+        "CPU instruction set": _library.cpu_plan(0, torch.float32).instruction_set,
+        "CPU instruction set for bfloat16": _library.cpu_plan(0, torch.bfloat16).instruction_set,
         "CUDA architectures built in": " ".join(_library.cuda_archs()) or "none (CPU-only build)",
         "CUDA of torch": torch.version.cuda or "none (CPU build of torch)",
         "GPU": ", ".join(gpus) or "none seen",

@@ -18,7 +18,7 @@ from fused_rnn.__main__ import main
 from fused_rnn.verification import Report, Result
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 class OwnLSTM(nn.LSTM):
@@ -311,6 +311,7 @@ def test_info_has_what_a_bug_report_needs():
     assert info["torch"] == torch.__version__
     assert info["python"] == platform.python_version()
     assert info["CPU instruction set"] in ISAS
+    assert info["CPU instruction set for bfloat16"] in ISAS
     assert Path(info["library"]).exists()
     assert all(isinstance(value, str) and value for value in info.values())
 
@@ -373,7 +374,7 @@ def test_verify_on_a_missing_device_fails(capsys):
     assert "fused_rnn verify: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512_bf16", "amx"])
 def test_verify_passes_with_every_instruction_set(isa):
     script = "import sys; from fused_rnn.__main__ import main; main(['info']); sys.exit(main(sys.argv[1:]))"
     done = run("-c", script, "verify", "--quick", "--cell", "lstm", "gru", FUSED_RNN_ISA=isa)
@@ -382,7 +383,7 @@ def test_verify_passes_with_every_instruction_set(isa):
         pytest.skip(f"{isa} {unsupported}")
     assert done.returncode == 0, done.stdout + done.stderr
     info, checks = done.stdout.split("cell      dtype", 1)
-    assert info_shown(info)["CPU instruction set"] == isa
+    assert info_shown(info)["CPU instruction set for bfloat16"] == isa
     assert "lstm      float64" in checks
 
 
@@ -390,7 +391,7 @@ def test_verify_passes_with_every_instruction_set(isa):
 def test_unknown_instruction_set_is_named(command):
     done = run("-m", "fused_rnn", command, FUSED_RNN_ISA="nonsense")
     assert done.returncode != 0
-    assert "FUSED_RNN_ISA must be baseline, avx2 or avx512, got 'nonsense'" in done.stderr
+    assert "FUSED_RNN_ISA must be baseline, avx2, avx512, avx512_bf16 or amx, got 'nonsense'" in done.stderr
 
 
 # ---- a library that does not load ----------------------------------------------------------------------------------

@@ -29,43 +29,48 @@ inline int64_t time_back(const Backward& g, int64_t d, int64_t step) { return d 
 template <class Cell, class S>
 struct Gradients {
   using T = Arithmetic<S>;
+  using E = Element<S>;
   static constexpr int64_t kLanes = Vec<T>::kLanes;
 
-  T *ih, *hh, *hr, *params;  // [Q] weights in panels
+  E *ih, *hh, *hr;  // [Q] weights in panels
+  T* params;
   // Of the steps of a round and the one before it: step s of a walk lies in slot s % slots.
-  T *gates_x, *gates_r;  // [Q, slots, B, G*H] gradients of x and r; one array when they are equal
-  T *outputs, *wide_h;   // [Q, slots, B, P] and [.., H]: with a projection, dL/dh and h before it
+  E *gates_x, *gates_r;  // [Q, slots, B, G*H] gradients of x and r; one array when they are equal
+  E *outputs, *wide_h;   // [Q, slots, B, P] and [.., H]: with a projection, dL/dh and h before it
   T *dh, *dc;            // [Q, B, H] what a step hands on besides the gates: the direct way of h, and c
   T* row_params;         // [Q, B, kParams, H] gradients of the per-unit parameters
   T* norms;              // [Q, kStates, T, B, panels] sums of squares over the units of a panel
-  T* zeros;              // stands for a row that hands on nothing
+  E* zeros;              // stands for a row that hands on nothing
+  T* zero_sums;          // and for what products make of it
   Team::Member* teams;   // [Q * runs, members]
-  int64_t slots, gate_stride, output_stride, unit_stride, norm_panels;
+  int64_t slots, gate_stride, output_stride, wide_stride, unit_stride, norm_panels;
 
-  static Plain<T> input_weights(const Backward& g) { return {Cell::kGates * g.hidden, g.input_size}; }
-  static Plain<T> hidden_weights(const Backward& g) { return {Cell::kGates * g.hidden, g.output_size}; }
-  static Plain<T> projection(const Backward& g) { return {g.output_size, g.hidden}; }
+  static Plain<E> input_weights(const Backward& g) { return {Cell::kGates * g.hidden, g.input_size}; }
+  static Plain<E> hidden_weights(const Backward& g) { return {Cell::kGates * g.hidden, g.output_size}; }
+  static Plain<E> projection(const Backward& g) { return {g.output_size, g.hidden}; }
 
   Gradients(const Backward& g, const Plan& plan, Carver& carve) {
     const int64_t Q = problems(g);
     slots = steps_of_round(g) + 1;
-    gate_stride = row_stride<T>(Cell::kGates * g.hidden);
-    output_stride = row_stride<T>(g.output_size);
+    gate_stride = row_stride<E>(Cell::kGates * g.hidden);
+    output_stride = row_stride<E>(g.output_size);
+    wide_stride = row_stride<E>(g.hidden);
     unit_stride = row_stride<T>(g.hidden);
     norm_panels = maximum(hidden_weights(g).panels(), projection(g).panels());
-    ih = carve.take<T>(g.grad_input ? Q * input_weights(g).size() : 0);
-    hh = carve.take<T>(Cell::kRecurrent ? Q * hidden_weights(g).size() : 0);
-    hr = carve.take<T>(projected(g) ? Q * projection(g).size() : 0);
+    ih = carve.take<E>(g.grad_input ? Q * input_weights(g).size() : 0);
+    hh = carve.take<E>(Cell::kRecurrent ? Q * hidden_weights(g).size() : 0);
+    hr = carve.take<E>(projected(g) ? Q * projection(g).size() : 0);
     params = carve.take<T>(Q * Cell::kParams * unit_stride);
-    gates_x = carve.take<T>(Q * slots * g.batch * gate_stride);
-    gates_r = Cell::kOneGateGradient ? gates_x : carve.take<T>(Q * slots * g.batch * gate_stride);
-    outputs = carve.take<T>(projected(g) ? Q * slots * g.batch * output_stride : 0);
-    wide_h = carve.take<T>(projected(g) ? Q * slots * g.batch * unit_stride : 0);
+    gates_x = carve.take<E>(Q * slots * g.batch * gate_stride);
+    gates_r = Cell::kOneGateGradient ? gates_x : carve.take<E>(Q * slots * g.batch * gate_stride);
+    outputs = carve.take<E>(projected(g) ? Q * slots * g.batch * output_stride : 0);
+    wide_h = carve.take<E>(projected(g) ? Q * slots * g.batch * wide_stride : 0);
     dh = carve.take<T>(Cell::kProjectable ? 0 : Q * g.batch * unit_stride);
     dc = carve.take<T>(Cell::kStates > 1 ? Q * g.batch * unit_stride : 0);
     row_params = carve.take<T>(Q * g.batch * Cell::kParams * unit_stride);
     norms = carve.take<T>(g.grad_norms ? Q * Cell::kStates * g.steps * g.batch * norm_panels : 0);
-    zeros = carve.take<T>(maximum(kMostVectors * kLanes, maximum(gate_stride, output_stride)));
+    zeros = carve.take<E>(maximum(gate_stride, output_stride));
+    zero_sums = carve.take<T>(kMostVectors * kLanes);
     teams = carve.take<Team::Member>(fused_rnn::count_walks(g, plan));
   }
 
@@ -78,6 +83,7 @@ struct Gradients {
 template <class Cell, class S>
 class BackwardPass {
   using T = Arithmetic<S>;
+  using E = Element<S>;
   using V = Vec<T>;
   using Shared = Gradients<Cell, S>;
   static constexpr int64_t kLanes = V::kLanes;
@@ -122,7 +128,7 @@ class BackwardPass {
     const int64_t problem = task / plan.threads, piece = task % plan.threads, m = problem / g.directions;
     const int64_t H = g.hidden, I = g.input_size, P = g.output_size, GH = Cell::kGates * H;
     const Weights& w = g.weights[problem % g.directions];
-    const auto pack = [&](const Plain<T>& matrix, T* to, const void* weights) {
+    const auto pack = [&](const Plain<E>& matrix, E* to, const void* weights) {
       const S* from = at<S>(weights, m * matrix.depth * matrix.columns);
       const int64_t last = cut(matrix.panels(), plan.threads, piece + 1);
       for (int64_t panel = cut(matrix.panels(), plan.threads, piece); panel < last; ++panel)
@@ -138,7 +144,13 @@ class BackwardPass {
                at<S>(w.params, (m * Cell::kParams + p) * H), H);
     zero_row(shared.row_params + problem * g.batch * Cell::kParams * shared.unit_stride,
              g.batch * Cell::kParams * shared.unit_stride);
-    if (problem == 0) zero_row(shared.zeros, maximum(kMostVectors * kLanes, maximum(GH, P)));
+    for (int64_t i = problem * shared.slots * g.batch; i < (problem + 1) * shared.slots * g.batch; ++i) {
+      clear_rest(shared.gates_x + i * shared.gate_stride, GH);
+      clear_rest(shared.gates_r + i * shared.gate_stride, GH);
+      if (projected(g)) clear_rest(shared.outputs + i * shared.output_stride, P);
+    }
+    if (problem == 0) zero_row(shared.zeros, maximum(shared.gate_stride, shared.output_stride));
+    if (problem == 0) zero_row(shared.zero_sums, kMostVectors * kLanes);
     const int64_t members = plan.row_chunks * plan.unit_chunks;
     Team(shared.teams + problem * members, members).clear();
     if (!g.lengths) return;
@@ -218,8 +230,8 @@ class BackwardPass {
 
   static T* norm_at(const Backward& g, const Shared& shared, int64_t problem, int64_t state, int64_t t, int64_t b,
                     int64_t panel) {
-    return shared.norms +
-           (((problem * Cell::kStates + state) * g.steps + t) * g.batch + b) * shared.norm_panels + panel;
+    return shared.norms + (((problem * Cell::kStates + state) * g.steps + t) * g.batch + b) * shared.norm_panels +
+           panel;
   }
 
   // Did the step that was walked before zero row i's state when it began? Then nothing flows back through it.
@@ -231,8 +243,8 @@ class BackwardPass {
   static void hidden_grads(const Walk& w, const Step& step, int64_t share) {
     const Backward& g = w.g;
     const Shared& shared = w.shared;
-    const Plain<T> hh = Shared::hidden_weights(g);
-    const auto row = [&](int64_t i) -> const T* {
+    const Plain<E> hh = Shared::hidden_weights(g);
+    const auto row = [&](int64_t i) -> const E* {
       const int64_t b = w.run.batch_row(i);
       if (i >= step.from_rows || is_cut(w, step, i, b)) return shared.zeros;
       return shared.gates_r + (step.from_slot + b) * shared.gate_stride;
@@ -240,7 +252,8 @@ class BackwardPass {
     const int64_t rows = maximum(step.rows, step.from_rows);
     const int64_t last = cut(hh.panels(), w.plan.unit_chunks, share + 1);
     for (int64_t panel = cut(hh.panels(), w.plan.unit_chunks, share); panel < last; ++panel) {
-      const int64_t unit = hh.first_column(panel), units = minimum(hh.panel_vectors(panel) * kLanes, g.output_size - unit);
+      const int64_t unit = hh.first_column(panel),
+                    units = minimum(hh.panel_vectors(panel) * kLanes, g.output_size - unit);
       const auto fetch = [&](int64_t i) {
         if (i >= step.rows) return;
         const int64_t b = w.run.batch_row(i);
@@ -252,7 +265,7 @@ class BackwardPass {
         multiply(rows, hh.depth, row, 1, shared.hh + w.run.problem * hh.size() + hh.offset(panel),
                  hh.panel_vectors(panel), g.batch == 1, fetch, use);
       else
-        for (int64_t i = 0; i < rows; ++i) use(i, shared.zeros);
+        for (int64_t i = 0; i < rows; ++i) use(i, shared.zero_sums);
     }
   }
 
@@ -266,7 +279,7 @@ class BackwardPass {
 
   static void end_of_product(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* sums) {
     const Backward& g = w.g;
-    const Plain<T> hh = Shared::hidden_weights(g);
+    const Plain<E> hh = Shared::hidden_weights(g);
     const int64_t P = g.output_size, b = w.run.batch_row(i);
     const bool cut = is_cut(w, step, i, b);
     V norm_h{T(0)}, norm_c{T(0)};
@@ -292,24 +305,23 @@ class BackwardPass {
     }
     if (!g.grad_norms || i >= step.rows) return;
     *norm_at(g, w.shared, w.run.problem, 0, step.t, b, panel) = sum_of(norm_h);
-    if (Cell::kStates > 1 && !projected(g))
-      *norm_at(g, w.shared, w.run.problem, 1, step.t, b, panel) = sum_of(norm_c);
+    if (Cell::kStates > 1 && !projected(g)) *norm_at(g, w.shared, w.run.problem, 1, step.t, b, panel) = sum_of(norm_c);
   }
 
   // With a projection: on to h before it, and the cell.
   static void projected_grads(const Walk& w, const Step& step, int64_t share) {
     const Backward& g = w.g;
     const Shared& shared = w.shared;
-    const Plain<T> hr = Shared::projection(g);
-    const auto row = [&](int64_t i) -> const T* {
+    const Plain<E> hr = Shared::projection(g);
+    const auto row = [&](int64_t i) -> const E* {
       if (i >= step.rows) return shared.zeros;
       return shared.outputs + (step.slot + w.run.batch_row(i)) * shared.output_stride;
     };
     const int64_t last = cut(hr.panels(), w.plan.unit_chunks, share + 1);
     for (int64_t panel = cut(hr.panels(), w.plan.unit_chunks, share); panel < last; ++panel)
       multiply(maximum(step.rows, step.from_rows), hr.depth, row, 1,
-               shared.hr + w.run.problem * hr.size() + hr.offset(panel), hr.panel_vectors(panel), g.batch == 1, FetchNothing{},
-               [&](int64_t i, const T* sums) {
+               shared.hr + w.run.problem * hr.size() + hr.offset(panel), hr.panel_vectors(panel), g.batch == 1,
+               FetchNothing{}, [&](int64_t i, const T* sums) {
                  const int64_t b = w.run.batch_row(i);
                  const bool cut = is_cut(w, step, i, b);
                  V norm{T(0)};
@@ -364,7 +376,7 @@ class BackwardPass {
     }
     if (!Cell::kProjectable) store_vector(shared.dh + w.state(b, shared.unit_stride) + unit, dstate[0]);
     if (Cell::kStates > 1) store_vector(shared.dc + w.state(b, shared.unit_stride) + unit, dstate[1]);
-    if (projected(g)) store_vector(shared.wide_h + slot * shared.unit_stride + unit, next[0], units);
+    if (projected(g)) store_vector(shared.wide_h + slot * shared.wide_stride + unit, next[0], units);
     for (int p = 0; p < Cell::kParams; ++p) {
       T* sum = shared.row_params + (w.run.problem * g.batch + b) * Cell::kParams * shared.unit_stride +
                p * shared.unit_stride + unit;

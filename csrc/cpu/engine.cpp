@@ -20,25 +20,32 @@ struct Passes {
       &F::bytes,
       &one_round,
       {{&F::count_packs, &F::pack_weights}, {&F::count_runs_to_prepare, &F::prepare_run}},
-      {{&F::count_walks, &F::walk}},
+      {{&F::count_walks, &in_tiles<&F::walk>}},
       {}};
   static constexpr Packing kPacking = {&F::packed_bytes, {&F::count_packs, &F::pack_weights}};
   static constexpr Pass<Backward> kBackward = {&W::bytes,
                                                &count_rounds,
                                                {{&B::count_packs, &B::prepare}},
-                                               {{&B::count_walks, &B::walk},
-                                                {&W::count_inputs, &W::input_grads},
-                                                {&W::count_reverse_inputs, &W::reverse_input_grads},
+                                               {{&B::count_walks, &in_tiles<&B::walk>},
+                                                {&W::count_inputs, &in_tiles<&W::input_grads>},
+                                                {&W::count_reverse_inputs, &in_tiles<&W::reverse_input_grads>},
                                                 {&W::count_operands, &W::pack_operands},
-                                                {&W::count_blocks, &W::weight_grads}},
+                                                {&W::count_blocks, &in_tiles<&W::weight_grads>}},
                                                {{&B::count_ends, &B::finish}, {&W::count_ends, &W::finish}}};
 };
 
 template <class Select>
 auto dispatch(int64_t cell, Dtype dtype, Select select) {
   return dispatch_cell(cell, [&](auto c) {
-    return dispatch_dtype<BFloat16, Half>(
-        dtype, [&](auto s) { return select(Passes<typename decltype(c)::type, typename decltype(s)::type>{}); });
+    const auto selected = [&](auto s) {
+      return select(Passes<typename decltype(c)::type, typename decltype(s)::type>{});
+    };
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS  // a build for bfloat16 alone
+    (void)dtype;
+    return selected(Type<BFloat16>{});
+#else
+    return dispatch_dtype<BFloat16, Half>(dtype, selected);
+#endif
   });
 }
 

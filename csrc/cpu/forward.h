@@ -48,29 +48,31 @@ struct GatePanels {
 template <class Cell, class S>
 class ForwardPass {
   using T = Arithmetic<S>;
+  using E = Element<S>;
   using V = Vec<T>;
   using Panels = GatePanels<Cell, T>;
   static constexpr int64_t kLanes = V::kLanes, kWidth = Panels::kWidth;
   static constexpr int64_t kAheadRows = 96;  // about as many rows are projected ahead at once
 
   static Panels panels_of(const Layer& f) { return {f.hidden}; }
-  static Plain<T> projection_of(const Layer& f) { return {f.hidden, f.output_size}; }
+  static Plain<E> projection_of(const Layer& f) { return {f.hidden, f.output_size}; }
 
   // Weights in panels, for every problem.
   struct Packed {
-    T *ih, *hh, *hr, *bias_ih, *bias_hh, *params;
+    E *ih, *hh, *hr;
+    T *bias_ih, *bias_hh, *params;
     int64_t ih_size, hh_size, hr_size, bias_size, params_size;
 
     Packed(const Forward& f, const Plan& plan, Carver& carve) {
       const int64_t Q = problems(f);
       bias_size = panels_of(f).panels() * kWidth;
       params_size = Cell::kParams * panels_of(f).padded_units();
-      ih_size = plan.pack ? bias_size * f.input_size : 0;
-      hh_size = plan.pack && Cell::kRecurrent ? bias_size * f.output_size : 0;
+      ih_size = plan.pack ? bias_size * padded_depth<E>(f.input_size) : 0;
+      hh_size = plan.pack && Cell::kRecurrent ? bias_size * padded_depth<E>(f.output_size) : 0;
       hr_size = projected(f) ? projection_of(f).size() : 0;
-      ih = carve.take<T>(Q * ih_size);
-      hh = carve.take<T>(Q * hh_size);
-      hr = carve.take<T>(Q * hr_size);
+      ih = carve.take<E>(Q * ih_size);
+      hh = carve.take<E>(Q * hh_size);
+      hr = carve.take<E>(Q * hr_size);
       bias_ih = carve.take<T>(Q * bias_size);
       bias_hh = carve.take<T>(Q * bias_size);
       params = carve.take<T>(Q * params_size);
@@ -85,36 +87,38 @@ class ForwardPass {
   // What is computed ahead for one share of the units.
   struct Ahead {
     T* sums;         // [panels of the share, rows, kWidth]
-    T* converted;    // [rows, I]: 16-bit input as float
-    const T** rows;  // the input rows of some steps, step after step
+    E* converted;    // [rows, I]: 16-bit input as the products want it
+    const E** rows;  // the input rows of some steps, step after step
     int64_t* first;  // [steps]: where each step's rows begin
     int64_t most_rows, input_stride;
 
     Ahead(const Forward& f, const Plan& plan, Carver& carve) {
       most_rows = steps_ahead(f, plan) * largest_piece(f.batch, plan.row_chunks);
-      input_stride = row_stride<T>(f.input_size);
+      input_stride = row_stride<E>(f.input_size);
       sums = carve.take<T>(largest_piece(panels_of(f).panels(), plan.unit_chunks) * most_rows * kWidth);
-      converted = carve.take<T>(sizeof(S) == sizeof(T) ? 0 : most_rows * input_stride);
-      rows = carve.take<const T*>(most_rows);
+      converted = carve.take<E>(sizeof(S) == sizeof(T) ? 0 : most_rows * input_stride);
+      rows = carve.take<const E*>(most_rows);
       first = carve.take<int64_t>(steps_ahead(f, plan));
     }
   };
 
   // The state of a run: what enters step s is h[s % 2] and c.
   struct State {
-    T *h[2], *c, *wide_h;  // [rows, P], [rows, H], [rows, H] before the projection
-    int64_t h_stride, c_stride;
+    E *h[2], *wide_h;  // [rows, P]; [rows, H] before the projection
+    T* c;              // [rows, H]
+    int64_t h_stride, wide_stride, c_stride;
     Team::Member* team;
     Ahead* ahead;  // one for each share
 
     State(const Forward& f, const Plan& plan, Carver& carve) {
       const int64_t rows = largest_piece(f.batch, plan.row_chunks);
-      h_stride = row_stride<T>(projected(f) ? projection_of(f).vectors() * kLanes : panels_of(f).padded_units());
+      h_stride = row_stride<E>(projected(f) ? projection_of(f).vectors() * kLanes : panels_of(f).padded_units());
+      wide_stride = row_stride<E>(panels_of(f).padded_units());
       c_stride = row_stride<T>(panels_of(f).padded_units());
-      h[0] = carve.take<T>(rows * h_stride);
-      h[1] = carve.take<T>(rows * h_stride);
+      h[0] = carve.take<E>(rows * h_stride);
+      h[1] = carve.take<E>(rows * h_stride);
       c = carve.take<T>(rows * c_stride);
-      wide_h = carve.take<T>(projected(f) ? rows * c_stride : 0);
+      wide_h = carve.take<E>(projected(f) ? rows * wide_stride : 0);
       team = carve.take<Team::Member>(plan.unit_chunks);
       ahead = carve.take<Ahead>(plan.unit_chunks);
     }
@@ -167,10 +171,10 @@ class ForwardPass {
     const int64_t H = f.hidden, I = f.input_size, P = f.output_size, GH = Cell::kGates * H;
     const Weights& w = f.weights[problem % f.directions];
     const Panels panels = panels_of(f);
-    const auto pack = [&](T* to, const S* from, int64_t panel, int64_t depth) {
+    const auto pack = [&](E* to, const S* from, int64_t panel, int64_t depth) {
+      E* start = to + panel * kWidth * padded_depth<E>(depth);
       panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
-        pack_transposed(to + panel * kWidth * depth + v * kLanes, kWidth, depth, from + (g * H + unit) * depth, depth,
-                        units);
+        pack_transposed(start + v * kLanes * kTogether<E>, kWidth, depth, from + (g * H + unit) * depth, depth, units);
       });
     };
     T* bias_ih = packed.bias_ih + problem * packed.bias_size;
@@ -178,8 +182,7 @@ class ForwardPass {
     const int64_t last = cut(panels.panels(), plan.threads, piece + 1);
     for (int64_t panel = cut(panels.panels(), plan.threads, piece); panel < last; ++panel) {
       if (plan.pack) pack(packed.ih + problem * packed.ih_size, at<S>(w.ih, m * GH * I), panel, I);
-      if (plan.pack && Cell::kRecurrent)
-        pack(packed.hh + problem * packed.hh_size, at<S>(w.hh, m * GH * P), panel, P);
+      if (plan.pack && Cell::kRecurrent) pack(packed.hh + problem * packed.hh_size, at<S>(w.hh, m * GH * P), panel, P);
       zero_row(bias_ih + panel * kWidth, kWidth);
       zero_row(bias_hh + panel * kWidth, kWidth);
       panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
@@ -249,17 +252,22 @@ class ForwardPass {
   // Calls f(first, last) with the run of units of h, or of c, that a share writes.
   static int64_t first_of_h(const Walk& w, int64_t share) {
     if (!projected(w.f)) return first_of_c(w, share);
-    const Plain<T> hr = projection_of(w.f);
+    const Plain<E> hr = projection_of(w.f);
     return minimum(w.f.output_size, hr.first_column(cut(hr.panels(), w.plan.unit_chunks, share)));
   }
   static int64_t first_of_c(const Walk& w, int64_t share) {
     return minimum(w.f.hidden, panels_of(w.f).first_unit(w.first_panel(share)));
   }
 
-  // What no step writes: padding, and the states of rows of no length.
+  // What no step writes: the ends of rows that products read, padding, and the states of rows of no length.
   static void begin(const Walk& w, int64_t share) {
     const Forward& f = w.f;
-    if (share > 0 || !f.lengths) return;
+    if (share > 0) return;
+    for (int64_t i = 0; i < w.run.rows; ++i) {
+      for (E* h : w.state.h) clear_rest(h + i * w.state.h_stride, f.output_size);
+      if (projected(f)) clear_rest(w.state.wide_h + i * w.state.wide_stride, f.hidden);
+    }
+    if (!f.lengths) return;
     const int64_t D = f.directions, H = f.hidden, P = f.output_size, m = w.run.m, d = w.run.d;
     for (int64_t i = w.run.active(0, 0); i < w.run.rows; ++i) {
       const int64_t state = w.run.problem * f.batch + w.run.batch_row(i);
@@ -284,10 +292,10 @@ class ForwardPass {
     if (step.rows == step.next_rows && !f.reset) return;
     const int64_t H = f.hidden, P = f.output_size, h0 = first_of_h(w, share), h1 = first_of_h(w, share + 1);
     const int64_t c0 = first_of_c(w, share), c1 = first_of_c(w, share + 1);
-    T* h_next = w.state.h[(step.number + 1) % 2];
+    E* h_next = w.state.h[(step.number + 1) % 2];
     for (int64_t i = 0; i < maximum(step.rows, step.next_rows); ++i) {
       const int64_t b = w.run.batch_row(i), state = w.run.problem * f.batch + b;
-      T* h = h_next + i * w.state.h_stride;
+      E* h = h_next + i * w.state.h_stride;
       T* c = w.state.c + i * w.state.c_stride;
       if (i >= step.next_rows) {
         store_row(at<S>(f.h_n, state * P + h0), h + h0, h1 - h0);
@@ -317,13 +325,15 @@ class ForwardPass {
         if constexpr (sizeof(S) == sizeof(T)) {
           ahead.rows[count] = row;
         } else {
-          load_row(ahead.converted + count * ahead.input_stride, row, I);
-          ahead.rows[count] = ahead.converted + count * ahead.input_stride;
+          E* converted = ahead.converted + count * ahead.input_stride;
+          load_row(converted, row, I);
+          clear_rest(converted, I);
+          ahead.rows[count] = converted;
         }
       }
     }
     const int64_t panel0 = w.first_panel(share), panel1 = w.first_panel(share + 1);
-    const T* packed = w.packed.ih + w.run.problem * w.packed.ih_size;
+    const E* packed = w.packed.ih + w.run.problem * w.packed.ih_size;
     const S* plain = at<S>(f.weights[w.run.d].ih, w.run.m * GH * I);
     for (int64_t panel = panel0; panel < panel1; ++panel)
       product(
@@ -333,11 +343,11 @@ class ForwardPass {
 
   // Panel `panel` of W times rows, from packed weights or, for a step or two, from W as it is.
   template <class Row, class Fetch, class Use>
-  static void product(const Walk& w, const T* packed, const S* plain, int64_t panel, int64_t rows, int64_t depth,
+  static void product(const Walk& w, const E* packed, const S* plain, int64_t panel, int64_t rows, int64_t depth,
                       bool lone, Row row, Fetch fetch, Use use, T* results = nullptr) {
     if (w.plan.pack)
-      return multiply(rows, depth, row, 1, packed + panel * kWidth * depth, Panels::kVectors, lone, fetch,
-                      use, results);
+      return multiply(rows, depth, row, 1, packed + panel * kWidth * padded_depth<E>(depth), Panels::kVectors, lone,
+                      fetch, use, results);
     T buffer[kWidth] __attribute__((aligned(64))) = {};
     for (int64_t i = 0; i < rows; ++i) {
       T* sums = results ? results + i * kWidth : buffer;
@@ -355,16 +365,17 @@ class ForwardPass {
     const int64_t slot = step.number % w.steps_ahead, P = f.output_size, GH = Cell::kGates * f.hidden;
     if (slot == 0) look_ahead(w, step, share, ahead);
     const int64_t panel0 = w.first_panel(share), panel1 = w.first_panel(share + 1);
-    const T* h = w.state.h[step.number % 2];
-    const T* packed = w.packed.hh + w.run.problem * w.packed.hh_size;
+    const E* h = w.state.h[step.number % 2];
+    const E* packed = w.packed.hh + w.run.problem * w.packed.hh_size;
     const S* plain = at<S>(f.weights[w.run.d].hh, w.run.m * GH * P);
     for (int64_t panel = panel0; panel < panel1; ++panel) {
       const T* x = ahead.sums + ((panel - panel0) * ahead.most_rows + ahead.first[slot]) * kWidth;
       const auto fetch = [&](int64_t i) { fetch_results(w, step, panel, i); };
       const auto use = [&](int64_t i, const T* r) { cell(w, step, panel, i, x + i * kWidth, r); };
       if (Cell::kRecurrent) {
-        product(w, packed, plain, panel, step.rows, P, f.batch == 1,
-                [&](int64_t i) { return h + i * w.state.h_stride; }, fetch, use);
+        product(
+            w, packed, plain, panel, step.rows, P, f.batch == 1, [&](int64_t i) { return h + i * w.state.h_stride; },
+            fetch, use);
       } else {
         for (int64_t i = 0; i < step.rows; ++i) use(i, nullptr);
       }
@@ -377,8 +388,8 @@ class ForwardPass {
     const int64_t unit = panels_of(f).first_unit(panel), units = minimum(Panels::kUnits * kLanes, f.hidden - unit);
     const int64_t row = row_of(f, step.t, w.run.batch_row(i));
     if (!projected(f))
-      fetch_row_to_write(
-          at<S>(f.output, ((w.run.m * f.rows + row) * f.directions + w.run.d) * f.output_size + unit), units);
+      fetch_row_to_write(at<S>(f.output, ((w.run.m * f.rows + row) * f.directions + w.run.d) * f.output_size + unit),
+                         units);
     if (!f.saved) return;
     S* saved = at<S>(f.saved, (w.run.problem * f.rows + row) * f.saved_width) + unit;
     for (int k = 0; k < Cell::kSaved; ++k) fetch_row_to_write(saved + k * f.hidden, units);
@@ -395,8 +406,8 @@ class ForwardPass {
     const T* bias_ih = w.packed.bias_ih + w.run.problem * w.packed.bias_size + panel * kWidth;
     const T* bias_hh = w.packed.bias_hh + w.run.problem * w.packed.bias_size + panel * kWidth;
     const T* params = w.packed.params + w.run.problem * w.packed.params_size;
-    const T* h = w.state.h[step.number % 2] + i * w.state.h_stride;
-    T* h_next = w.state.h[(step.number + 1) % 2] + i * w.state.h_stride;
+    const E* h = w.state.h[step.number % 2] + i * w.state.h_stride;
+    E* h_next = w.state.h[(step.number + 1) % 2] + i * w.state.h_stride;
     T* c = w.state.c + i * w.state.c_stride;
     S* saved = at<S>(f.saved, (w.run.problem * f.rows + row) * f.saved_width);
     for (int u = 0; u < Panels::kUnits; ++u) {
@@ -424,7 +435,7 @@ class ForwardPass {
         if (f.cells) store_vector(at<S>(f.cells, ((m * f.rows + row) * f.directions + d) * H + unit), next[1], units);
       }
       if (projected(f)) {
-        store_vector(w.state.wide_h + i * w.state.c_stride + unit, next[0]);
+        store_vector(w.state.wide_h + i * w.state.wide_stride + unit, next[0], units);
       } else {
         S* output = at<S>(f.output, ((m * f.rows + row) * f.directions + d) * P + unit);
         store_h(output, h_next + unit, next[0], units);
@@ -433,23 +444,24 @@ class ForwardPass {
   }
 
   // The next step reads h as it was stored: a sequence cut in two and carried over goes on from the same numbers.
-  static void store_h(S* output, T* h_next, V h, int64_t units) {
+  static void store_h(S* output, E* h_next, V h, int64_t units) {
     store_vector(output, h, units);
-    store_vector(h_next, sizeof(S) == sizeof(T) ? h : load_vector(output, units));
+    const V as_stored = sizeof(S) == sizeof(E) ? h : load_vector(output, units);
+    store_vector(h_next, as_stored, kDepthStep<E> > 1 ? units : kLanes);  // products read on: zeros stay zeros
   }
 
   static void project(const Walk& w, const Step& step, int64_t share) {
     const Forward& f = w.f;
     const int64_t P = f.output_size;
-    const Plain<T> hr = projection_of(f);
-    const T* h = w.state.h[step.number % 2];
-    T* h_next = w.state.h[(step.number + 1) % 2];
+    const Plain<E> hr = projection_of(f);
+    const E* h = w.state.h[step.number % 2];
+    E* h_next = w.state.h[(step.number + 1) % 2];
     const int64_t last = cut(hr.panels(), w.plan.unit_chunks, share + 1);
     for (int64_t panel = cut(hr.panels(), w.plan.unit_chunks, share); panel < last; ++panel) {
       const int64_t first = hr.first_column(panel);
       const int vectors = hr.panel_vectors(panel);
       multiply(
-          step.rows, f.hidden, [&](int64_t i) { return w.state.wide_h + i * w.state.c_stride; }, 1,
+          step.rows, f.hidden, [&](int64_t i) { return w.state.wide_h + i * w.state.wide_stride; }, 1,
           w.packed.hr + w.run.problem * w.packed.hr_size + hr.offset(panel), vectors, f.batch == 1, FetchNothing{},
           [&](int64_t i, const T* sums) {
             const int64_t row = row_of(f, step.t, w.run.batch_row(i)), j = i * w.state.h_stride;

@@ -39,6 +39,8 @@ extern const Kernels kKernelsBaseline;
 #ifdef FUSED_RNN_X86_ISAS
 extern const Kernels kKernelsAvx2;
 extern const Kernels kKernelsAvx512;
+extern const Kernels kKernelsAvx512Bf16;  // bfloat16 only
+extern const Kernels kKernelsAmx;         // bfloat16 only
 #endif
 
 }  // namespace fused_rnn

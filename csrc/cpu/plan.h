@@ -4,7 +4,7 @@
 
 namespace fused_rnn {
 
-enum class Isa : int { kBaseline, kAvx2, kAvx512 };
+enum class Isa : int { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 struct Plan {
   Isa isa;
@@ -13,7 +13,7 @@ struct Plan {
   // units into shares, which meet after every step.
   int64_t row_chunks, unit_chunks;
   const int64_t* order;  // [1 or M, B]: batch rows as runs take them, see Run; null: as they come
-  bool pack;  // weights into panels; else, for a step or two, the forward pass reads them as they are
+  bool pack;             // weights into panels; else, for a step or two, the forward pass reads them as they are
 };
 
 }  // namespace fused_rnn

@@ -7,12 +7,13 @@
 //   k = 1     B[1][0..L)      B[1][L..2L)                           number of each of A's rows
 //   ...
 //
-// The last vector is filled up with zeros. Which columns a panel's vectors hold is up to who packs it: for the gates
-// (forward.h) all gates of the same units lie in one panel, so that a cell finds them together.
+// Where bfloat16 is multiplied, a lane of a line holds a Factor, two numbers (element.h), and a line so two k.
+// The last vector is filled up with zeros, and so is the depth. Which columns a panel's vectors hold is up to who packs
+// it: for the gates (forward.h) all gates of the same units lie in one panel, so that a cell finds them together.
 #pragma once
 #include <utility>
 
-#include "storage.h"
+#include "element.h"
 
 namespace fused_rnn {
 namespace {
@@ -29,15 +30,15 @@ constexpr int kMostRows = 12;    // of a tile
 
 constexpr int tile_rows(int vectors) { return kSums / vectors < kMostRows ? kSums / vectors : kMostRows; }
 
-// out[m][v] = (or +=) sum over k of rows[m][k * step] * panel[k][v]. Each sum is taken in kSplit parts: a sum waits for itself,
-// and a single row has too few of them to keep the processor busy. Meanwhile `depth` lines of the cache from `next` on
-// are fetched.
-template <int kRows, int kVectors, int kSplit, class T>
-void multiply_tile(int64_t depth, const T* const* rows, int64_t step, const T* panel, const T* next, T* out,
+// out[m][v] = (or +=) sum over k of rows[m][k * step] * panel[k][v]; k counts factors. Each sum is taken in kSplit
+// parts: a sum waits for itself, and a single row has too few of them to keep the processor busy. Meanwhile `depth`
+// lines of the cache from `next` on are fetched.
+template <int kRows, int kVectors, int kSplit, class E>
+void multiply_tile(int64_t depth, const E* const* rows, int64_t step, const E* panel, const E* next, Arithmetic<E>* out,
                    bool add_to_out) {
-  using V = typename Vec<T>::Native;
-  constexpr int kLanes = Vec<T>::kLanes;
-  const T* a[kRows];
+  using V = typename Vec<Arithmetic<E>>::Native;
+  constexpr int kLanes = Vec<Arithmetic<E>>::kLanes, kFactor = kTogether<E>;
+  const E* a[kRows];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) a[m] = rows[m];
   // Every index is known when compiled: else the sums are kept in memory.
@@ -46,12 +47,12 @@ void multiply_tile(int64_t depth, const T* const* rows, int64_t step, const T* p
     if (kRows > 1) __builtin_prefetch(reinterpret_cast<const char*>(next) + k * kCacheLine, 0, 2);
     V b[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) b[v] = load_lanes<V>(panel + (k * kVectors + v) * kLanes);
+    for (int v = 0; v < kVectors; ++v) b[v] = load_lanes<V>(panel + (k * kVectors + v) * kLanes * kFactor);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const T x = a[m][k * step];
+      const auto x = load_lanes<Factor<E>>(a[m] + k * step * kFactor);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[s][m][v] += x * b[v];
+      for (int v = 0; v < kVectors; ++v) sum[s][m][v] = add_product(sum[s][m][v], x, b[v]);
     }
   };
   int64_t k = 0;
@@ -71,20 +72,20 @@ void multiply_tile(int64_t depth, const T* const* rows, int64_t step, const T* p
     }
 }
 
-template <class T>
-using Tile = void (*)(int64_t depth, const T* const* rows, int64_t step, const T* panel, const T* next, T* out,
-                      bool add_to_out);
+template <class E>
+using Tile = void (*)(int64_t depth, const E* const* rows, int64_t step, const E* panel, const E* next,
+                      Arithmetic<E>* out, bool add_to_out);
 
 // Tiles of 1 .. tile_rows(kVectors) rows; the first entry is for a row that is always alone.
-template <class T, int kVectors, class Rows = std::make_integer_sequence<int, tile_rows(kVectors)>>
+template <class E, int kVectors, class Rows = std::make_integer_sequence<int, tile_rows(kVectors)>>
 struct TilesOf;
-template <class T, int kVectors, int... kRow>
-struct TilesOf<T, kVectors, std::integer_sequence<int, kRow...>> {
-  static constexpr Tile<T> kTiles[] = {&multiply_tile<1, kVectors, 4, T>, &multiply_tile<kRow + 1, kVectors, 1, T>...};
+template <class E, int kVectors, int... kRow>
+struct TilesOf<E, kVectors, std::integer_sequence<int, kRow...>> {
+  static constexpr Tile<E> kTiles[] = {&multiply_tile<1, kVectors, 4, E>, &multiply_tile<kRow + 1, kVectors, 1, E>...};
 };
-template <class T>
-constexpr const Tile<T>* kTiles[kMostVectors] = {TilesOf<T, 1>::kTiles, TilesOf<T, 2>::kTiles, TilesOf<T, 3>::kTiles,
-                                                 TilesOf<T, 4>::kTiles};
+template <class E>
+constexpr const Tile<E>* kTiles[kMostVectors] = {TilesOf<E, 1>::kTiles, TilesOf<E, 2>::kTiles, TilesOf<E, 3>::kTiles,
+                                                 TilesOf<E, 4>::kTiles};
 
 template <class S>
 void fetch_row(const S* from, int64_t count) {
@@ -102,37 +103,40 @@ struct UseNothing {
   void operator()(int64_t, const T*) const {}
 };
 
-// For every i < count: use(i, sums), where sums[v] = sum over k of row(i)[k * step] * panel[k][v].
+// For every i < count: use(i, sums), where sums[v] = sum over k of row(i)[k * step] * panel[k][v]. Of bfloat16 the step
+// is 1, and row(i) goes on with zeros where the depth is filled up.
 // Each sum runs in one order whatever the other rows are, so results do not depend on how rows were dealt to threads.
 // Only a row that is always alone (`lone`) may be summed in another.
 // fetch(i) comes before: to fetch what use(i, ..) will touch, which then arrives while the tile is computed.
 // The panel that comes after this one in memory is fetched along the way, by each tile a part of it: from beyond the
 // second-level cache it would come too slowly for the first tile to work at full speed.
 // With `results`, [count, vectors, L], the sums are left there as well.
-template <class T, class Row, class Fetch, class Use>
-void multiply(int64_t count, int64_t depth, Row row, int64_t step, const T* panel, int vectors, bool lone, Fetch fetch,
-              Use use, T* results = nullptr) {
+template <class E, class Row, class Fetch, class Use>
+void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* panel, int vectors, bool lone, Fetch fetch,
+              Use use, Arithmetic<E>* results = nullptr) {
   // So much of a panel stays in the cache for all tiles; their sums are kept from block to block.
   constexpr int64_t kDepthAtOnce = 384, kRowsAtOnce = 96;
-  const int64_t width = vectors * Vec<T>::kLanes;
-  const int64_t blocks = depth > kDepthAtOnce ? (depth + kDepthAtOnce - 1) / kDepthAtOnce : 1;  // 1: sums of nothing too
+  using T = Arithmetic<E>;
+  const int64_t width = vectors * Vec<T>::kLanes, line = width * kTogether<E>;
+  const int64_t lines = (depth + kTogether<E> - 1) / kTogether<E>;
+  const int64_t blocks = lines > kDepthAtOnce ? (lines + kDepthAtOnce - 1) / kDepthAtOnce : 1;  // 1: sums of nothing too
   T sums[kRowsAtOnce * kMostVectors * Vec<T>::kLanes] __attribute__((aligned(64)));
-  const Tile<T>* const by_rows = kTiles<T>[vectors - 1];
+  const Tile<E>* const by_rows = kTiles<E>[vectors - 1];
   const int64_t groups = (count + kRowsAtOnce - 1) / kRowsAtOnce;
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t first = count * group / groups, rows = count * (group + 1) / groups - first;
     // Even tiles: 16 rows are 6 + 5 + 5, not 6 + 6 + 4.
     const int64_t most = tile_rows(vectors), tiles = (rows + most - 1) / most;
     for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t k0 = depth * block / blocks, deep = depth * (block + 1) / blocks - k0;
-      const T* from = panel + k0 * width;
+      const int64_t k0 = lines * block / blocks, deep = lines * (block + 1) / blocks - k0;
+      const E* from = panel + k0 * line;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t i0 = rows * tile / tiles, height = rows * (tile + 1) / tiles - i0;
-        const T* a[kMostRows];
-        for (int64_t i = 0; i < height; ++i) a[i] = row(first + i0 + i) + k0 * step;
+        const E* a[kMostRows];
+        for (int64_t i = 0; i < height; ++i) a[i] = row(first + i0 + i) + k0 * step * kTogether<E>;
         if (block == 0)
           for (int64_t i = 0; i < height; ++i) fetch(first + i0 + i);
-        const T* next = from + (tile < vectors ? deep * width + tile * deep * (kCacheLine / int64_t(sizeof(T))) : 0);
+        const E* next = from + (tile < vectors ? deep * line + tile * deep * (kCacheLine / int64_t(sizeof(E))) : 0);
         T* out = results ? results + (first + i0) * width : sums + (blocks > 1 ? i0 * width : 0);
         by_rows[lone ? 0 : height](deep, a, step, from, next, out, block > 0);
         if (block + 1 < blocks) continue;
@@ -173,10 +177,11 @@ void transpose(typename Vec<T>::Native (&rows)[Vec<T>::kLanes]) {
   }
 }
 
-// sum over k of from[j * lead + k] * a[k], for j < columns <= L: a product with a matrix as it lies in memory. The sums of
-// L vectors are folded together by zips as in `transpose`.
-template <class T, class S>
-Vec<T> dot_products(int64_t depth, const S* from, int64_t lead, int64_t columns, const T* a) {
+// sum over k of from[j * lead + k] * a[k], for j < columns <= L: a product with a matrix as it lies in memory. The sums
+// of L vectors are folded together by zips as in `transpose`.
+template <class E, class S>
+Vec<Arithmetic<E>> dot_products(int64_t depth, const S* from, int64_t lead, int64_t columns, const E* a) {
+  using T = Arithmetic<E>;
   constexpr int kLanes = Vec<T>::kLanes;
   using Lanes = std::make_integer_sequence<int, kLanes>;
   using V = typename Vec<T>::Native;
@@ -185,7 +190,7 @@ Vec<T> dot_products(int64_t depth, const S* from, int64_t lead, int64_t columns,
   V sum[kLanes] = {};
   int64_t k = 0;
   for (; k + kLanes <= depth; k += kLanes) {
-    const V x = load_lanes<V>(a + k);
+    const V x = load_vector(a + k).v;
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) sum[j] += x * load_vector(rows[j] + k).v;
   }
@@ -203,49 +208,52 @@ Vec<T> dot_products(int64_t depth, const S* from, int64_t lead, int64_t columns,
 
 // One vector of a panel, for k < depth, from `columns` <= L columns of B that lie one after the other in memory, `lead`
 // apart, as the rows of B's transpose.
-template <class T, class S>
-void pack_transposed(T* panel, int64_t width, int64_t depth, const S* from, int64_t lead, int64_t columns) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  for (int64_t k = 0; k < depth; k += kLanes) {
-    const int64_t deep = depth - k < kLanes ? depth - k : kLanes;
-    typename Vec<T>::Native square[kLanes];
+template <class E, class S>
+void pack_transposed(E* panel, int64_t width, int64_t depth, const S* from, int64_t lead, int64_t columns) {
+  using V = Vec<Arithmetic<E>>;
+  constexpr int kLanes = V::kLanes, kFactor = kTogether<E>;
+  const int64_t lines = padded_depth<E>(depth) / kFactor;
+  for (int64_t line = 0; line < lines; line += kLanes) {
+    const int64_t k = line * kFactor, some = lines - line < kLanes ? lines - line : kLanes;
+    typename V::Native square[kLanes];
     for (int j = 0; j < kLanes; ++j)
-      square[j] = j < columns ? load_vector(from + j * lead + k, deep).v : typename Vec<T>::Native{};
-    transpose<T>(square);
-    for (int64_t i = 0; i < deep; ++i) store_lanes(panel + (k + i) * width, square[i]);
+      square[j] = j < columns ? load_factors<E>(from + j * lead + k, depth - k).v : typename V::Native{};
+    transpose<Arithmetic<E>>(square);
+    for (int64_t i = 0; i < some; ++i) store_lanes(panel + (line + i) * width * kFactor, square[i]);
   }
 }
 
 // A matrix whose panels hold its columns in order: kMostVectors to a panel, the last panel has what is left.
-template <class T>
+template <class E>
 struct Plain {
-  static constexpr int64_t kLanes = Vec<T>::kLanes;
+  static constexpr int64_t kLanes = Vec<Arithmetic<E>>::kLanes;
   int64_t depth, columns;
 
   int64_t vectors() const { return (columns + kLanes - 1) / kLanes; }
   int64_t panels() const { return (vectors() + kMostVectors - 1) / kMostVectors; }
-  int64_t size() const { return vectors() * kLanes * depth; }
+  int64_t size() const { return vectors() * kLanes * padded_depth<E>(depth); }
   int panel_vectors(int64_t panel) const {
     const int64_t left = vectors() - panel * kMostVectors;
     return int(left < kMostVectors ? left : kMostVectors);
   }
   int64_t first_column(int64_t panel) const { return panel * kMostVectors * kLanes; }
-  int64_t offset(int64_t panel) const { return first_column(panel) * depth; }
+  int64_t offset(int64_t panel) const { return first_column(panel) * padded_depth<E>(depth); }
 
   // row(k): where row k of the matrix begins.
   template <class Row>
-  void pack(T* packed, int64_t panel, Row row) const {
+  void pack(E* packed, int64_t panel, Row row) const {
     const int64_t width = panel_vectors(panel) * kLanes, first = first_column(panel);
-    T* to = packed + offset(panel);
-    for (int64_t k = 0; k < depth; ++k)
+    E* to = packed + offset(panel);
+    for (int64_t line = 0; line < padded_depth<E>(depth) / kTogether<E>; ++line)
       for (int64_t j = 0; j < width; j += kLanes)
-        store_lanes(to + k * width + j, load_vector(row(k) + first + j, columns - first - j));
+        store_lanes(to + (line * width + j) * kTogether<E>,
+                    load_line<E>(row, line, depth, first + j, columns - first - j));
   }
   template <class S>
-  void pack_transpose_of(T* packed, int64_t panel, const S* from) const {
+  void pack_transpose_of(E* packed, int64_t panel, const S* from) const {
     const int64_t width = panel_vectors(panel) * kLanes, first = first_column(panel);
     for (int64_t j = 0; j < width; j += kLanes)
-      pack_transposed(packed + offset(panel) + j, width, depth, from + (first + j) * depth, depth,
+      pack_transposed(packed + offset(panel) + j * kTogether<E>, width, depth, from + (first + j) * depth, depth,
                       columns - first - j);
   }
 };

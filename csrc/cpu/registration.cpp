@@ -40,7 +40,8 @@ struct CallPlan : Plan {
   std::vector<int64_t> rows;
 
   explicit CallPlan(const Layer& layer)
-      : Plan(select(best_isa(), load_of(layer), torch::stable::get_num_threads())), rows(order_rows(layer, *this)) {
+      : Plan(select(best_isa(layer.dtype), load_of(layer), torch::stable::get_num_threads())),
+        rows(order_rows(layer, *this)) {
     order = rows.empty() ? nullptr : rows.data();
   }
   CallPlan(const CallPlan&) = delete;
@@ -59,10 +60,12 @@ void backward(const Backward& args, const Scratch& scratch) {
 // Packing is done once: on one thread.
 struct PackingCall {
   Forward forward = {};
-  Plan plan = {best_isa(), 1, 1, 1, nullptr, true};
+  Plan plan;
   const Packing& packing;
 
-  explicit PackingCall(const Layer& layer) : packing(kernels_for(plan.isa).packing(layer.cell, layer.dtype)) {
+  explicit PackingCall(const Layer& layer)
+      : plan{best_isa(layer.dtype), 1, 1, 1, nullptr, true},
+        packing(kernels_for(plan.isa).packing(layer.cell, layer.dtype)) {
     static_cast<Layer&>(forward) = layer;
     forward.packed = nullptr;
   }

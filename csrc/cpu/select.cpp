@@ -7,9 +7,28 @@
 #include <string>
 
 #include "../dispatch.h"
+#if defined(FUSED_RNN_X86_ISAS) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace fused_rnn {
 namespace {
+
+// Has the processor tiles of bfloat16, and does Linux let this process use them? It asks to be asked once, since their
+// state makes every thread's saved registers 8 KiB larger.
+bool may_use_amx() {
+#if defined(FUSED_RNN_X86_ISAS) && defined(__linux__)
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  constexpr long kArchReqXcompPerm = 0x1023, kXfeatureXtiledata = 18;
+  unsigned a, b, c, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxBf16) && (d & kAmxTile) &&
+         syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureXtiledata) == 0;
+#else
+  return false;
+#endif
+}
 
 bool is_supported(Isa isa) {
   switch (isa) {
@@ -23,13 +42,18 @@ bool is_supported(Isa isa) {
       return is_supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Bf16:
+      return is_supported(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAmx:
+      return is_supported(Isa::kAvx512Bf16) && may_use_amx();
 #endif
     default:
       return false;
   }
 }
 
-constexpr Isa kIsas[] = {Isa::kAvx512, Isa::kAvx2, Isa::kBaseline};  // best first
+// Best first.
+constexpr Isa kIsas[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kBaseline};
 
 Isa find_isa() {
   const char* variable = std::getenv("FUSED_RNN_ISA");
@@ -40,7 +64,7 @@ Isa find_isa() {
     if (is_supported(isa)) return isa;
     throw std::runtime_error("FUSED_RNN_ISA=" + asked + " is not supported by this processor or build");
   }
-  throw std::runtime_error("FUSED_RNN_ISA must be baseline, avx2 or avx512, got '" + asked + "'");
+  throw std::runtime_error("FUSED_RNN_ISA must be baseline, avx2, avx512, avx512_bf16 or amx, got '" + asked + "'");
 }
 
 }  // namespace
@@ -48,6 +72,12 @@ Isa find_isa() {
 Isa best_isa() {
   static const Isa isa = find_isa();
   return isa;
+}
+
+Isa best_isa(Dtype dtype) {
+  const Isa isa = best_isa();
+  const bool for_bfloat16 = isa == Isa::kAvx512Bf16 || isa == Isa::kAmx;
+  return for_bfloat16 && dtype != Dtype::kBFloat16 ? Isa::kAvx512 : isa;
 }
 
 const char* isa_name(Isa isa) {
@@ -58,12 +88,18 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
+    case Isa::kAmx:
+      return "amx";
   }
   return "unknown";
 }
 
 const Kernels& kernels_for(Isa isa) {
 #ifdef FUSED_RNN_X86_ISAS
+  if (isa == Isa::kAmx) return kKernelsAmx;
+  if (isa == Isa::kAvx512Bf16) return kKernelsAvx512Bf16;
   if (isa == Isa::kAvx512) return kKernelsAvx512;
   if (isa == Isa::kAvx2) return kKernelsAvx2;
 #endif

@@ -5,9 +5,11 @@
 
 namespace fused_rnn {
 
-// The best instruction set this processor runs, or the one FUSED_RNN_ISA names (baseline, avx2, avx512). Throws when it
-// names one that is unknown, not built or not supported here.
+// The best instruction set this processor runs, or the one FUSED_RNN_ISA names. Throws when it names one that is
+// unknown, not built or not supported here.
 Isa best_isa();
+// The one that layers of this dtype run on: avx512_bf16 and amx have products of bfloat16 only.
+Isa best_isa(Dtype dtype);
 const char* isa_name(Isa isa);
 const Kernels& kernels_for(Isa isa);
 

@@ -131,11 +131,11 @@ FUSED_RNN_INLINE void store_vector(S* to, Vec<Arithmetic<S>> x, int64_t count) {
 // Converting copies; a null source is zeros.
 template <class T, class S>
 void load_row(T* to, const S* from, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) to[j] = from ? load(from[j]) : T(0);
+  for (int64_t j = 0; j < n; ++j) store(to[j], from ? load(from[j]) : Arithmetic<T>(0));
 }
 template <class S, class T>
 void store_row(S* to, const T* from, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) store(to[j], from[j]);
+  for (int64_t j = 0; j < n; ++j) store(to[j], load(from[j]));
 }
 template <class S>
 void copy_row(S* to, const S* from, int64_t n) {
@@ -143,6 +143,10 @@ void copy_row(S* to, const S* from, int64_t n) {
     memcpy(to, from, sizeof(S) * n);
   else
     memset(to, 0, sizeof(S) * n);
+}
+template <class S>
+void load_row(S* to, const S* from, int64_t n) {
+  copy_row(to, from, n);
 }
 template <class S>
 void zero_row(S* to, int64_t n) {

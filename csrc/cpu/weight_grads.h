@@ -10,11 +10,17 @@ namespace {
 template <class Cell, class S>
 class WeightGradientsPass {
   using T = Arithmetic<S>;
+  using E = Element<S>;
   using V = Vec<T>;
   using Shared = Gradients<Cell, S>;
   static constexpr int64_t kLanes = V::kLanes;
   static constexpr int64_t kTileColumns = 6;  // of dgates, that lie together in a strip: those of a tile
   static constexpr int64_t kStrip = 48;
+  // Of bfloat16 each column of a strip is turned into a row. Its length in bytes is not a power of two: else they would
+  // fall into the same few lines of the first-level cache.
+  static constexpr bool kTurned = kTogether<E> > 1;
+  static constexpr int64_t kTurnedColumn = kRoundRows + 32, kStep = kTurned ? 1 : kTileColumns;
+  static constexpr int64_t kStripSize = kStrip * (kTurned ? kTurnedColumn : kRoundRows);
   static constexpr bool kConverts = sizeof(S) != sizeof(T);
 
   // The rows of a product, in blocks of at most kRoundRows: those of one group in one round, active ones only, in an
@@ -47,24 +53,24 @@ class WeightGradientsPass {
   // Per task.
   struct Scratch {
     Rows rows;
-    T* strip;  // [kRoundRows, kStrip]
+    E* strip;  // a Strip
 
-    Scratch(const Backward& g, const Plan&, Carver& carve) : rows(g, carve), strip(carve.take<T>(kRoundRows * kStrip)) {}
+    Scratch(const Backward& g, const Plan&, Carver& carve) : rows(g, carve), strip(carve.take<E>(kStripSize)) {}
   };
 
   // Operands in panels, for all rows of a round; and sums that are no output arrays themselves.
   struct Sums {
-    T *x, *h, *wide_h;     // [Q, rows of a round, I or P or H]
+    E *x, *h, *wide_h;     // [Q, rows of a round, I or P or H]
     T *ih, *hh, *hr;       // [Q, K, ...] when weights are 16-bit
     T *bias_ih, *bias_hh;  // [Q, K, G*H]
     T* input;              // [M, N, I] when 16-bit and two directions add to it
 
     Sums(const Backward& g, const Plan&, Carver& carve) {
-      const int64_t Q = problems(g), QK = Q * g.weight_groups, round = steps_of_round(g) * g.batch;
+      const int64_t Q = problems(g), QK = Q * g.weight_groups, round = operand_rows(g);
       const int64_t GH = Cell::kGates * g.hidden, I = g.input_size, H = g.hidden, P = g.output_size;
-      x = carve.take<T>(Q * Plain<T>{round, I}.size());
-      h = carve.take<T>(Cell::kRecurrent ? Q * Plain<T>{round, P}.size() : 0);
-      wide_h = carve.take<T>(projected(g) ? Q * Plain<T>{round, H}.size() : 0);
+      x = carve.take<E>(Q * Plain<E>{round, I}.size());
+      h = carve.take<E>(Cell::kRecurrent ? Q * Plain<E>{round, P}.size() : 0);
+      wide_h = carve.take<E>(projected(g) ? Q * Plain<E>{round, H}.size() : 0);
       ih = carve.take<T>(kConverts ? QK * GH * I : 0);
       hh = carve.take<T>(kConverts && Cell::kRecurrent ? QK * GH * P : 0);
       hr = carve.take<T>(kConverts && projected(g) ? QK * P * H : 0);
@@ -74,14 +80,19 @@ class WeightGradientsPass {
     }
   };
 
+  // Rows of a round, each group's filled up to a whole depth.
+  static int64_t operand_rows(const Backward& g) {
+    return steps_of_round(g) * g.batch + g.weight_groups * (kDepthStep<E> - 1);
+  }
+
   static bool converts_input(const Backward& g) { return kConverts && g.directions > 1 && g.grad_input; }
 
   static Sums sums_of(const Backward& g, const Plan& plan, void* buffer) {
     return part_at<Sums>(buffer, size_of<Shared>(g, plan), g, plan);
   }
   static Scratch scratch_of(const Backward& g, const Plan& plan, void* buffer, int64_t task) {
-    return part_at<Scratch>(buffer, size_of<Shared>(g, plan) + size_of<Sums>(g, plan) + task * size_of<Scratch>(g, plan),
-                            g, plan);
+    return part_at<Scratch>(
+        buffer, size_of<Shared>(g, plan) + size_of<Sums>(g, plan) + task * size_of<Scratch>(g, plan), g, plan);
   }
   static int64_t count_scratches(const Backward& g, const Plan& plan) { return problems(g) * plan.threads; }
 
@@ -101,7 +112,9 @@ class WeightGradientsPass {
 
   // ---- dL/dx -------------------------------------------------------------------------------------------------------
 
-  static int64_t count_inputs(const Backward& g, const Plan& plan) { return g.grad_input ? g.members * plan.threads : 0; }
+  static int64_t count_inputs(const Backward& g, const Plan& plan) {
+    return g.grad_input ? g.members * plan.threads : 0;
+  }
   static int64_t count_reverse_inputs(const Backward& g, const Plan& plan) {
     return g.directions > 1 ? count_inputs(g, plan) : 0;
   }
@@ -127,12 +140,12 @@ class WeightGradientsPass {
     const WeightGradients& out = g.grads[problem % g.directions];
     const S* x = at<S>(g.input, m * g.input_member_stride);
     const S* h = at<S>(g.saved, problem * g.rows * g.saved_width) + entering_h<Cell>(g);
-    for (int64_t group = 0, before = 0; group < g.weight_groups; ++group, before += rows.count) {
+    for (int64_t group = 0, before = 0; group < g.weight_groups; ++group, before += padded_depth<E>(rows.count)) {
       gather_group(g, shared, rows, round, problem, group);
       for (int64_t block = 0; block < rows.blocks(); ++block) {
         const int64_t k0 = block * kRoundRows;
-        const auto pack = [&](T* to, int64_t columns, auto row) {
-          const Plain<T> matrix = {rows.block_size(block), columns};
+        const auto pack = [&](E* to, int64_t columns, auto row) {
+          const Plain<E> matrix = {rows.block_size(block), columns};
           const int64_t last = cut(matrix.panels(), plan.threads, piece + 1);
           for (int64_t panel = cut(matrix.panels(), plan.threads, piece); panel < last; ++panel)
             matrix.pack(operand(g, to, problem, before + k0, columns), panel, [&](int64_t k) { return row(k0 + k); });
@@ -140,7 +153,7 @@ class WeightGradientsPass {
         if (out.ih) pack(sums.x, g.input_size, [&](int64_t k) { return x + rows.rows[k] * g.input_size; });
         if (out.hh) pack(sums.h, g.output_size, [&](int64_t k) { return h + rows.rows[k] * g.saved_width; });
         if (out.hr)
-          pack(sums.wide_h, g.hidden, [&](int64_t k) { return shared.wide_h + rows.slots[k] * shared.unit_stride; });
+          pack(sums.wide_h, g.hidden, [&](int64_t k) { return shared.wide_h + rows.slots[k] * shared.wide_stride; });
       }
     }
   }
@@ -157,7 +170,7 @@ class WeightGradientsPass {
     const int64_t problem = task / plan.threads, piece = task % plan.threads, m = problem / g.directions;
     const int64_t GH = Cell::kGates * g.hidden, I = g.input_size, H = g.hidden, P = g.output_size;
     const WeightGradients& out = g.grads[problem % g.directions];
-    for (int64_t group = 0, before = 0; group < g.weight_groups; ++group, before += rows.count) {
+    for (int64_t group = 0, before = 0; group < g.weight_groups; ++group, before += padded_depth<E>(rows.count)) {
       gather_group(g, shared, rows, round, problem, group);
       const int64_t own = problem * g.weight_groups + group, theirs = m * g.weight_groups + group;
       const Factor left = {g, rows, round, before, problem, scratch.strip};
@@ -214,8 +227,8 @@ class WeightGradientsPass {
   }
 
   // The panels of a block whose first row is row `k` of the round.
-  static T* operand(const Backward& g, T* all, int64_t problem, int64_t k, int64_t columns) {
-    return all + Plain<T>{problem * steps_of_round(g) * g.batch + k, columns}.size();
+  static E* operand(const Backward& g, E* all, int64_t problem, int64_t k, int64_t columns) {
+    return all + problem * Plain<E>{operand_rows(g), columns}.size() + Plain<E>{k, columns}.size();
   }
 
   // Where a weight gradient is summed up: in its own array if that has the right type.
@@ -226,10 +239,35 @@ class WeightGradientsPass {
       return at<T>(out, theirs * size);
   }
 
-  // One right factor, in panels, and what its product is added to: result, [.., columns], and the left factor's own sums
-  // over the rows. Either may be absent.
+  // row(k): where the wanted columns of row k begin.
+  template <class Row>
+  static void copy_strip(E* strip, Row row, int64_t depth, int64_t width) {
+    if constexpr (!kTurned) {
+      for (int64_t j = 0; j < width; j += kTileColumns)
+        for (int64_t k = 0; k < depth; ++k)  // what lies beyond the width is not used
+          memcpy(strip + j * depth + k * kTileColumns, row(k) + j, sizeof(E) * kTileColumns);
+    } else {
+      for (int64_t j = 0; j < width; j += kLanes)
+        for (int64_t k = 0; k < depth; k += kLanes * kTogether<E>) {
+          typename V::Native square[kLanes];
+          for (int64_t i = 0; i < kLanes; ++i)
+            square[i] = load_line<E>(row, k / kTogether<E> + i, depth, j, width - j).v;
+          transpose<T>(square);
+          for (int64_t i = 0; i < minimum(kLanes, width - j); ++i)
+            store_lanes(strip + (j + i) * kTurnedColumn + k, square[i]);
+        }
+    }
+  }
+  // Where column j of a strip begins; its numbers are kStep apart.
+  static const E* column_of(const E* strip, int64_t j, int64_t depth) {
+    if (kTurned) return strip + j * kTurnedColumn;
+    return strip + j / kTileColumns * kTileColumns * depth + j % kTileColumns;
+  }
+
+  // One right factor, in panels, and what its product is added to: result, [.., columns], and the left factor's own
+  // sums over the rows. Either may be absent.
   struct Product {
-    T* panels = nullptr;
+    E* panels = nullptr;
     int64_t columns = 0;
     T* result = nullptr;
     T* bias = nullptr;
@@ -240,12 +278,12 @@ class WeightGradientsPass {
     const Backward& g;
     const Rows& rows;
     int64_t round, before, problem;
-    T* strip;
+    E* strip;
 
     // For j0 <= j < j1 and each product:
     //   result[j, 0 .. columns) += sum over the rows k of from[k, j] * panels[k, ..]    bias[j] += sum of from[k, j]
     // In the first round the results begin.
-    void add(const T* from, int64_t stride, int64_t j0, int64_t j1, const Product& one, const Product& two) const {
+    void add(const E* from, int64_t stride, int64_t j0, int64_t j1, const Product& one, const Product& two) const {
       if (round == 0 && rows.count == 0) {
         for (const Product* p : {&one, &two}) {
           if (p->panels) zero_row(p->result + j0 * p->columns, (j1 - j0) * p->columns);
@@ -257,9 +295,7 @@ class WeightGradientsPass {
           const int64_t width = minimum(kStrip, j1 - j), depth = rows.block_size(block);
           const int64_t* slots = rows.slots + block * kRoundRows;
           if (one.bias) add_biases(block, from + j, stride, slots, j, width, one.bias, two.bias);
-          for (int64_t j1 = 0; j1 < width; j1 += kTileColumns)
-            for (int64_t k = 0; k < depth; ++k)  // what lies beyond j1 is not used
-              memcpy(strip + j1 * depth + k * kTileColumns, from + slots[k] * stride + j + j1, sizeof(T) * kTileColumns);
+          copy_strip(strip, [&](int64_t k) { return from + slots[k] * stride + j; }, depth, width);
           for (const Product* p : {&one, &two})
             if (p->panels) add_strip(block, j, width, *p);
         }
@@ -267,7 +303,7 @@ class WeightGradientsPass {
 
     bool is_first(int64_t block) const { return round == 0 && block == 0; }
 
-    void add_biases(int64_t block, const T* from, int64_t stride, const int64_t* slots, int64_t j0, int64_t width,
+    void add_biases(int64_t block, const E* from, int64_t stride, const int64_t* slots, int64_t j0, int64_t width,
                     T* one, T* two) const {
       for (int64_t j = 0; j < width; j += kLanes) {  // rows of `from` are as long as whole vectors
         V sum(T(0));
@@ -283,22 +319,23 @@ class WeightGradientsPass {
 
     void add_strip(int64_t block, int64_t j0, int64_t width, const Product& p) const {
       const int64_t depth = rows.block_size(block);
-      const Plain<T> matrix = {depth, p.columns};
-      const T* packed = operand(g, p.panels, problem, before + block * kRoundRows, p.columns);
+      const Plain<E> matrix = {depth, p.columns};
+      const E* packed = operand(g, p.panels, problem, before + block * kRoundRows, p.columns);
       for (int64_t panel = 0; panel < matrix.panels(); ++panel) {
         const int vectors = matrix.panel_vectors(panel);
         T* const results = p.result + j0 * p.columns + matrix.first_column(panel);
-        const auto row = [&](int64_t j) { return strip + j / kTileColumns * kTileColumns * depth + j % kTileColumns; };
-        multiply(width, depth, row, kTileColumns, packed + matrix.offset(panel), vectors, false,
-                 [&](int64_t j) { fetch_row_to_write(results + j * p.columns, vectors * kLanes); },
-                 [&](int64_t j, const T* sums) {
-                   for (int v = 0; v < vectors; ++v) {
-                     const int64_t n = minimum(kLanes, p.columns - matrix.first_column(panel) - v * kLanes);
-                     T* to = results + j * p.columns + v * kLanes;
-                     const V sum = load_vector(sums + v * kLanes);
-                     store_vector(to, is_first(block) ? sum : load_vector(to, n) + sum, n);
-                   }
-                 });
+        const auto row = [&](int64_t j) { return column_of(strip, j, depth); };
+        multiply(
+            width, depth, row, kStep, packed + matrix.offset(panel), vectors, false,
+            [&](int64_t j) { fetch_row_to_write(results + j * p.columns, vectors * kLanes); },
+            [&](int64_t j, const T* sums) {
+              for (int v = 0; v < vectors; ++v) {
+                const int64_t n = minimum(kLanes, p.columns - matrix.first_column(panel) - v * kLanes);
+                T* to = results + j * p.columns + v * kLanes;
+                const V sum = load_vector(sums + v * kLanes);
+                store_vector(to, is_first(block) ? sum : load_vector(to, n) + sum, n);
+              }
+            });
       }
     }
   };
@@ -317,9 +354,10 @@ class WeightGradientsPass {
     Rows rows = scratch_of(g, plan, buffer, task).rows;
     const int64_t m = task / plan.threads, piece = task % plan.threads, I = g.input_size;
     const int64_t problem = m * g.directions + d;
-    const Plain<T> ih = Shared::input_weights(g);
+    const Plain<E> ih = Shared::input_weights(g);
     rows.gather(g, shared, round, problem, 0, g.batch);
-    const int64_t first = cut(rows.count, plan.threads, piece), count = cut(rows.count, plan.threads, piece + 1) - first;
+    const int64_t first = cut(rows.count, plan.threads, piece),
+                  count = cut(rows.count, plan.threads, piece + 1) - first;
     for (int64_t panel = 0; panel < ih.panels(); ++panel) {
       const int vectors = ih.panel_vectors(panel);
       multiply(

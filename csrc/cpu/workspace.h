@@ -3,8 +3,8 @@
 #include <math.h>
 
 #include "../problem.h"
+#include "amx.h"
 #include "plan.h"
-#include "product.h"
 
 namespace fused_rnn {
 namespace {
@@ -63,8 +63,15 @@ inline int64_t problems(const Layer& layer) { return layer.members * layer.direc
 // of the first-level cache.
 template <class T>
 int64_t row_stride(int64_t columns) {
-  const int64_t lanes = Vec<T>::kLanes, padded = (columns + lanes - 1) / lanes * lanes;
+  const int64_t lanes = maximum(1, kVectorBytes / int64_t(sizeof(T)));
+  const int64_t padded = (columns + lanes - 1) / lanes * lanes;
   return padded * int64_t(sizeof(T)) % 4096 == 0 ? padded + lanes : padded;
+}
+
+// Zeros behind the first `used` numbers of a row, as far as products read it where the depth is filled up.
+template <class E>
+void clear_rest(E* row, int64_t used) {
+  if (kDepthStep<E> > 1) zero_row(row + used, padded_depth<E>(used) - used);
 }
 
 // What one walk through time covers: some batch rows of one problem. Row i of the walk is batch row `batch_row(i)`. The

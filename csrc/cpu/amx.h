@@ -1,0 +1,128 @@
+// Products of bfloat16 on the tiles of AMX: 16 rows x 32 k of A times 32 k x 16 columns of a panel, into 16 x 16
+// floats.
+//
+// A panel's lines are what the right operand's rows must be, so it is read in place; so are rows of A that lie evenly
+// spaced in memory. The order of a sum depends neither on the height of its tile nor on the rows beside it.
+#pragma once
+#include "product.h"
+
+namespace fused_rnn {
+namespace {
+
+#ifdef FUSED_RNN_AMX
+
+constexpr int64_t kTileRows = 16, kTileDepth = 32;
+constexpr int kLeft = kMostVectors, kRight = kLeft + 1;  // registers; those before them hold sums
+
+// The registers of this thread are set up for tiles of A of this height; 0: not at all. Setting up takes 50 ns.
+thread_local int64_t tile_height = 0;
+
+inline void set_up_tiles(int64_t height) {
+  if (tile_height == height) return;
+  struct alignas(64) {
+    uint8_t palette = 1, first_row = 0, unused[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+  } setup;
+  for (int i = 0; i < 8; ++i) {
+    setup.row_bytes[i] = kCacheLine;
+    setup.rows[i] = uint8_t(i < kRight ? height : kTileRows);
+  }
+  asm volatile("ldtilecfg %0" ::"m"(setup));
+  tile_height = height;
+}
+
+// Runs a task and gives back what it has set up: Linux saves tiles that are in use at every switch of threads.
+template <auto run, class... Args>
+void in_tiles(Args... args) {
+  run(args...);
+  if (tile_height == 0) return;
+  asm volatile("tilerelease");
+  tile_height = 0;
+}
+
+template <int kTile>
+FUSED_RNN_INLINE void clear_tile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+template <int kTile>
+FUSED_RNN_INLINE void load_tile(const void* from, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kTile>
+FUSED_RNN_INLINE void store_tile(void* to, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kTo>
+FUSED_RNN_INLINE void add_tile_product() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kTo), "i"(kLeft), "i"(kRight));
+}
+
+// One tile of rows times one panel.
+template <class Vectors>
+struct TileProduct;
+template <int... kVector>
+struct TileProduct<std::integer_sequence<int, kVector...>> {
+  static constexpr int64_t kLine = sizeof...(kVector) * kCacheLine;
+
+  static void clear() { (clear_tile<kVector>(), ...); }
+  static void add(int64_t depth, const BFloat16* a, int64_t stride, const BFloat16* panel) {
+    const char* b = reinterpret_cast<const char*>(panel);
+    for (int64_t k = 0; k < depth; k += kTileDepth, b += kLine * kTileDepth / 2) {
+      load_tile<kLeft>(a + k, stride * int64_t(sizeof(BFloat16)));
+      ((load_tile<kRight>(b + kVector * kCacheLine, kLine), add_tile_product<kVector>()), ...);
+    }
+  }
+  static void store(float* out) { (store_tile<kVector>(out + kVector * Vec<float>::kLanes, kLine), ...); }
+};
+
+// `multiply` of product.h, on tiles.
+template <int kVectors, class Row, class Fetch, class Use>
+void multiply_tiles(int64_t count, int64_t depth, Row row, const BFloat16* panel, Fetch fetch, Use use) {
+  using Product = TileProduct<std::make_integer_sequence<int, kVectors>>;
+  constexpr int64_t kWidth = kVectors * Vec<float>::kLanes, kGathered = 512;
+  float sums[kTileRows * kWidth] __attribute__((aligned(64)));
+  BFloat16 gathered[kTileRows * kGathered] __attribute__((aligned(64)));
+  // Tiles of one height: the last one may begin in the one before, and compute some rows again.
+  const int64_t tiles = (count + kTileRows - 1) / kTileRows, height = tiles ? (count + tiles - 1) / tiles : 0;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t known = tile * height, i0 = known + height <= count ? known : count - height;
+    const BFloat16* a[kTileRows];
+    for (int64_t i = 0; i < height; ++i) a[i] = row(i0 + i);
+    const int64_t stride = height > 1 ? a[1] - a[0] : 0;
+    bool even = true;
+    for (int64_t i = 2; i < height; ++i) even = even && a[i] - a[i - 1] == stride;
+    for (int64_t i = known; i < i0 + height; ++i) fetch(i);
+    set_up_tiles(height);
+    Product::clear();
+    if (even) Product::add(padded_depth<BFloat16>(depth), a[0], stride, panel);
+    for (int64_t k = 0; !even && k < depth; k += kGathered) {
+      const int64_t left = padded_depth<BFloat16>(depth - k), deep = left < kGathered ? left : kGathered;
+      for (int64_t i = 0; i < height; ++i) memcpy(gathered + i * deep, a[i] + k, sizeof(BFloat16) * deep);
+      Product::add(deep, gathered, deep, panel + k * kWidth);
+    }
+    Product::store(sums);
+    for (int64_t i = known; i < i0 + height; ++i) use(i, sums + (i - i0) * kWidth);
+  }
+}
+
+template <class Row, class Fetch, class Use>
+void multiply(int64_t count, int64_t depth, Row row, int64_t, const BFloat16* panel, int vectors, bool, Fetch fetch,
+              Use use) {
+  if (vectors == 1) return multiply_tiles<1>(count, depth, row, panel, fetch, use);
+  if (vectors == 2) return multiply_tiles<2>(count, depth, row, panel, fetch, use);
+  if (vectors == 3) return multiply_tiles<3>(count, depth, row, panel, fetch, use);
+  return multiply_tiles<4>(count, depth, row, panel, fetch, use);
+}
+
+#else
+
+template <auto run, class... Args>
+void in_tiles(Args... args) {
+  run(args...);
+}
+
+#endif
+
+}  // namespace
+}  // namespace fused_rnn

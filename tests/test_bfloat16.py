@@ -1,0 +1,137 @@
+"""Products of bfloat16 as such (avx512_bf16, amx) against those of the same numbers as floats (avx512).
+
+The instruction set is chosen once in a process, so each is computed in one of its own.
+"""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+import fused_rnn
+
+KINDS = {
+    "lstm": fused_rnn.LSTM,
+    "gru": fused_rnn.GRU,
+    "rnn tanh": fused_rnn.RNN,
+    "rnn relu": partial(fused_rnn.RNN, nonlinearity="relu"),
+}
+PLAIN = "avx512"
+# Sizes at, below and above those of tiles (16 rows, 32 numbers deep, 16 columns) and of pairs.
+SIZES = {  # T, B, I, H
+    "ones": (1, 1, 1, 1),
+    "one step": (1, 5, 32, 16),
+    "small": (5, 3, 7, 5),
+    "one row": (6, 1, 33, 31),
+    "whole tiles": (4, 32, 64, 48),
+    "odd": (7, 17, 35, 47),
+    "wide": (3, 21, 530, 190),
+}
+
+
+def results(kind, T, B, inputs, H, options, variant):
+    """Outputs, states and gradients of a layer and a sequence that are the same in every process."""
+    random = torch.Generator().manual_seed(T + B + inputs + H)
+    layer = KINDS[kind](inputs, H, dtype=torch.bfloat16, **options)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=random) / max(inputs, H) ** 0.5)
+    input = torch.randn(T, B, inputs, generator=random).bfloat16()
+    masks = {}
+    if variant == "lengths and resets":
+        masks["lengths"] = torch.randint(T + 1, (B,), generator=random)
+        masks["reset_mask"] = torch.rand(T, B, generator=random) < 0.2
+        input[torch.arange(T)[:, None] >= masks["lengths"]] = torch.nan  # never read
+    given = input.requires_grad_()
+    if variant == "packed":
+        lengths = torch.randint(1, T + 1, (B,), generator=random)
+        given = torch.nn.utils.rnn.pack_padded_sequence(input, lengths, enforce_sorted=False)
+    output, states = layer(given, **masks)
+    output = output.data if variant == "packed" else output
+    outputs = [output, *(states if isinstance(states, tuple) else (states,))]
+    grads = [torch.randn(t.shape, generator=random).bfloat16() for t in outputs]
+    gradients = torch.autograd.grad(outputs, [input, *layer.parameters()], grads)
+    if masks:
+        gradients = [gradients[0].nan_to_num(), *gradients[1:]]
+    with torch.no_grad():
+        frozen = fused_rnn.freeze(layer)(given, **masks)[0]
+    frozen = frozen.data if variant == "packed" else frozen
+    return [t.detach().float() for t in (*outputs, *gradients, frozen)]
+
+
+def ensemble():
+    """The members of an ensemble under vmap, and gradients of single rows: groups of rows of their own."""
+    random = torch.Generator().manual_seed(0)
+    layer = fused_rnn.GRU(35, 20, dtype=torch.bfloat16)
+    input = torch.randn(4, 5, 35, generator=random).bfloat16()
+    weights = {name: torch.randn(3, *w.shape, generator=random).bfloat16() / 6 for name, w in layer.named_parameters()}
+
+    def loss(weights, input):
+        return torch.func.functional_call(layer, weights, (input,))[0].float().square().sum()
+
+    members = torch.func.vmap(torch.func.grad(loss), (0, None))(weights, input)
+    one = {name: w[0] for name, w in weights.items()}
+    rows = torch.func.vmap(torch.func.grad(loss), (None, 1))(one, input)
+    return [t.float() for t in (*members.values(), *rows.values())]
+
+
+def everything():
+    found = {}
+    for kind in KINDS:
+        for name, sizes in SIZES.items():
+            options = {"bidirectional": name in ("odd", "small"), "num_layers": 2 if name == "small" else 1}
+            for variant in ("padded", "packed", "lengths and resets"):
+                found[kind, name, variant] = results(kind, *sizes, options, variant)
+    for name in ("odd", "whole tiles", "one row", "wide"):
+        for proj_size in (1, 15):
+            found["lstm", name, f"projected to {proj_size}"] = results(
+                "lstm", *SIZES[name], {"proj_size": proj_size}, "lengths and resets"
+            )
+    found["ensemble"] = ensemble()
+    return found
+
+
+def computed(isa, folder):
+    path = folder / f"{isa}.pt"
+    script = (
+        "import sys, torch, test_bfloat16 as t; t.fused_rnn._library.fill_memory(True);"
+        "torch.save((t.fused_rnn.info()['CPU instruction set for bfloat16'], t.everything()), sys.argv[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        cwd=os.path.dirname(__file__),
+        env=os.environ | {"FUSED_RNN_ISA": isa, "PYTHONPATH": os.path.dirname(os.path.dirname(fused_rnn.__file__))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    unsupported = "is not supported by this processor or build"
+    if unsupported in done.stderr:
+        pytest.skip(f"{isa} {unsupported}")
+    assert done.returncode == 0, done.stderr
+    used, found = torch.load(path)
+    assert used == isa
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return computed(PLAIN, tmp_path_factory.mktemp("bfloat16"))
+
+
+@pytest.mark.parametrize("isa", ["avx512_bf16", "amx"])
+def test_products_of_bfloat16(isa, plain, tmp_path):
+    found = computed(isa, tmp_path)
+    assert found.keys() == plain.keys()
+    differs = False
+    for case, expected in plain.items():
+        largest = max(theirs.norm() for theirs in expected)
+        for ours, theirs in zip(found[case], expected, strict=True):
+            assert ours.isfinite().all(), case
+            # h and here also the gradients of the gates are rounded to 8 bits once a step, and may cancel in a sum.
+            assert (ours - theirs).norm() <= 2e-2 * theirs.norm() + 5e-3 * largest, case
+            differs = differs or not torch.equal(ours, theirs)
+    assert differs, "computed in floats"
