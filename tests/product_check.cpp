@@ -20,10 +20,10 @@ std::mt19937_64 randoms;
 int64_t between(int64_t low, int64_t high) { return low + int64_t(randoms() % uint64_t(high - low + 1)); }
 
 char problem[256];
-#define CHECK(condition, ...)                              \
-  if (!(condition)) {                                      \
-    snprintf(problem, sizeof problem, __VA_ARGS__);        \
-    return problem;                                        \
+#define CHECK(condition, ...)                       \
+  if (!(condition)) {                               \
+    snprintf(problem, sizeof problem, __VA_ARGS__); \
+    return problem;                                 \
   }
 
 template <class T>
@@ -76,14 +76,16 @@ const char* check_multiply(int64_t cases) {
     const bool lone = count == 1 && between(0, 1), transposed = between(0, 1);
     // A as rows, some of them further apart than they are long; or as columns, walked with a step.
     const int64_t lead = transposed ? count + between(0, 3) : depth + between(0, 3), step = transposed ? lead : 1;
-    const int64_t size = transposed ? depth > 0 ? (depth - 1) * lead + count : 0 : count > 0 ? (count - 1) * lead + depth : 0;
+    const int64_t size = transposed  ? depth > 0 ? (depth - 1) * lead + count : 0
+                         : count > 0 ? (count - 1) * lead + depth
+                                     : 0;
     Guarded<T> a(size), panel(depth * width);
     a.fill_with_integers();
     panel.fill_with_integers();
     const auto row = [&](int64_t i) -> const T* { return a.data() + i * (transposed ? 1 : lead); };
     int64_t next = 0;
     bool in_order = true, equal = true;
-    multiply(count, depth, row, step, panel.data(), vectors, lone, [&](int64_t i, const T* sums) {
+    multiply(count, depth, row, step, panel.data(), vectors, lone, FetchNothing{}, [&](int64_t i, const T* sums) {
       in_order = in_order && i == next++;
       for (int64_t j = 0; j < width; ++j) {
         T expected = 0;
@@ -113,7 +115,7 @@ const char* check_order(int64_t cases) {
     const auto run = [&](int64_t first, int64_t rows, std::vector<T>& to) {
       multiply(
           rows, depth, [&](int64_t i) -> const T* { return a.data() + (first + i) * depth; }, 1, panel.data(), vectors,
-          false, [&](int64_t i, const T* sums) { memcpy(&to[(first + i) * width], sums, width * sizeof(T)); });
+          false, FetchNothing{}, [&](int64_t i, const T* sums) { memcpy(&to[(first + i) * width], sums, width * sizeof(T)); });
     };
     run(0, count, together);
     for (int64_t first = 0, rows; first < count; first += rows) {
@@ -121,7 +123,8 @@ const char* check_order(int64_t cases) {
       run(first, rows, apart);
     }
     CHECK(memcmp(together.data(), apart.data(), count * width * sizeof(T)) == 0,
-          "other bits when rows are dealt otherwise: depth %ld, %ld rows, %d vectors", long(depth), long(count), vectors);
+          "other bits when rows are dealt otherwise: depth %ld, %ld rows, %d vectors", long(depth), long(count),
+          vectors);
   }
   return nullptr;
 }
@@ -161,8 +164,8 @@ const char* check_packing(int64_t cases) {
       for (int64_t k = 0; k < depth; ++k)
         for (int64_t j = 0; j < width; ++j, ++seen) {
           const T expected = first + j < columns ? load(rows[k * columns + first + j]) : T(0);
-          CHECK(packed[seen] == expected && packed_transpose[seen] == expected, "packed wrongly: %ld x %ld", long(depth),
-                long(columns));
+          CHECK(packed[seen] == expected && packed_transpose[seen] == expected, "packed wrongly: %ld x %ld",
+                long(depth), long(columns));
         }
     }
     CHECK(seen == matrix.size(), "%ld numbers in panels, not %ld", long(seen), long(matrix.size()));

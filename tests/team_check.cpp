@@ -26,15 +26,15 @@ static void switch_point();
 using fused_rnn::Team;
 
 static char problem[256];
-#define FAIL(...)                                              \
-  do {                                                         \
+#define FAIL(...)                                                    \
+  do {                                                               \
     if (!problem[0]) snprintf(problem, sizeof problem, __VA_ARGS__); \
   } while (0)
 
 // ---- real threads ---------------------------------------------------------------------------------------------------
 
-// Stretch s: share i writes the sum of all that stretch s - 1 wrote, times i + 1. Plain numbers: what was not ordered by
-// the team is a race, and a sanitizer of threads sees it.
+// Stretch s: share i writes the sum of all that stretch s - 1 wrote, times i + 1. Plain numbers: what was not ordered
+// by the team is a race, and a sanitizer of threads sees it.
 extern "C" const char* check_threads(int64_t members, int64_t stretches, uint64_t seed, int64_t sleepy) {
   problem[0] = 0;
   std::vector<Team::Member> shared(members);

@@ -1,14 +1,12 @@
-"""What lengths and reset_mask mean, told by torch.nn on the pieces; the reference against torch.nn and the kernels."""
+"""What lengths and reset_mask mean, told by torch.nn on the pieces; the reference against torch.nn."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
-from fused_rnn import functional, reference
+from fused_rnn import reference
 from fused_rnn._cells import CELLS
 from fused_rnn.verification import CASES, Case, make_problem, outputs_and_gradients, relative_error
 
@@ -213,34 +211,3 @@ class TorchTwins:
     @staticmethod
     def rnn(input, hx, weights, **options):
         return TorchTwins._run(nn.RNN, input, hx, weights, **options)
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@given(
-    case=st.builds(
-        Case,
-        name=st.just("random"),
-        steps=st.integers(1, 8),
-        batch=st.integers(1, 9),
-        input_size=st.integers(1, 40),
-        hidden=st.integers(1, 40),
-        num_layers=st.integers(1, 2),
-        bias=st.booleans(),
-        bidirectional=st.booleans(),
-        batch_first=st.booleans(),
-        proj_size=st.integers(0, 39),
-        states=st.booleans(),
-        lengths=st.booleans(),
-        packed=st.booleans(),
-        reset=st.booleans(),
-    )
-)
-@settings(max_examples=60)
-def test_kernels_equal_reference(cell, case):
-    options = dict(case.__dict__)
-    options["proj_size"] = min(case.proj_size, case.hidden - 1) if CELLS[cell].projectable else 0
-    problem = make_problem(CELLS[cell], Case(**options), torch.float64, "cpu")
-    found = outputs_and_gradients(problem, functional, torch.float64)
-    expected = outputs_and_gradients(problem, reference, torch.float64)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert relative_error(ours, theirs) <= 1e-11

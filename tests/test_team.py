@@ -27,7 +27,7 @@ def schedule(tmp_path_factory):
     def run(members, coming, stretches, seed, late=0, sleep=0):
         points = ctypes.c_int64()
         wrong = library.check_schedule(members, coming, stretches, seed, late, sleep, ctypes.byref(points))
-        assert wrong is None, f"{wrong.decode()}: seed {seed}, {coming} of {members} members, late {late}, sleep {sleep}"
+        assert wrong is None, f"{wrong.decode()}: {seed=} {members=} {coming=} {late=} {sleep=}"
         return points.value
 
     return run

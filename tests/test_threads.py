@@ -22,6 +22,13 @@ LAYERS = {
     "rnn tanh": partial(fused_rnn.RNN, INPUT, HIDDEN),
     "rnn relu": partial(fused_rnn.RNN, INPUT, HIDDEN, nonlinearity="relu"),
 }
+# So wide that threads share the hidden units of a few rows, projected ones and others.
+TEAMS = {
+    "team lstm": partial(fused_rnn.LSTM, INPUT, 150),
+    "team lstm projected": partial(fused_rnn.LSTM, INPUT, 200, proj_size=131),
+    "team gru": partial(fused_rnn.GRU, INPUT, 131),
+    "team rnn": partial(fused_rnn.RNN, INPUT, 520),
+}
 SECONDS = 120  # far more than anything here takes: what is not done by then hangs
 
 
@@ -33,13 +40,13 @@ def threads():
     torch.set_num_threads(before)
 
 
-def problem(name, seed=0, batch=7, dtype=torch.float32):
+def problem(name, seed=0, batch=7, dtype=torch.float32, bidirectional=True):
     """A layer, an input and what else goes in; the same for the same arguments."""
     random = torch.Generator().manual_seed(seed)
-    layer = LAYERS[name](num_layers=2, bidirectional=True, dtype=dtype)
+    layer = (LAYERS | TEAMS)[name](num_layers=2, bidirectional=bidirectional, dtype=dtype)
     with torch.no_grad():
         for weight in layer.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=random) / HIDDEN**0.5)
+            weight.copy_(torch.randn(weight.shape, generator=random) / layer.hidden_size**0.5)
     input = torch.randn(STEPS, batch, INPUT, generator=random).to(dtype).requires_grad_()
     lengths = torch.randint(STEPS // 2, STEPS + 1, (batch,), generator=random)
     reset_mask = torch.rand(STEPS, batch, generator=random) < 0.1
@@ -79,6 +86,18 @@ def in_threads(work, count=4):
     return [results[i] for i in range(count)]
 
 
+@pytest.mark.parametrize("name", TEAMS)
+def test_python_threads_with_teams(name):
+    """More members than cores, so that teams wait for members whose core another one has."""
+    torch.set_num_threads(4)
+    options = {"batch": 2, "bidirectional": False}
+    expected = [training_step(name, seed=seed, **options) for seed in range(4)]
+    found = in_threads(lambda seed: [training_step(name, seed=seed, **options) for _ in range(2)])
+    for repeats, one in zip(found, expected, strict=True):
+        for repeat in repeats:
+            assert_identical(repeat, one)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_python_threads(name):
     expected = [training_step(name, seed=seed) for seed in range(4)]
@@ -116,6 +135,25 @@ def test_number_of_threads(name, batch, dtype):
         found = training_step(name, batch=batch, dtype=dtype)
         expected = expected or found
         assert_identical(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("batch", "bidirectional"), [(1, False), (3, True), (7, False)])
+@pytest.mark.parametrize("name", TEAMS)
+def test_number_of_threads_that_share_units(name, batch, bidirectional, dtype):
+    options = {"batch": batch, "bidirectional": bidirectional, "dtype": dtype}
+    torch.set_num_threads(1)
+    expected = training_step(name, **options)
+    layer, input, masks = problem(name, **options)
+    for threads in (2, 3, 4, 8):
+        torch.set_num_threads(threads)
+        shared = "shares of the hidden units" in str(fused_rnn.explain(layer, input))
+        assert shared == (4 * -(-threads // (1 + bidirectional)) > max(batch, 4)), "not the case this tests"
+        if not shared:
+            continue
+        assert_identical(training_step(name, **options), expected)
+        with torch.no_grad():
+            assert_identical([layer(input, **masks)[0]], expected[:1])
 
 
 @pytest.mark.parametrize(("forward", "backward"), [(1, 4), (4, 1)])
@@ -172,18 +210,19 @@ def in_forked_process(work):
         process.join()
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [*LAYERS, *TEAMS])
 def test_fork(name):
     """As torch does it in DataLoader's workers: the child of a process with several threads goes on with one."""
     torch.set_num_threads(2)
-    expected = training_step(name)
+    options = {"bidirectional": name in LAYERS}
+    expected = training_step(name, **options)
 
     def work():
         torch.set_num_threads(1)
-        return [t.numpy() for t in training_step(name)]
+        return [t.numpy() for t in training_step(name, **options)]
 
     assert_identical([torch.from_numpy(array) for array in in_forked_process(work)], expected)
-    assert_identical(training_step(name), expected)
+    assert_identical(training_step(name, **options), expected)
 
 
 class Encoded(torch.utils.data.Dataset):
