@@ -34,8 +34,8 @@ struct Free {
   void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{kAlignment}); }
 };
 
-// Large blocks of memory that were in use before. Fresh ones cost more than a tenth of a training step: the kernel hands
-// them out zeroed, page by page, at first touch.
+// Large blocks of memory that were in use before. Fresh ones cost more than a tenth of a training step: the kernel
+// hands them out zeroed, page by page, at first touch.
 class Pool {
  public:
   static constexpr int64_t kLeast = int64_t{1} << 20;  // the allocator deals well with what is smaller

@@ -115,7 +115,8 @@ const char* check_order(int64_t cases) {
     const auto run = [&](int64_t first, int64_t rows, std::vector<T>& to) {
       multiply(
           rows, depth, [&](int64_t i) -> const T* { return a.data() + (first + i) * depth; }, 1, panel.data(), vectors,
-          false, FetchNothing{}, [&](int64_t i, const T* sums) { memcpy(&to[(first + i) * width], sums, width * sizeof(T)); });
+          false, FetchNothing{},
+          [&](int64_t i, const T* sums) { memcpy(&to[(first + i) * width], sums, width * sizeof(T)); });
     };
     run(0, count, together);
     for (int64_t first = 0, rows; first < count; first += rows) {

@@ -90,4 +90,4 @@ def test_instruction_set(started, isa):
 def test_unknown_instruction_set():
     process = start("-c", "import fused_rnn; fused_rnn.info()", isa="sse9", package=TESTS.parent)
     _, err = process.communicate()
-    assert process.returncode != 0 and "FUSED_RNN_ISA must be baseline, avx2 or avx512, got 'sse9'" in err
+    assert process.returncode != 0 and "FUSED_RNN_ISA must be " in err and "got 'sse9'" in err

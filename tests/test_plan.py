@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 
 from fused_rnn._cells import CELLS
 from fused_rnn._library import cpu_plan
@@ -16,6 +17,7 @@ def plan(problems=1, batch=16, hidden=256, threads=4, steps=100, cell="lstm", pa
     """For a layer of as many inputs as units; ``problems`` are told as directions, which spread like members."""
     return cpu_plan(
         CELLS[cell].id,
+        torch.float32,
         directions=problems,
         rows=steps * batch,
         batch=batch,

@@ -350,7 +350,8 @@ class BackwardPass {
   }
 
   // The cell for some units of row i. Returns the squares of the whole gradient of c, if there is one.
-  FUSED_RNN_INLINE static V cell(const Walk& w, const Step& step, int64_t i, int64_t b, bool cut, int64_t unit, int64_t units, V dh) {
+  FUSED_RNN_INLINE static V cell(const Walk& w, const Step& step, int64_t i, int64_t b, bool cut, int64_t unit,
+                                 int64_t units, V dh) {
     const Backward& g = w.g;
     const Shared& shared = w.shared;
     const int64_t H = g.hidden, slot = step.slot + b;

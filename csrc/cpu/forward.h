@@ -9,7 +9,8 @@
 // cell is computed right behind it. W_ih x is computed ahead for some steps at once, in the same panels: it does not
 // wait for h, and its weights are then read once for many rows.
 //
-//   walk           all steps of a run of batch rows, or of some units of it; the other members of its team take the rest
+//   walk           all steps of a run of batch rows, or of some units of it; the other members of its team take the
+//   rest
 //     look_ahead   W_ih x for the next few steps
 //     gates        W_hh h for one step: panels x tiles of rows, the cell after each tile
 //     project      h narrowed, where there is a projection
@@ -211,8 +212,7 @@ class ForwardPass {
   static void prepare_run(const Forward& f, const Plan& plan, void* buffer, int64_t, int64_t number) {
     const Walk w(f, plan, buffer, number);
     Team(w.state.team, plan.unit_chunks).clear();
-    const int64_t first =
-        packed_bytes_here(f, plan) + number * bytes_of_run(f, plan) + size_of<State>(f, plan);
+    const int64_t first = packed_bytes_here(f, plan) + number * bytes_of_run(f, plan) + size_of<State>(f, plan);
     for (int64_t share = 0; share < plan.unit_chunks; ++share)
       w.state.ahead[share] = part_at<Ahead>(buffer, first + share * size_of<Ahead>(f, plan), f, plan);
   }

@@ -119,7 +119,8 @@ void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* pane
   using T = Arithmetic<E>;
   const int64_t width = vectors * Vec<T>::kLanes, line = width * kTogether<E>;
   const int64_t lines = (depth + kTogether<E> - 1) / kTogether<E>;
-  const int64_t blocks = lines > kDepthAtOnce ? (lines + kDepthAtOnce - 1) / kDepthAtOnce : 1;  // 1: sums of nothing too
+  const int64_t blocks =
+      lines > kDepthAtOnce ? (lines + kDepthAtOnce - 1) / kDepthAtOnce : 1;  // 1: sums of nothing too
   T sums[kRowsAtOnce * kMostVectors * Vec<T>::kLanes] __attribute__((aligned(64)));
   const Tile<E>* const by_rows = kTiles<E>[vectors - 1];
   const int64_t groups = (count + kRowsAtOnce - 1) / kRowsAtOnce;

@@ -88,9 +88,9 @@ void for_lanes(int64_t n, F f) {
 
 // ---- exp, sigmoid, tanh ---------------------------------------------------------------------------------------------
 //
-// They are within 4 eps of the exact result (eps: 2^-23, 2^-52; a denormal result: within 4 of the smallest number), also
-// tanh of a tiny number. exp and sigmoid do not go on to 0 and infinity: they end near 1e-38 and 1e38, 1e-307 and 1e307.
-// Sigmoid stays within [0, 1] and tanh within [-1, 1]; where the argument grows they fall by 2 eps at most.
+// They are within 4 eps of the exact result (eps: 2^-23, 2^-52; a denormal result: within 4 of the smallest number),
+// also tanh of a tiny number. exp and sigmoid do not go on to 0 and infinity: they end near 1e-38 and 1e38, 1e-307 and
+// 1e307. Sigmoid stays within [0, 1] and tanh within [-1, 1]; where the argument grows they fall by 2 eps at most.
 // tests/test_vector.py holds them to that.
 
 // What exp and tanh need to know of a type.
@@ -110,14 +110,14 @@ struct MathOf<float> {
 template <>
 struct MathOf<double> {
   static constexpr double kLowest = -708., kHighest = 708.;  // likewise
-  static constexpr double kRound = 6755399441055744.;  // 1.5 * 2^52
+  static constexpr double kRound = 6755399441055744.;        // 1.5 * 2^52
   static constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
   static constexpr int kMantissa = 52, kBias = 1023;
   // The exponential series: the rest is below half a unit in the last place.
   static constexpr int kTerms = 13;
-  static constexpr double kSeries[kTerms] = {1.,           1. / 2,        1. / 6,         1. / 24,        1. / 120,
-                                             1. / 720,     1. / 5040,     1. / 40320,     1. / 362880,    1. / 3628800,
-                                             1. / 39916800, 1. / 479001600, 1. / 6227020800.};
+  static constexpr double kSeries[kTerms] = {
+      1.,         1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,        1. / 5040,
+      1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800.};
 };
 
 // 1 / x, to within a unit in the last place or two, for x whose reciprocal is a normal number.
