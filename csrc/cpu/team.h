@@ -22,10 +22,12 @@ inline void pause_briefly() {
 // gets through all the work, in any order of events.
 class Team {
  public:
-  // On a cache line pair of its own: neighbours are fetched together.
-  struct alignas(128) Member {
+  // Every second cache line, as neighbours are fetched together. Scratch memory is aligned to 64 bytes, not to 128.
+  struct alignas(64) Member {
     int64_t joined, begun, done;  // 0 or 1; the number of stretches whose share was begun, and was finished
+    int64_t unused[13];
   };
+  static_assert(sizeof(Member) == 128);
 
   Team(Member* members, int64_t size) : members_(members), size_(size) {}
 

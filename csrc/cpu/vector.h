@@ -88,9 +88,9 @@ void for_lanes(int64_t n, F f) {
 
 // ---- exp, sigmoid, tanh ---------------------------------------------------------------------------------------------
 //
-// They are within 4 eps of the exact result (eps: 2^-23, 2^-52; a denormal result: within 4 of the smallest number),
-// also tanh of a tiny number. exp and sigmoid do not go on to 0 and infinity: they end near 1e-38 and 1e38, 1e-307 and
-// 1e307. Sigmoid stays within [0, 1] and tanh within [-1, 1]; where the argument grows they fall by 2 eps at most.
+// Within 4 eps of the exact result (eps: 2^-23, 2^-52; a denormal result: within 4 of the smallest number), also where
+// tanh is tiny. exp and sigmoid do not go on to 0 and infinity: they end near 1e-38 and 1e38, 1e-307 and 1e307.
+// Sigmoid stays within [0, 1] and tanh within [-1, 1]; where the argument grows they fall by 2 eps at most.
 // tests/test_vector.py holds them to that.
 
 // What exp and tanh need to know of a type.
