@@ -136,18 +136,6 @@ FUSED_RNN_INLINE Vec<double> reciprocal(Vec<double> x) {  // two steps
 }
 #endif
 
-// a / b, rounded as a division would be, nearly always: the gradient of tanh, 1 - y^2, leaves of a y near 1 little but
-// its error.
-template <class T>
-FUSED_RNN_INLINE Vec<T> divide(Vec<T> a, Vec<T> b) {
-#ifdef __AVX512F__
-  const Vec<T> r = reciprocal(b), q = a * r;
-  return q + r * (a - q * b);
-#else
-  return a / b;
-#endif
-}
-
 // e^x - 1 = 2^n (e^r - 1) + (2^n - 1) with n = round(x / ln 2), where e^r - 1 is a polynomial without a constant term:
 // so it is accurate near 0 too, where n = 0. x must lie within MathOf's range.
 template <class T>
@@ -201,13 +189,18 @@ FUSED_RNN_INLINE Vec<T> sigmoid(Vec<T> x) {
   return reciprocal(Vec<T>(T(1)) + exp(-x));
 }
 
-// tanh x = (e^2x - 1) / (e^2x + 1), which is 1 to the last bit long before the ends of this range.
+// tanh |x| = a / (a + 2) with a = e^2|x| - 1, or 1 - 2 / (a + 2) where a is large, which rounds only once: the
+// gradient, 1 - y^2, leaves of a y near 1 little but its error. It is 1 to the last bit long before the end of this
+// range.
 template <class T>
 FUSED_RNN_INLINE Vec<T> tanh(Vec<T> x) {
   using V = Vec<T>;
-  const ExpParts<T> e = exp_parts(clamp(x + x, T(-44), T(44)));
-  const V minus_one = e.power * e.rest + (e.power - V(T(1)));
-  return divide(minus_one, minus_one + V(T(2)));
+  const V magnitude(x.v < 0 ? -x.v : x.v);
+  const ExpParts<T> e = exp_parts(clamp(magnitude + magnitude, T(0), T(44)));
+  const V a = e.power * e.rest + (e.power - V(T(1))), r = reciprocal(a + V(T(2)));
+  const V small = a * r, large = V(T(1)) - V(T(2)) * r;
+  const V y(a.v > T(1) ? large.v : small.v);
+  return x.v < 0 ? -y.v : y.v;
 }
 
 template <class T>
