@@ -11,30 +11,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _private
-from ._ops import Grads, Layer, Wanted, layer_from_arguments
+from ._ops import Layer, Wanted, layer_from_arguments, weight_kinds_of
 from ._vmap import Batching
 
-
-def _first_order(layer: Layer, grads: Grads, saved: Tensor, needs: Sequence[bool], needs_weights: Sequence[bool]):
-    """Gradients of (input, h0, c0) and of the weights, None where not needed."""
-    # A tracer may give zeros in place of None, also for outputs that were not asked for and are empty.
-    grads = tuple(None if grad is None or grad.shape == (0,) else grad for grad in grads)
-    if all(grad is None for grad in grads):
-        return (None, None, None), (None,) * len(layer.weights)
-    wanted = Wanted.INPUT if needs[0] else Wanted(0)
-    for kind, needed in zip(layer.weight_kinds, needs_weights, strict=True):
-        if needed:
-            wanted |= kind
-    if torch.compiler.is_compiling():  # Dynamo cannot enter a Function inside another's backward
-        outputs = layer.backward(grads, saved, int(wanted), 1, False)
-    else:
-        outputs = _apply(LayerBackward, int(wanted), 1, False, *grads, saved, *layer[:-1], *layer.weights)
-    grad_input, grad_h0, grad_c0, _, *grad_weights = outputs
-    states = (grad_input, grad_h0, grad_c0)
-    return (
-        tuple(g if needed else None for g, needed in zip(states, needs, strict=True)),
-        tuple(g if needed else None for g, needed in zip(grad_weights, needs_weights, strict=True)),
-    )
+# A small layer's time passes here, not in the operators, so the common way makes no Layer: arguments stay flat.
 
 
 class LayerForward(torch.autograd.Function):
@@ -45,26 +25,39 @@ class LayerForward(torch.autograd.Function):
 
     @staticmethod
     def forward(save, cells, *args):
-        return tuple(_below_autograd(_layer_of(args).forward, save, cells))
+        return _layer_forward(save, cells, *args)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        layer = _layer_of(inputs[2:])
-        ctx.static = (inputs[0], layer.cell, layer.bias, layer.bidirectional)
-        ctx.save_for_backward(output[4], *layer[3:-1], *layer.weights)
+        ctx.static = inputs[:5]
+        ctx.save_for_backward(output[4], *inputs[5:])
         ctx.mark_non_differentiable(output[4])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *grads):
-        save, *static = ctx.static
+        save, _, *static = ctx.static
         if not save:
             raise RuntimeError("fused_rnn: nothing was saved for this gradient; run layer_forward with save=True")
         saved, *tensors = ctx.saved_tensors
-        layer = Layer(*static, *tensors[:6], tuple(tensors[6:]))
+        # A tracer may give zeros in place of None, also for outputs that were not asked for and are empty.
+        grads = [None if grad is None or grad.shape == (0,) else grad for grad in grads[:4]]
         needs = ctx.needs_input_grad
-        states, weights = _first_order(layer, grads[:4], saved, needs[5:8], needs[11:])
-        return (None,) * 5 + states + (None,) * 3 + weights
+        if not any([grad is not None for grad in grads]):
+            return (None,) * len(needs)
+        wanted = int(Wanted.INPUT) if needs[5] else 0
+        kinds = weight_kinds_of(static[0], static[2], len(tensors) - 6)
+        for kind, needed in zip(kinds, needs[11:], strict=True):
+            if needed:
+                wanted |= int(kind)
+        arguments = (wanted, 1, False, *grads, saved, *static, *tensors)
+        # Dynamo cannot enter a Function inside another's backward.
+        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or _private.in_transform()):
+            grad_input, grad_h0, grad_c0, _, weights = _layer_backward(*arguments)
+        else:
+            grad_input, grad_h0, grad_c0, _, *weights = _apply(LayerBackward, *arguments)
+        results = (None, None, None, None, None, grad_input, grad_h0, grad_c0, None, None, None, *weights)
+        return tuple([result if needed else None for result, needed in zip(results, needs, strict=True)])
 
     @staticmethod
     def vmap(info, in_dims, save, cells, *args):
@@ -80,15 +73,14 @@ class LayerBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(wanted, weight_groups, norms, grad_output, grad_h_n, grad_c_n, grad_cells, saved, *args):
-        grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
-        return tuple(_below_autograd(_layer_of(args).backward, grads, saved, wanted, weight_groups, norms))
+    def forward(*args):
+        *states, norms, weights = _layer_backward(*args)
+        return (*states, norms, *weights)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        layer = _layer_of(inputs[8:])
-        ctx.static = (inputs[1], layer.cell, layer.bias, layer.bidirectional)
-        ctx.save_for_backward(*inputs[3:7], *layer[3:-1], *layer.weights)
+        ctx.static = (inputs[1], *inputs[8:11])
+        ctx.save_for_backward(*inputs[3:7], *inputs[11:])
         ctx.mark_non_differentiable(output[3])
         ctx.set_materialize_grads(False)
 
@@ -125,6 +117,21 @@ def _layer_of(args: Sequence[Any]) -> Layer:
     return Layer(*args[:9], tuple(args[9:]))
 
 
+_FORWARD, _BACKWARD = torch.ops.fused_rnn.layer_forward.default, torch.ops.fused_rnn.layer_backward.default
+
+
+def _layer_forward(save, cells, *args):
+    """The raw operator, for the arguments of ``LayerForward.apply``."""
+    return _below_autograd(_FORWARD, *args[:6], list(args[9:]), *args[6:9], save, cells)
+
+
+def _layer_backward(wanted, weight_groups, norms, grad_output, grad_h_n, grad_c_n, grad_cells, saved, *args):
+    """Likewise for those of ``LayerBackward.apply``."""
+    grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
+    layer = (*args[3:6], list(args[9:]), *args[6:9])
+    return _below_autograd(_BACKWARD, *args[:3], *grads, *layer, saved, wanted, weight_groups, norms)
+
+
 # ---- forward-mode AD: refused --------------------------------------------------------------------------------------
 
 _NO_FORWARD_AD = (
@@ -152,13 +159,13 @@ def _apply(function: type[torch.autograd.Function], *args):
     return _private.apply_function(function, *args)
 
 
-def _below_autograd(call, *args):
+def _below_autograd(operator: torch._ops.OpOverload, *args):
     """A raw operator where gradients are seen to: past its own autograd kernel, except where that has an error to raise
     or Dynamo looks on."""
     if torch.compiler.is_compiling() or _private.in_forward_mode():
-        return call(*args)
+        return operator(*args)
     with _private.below_autograd():
-        return call(*args)
+        return _private.bare(operator)(*args)
 
 
 # ---- the raw operators ---------------------------------------------------------------------------------------------
@@ -225,9 +232,8 @@ def _batched_gradients(*args):
 
 
 _fragment = torch.library.Library("fused_rnn", "FRAGMENT")
-for _name, _with_gradients in (("layer_forward", _raw_forward), ("layer_backward", _raw_backward)):
-    _op = getattr(torch.ops.fused_rnn, _name).default
-    _fragment.impl(_name, _autograd_kernel(_op, _with_gradients), "Autograd")
+_fragment.impl("layer_forward", _autograd_kernel(_FORWARD, _raw_forward), "Autograd")
+_fragment.impl("layer_backward", _autograd_kernel(_BACKWARD, _raw_backward), "Autograd")
 _fragment.impl("layer_backward", _batched_gradients, "Batched")
 
 
@@ -241,4 +247,4 @@ def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor
     save = torch.is_grad_enabled() and _private.need_gradient(differentiable)
     if save or transformed or _private.in_forward_mode():
         return _apply(LayerForward, save, cells, *layer[:-1], *layer.weights)[:4]
-    return _below_autograd(layer.forward, False, cells)[:4]
+    return _layer_forward(False, cells, *layer[:-1], *layer.weights)[:4]

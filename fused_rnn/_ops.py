@@ -27,6 +27,7 @@ an empty tensor.
 from __future__ import annotations
 
 import enum
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -66,6 +67,23 @@ def weight_kinds(cell: Cell, bias: bool, projected: bool = False) -> list[Wanted
     return kinds
 
 
+# For each cell's id and number of weights per direction: are there biases, and what the weights are.
+LAYOUTS = tuple(
+    {
+        len(kinds): (bias, tuple(kinds))
+        for bias, projected in product((True, False), (True, False) if cell.projectable else (False,))
+        for kinds in [weight_kinds(cell, bias, projected)]
+    }
+    for cell in BY_ID
+)
+
+
+def weight_kinds_of(cell: int, bidirectional: bool, count: int) -> tuple[Wanted, ...]:
+    """What each of a layer's ``count`` weights is."""
+    directions = 2 if bidirectional else 1
+    return LAYOUTS[cell][count // directions][1] * directions
+
+
 class Layer(NamedTuple):
     """The arguments that forward and backward share, in the operators' order but for the weights, which come last."""
 
@@ -91,12 +109,8 @@ class Layer(NamedTuple):
         return cell, 1 + self.bidirectional, hidden, width, members, rows
 
     @property
-    def weight_kinds(self) -> list[Wanted]:
-        """What each of ``weights`` is."""
-        directions = 1 + self.bidirectional
-        kinds = weight_kinds(BY_ID[self.cell], self.bias)
-        projected = len(self.weights) > len(kinds) * directions
-        return weight_kinds(BY_ID[self.cell], self.bias, projected) * directions
+    def weight_kinds(self) -> tuple[Wanted, ...]:
+        return weight_kinds_of(self.cell, self.bidirectional, len(self.weights))
 
     def forward(self, save: bool, cells: bool) -> tuple[Tensor, ...]:
         return torch.ops.fused_rnn.layer_forward(*self[:3], *self._tensors, save, cells)

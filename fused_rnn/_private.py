@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -16,6 +15,7 @@ in_transform = torch._C._are_functorch_transforms_active
 add_batch_dim, remove_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
 any_autocast = torch._C._is_any_autocast_enabled
 dispatch_modes = torch._C._len_torch_dispatch_stack
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
@@ -32,7 +32,8 @@ def legacy_vmap_level() -> int:
 
 def apply_function(function: type[torch.autograd.Function], *args):
     """``function.apply(*args)`` outside of transforms, without its study of signatures, as costly as a layer."""
-    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))
+    unwrapped = [_unwrap_if_dead(arg) if isinstance(arg, Tensor) else arg for arg in args]
+    return super(torch.autograd.Function, function).apply(*unwrapped)
 
 
 def bare(operator: torch._ops.OpOverload):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _library
 from ._cells import CELLS, Cell
-from ._ops import Layer, Wanted, weight_kinds
+from ._ops import LAYOUTS, Layer, Wanted
 
 RunLayer = Callable[[Layer], tuple[Tensor, Tensor, Tensor, Tensor]]
 NONLINEARITIES = {"tanh": CELLS["rnn_tanh"], "relu": CELLS["rnn_relu"]}
@@ -261,13 +260,10 @@ def _time_major_mask(options: _Options, mask, steps: int, batch: int | None, dev
 # ---- weights and states --------------------------------------------------------------------------------------------
 
 
-def _weight_layout(options: _Options, weights: Sequence[Tensor]) -> tuple[bool, list[Wanted]]:
+def _weight_layout(options: _Options, weights: Sequence[Tensor]) -> tuple[bool, tuple[Wanted, ...]]:
     """Are there biases, and what are the weights of each layer and direction?"""
     blocks = options.num_layers * options.directions
-    layouts = {}
-    for bias, projected in product((True, False), (True, False) if options.cell.projectable else (False,)):
-        kinds = weight_kinds(options.cell, bias, projected)
-        layouts[len(kinds)] = (bias, kinds)
+    layouts = LAYOUTS[options.cell.id]
     count, rest = divmod(len(weights), blocks)
     if rest or count not in layouts:
         allowed = " or ".join(map(str, sorted(layouts)))
@@ -276,11 +272,10 @@ def _weight_layout(options: _Options, weights: Sequence[Tensor]) -> tuple[bool, 
             f"got {len(weights)} in all"
         )
     bias, kinds = layouts[count]
-    for i, weight in enumerate(weights):
+    for i, (weight, kind) in enumerate(zip(weights, kinds * blocks, strict=True)):
         if not isinstance(weight, Tensor):
             raise TypeError(f"{options.name}: weights[{i}] must be a Tensor, got {type(weight).__name__}")
-        kind = kinds[i % count]
-        dims = 1 if kind in (Wanted.BIAS_IH, Wanted.BIAS_HH) else 2
+        dims = 1 if kind is Wanted.BIAS_IH or kind is Wanted.BIAS_HH else 2
         if weight.dim() != dims:
             name = kind.name.lower()
             raise ValueError(f"{options.name}: weights[{i}] ({name}) must be {dims}-D, got {list(weight.shape)}")
@@ -312,8 +307,11 @@ def _in_one_dtype(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[T
     for what, tensor in (("weights", weights[0]), *(("hx", state) for state in states)):
         if tensor.device != device:
             raise RuntimeError(f"Input and {what} are not on the same device: {device} and {tensor.device}")
-    castable = all(t.is_floating_point() and t.dtype != torch.float64 for t in (input, *states, weights[0]))
-    if castable and device.type != "meta" and torch.is_autocast_enabled(device.type):
+    if (
+        device.type != "meta"
+        and torch.is_autocast_enabled(device.type)
+        and all(t.is_floating_point() and t.dtype != torch.float64 for t in (input, *states, weights[0]))
+    ):
         cast = partial(torch.Tensor.to, dtype=torch.get_autocast_dtype(device.type))
         return cast(input), tuple(map(cast, states)), tuple(map(cast, weights))
     dtype = weights[0].dtype
@@ -351,7 +349,7 @@ def check_device(device: torch.device) -> None:
     )
 
 
-def _check_sizes(options: _Options, rows: _Rows, states, weights, kinds: list[Wanted]) -> None:
+def _check_sizes(options: _Options, rows: _Rows, states, weights, kinds: tuple[Wanted, ...]) -> None:
     input_size, given = weights[0].shape[-1], rows.data.shape[-1]
     if given != input_size:
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {given}")

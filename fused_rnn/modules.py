@@ -7,7 +7,9 @@ Constructors, parameters, state dicts and errors are those of ``torch.nn``. ``fo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -28,7 +30,7 @@ class _Recurrent(nn.RNNBase):
 
     def _short_way(self, input, hx, lengths, reset_mask):
         """The results of a plain inference call, as a list; None: go the complete way."""
-        if self.training and self.dropout:
+        if torch.is_grad_enabled() or (self.training and self.dropout):
             return None
         # From where parameters live: `_flat_weights` costs more to bring up to date than the rest of this call.
         parameters = self._parameters
@@ -52,7 +54,12 @@ class _Recurrent(nn.RNNBase):
         )
 
     def _options(self, lengths, reset_mask) -> dict:
-        self._update_flat_weights()
+        parameters = self._parameters
+        # As `_update_flat_weights` asks, but at the price of a look: are these weights still the module's?
+        if torch.compiler.is_compiling() or not all(
+            map(is_, map(parameters.get, self._flat_weights_names), self._flat_weights)
+        ):
+            self._update_flat_weights()
         if self._frozen is not None:
             self._frozen.check(self._flat_weights)
         return {
