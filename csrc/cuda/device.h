@@ -20,7 +20,7 @@ namespace {
 
 // Some 32-bit words that are loaded and stored by one instruction.
 template <int N>
-struct alignas(4 * N) Words {
+struct alignas(4 * N) Pack {
   static_assert(N == 1 || N == 2 || N == 4);
   uint32_t word[N];
 };
@@ -36,28 +36,28 @@ FUSED_RNN_DEVICE unsigned char* shared_memory() {
 // ---- memory that other blocks read and write at the same time ------------------------------------------------------
 // Relaxed, at the scope of the GPU: served by L2, never by a stale line of L1. Each word by itself is never torn.
 
-FUSED_RNN_DEVICE void load_relaxed(Words<1>& to, const void* from) {
+FUSED_RNN_DEVICE void load_relaxed(Pack<1>& to, const void* from) {
   asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(to.word[0]) : "l"(from) : "memory");
 }
-FUSED_RNN_DEVICE void load_relaxed(Words<2>& to, const void* from) {
+FUSED_RNN_DEVICE void load_relaxed(Pack<2>& to, const void* from) {
   asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];"
                : "=r"(to.word[0]), "=r"(to.word[1])
                : "l"(from)
                : "memory");
 }
-FUSED_RNN_DEVICE void load_relaxed(Words<4>& to, const void* from) {
+FUSED_RNN_DEVICE void load_relaxed(Pack<4>& to, const void* from) {
   asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3])
                : "l"(from)
                : "memory");
 }
-FUSED_RNN_DEVICE void store_relaxed(void* to, const Words<1>& v) {
+FUSED_RNN_DEVICE void store_relaxed(void* to, const Pack<1>& v) {
   asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(to), "r"(v.word[0]) : "memory");
 }
-FUSED_RNN_DEVICE void store_relaxed(void* to, const Words<2>& v) {
+FUSED_RNN_DEVICE void store_relaxed(void* to, const Pack<2>& v) {
   asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]) : "memory");
 }
-FUSED_RNN_DEVICE void store_relaxed(void* to, const Words<4>& v) {
+FUSED_RNN_DEVICE void store_relaxed(void* to, const Pack<4>& v) {
   asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]),
                "r"(v.word[2]), "r"(v.word[3])
                : "memory");
@@ -109,11 +109,11 @@ FUSED_RNN_DEVICE unsigned cluster_rank() {
 FUSED_RNN_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 FUSED_RNN_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
-FUSED_RNN_DEVICE void store_remote(Remote to, const Words<2>& v) {
+FUSED_RNN_DEVICE void store_remote(Remote to, const Pack<2>& v) {
   asm volatile("st.shared::cluster.v2.b32 [%0], {%1, %2};" ::"r"(to.address), "r"(v.word[0]), "r"(v.word[1])
                : "memory");
 }
-FUSED_RNN_DEVICE void store_remote(Remote to, const Words<4>& v) {
+FUSED_RNN_DEVICE void store_remote(Remote to, const Pack<4>& v) {
   asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to.address), "r"(v.word[0]), "r"(v.word[1]),
                "r"(v.word[2]), "r"(v.word[3])
                : "memory");
@@ -149,13 +149,13 @@ FUSED_RNN_DEVICE bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity) 
 }
 
 // Stores, and then counts the bytes at the mbarrier, which lies in the same block as what is written.
-FUSED_RNN_DEVICE void store_async(Remote to, Remote mbarrier, const Words<2>& v) {
+FUSED_RNN_DEVICE void store_async(Remote to, Remote mbarrier, const Pack<2>& v) {
   asm volatile(
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to.address),
       "r"(v.word[0]), "r"(v.word[1]), "r"(mbarrier.address)
       : "memory");
 }
-FUSED_RNN_DEVICE void store_async(Remote to, Remote mbarrier, const Words<4>& v) {
+FUSED_RNN_DEVICE void store_async(Remote to, Remote mbarrier, const Pack<4>& v) {
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
                    to.address),
                "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]), "r"(mbarrier.address)
@@ -193,11 +193,11 @@ using At = std::source_location;
 inline unsigned char* shared_memory() { return emulator::self().block->shared.begin(); }
 
 template <int N>
-void load_relaxed(Words<N>& to, const void* from) {
-  to = emulator::load_words<Words<N> >(from, __ATOMIC_RELAXED);
+void load_relaxed(Pack<N>& to, const void* from) {
+  to = emulator::load_words<Pack<N> >(from, __ATOMIC_RELAXED);
 }
 template <int N>
-void store_relaxed(void* to, const Words<N>& value) {
+void store_relaxed(void* to, const Pack<N>& value) {
   emulator::store_words(to, value, __ATOMIC_RELAXED);
 }
 inline uint32_t load_acquire(const uint32_t* flag) { return emulator::load_words<uint32_t>(flag, __ATOMIC_ACQUIRE); }
@@ -217,7 +217,7 @@ inline unsigned cluster_rank() { return emulator::self().rank; }
 inline void cluster_arrive(const At& at = At::current()) { emulator::cluster_arrive(at); }
 inline void cluster_wait(const At& at = At::current()) { emulator::cluster_wait(at); }
 template <int N>
-void store_remote(Remote to, const Words<N>& value) {
+void store_remote(Remote to, const Pack<N>& value) {
   emulator::store_words(emulator::reach(to.place, sizeof value), value, __ATOMIC_RELAXED);
 }
 
@@ -229,7 +229,7 @@ inline bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity) {
   return emulator::Mbarrier(mbarrier).is_complete(parity);
 }
 template <int N>
-void store_async(Remote to, Remote mbarrier, const Words<N>& value) {
+void store_async(Remote to, Remote mbarrier, const Pack<N>& value) {
   emulator::store_async(to.place, mbarrier.place, value);
 }
 

@@ -79,7 +79,7 @@ bool grid_not_cooperative(bool fault) {
 }
 bool data_that_never_comes(bool fault) {
   constexpr unsigned kBlocks = 5, kSteps = 6;
-  std::vector<Words<4>> slots(kBlocks * (kSteps + 1));
+  std::vector<Pack<4>> slots(kBlocks * (kSteps + 1));
   std::memset(slots.data(), 0xff, slots.size() * sizeof slots[0]);
   Launch how = {kBlocks, 32, nullptr};
   how.cooperative = true;
@@ -92,7 +92,7 @@ bool data_that_never_comes(bool fault) {
 bool run_tell_next(bool no_wait, bool leaves) {
   constexpr unsigned kSize = 4;
   std::vector<unsigned> out(2 * kSize, ~0u);
-  Launch how = {2 * kSize, 32, nullptr, sizeof(Words<2>)};
+  Launch how = {2 * kSize, 32, nullptr, sizeof(Pack<2>)};
   how.cluster = kSize;
   launch(how, tell_next, out.data(), kSize, no_wait, leaves);
   for (unsigned i = 0; i < 2 * kSize; ++i)
@@ -105,7 +105,7 @@ bool run_exchange(ExchangeFault fault) {
   constexpr unsigned kSize = 8;
   constexpr int kSteps = 9;
   std::vector<unsigned> out(kSize, ~0u);
-  Launch how = {kSize, 64, nullptr, 2 * sizeof(uint64_t) + 2 * kSize * sizeof(Words<2>)};
+  Launch how = {kSize, 64, nullptr, 2 * sizeof(uint64_t) + 2 * kSize * sizeof(Pack<2>)};
   how.cluster = kSize;
   launch(how, exchange, out.data(), kSize, kSteps, fault);
   for (unsigned i = 0; i < kSize; ++i)

@@ -87,10 +87,10 @@ __global__ void rotate(int* numbers, uint32_t* arrived, int steps, bool fault) {
 }
 
 // Neighbours poll for the data itself: all ones means that it has not come.
-__global__ void pass_on(Words<4>* slots, int steps, bool fault) {
+__global__ void pass_on(Pack<4>* slots, int steps, bool fault) {
   if (threadIdx.x > 0) return;
   const unsigned n = gridDim.x;
-  Words<4> own = {{blockIdx.x, 1, 2, 3}};
+  Pack<4> own = {{blockIdx.x, 1, 2, 3}};
   for (int t = 0; t < steps; ++t) {
     if (!(fault && blockIdx.x == 1 && t == 2)) store_relaxed(slots + t * n + blockIdx.x, own);
     do {
@@ -105,10 +105,10 @@ __global__ void pass_on(Words<4>* slots, int steps, bool fault) {
 
 // Each block writes its rank into the next one's shared memory.
 __global__ void tell_next(unsigned* out, unsigned size, bool no_wait, bool leaves) {
-  Words<2>* const slot = reinterpret_cast<Words<2>*>(shared_memory());
+  Pack<2>* const slot = reinterpret_cast<Pack<2>*>(shared_memory());
   if (leaves && cluster_rank() == 0) return;
   if (threadIdx.x == 0)
-    store_remote(map_remote(slot, (cluster_rank() + 1) % size), Words<2>{{cluster_rank(), cluster_rank()}});
+    store_remote(map_remote(slot, (cluster_rank() + 1) % size), Pack<2>{{cluster_rank(), cluster_rank()}});
   if (!leaves) cluster_arrive();
   if (!leaves && !no_wait) cluster_wait();
   if (threadIdx.x == 0) out[blockIdx.x] = slot->word[1];
@@ -120,8 +120,8 @@ enum ExchangeFault { kNone, kNoWait, kNotArmedAgain, kNotInitialized, kOneSlot }
 // mbarrier for each: a block writes to a slot again when all have sent what they could only send after reading it.
 __global__ void exchange(unsigned* out, unsigned size, int steps, ExchangeFault fault) {
   uint64_t* const mbarriers = reinterpret_cast<uint64_t*>(shared_memory());
-  Words<2>* const slots = reinterpret_cast<Words<2>*>(mbarriers + 2);  // [2, size]
-  const unsigned bytes = size * sizeof(Words<2>), rank = cluster_rank(), i = threadIdx.x;
+  Pack<2>* const slots = reinterpret_cast<Pack<2>*>(mbarriers + 2);  // [2, size]
+  const unsigned bytes = size * sizeof(Pack<2>), rank = cluster_rank(), i = threadIdx.x;
   for (int s = 0; s < 2 && i == 0; ++s) {
     if (fault != kNotInitialized) mbarrier_init(mbarriers + s, 1);
     mbarrier_arrive_and_expect(mbarriers + s, bytes);
@@ -130,9 +130,9 @@ __global__ void exchange(unsigned* out, unsigned size, int steps, ExchangeFault 
   cluster_wait();
   unsigned value = rank;
   for (int t = 0; t < steps; ++t) {
-    Words<2>* const slot = slots + (fault == kOneSlot ? 0 : t % 2 * size);
+    Pack<2>* const slot = slots + (fault == kOneSlot ? 0 : t % 2 * size);
     uint64_t* const mbarrier = mbarriers + t % 2;
-    if (i < size) store_async(map_remote(slot + rank, i), map_remote(mbarrier, i), Words<2>{{value, value}});
+    if (i < size) store_async(map_remote(slot + rank, i), map_remote(mbarrier, i), Pack<2>{{value, value}});
     if (fault != kNoWait) mbarrier_wait(mbarrier, t / 2 % 2);
     if (i == 0 && fault != kNotArmedAgain) mbarrier_arrive_and_expect(mbarrier, bytes);
     value = slot[(rank + 1) % size].word[0];
