@@ -30,7 +30,8 @@ def ninja_file(csrc, folder, options=""):
     cxx = os.environ.get("CXX", "g++")
     flags = setup["cxx_flags"](setup["find_torch"](), None, []).replace("-Icsrc", f"-I{csrc}").replace("-O3", "-O1")
     torch_libraries = Path(torch.__file__).parent / "lib"
-    text = f"rule cxx\n  command = {cxx} {flags} {' '.join(DEFINES)} {options} -I{EMULATOR} -MD -MF $out.d -x c++ -c $in -o $out\n"
+    flags = f"{flags} {' '.join(DEFINES)} {options} -I{EMULATOR}"
+    text = f"rule cxx\n  command = {cxx} {flags} -MD -MF $out.d -x c++ -c $in -o $out\n"
     text += "  depfile = $out.d\n  deps = gcc\n"
     text += f"rule link\n  command = {cxx} {options} -shared -Wl,--no-undefined -o $out $in"
     text += f" -L{shlex.quote(str(torch_libraries))} -lc10 -ltorch_cpu\n"
