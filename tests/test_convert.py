@@ -243,12 +243,13 @@ def test_explain_says_none_where_a_call_computes_nothing(kind, monkeypatch):
 
 
 @every_kind
+@pytest.mark.filterwarnings("ignore:PyTorch was compiled without cuDNN")
 def test_explain_names_the_cuda_engine(kind, monkeypatch):
-    ours, _ = make_pair(kind)
     monkeypatch.setattr(fused_rnn._library, "cuda_archs", lambda: ["90a"])
-    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
-        ours.to("cuda")
-        found = fused_rnn.explain(ours, torch.empty(make_input(ours).shape, dtype=torch.float64, device="cuda"))
+    our_class, _, options = KINDS[kind]
+    with torch._subclasses.FakeTensorMode():
+        ours = our_class(3, 4, device="cuda", **options)
+        found = fused_rnn.explain(ours, torch.empty(make_input(ours).shape, device="cuda"))
     assert (found.engine, found.instruction_set) == ("stepwise", None)
     assert "step by step" in found.reason
 
