@@ -128,3 +128,41 @@ def test_ends(library, kind):
         torch.testing.assert_close(found[~ends], expected[~ends], rtol=1e-6, atol=1e-37)
     for name in ("relu", "positive"):
         torch.testing.assert_close(call(library, name, kind, x), EXACT[name](x), equal_nan=True, rtol=0, atol=0)
+
+
+# ---- short functions, of a build for bfloat16 alone ----------------------------------------------------------------
+
+SHORT = 2.0**-13
+
+
+@pytest.fixture(scope="module")
+def short_library(tmp_path_factory):
+    """As they are on every instruction set: only AVX-512 has estimates of its own."""
+    flags = f"{FLAGS.get('native', FLAGS['baseline'])} -DFUSED_RNN_BFLOAT16_PRODUCTS=1"
+    return compile_library(tmp_path_factory.mktemp("short"), SOURCE, flags)
+
+
+def test_error_bound_of_short_functions(short_library):
+    x = every_size(torch.float32)
+    info = torch.finfo(torch.float32)
+    for name, bound in {
+        "exp": lambda y: y * SHORT,
+        "tanh": lambda y: abs(y) * SHORT,
+        "sigmoid": lambda y: np.minimum(y, 1 - y) * SHORT + 4 * info.eps * y,
+    }.items():
+        some = x[x.abs() < 87]
+        found, expected = call(short_library, name, "float", some).numpy(), exactly(name, some)
+        excess = np.abs(found - expected) - bound(expected) - info.tiny
+        worst = excess.argmax()
+        assert excess[worst] <= 0, f"{name}({some[worst].item()!r}) = {found[worst]}, should be {expected[worst]}"
+
+
+@pytest.mark.parametrize(("name", "low"), [("sigmoid", 0), ("tanh", -1)])
+def test_ends_of_short_functions(short_library, name, low):
+    inf, nan = float("inf"), float("nan")
+    y = call(short_library, name, "float", torch.tensor([inf, 1e4, 50.0, -50.0, -1e4, -inf, nan, 0.0] * 5))
+    assert y[6].isnan()
+    torch.testing.assert_close(y[:3], torch.ones(3), rtol=SHORT, atol=0)
+    torch.testing.assert_close(y[3:6], torch.full((3,), float(low)), rtol=SHORT, atol=1e-20)
+    dense = call(short_library, name, "float", torch.linspace(-60, 60, 100_003))
+    assert dense.min() >= low and dense.max() <= 1

@@ -78,7 +78,8 @@ struct TileProduct<std::integer_sequence<int, kVector...>> {
 
 // `multiply` of product.h, on tiles.
 template <int kVectors, class Row, class Fetch, class Use>
-void multiply_tiles(int64_t count, int64_t depth, Row row, const BFloat16* panel, Fetch fetch, Use use) {
+void multiply_tiles(int64_t count, int64_t depth, Row row, const BFloat16* panel, Fetch fetch, Use use,
+                    float* results) {
   using Product = TileProduct<std::make_integer_sequence<int, kVectors>>;
   constexpr int64_t kWidth = kVectors * Vec<float>::kLanes, kGathered = 512;
   float sums[kTileRows * kWidth] __attribute__((aligned(64)));
@@ -101,18 +102,19 @@ void multiply_tiles(int64_t count, int64_t depth, Row row, const BFloat16* panel
       for (int64_t i = 0; i < height; ++i) memcpy(gathered + i * deep, a[i] + k, sizeof(BFloat16) * deep);
       Product::add(deep, gathered, deep, panel + k * kWidth);
     }
-    Product::store(sums);
-    for (int64_t i = known; i < i0 + height; ++i) use(i, sums + (i - i0) * kWidth);
+    float* out = results ? results + i0 * kWidth : sums;
+    Product::store(out);
+    for (int64_t i = known; i < i0 + height; ++i) use(i, out + (i - i0) * kWidth);
   }
 }
 
 template <class Row, class Fetch, class Use>
 void multiply(int64_t count, int64_t depth, Row row, int64_t, const BFloat16* panel, int vectors, bool, Fetch fetch,
-              Use use) {
-  if (vectors == 1) return multiply_tiles<1>(count, depth, row, panel, fetch, use);
-  if (vectors == 2) return multiply_tiles<2>(count, depth, row, panel, fetch, use);
-  if (vectors == 3) return multiply_tiles<3>(count, depth, row, panel, fetch, use);
-  return multiply_tiles<4>(count, depth, row, panel, fetch, use);
+              Use use, float* results = nullptr) {
+  if (vectors == 1) return multiply_tiles<1>(count, depth, row, panel, fetch, use, results);
+  if (vectors == 2) return multiply_tiles<2>(count, depth, row, panel, fetch, use, results);
+  if (vectors == 3) return multiply_tiles<3>(count, depth, row, panel, fetch, use, results);
+  return multiply_tiles<4>(count, depth, row, panel, fetch, use, results);
 }
 
 #else

@@ -444,7 +444,7 @@ class ForwardPass {
   }
 
   // The next step reads h as it was stored: a sequence cut in two and carried over goes on from the same numbers.
-  static void store_h(S* output, E* h_next, V h, int64_t units) {
+  FUSED_RNN_INLINE static void store_h(S* output, E* h_next, V h, int64_t units) {
     store_vector(output, h, units);
     const V as_stored = sizeof(S) == sizeof(E) ? h : load_vector(output, units);
     store_vector(h_next, as_stored, kDepthStep<E> > 1 ? units : kLanes);  // products read on: zeros stay zeros

@@ -111,6 +111,7 @@ struct UseNothing {
 // The panel that comes after this one in memory is fetched along the way, by each tile a part of it: from beyond the
 // second-level cache it would come too slowly for the first tile to work at full speed.
 // With `results`, [count, vectors, L], the sums are left there as well.
+#ifndef FUSED_RNN_AMX  // amx.h has the only one there is then: a call that does not fit it must not end up here
 template <class E, class Row, class Fetch, class Use>
 void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* panel, int vectors, bool lone, Fetch fetch,
               Use use, Arithmetic<E>* results = nullptr) {
@@ -146,6 +147,7 @@ void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* pane
     }
   }
 }
+#endif
 
 // ---- packing -------------------------------------------------------------------------------------------------------
 

@@ -95,12 +95,18 @@ typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 FUSED_RNN_INLINE Vec<float> load_vector(const BFloat16* from) {
   return Vec<float>((Vec<float>::Native)(__builtin_convertvector(load_lanes<HalfWords>(from), Words) << 16));
 }
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS  // rounds likewise, but for subnormal numbers, of which it makes zeros
+FUSED_RNN_INLINE void store_vector(BFloat16* to, Vec<float> x) {
+  store_lanes(to, _mm512_maskz_cvtneps_pbh(0xffff, (__m512)x.v));
+}
+#else
 FUSED_RNN_INLINE void store_vector(BFloat16* to, Vec<float> x) {
   const Words u = (Words)x.v;
   const Words rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
   const Words words = x.v != x.v ? Words{} + 0x7fc0u : rounded;
   store_lanes(to, __builtin_convertvector(words, HalfWords));
 }
+#endif
 inline Vec<float> load_vector(const Half* from) {
   Vec<float> x;
   for (int i = 0; i < Vec<float>::kLanes; ++i) x.v[i] = load(from[i]);

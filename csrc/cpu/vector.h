@@ -91,7 +91,16 @@ void for_lanes(int64_t n, F f) {
 // Within 4 eps of the exact result (eps: 2^-23, 2^-52; a denormal result: within 4 of the smallest number), also where
 // tanh is tiny. exp and sigmoid do not go on to 0 and infinity: they end near 1e-38 and 1e38, 1e-307 and 1e307.
 // Sigmoid stays within [0, 1] and tanh within [-1, 1]; where the argument grows they fall by 2 eps at most.
-// tests/test_vector.py holds them to that.
+//
+// A build for bfloat16 alone stores results of 8 bits and has shorter functions: exp and tanh are within 2^-13, and so
+// is 1 - sigmoid, since a state decays by that at every step of a long memory. tests/test_vector.py holds them to all
+// this.
+
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS
+constexpr bool kShort = true;
+#else
+constexpr bool kShort = false;
+#endif
 
 // What exp and tanh need to know of a type.
 template <class T>
@@ -102,9 +111,12 @@ struct MathOf<float> {
   static constexpr float kRound = 12582912.f;                 // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   static constexpr int kMantissa = 23, kBias = 127;
-  // The exponential series: the rest is below half a unit in the last place.
-  static constexpr int kTerms = 7;
-  static constexpr float kSeries[kTerms] = {1.f, 1.f / 2, 1.f / 6, 1.f / 24, 1.f / 120, 1.f / 720, 1.f / 5040};
+  // (e^r - 1) / r. The exponential series: the rest is below half a unit in the last place; or, short, the polynomial
+  // of its degree that is nearest, within 2^-16.
+  static constexpr int kTerms = kShort ? 4 : 7;
+  static constexpr float kSeries[7] = {1.f, 1.f / 2, 1.f / 6, 1.f / 24, 1.f / 120, 1.f / 720, 1.f / 5040};
+  static constexpr float kNearest[4] = {0.99998511f, 0.50001252f, 0.16766713f, 0.04166658f};
+  static constexpr const float* kFactors = kShort ? kNearest : kSeries;
 };
 template <>
 struct MathOf<double> {
@@ -114,7 +126,7 @@ struct MathOf<double> {
   static constexpr int kMantissa = 52, kBias = 1023;
   // The exponential series: the rest is below half a unit in the last place.
   static constexpr int kTerms = 13;
-  static constexpr double kSeries[kTerms] = {
+  static constexpr double kFactors[kTerms] = {
       1.,         1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,        1. / 5040,
       1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800.};
 };
@@ -136,10 +148,22 @@ FUSED_RNN_INLINE Vec<double> reciprocal(Vec<double> x) {  // two steps
 }
 #endif
 
+// 1 / x, to within 2^-14 in a short function.
+template <class T>
+FUSED_RNN_INLINE Vec<T> rough_reciprocal(Vec<T> x) {
+  return reciprocal(x);
+}
+#ifdef __AVX512F__
+FUSED_RNN_INLINE Vec<float> rough_reciprocal(Vec<float> x) {
+  return kShort ? Vec<float>((NativeOf<float>::Vector)_mm512_maskz_rcp14_ps(0xffff, (__m512)x.v)) : reciprocal(x);
+}
+#endif
+
 // e^x - 1 = 2^n (e^r - 1) + (2^n - 1) with n = round(x / ln 2), where e^r - 1 is a polynomial without a constant term:
 // so it is accurate near 0 too, where n = 0. x must lie within MathOf's range.
 template <class T>
 struct ExpParts {
+  Vec<T> n;
   Vec<T> power;  // 2^n
   Vec<T> rest;   // e^r - 1
 };
@@ -150,15 +174,31 @@ FUSED_RNN_INLINE ExpParts<T> exp_parts(Vec<T> x) {
   using V = Vec<T>;
   const V shifted = x * V(T(1.44269504088896340736)) + V(M::kRound);
   const V n = shifted - V(M::kRound);
-  const V r = (x - n * V(M::kLn2High)) - n * V(M::kLn2Low);
+  const V r = kShort ? x - n * V(M::kLn2High + M::kLn2Low) : (x - n * V(M::kLn2High)) - n * V(M::kLn2Low);
   // The low bits of `shifted` hold n; beside its bias they are the bits of 2^n.
   const typename V::Integers bits = (typename V::Integers)shifted.v;
   const typename V::Integers power = (bits + M::kBias) << M::kMantissa;
-  V p(M::kSeries[M::kTerms - 1]);
+  V p(M::kFactors[M::kTerms - 1]);
 #pragma GCC unroll 16
-  for (int k = M::kTerms - 2; k >= 0; --k) p = p * r + V(M::kSeries[k]);
-  return {V((typename V::Native)power), p * r};
+  for (int k = M::kTerms - 2; k >= 0; --k) p = p * r + V(M::kFactors[k]);
+  return {n, V((typename V::Native)power), p * r};
 }
+
+// e^x from its parts.
+template <class T>
+FUSED_RNN_INLINE Vec<T> whole(ExpParts<T> e) {
+  return e.power + e.power * e.rest;
+}
+#ifdef __AVX512F__  // one instruction scales by 2^n: no need to make that number
+FUSED_RNN_INLINE Vec<float> whole(ExpParts<float> e) {
+  const Vec<float> x = Vec<float>(1.f) + e.rest;
+  return Vec<float>((Vec<float>::Native)_mm512_maskz_scalef_ps(0xffff, (__m512)x.v, (__m512)e.n.v));
+}
+FUSED_RNN_INLINE Vec<double> whole(ExpParts<double> e) {
+  const Vec<double> x = Vec<double>(1.) + e.rest;
+  return Vec<double>((Vec<double>::Native)_mm512_maskz_scalef_pd(0xff, (__m512d)x.v, (__m512d)e.n.v));
+}
+#endif
 
 // NaN stays NaN.
 template <class T>
@@ -180,8 +220,7 @@ FUSED_RNN_INLINE Vec<double> clamp(Vec<double> x, double low, double high) {
 // Beyond the range of normal numbers it stays at the last of them.
 template <class T>
 FUSED_RNN_INLINE Vec<T> exp(Vec<T> x) {
-  const ExpParts<T> e = exp_parts(clamp(x, MathOf<T>::kLowest, MathOf<T>::kHighest));
-  return e.power + e.power * e.rest;
+  return whole(exp_parts(clamp(x, MathOf<T>::kLowest, MathOf<T>::kHighest)));
 }
 
 template <class T>
@@ -195,6 +234,11 @@ FUSED_RNN_INLINE Vec<T> sigmoid(Vec<T> x) {
 template <class T>
 FUSED_RNN_INLINE Vec<T> tanh(Vec<T> x) {
   using V = Vec<T>;
+  if constexpr (kShort) {  // the same with its sign
+    const ExpParts<T> e = exp_parts(clamp(x + x, T(-44), T(44)));
+    const V a = e.power * e.rest + (e.power - V(T(1)));
+    return clamp(a * rough_reciprocal(a + V(T(2))), T(-1), T(1));
+  }
   const V magnitude(x.v < 0 ? -x.v : x.v);
   const ExpParts<T> e = exp_parts(clamp(magnitude + magnitude, T(0), T(44)));
   const V a = e.power * e.rest + (e.power - V(T(1))), r = reciprocal(a + V(T(2)));
