@@ -40,6 +40,7 @@ Arguments::Arguments(Layer& layer, int64_t cell_id, bool bias, bool bidirectiona
     : cell(traits_of(cell_id)), checked(input), layer_(layer) {
   layer.cell = cell_id;
   layer.dtype = dtype_of(input);
+  layer.device = input.get_device_index();
   layer.directions = bidirectional ? 2 : 1;
   held_.reserve(weights.size() + 8);
   read_weight_layout(bias, weights);

@@ -146,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
 // come in torch's order for each direction. With weights of one more dimension, M members run side by side, each with
 // its own weights; input, lengths and reset_mask may then be shared or per member, everything else is per member.
 // fused_rnn/_ops.py documents every argument.
-STABLE_TORCH_LIBRARY(fused_rnn, m) {
+FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
   m.def(
       "layer_forward(int cell, bool bias, bool bidirectional, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, "
       "Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, bool save, bool cells) "

@@ -7,6 +7,12 @@
 #include <tuple>
 #include <vector>
 
+// The operators' namespace in torch.ops. The tests build them a second time, on emulated kernels, under another one.
+#ifndef FUSED_RNN_LIBRARY
+#define FUSED_RNN_LIBRARY fused_rnn
+#endif
+#define FUSED_RNN_DEFINE_OPERATORS(library, m) STABLE_TORCH_LIBRARY(library, m)
+
 namespace fused_rnn {
 
 using torch::stable::Tensor;

@@ -9,6 +9,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "cells/function.h"
+
 namespace fused_rnn {
 
 enum class Dtype : int { kFloat, kDouble, kBFloat16, kHalf };
@@ -40,6 +42,7 @@ struct WeightGradients {
 struct Layer {
   int64_t cell;
   Dtype dtype;
+  int32_t device;  // index of the device that all of this lies on
   int64_t members, directions, steps, batch, rows, input_size, hidden, output_size;  // M D T B N I H P
   int64_t saved_width;                                                               // R
 
@@ -90,19 +93,19 @@ struct Backward : Layer {
 // Free functions of internal linkage: this header too is compiled for several instruction sets (see cells/math.h).
 namespace {
 
-inline bool projected(const Layer& layer) { return layer.weights[0].hr != nullptr; }
+FUSED_RNN_FN bool projected(const Layer& layer) { return layer.weights[0].hr != nullptr; }
 
-inline int64_t row_of(const Layer& layer, int64_t t, int64_t b) {
+FUSED_RNN_FN int64_t row_of(const Layer& layer, int64_t t, int64_t b) {
   return (layer.offsets ? layer.offsets[t] : t * layer.batch) + b;
 }
 
-inline bool is_active(const Layer& layer, int64_t member, int64_t t, int64_t b) {
+FUSED_RNN_FN bool is_active(const Layer& layer, int64_t member, int64_t t, int64_t b) {
   return !layer.lengths || t < layer.lengths[member * layer.lengths_member_stride + b];
 }
 
 // Is row b's state zeroed before direction d computes step t? The cut before step s lies, for the reverse direction,
 // between computing s and computing s-1; a cut at or past the row's end is no cut.
-inline bool is_reset(const Layer& layer, int64_t member, int64_t d, int64_t t, int64_t b) {
+FUSED_RNN_FN bool is_reset(const Layer& layer, int64_t member, int64_t d, int64_t t, int64_t b) {
   const int64_t cut = d == 0 ? t : t + 1;
   return layer.reset && cut < layer.steps && is_active(layer, member, cut, b) &&
          layer.reset[member * layer.reset_member_stride + cut * layer.batch + b];

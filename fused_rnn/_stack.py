@@ -335,18 +335,14 @@ def check_device(device: torch.device) -> None:
         return
     if device.type != "cuda":
         raise NotImplementedError(
-            f"fused_rnn runs on cpu, not on {device.type}. Move the module and its input with .to('cpu'), or take "
-            f"torch.nn's layer (fused_rnn.restore) on {device.type}."
+            f"fused_rnn runs on cpu and cuda, not on {device.type}. Move the module and its input with .to('cpu'), or "
+            f"take torch.nn's layer (fused_rnn.restore) on {device.type}."
         )
     if not _library.cuda_archs():
         raise RuntimeError(
             "This fused_rnn was built without CUDA, but the input is a CUDA tensor. Rebuild it where nvcc is on the "
             "PATH: FUSED_RNN_CUDA=1 pip install --no-build-isolation --force-reinstall ."
         )
-    raise NotImplementedError(
-        "fused_rnn has no recurrent CUDA kernels yet. Move the module and its input with .to('cpu'), or take "
-        "torch.nn's layer (fused_rnn.restore) on cuda."
-    )
 
 
 def _check_sizes(options: _Options, rows: _Rows, states, weights, kinds: tuple[Wanted, ...]) -> None:

@@ -19,13 +19,19 @@ _CELLS = {cells.LSTMCell: "lstm", cells.GRUCell: "gru", cells.RNNCell: None}  # 
 
 _FROZEN = "The weights are frozen: packed once by fused_rnn.freeze, for calls without gradients"
 
+_STEPWISE = (
+    "CUDA tensors of every size and dtype run step by step: a matrix product of torch's for all directions together, "
+    "then one kernel for the rest of the step. This library has no other CUDA engine yet"
+)
+
 
 @dataclass(frozen=True)
 class Explanation:
     """What :func:`explain` found; ``str()`` of it is a sentence or two."""
 
     engine: str
-    """"fused" (this library's kernels), "none" (a call would raise), "torch.nn" or, for others' modules, "unknown"."""
+    """"fused" (this library's kernels on the CPU), "stepwise" (those on CUDA), "none" (a call would raise), "torch.nn"
+    or, for others' modules, "unknown"."""
     instruction_set: str | None
     reason: str
 
@@ -56,6 +62,8 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None) -> Explan
         return Explanation("none", None, str(error))
     if layer.input.device.type == "meta":
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
+    if layer.input.device.type == "cuda":
+        return Explanation("stepwise", None, _STEPWISE)
     cell, directions, hidden, width, _, _ = layer.sizes
     batch = int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.input.shape[-2]
     plan = _library.cpu_plan(

@@ -7,6 +7,10 @@ from fused_rnn import reference
 # The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough
 hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
+# For tests that are to fail: the first example that does is enough.
+hypothesis.settings.register_profile(
+    "no_shrinking", parent=hypothesis.settings.get_profile("default"), phases=[hypothesis.Phase.generate]
+)
 hypothesis.settings.load_profile("default")
 
 

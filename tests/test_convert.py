@@ -242,6 +242,18 @@ def test_explain_says_none_where_a_call_computes_nothing(kind, monkeypatch):
     assert "built without CUDA" in found.reason
 
 
+@every_kind
+def test_explain_names_the_cuda_engine(kind, monkeypatch):
+    monkeypatch.setattr(fused_rnn._library, "cuda_archs", lambda: ["90a"])
+    ours, _ = make_pair(kind)
+    with torch._subclasses.FakeTensorMode():
+        for name, parameter in list(ours.named_parameters()):
+            setattr(ours, name, torch.nn.Parameter(torch.empty(parameter.shape, device="cuda")))
+        found = fused_rnn.explain(ours, torch.empty(make_input(ours).shape, device="cuda"))
+    assert (found.engine, found.instruction_set) == ("stepwise", None)
+    assert "step by step" in found.reason
+
+
 def test_explain_asks_for_the_input():
     with pytest.raises(TypeError, match=r"explain needs the input that forward would get"):
         fused_rnn.explain(fused_rnn.GRU(3, 4))

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import emulating
 import pytest
 
 TESTS = Path(__file__).resolve().parent
@@ -88,10 +89,11 @@ def trees(tmp_path_factory):
     return folders
 
 
-def run_python(tree, *arguments):
+def run_python(tree, *arguments, **variables):
     """Python with ``tree`` first on its path, as ``-m`` and ``-c`` put the current folder there."""
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=tree, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    environment = ENVIRONMENT | variables
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_verify_sees_a_wrong_sign(trees):
@@ -128,5 +130,15 @@ def test_verify_passes_without_it(trees):
 def test_added_cells_agree_with_reference(trees):
     shutil.copy(TESTS / "cells/added_cells.py", trees["extended"])
     done = run_python(trees["extended"], "-m", "pytest", "-q", "added_cells.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d{2,} passed", done.stdout), done.stdout
+
+
+def test_added_cells_agree_on_the_stepwise_cuda_engine(trees, tmp_path):
+    """Which has no cell with parameters or without a recurrent matrix otherwise."""
+    shutil.copy(TESTS / "cells/added_cells.py", trees["extended"])
+    library = emulating.build(tmp_path, trees["extended"] / "csrc")
+    variables = {"FUSED_RNN_EMULATED": str(library), "PYTHONPATH": str(TESTS)}
+    done = run_python(trees["extended"], "-m", "pytest", "-q", "-p", "on_emulator", "added_cells.py", **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\d{2,} passed", done.stdout), done.stdout

@@ -303,8 +303,8 @@ def test_unsupported_dtype_is_named(kind):
     ("device", "exception", "message"),
     [
         ("cuda", RuntimeError, "built without CUDA.*FUSED_RNN_CUDA=1 pip install"),
-        ("mps", NotImplementedError, r"runs on cpu, not on mps.*\.to\('cpu'\)"),
-        ("xpu", NotImplementedError, "runs on cpu, not on xpu"),
+        ("mps", NotImplementedError, r"runs on cpu and cuda, not on mps.*\.to\('cpu'\)"),
+        ("xpu", NotImplementedError, "runs on cpu and cuda, not on xpu"),
     ],
 )
 def test_unsupported_device_is_named_with_a_way_out(monkeypatch, device, exception, message):

@@ -1,17 +1,64 @@
-// The only place that launches kernels, so that every launch is checked. For nvcc.
+// The only place that launches kernels, so that every launch is checked. For nvcc and the tests' emulator.
 #pragma once
-#include <cuda_runtime.h>
-
-#include <cstddef>
+#include "../fail.h"
+#include "device.h"
 
 namespace fused_rnn {
 
-// Returns null, or what CUDA says is wrong. stream is a cudaStream_t.
-template <class... Params, class... Args>
-const char* launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, void* stream, Args... args) {
-  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args...);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+struct Launch {
+  dim3 grid, block;
+  void* stream;  // a cudaStream_t
+  size_t shared_bytes = 0;
+  bool cooperative = false;  // all blocks are resident at the same time, or the launch fails
+  unsigned cluster = 1;      // blocks in a cluster, which the grid's x is a multiple of
+};
+
+#ifdef __CUDACC__
+
+inline void check_cuda(cudaError_t error, const char* doing) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // else the next one to ask would be told of this error
+  fail("fused_rnn: ", doing, ": ", cudaGetErrorString(error));
 }
+
+// Nothing happens for an empty grid, which CUDA would refuse.
+template <class... Params, class... Args>
+void launch(const Launch& how, void (*kernel)(Params...), const Args&... args) {
+  if (how.grid.x == 0 || how.grid.y == 0 || how.grid.z == 0) return;
+  constexpr size_t kAlwaysThere = 48 * 1024;
+  constexpr unsigned kPortableCluster = 8;
+  if (how.shared_bytes > kAlwaysThere)
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(how.shared_bytes)),
+               "asking for shared memory");
+  if (how.cluster > kPortableCluster)
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+               "asking for a large cluster");
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = how.grid;
+  config.blockDim = how.block;
+  config.dynamicSmemBytes = how.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(how.stream);
+  config.attrs = attributes;
+  if (how.cooperative) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+    attributes[config.numAttrs++].val.cooperative = 1;
+  }
+  if (how.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {how.cluster, 1, 1};
+  }
+  check_cuda(cudaLaunchKernelEx(&config, kernel, Params(args)...), "launching a kernel");
+}
+
+#else
+
+template <class... Params, class... Args>
+void launch(const Launch& how, void (*kernel)(Params...), const Args&... args) {
+  if (how.grid.x == 0 || how.grid.y == 0 || how.grid.z == 0) return;
+  emulator::run({how.grid, how.block, how.shared_bytes, how.cooperative, how.cluster}, [&] { kernel(args...); });
+}
+
+#endif
 
 }  // namespace fused_rnn

@@ -1,0 +1,254 @@
+// Everything that kernels need of the machine beyond CUDA C++ itself. Two bodies: for nvcc, and for the tests'
+// emulator, which runs the same kernels on a CPU and supplies CUDA's own names (threadIdx, __syncthreads, shuffles)
+// too.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#define FUSED_RNN_UNROLL _Pragma("unroll")
+#else
+#include "emulator.h"
+#define FUSED_RNN_UNROLL _Pragma("GCC unroll 1")
+#endif
+
+#define FUSED_RNN_DEVICE __device__ __forceinline__
+
+namespace fused_rnn {
+namespace {
+
+// Some 32-bit words that are loaded and stored by one instruction.
+template <int N>
+struct alignas(4 * N) Pack {
+  static_assert(N == 1 || N == 2 || N == 4);
+  uint32_t word[N];
+};
+
+#ifdef __CUDACC__
+
+// The dynamic shared memory of the block, aligned to 128 bytes.
+FUSED_RNN_DEVICE unsigned char* shared_memory() {
+  extern __shared__ __align__(128) unsigned char memory[];
+  return memory;
+}
+
+// ---- memory that other blocks read and write at the same time ------------------------------------------------------
+// Relaxed, at the scope of the GPU: served by L2, never by a stale line of L1. Each word by itself is never torn.
+
+FUSED_RNN_DEVICE void load_relaxed(Pack<1>& to, const void* from) {
+  asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(to.word[0]) : "l"(from) : "memory");
+}
+FUSED_RNN_DEVICE void load_relaxed(Pack<2>& to, const void* from) {
+  asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];"
+               : "=r"(to.word[0]), "=r"(to.word[1])
+               : "l"(from)
+               : "memory");
+}
+FUSED_RNN_DEVICE void load_relaxed(Pack<4>& to, const void* from) {
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3])
+               : "l"(from)
+               : "memory");
+}
+FUSED_RNN_DEVICE void store_relaxed(void* to, const Pack<1>& v) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(to), "r"(v.word[0]) : "memory");
+}
+FUSED_RNN_DEVICE void store_relaxed(void* to, const Pack<2>& v) {
+  asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]) : "memory");
+}
+FUSED_RNN_DEVICE void store_relaxed(void* to, const Pack<4>& v) {
+  asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]),
+               "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+}
+
+// Flags: what was written before a release is seen after an acquire that reads what it wrote.
+FUSED_RNN_DEVICE uint32_t load_acquire(const uint32_t* flag) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+  return value;
+}
+FUSED_RNN_DEVICE void store_release(uint32_t* flag, uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+FUSED_RNN_DEVICE void add_release(uint32_t* flag, uint32_t value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
+// Stands in every loop that polls, between two looks. Zero nanoseconds: look again at once.
+FUSED_RNN_DEVICE void keep_polling(unsigned nanoseconds = 0) {
+  if (nanoseconds > 0) __nanosleep(nanoseconds);
+}
+
+// ---- clusters: sm_90 and later -------------------------------------------------------------------------------------
+
+FUSED_RNN_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// An address in the shared memory of a block of the cluster.
+struct Remote {
+  uint32_t address;
+  FUSED_RNN_DEVICE Remote operator+(uint32_t bytes) const { return {address + bytes}; }
+};
+
+// Where the block of this rank has what this block has at `own`.
+FUSED_RNN_DEVICE Remote map_remote(const void* own, unsigned rank) {
+  Remote remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote.address) : "r"(shared_address(own)), "r"(rank));
+  return remote;
+}
+
+FUSED_RNN_DEVICE unsigned cluster_rank() {
+  unsigned rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// A barrier in two halves: every thread of the cluster calls both, in turn. What was written before arriving is seen
+// after waiting, shared memory of other blocks included.
+FUSED_RNN_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+FUSED_RNN_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+FUSED_RNN_DEVICE void store_remote(Remote to, const Pack<2>& v) {
+  asm volatile("st.shared::cluster.v2.b32 [%0], {%1, %2};" ::"r"(to.address), "r"(v.word[0]), "r"(v.word[1])
+               : "memory");
+}
+FUSED_RNN_DEVICE void store_remote(Remote to, const Pack<4>& v) {
+  asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to.address), "r"(v.word[0]), "r"(v.word[1]),
+               "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+}
+
+// An mbarrier is a word of shared memory. A phase of it is complete when so many threads have arrived and all bytes
+// announced with them have come; phases 0, 1, 2 ... have parities 0, 1, 0 ...
+
+FUSED_RNN_DEVICE void mbarrier_init(uint64_t* mbarrier, unsigned arrivals) {
+  asm volatile(
+      "mbarrier.init.shared::cta.b64 [%0], %1;\n\t"
+      "fence.mbarrier_init.release.cluster;" ::"r"(shared_address(mbarrier)),
+      "r"(arrivals)
+      : "memory");
+}
+FUSED_RNN_DEVICE void mbarrier_arrive_and_expect(uint64_t* mbarrier, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(mbarrier)),
+               "r"(bytes)
+               : "memory");
+}
+FUSED_RNN_DEVICE bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity) {
+  // Acquires at the scope of the block, which is the default: that of the cluster would invalidate L1 at every poll,
+  // and what is waited for lies in this block's shared memory.
+  uint32_t complete;
+  asm volatile(
+      "{\n\t.reg .pred p;\n\t"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+      "selp.u32 %0, 1, 0, p;\n\t}"
+      : "=r"(complete)
+      : "r"(shared_address(mbarrier)), "r"(parity)
+      : "memory");
+  return complete;
+}
+
+// Stores, and then counts the bytes at the mbarrier, which lies in the same block as what is written.
+FUSED_RNN_DEVICE void store_async(Remote to, Remote mbarrier, const Pack<2>& v) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to.address),
+      "r"(v.word[0]), "r"(v.word[1]), "r"(mbarrier.address)
+      : "memory");
+}
+FUSED_RNN_DEVICE void store_async(Remote to, Remote mbarrier, const Pack<4>& v) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   to.address),
+               "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]), "r"(mbarrier.address)
+               : "memory");
+}
+
+// ---- matrix products of a warp: d += a * b, with d in float --------------------------------------------------------
+// a is 16 x K, b is K x 8; which lane holds what is PTX's affair (mma.m16n8k*). Bits of two 16-bit numbers, or of a
+// float, in each word. sm_80 and later.
+
+FUSED_RNN_DEVICE void multiply_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+FUSED_RNN_DEVICE void multiply_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// K = 8, of floats of which the last 13 bits are ignored.
+FUSED_RNN_DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+#else  // the emulator
+
+using At = std::source_location;
+
+inline unsigned char* shared_memory() { return emulator::self().block->shared.begin(); }
+
+template <int N>
+void load_relaxed(Pack<N>& to, const void* from) {
+  to = emulator::load_words<Pack<N> >(from, __ATOMIC_RELAXED);
+}
+template <int N>
+void store_relaxed(void* to, const Pack<N>& value) {
+  emulator::store_words(to, value, __ATOMIC_RELAXED);
+}
+inline uint32_t load_acquire(const uint32_t* flag) { return emulator::load_words<uint32_t>(flag, __ATOMIC_ACQUIRE); }
+inline void store_release(uint32_t* flag, uint32_t value) { emulator::store_words(flag, value, __ATOMIC_RELEASE); }
+inline void add_release(uint32_t* flag, uint32_t value) {
+  __atomic_fetch_add(flag, value, __ATOMIC_ACQ_REL);
+  emulator::progress();
+}
+inline void keep_polling(unsigned = 0, const At& at = At::current()) { emulator::poll(at); }
+
+struct Remote {
+  emulator::RemoteAddress place;
+  Remote operator+(uint32_t bytes) const { return {{place.block, place.address + bytes}}; }
+};
+inline Remote map_remote(const void* own, unsigned rank) { return {emulator::map_remote(own, rank)}; }
+inline unsigned cluster_rank() { return emulator::self().rank; }
+inline void cluster_arrive(const At& at = At::current()) { emulator::cluster_arrive(at); }
+inline void cluster_wait(const At& at = At::current()) { emulator::cluster_wait(at); }
+template <int N>
+void store_remote(Remote to, const Pack<N>& value) {
+  emulator::store_words(emulator::reach(to.place, sizeof value), value, __ATOMIC_RELAXED);
+}
+
+inline void mbarrier_init(uint64_t* mbarrier, unsigned arrivals) { emulator::Mbarrier(mbarrier).init(arrivals); }
+inline void mbarrier_arrive_and_expect(uint64_t* mbarrier, unsigned bytes) {
+  emulator::Mbarrier(mbarrier).change(static_cast<int32_t>(bytes), 1);
+}
+inline bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity) {
+  return emulator::Mbarrier(mbarrier).is_complete(parity);
+}
+template <int N>
+void store_async(Remote to, Remote mbarrier, const Pack<N>& value) {
+  emulator::store_async(to.place, mbarrier.place, value);
+}
+
+inline void multiply_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              const At& at = At::current()) {
+  emulator::multiply_fragments<emulator::BFloat16Pair>(d, a, b, at);
+}
+inline void multiply_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const At& at = At::current()) {
+  emulator::multiply_fragments<emulator::HalfPair>(d, a, b, at);
+}
+inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const At& at = At::current()) {
+  emulator::multiply_fragments<emulator::Tf32>(d, a, b, at);
+}
+
+#endif
+
+FUSED_RNN_DEVICE void mbarrier_wait(uint64_t* mbarrier, unsigned parity) {
+  while (!mbarrier_is_complete(mbarrier, parity)) keep_polling();
+}
+
+}  // namespace
+}  // namespace fused_rnn

@@ -1,0 +1,97 @@
+// The kernels of the stepwise engine, as the loop over time sees them: what each does, and on which arrays. Nothing
+// here is CUDA's; streams are cudaStream_t. Shape letters are problem.h's, Q = M*D problems; S is the layer's dtype, T
+// the type of its arithmetic (float for 16-bit formats).
+#pragma once
+#include "../problem.h"
+
+namespace fused_rnn {
+
+// One step of the walk through time: each direction is at a time of its own. Lengths of packed input lie on the host,
+// so what a kernel must know of them stands here, and its Layer has neither lengths nor offsets.
+struct Step {
+  int64_t rows;                            // of the batch that any direction has in this step
+  int64_t time[kMaxDirections];            // t
+  int64_t first_row[kMaxDirections];       // row of (t, 0)
+  int64_t present[kMaxDirections];         // rows of the batch at t: B, fewer when packed
+  int64_t present_at_cut[kMaxDirections];  // likewise at the time whose reset_mask this step reads
+};
+
+struct ForwardArrays {
+  const void* x;  // [M, D, x_rows, G*H] T: W_ih x of some steps
+  int64_t x_rows;
+  int64_t x_first_row[kMaxDirections];  // the row that begins there
+  const void* r;                        // [Q, B, G*H] T: W_hh h
+  void* h;                              // [Q, B, P] S: before the step, then after it
+  void* c;                              // [Q, B, H] T
+  void* wide_h;                         // [Q, B, H] S: with a projection, h before it
+  const void* projected;                // [Q, B, P] T: and h after it
+};
+
+struct BackwardArrays {
+  const void* through_gates;   // [Q, B, P] T: dL/dh that came back through the gates of the step walked before
+  int64_t through_gates_rows;  // rows of the batch that it has
+  void* dh;                    // [Q, B, P] T: what reaches h otherwise
+  void* dc;                    // [Q, B, H] T
+  void* gates_x;               // [M, N, D, G*H] S: gradients of x, zeros for padding
+  void* gates_r;               // likewise of r; the same array where they are equal
+  void* step_gates;            // [Q, B, G*H] S: those of r in this step, zeros where nothing flows further back
+  void* outputs;               // [M, N, D, P] S: with a projection, dL/dh
+  void* step_outputs;          // [Q, B, P] S
+  const void* wide;            // [Q, B, H] T: and the gradient of h before it
+  void* wide_h;                // [M, N, D, H] S: and that h
+  void* params;                // [Q, B, kParams, H] T: gradients of the per-unit parameters, summed over the steps
+  void* whole[kMaxStates];     // [Q, B, P] and [Q, B, H] T: each state's whole gradient, for norms; null: not asked for
+};
+
+// The cell. Without a projection this is the whole step.
+void launch_forward_step(const Forward&, const Step&, const ForwardArrays&, void* stream);
+// With one: h as it was projected becomes the state and the output.
+void launch_forward_projection(const Forward&, const Step&, const ForwardArrays&, void* stream);
+
+// With a projection: the whole gradient of h, before launch_backward_step.
+void launch_backward_projection(const Backward&, const Step&, const BackwardArrays&, void* stream);
+void launch_backward_step(const Backward&, const Step&, const BackwardArrays&, void* stream);
+// After the last step: gradients of the initial states.
+void launch_backward_end(const Backward&, const BackwardArrays&, void* stream);
+// The norms of this step, from `whole`.
+void launch_norms(const Backward&, const Step&, const BackwardArrays&, void* stream);
+
+// A matrix of numbers in S or T.
+enum class Format { kStorage, kArithmetic };
+
+// to[i, j] = from[i, j], converted; zeros where `from` is null. Strides are from row to row.
+struct Copy {
+  int64_t rows, columns;
+  void* to;
+  Format to_format;
+  int64_t to_stride;
+  const void* from;
+  Format from_format;
+  int64_t from_stride;
+};
+void launch_copy(Dtype, const Copy&, void* stream);
+
+// The rows of a padded batch by weight groups, those past a row's end as zeros whatever lies there:
+// to[m, k, t * B/K + b, j] = from[m, t * B + k * B/K + b, j]
+struct Gather {
+  int64_t columns;
+  int64_t members;  // of the result
+  void* to;         // [members, K, T * B/K, columns] S
+  const void* from;
+  int64_t from_member_stride, from_row_stride;
+};
+void launch_gather(const Backward&, const Gather&, void* stream);
+
+// to[m, k, i, j] = the sum of piece i of group k's rows, cut into `pieces` even runs; row (o, b) of group k is
+// from[m, o, k * inner + b, j]. In the order of the rows, so that sums are the same every time.
+struct SumRows {
+  int64_t members, groups, pieces, outer, inner, columns;
+  void* to;  // [members, groups, pieces, columns]
+  Format to_format;
+  const void* from;
+  Format from_format;
+  int64_t from_member_stride, from_row_stride;
+};
+void launch_sum_rows(Dtype, const SumRows&, void* stream);
+
+}  // namespace fused_rnn
