@@ -9,7 +9,7 @@
 #pragma once
 #include <stdint.h>
 
-#include "cells/math.h"
+#include "cells/function.h"
 
 namespace fused_rnn {
 

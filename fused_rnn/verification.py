@@ -128,6 +128,8 @@ def verify(
     if unknown:
         raise ValueError(f"unknown cell {', '.join(sorted(unknown))}; known: {', '.join(CELLS)}")
     _stack.check_device(torch.device(device))
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("torch sees no GPU to verify on")
     checks = [
         (CELLS[name], dtype, case)
         for name in (CELLS if cells is None else cells)

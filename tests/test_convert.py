@@ -243,12 +243,12 @@ def test_explain_says_none_where_a_call_computes_nothing(kind, monkeypatch):
 
 
 @every_kind
-@pytest.mark.filterwarnings("ignore:PyTorch was compiled without cuDNN")
 def test_explain_names_the_cuda_engine(kind, monkeypatch):
     monkeypatch.setattr(fused_rnn._library, "cuda_archs", lambda: ["90a"])
-    our_class, _, options = KINDS[kind]
+    ours, _ = make_pair(kind)
     with torch._subclasses.FakeTensorMode():
-        ours = our_class(3, 4, device="cuda", **options)
+        for name, parameter in list(ours.named_parameters()):
+            setattr(ours, name, torch.nn.Parameter(torch.empty(parameter.shape, device="cuda")))
         found = fused_rnn.explain(ours, torch.empty(make_input(ours).shape, device="cuda"))
     assert (found.engine, found.instruction_set) == ("stepwise", None)
     assert "step by step" in found.reason

@@ -8,11 +8,7 @@
 #pragma once
 #include <math.h>
 
-#ifdef __CUDACC__
-#define FUSED_RNN_FN __host__ __device__ __forceinline__
-#else
-#define FUSED_RNN_FN inline __attribute__((always_inline))
-#endif
+#include "function.h"
 
 namespace fused_rnn {
 namespace {

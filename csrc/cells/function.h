@@ -1,0 +1,8 @@
+// What a function is declared as that runs on the host and in CUDA device code alike.
+#pragma once
+
+#ifdef __CUDACC__
+#define FUSED_RNN_FN __host__ __device__ __forceinline__
+#else
+#define FUSED_RNN_FN inline __attribute__((always_inline))
+#endif
