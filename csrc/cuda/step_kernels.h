@@ -94,4 +94,7 @@ struct SumRows {
 };
 void launch_sum_rows(Dtype, const SumRows&, void* stream);
 
+// Numbers of the host to memory of the GPU.
+void launch_store_numbers(int64_t* to, const int64_t* from, int64_t count, void* stream);
+
 }  // namespace fused_rnn

@@ -1,4 +1,6 @@
 // Every kernel of the stepwise engine that is compiled: by cell and dtype.
+#include <algorithm>
+
 #include "../dispatch.h"
 #include "matrices.cuh"
 #include "step_backward.cuh"
@@ -91,6 +93,14 @@ void launch_sum_rows(Dtype dtype, const SumRows& c, void* stream) {
     launch(one_thread_each(c.columns, c.pieces, c.members * c.groups, stream),
            sum_rows<typename decltype(to)::type, typename decltype(from)::type>, c);
   });
+}
+
+void launch_store_numbers(int64_t* to, const int64_t* from, int64_t count, void* stream) {
+  for (int64_t i = 0; i < count; i += Numbers::kMost) {
+    Numbers numbers = {std::min(Numbers::kMost, count - i), {}};
+    std::copy_n(from + i, numbers.count, numbers.number);
+    launch({dim3(1), dim3(Numbers::kMost), stream}, store_numbers, to + i, numbers);
+  }
 }
 
 }  // namespace fused_rnn
