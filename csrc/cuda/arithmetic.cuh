@@ -1,9 +1,9 @@
 // How a warp multiplies: rows of weights, which it holds for the whole sequence, times what its group of blocks
 // exchanges at every step.
 //
-// What is exchanged lies in slots [K/32][N][32]: for each 32 of K a chunk, in it a run of 32 numbers for each of N batch
-// columns. A lane reads 16 bytes at a time, all of one column. In which order K is summed is free as long as weights and
-// exchanged numbers agree, so nothing is ever rearranged.
+// What is exchanged lies in slots [K/32][N][32]: for each 32 of K a chunk, in it a run of 32 numbers for each of N
+// batch columns. A lane reads 16 bytes at a time, all of one column. In which order K is summed is free as long as
+// weights and exchanged numbers agree, so nothing is ever rearranged.
 //
 // An arithmetic has, for kTilesN times 8 columns:
 //   kWords   registers of a lane for a piece of weights, 16 rows x 32 of K
@@ -12,7 +12,8 @@
 //   hold(words, at)               makes a piece of at(row, k), row < 16, k < 32
 //   first_byte(), byte_of(l)      where in a chunk a lane's loads begin, and how much further load l is
 //   add(sums, words, l, loaded)   the products of load l
-//   finish(sums, tile, c)         sums of the columns of a tile: c[2 * i + j] is row g + 8i, column 2q + j (lane 4g + q)
+//   finish(sums, tile, c)         sums of the columns of a tile: c[2 * i + j] is row g + 8i, column 2q + j (lane 4g +
+//   q)
 #pragma once
 #include "storage.h"
 
@@ -109,28 +110,27 @@ struct Scalars {
 
   static FUSED_RNN_DEVICE void add(T* sums, const uint32_t* words, int load, const Pack<4>& loaded) {
     FUSED_RNN_UNROLL
-    for (int row = 0; row < 2; ++row)
-      FUSED_RNN_UNROLL
-      for (int i = 0; i < kPerLoad; ++i)
-        sums[2 * (load / kLoadsOfColumn) + row] +=
-            number(words, 8 * row + kPerLoad * (load % kLoadsOfColumn) + i) * number(loaded.word, i);
+    for (int row = 0; row < 2; ++row) FUSED_RNN_UNROLL
+    for (int i = 0; i < kPerLoad; ++i)
+      sums[2 * (load / kLoadsOfColumn) + row] +=
+          number(words, 8 * row + kPerLoad * (load % kLoadsOfColumn) + i) * number(loaded.word, i);
   }
   static FUSED_RNN_DEVICE void finish(const T* sums, int tile, T (&c)[4]) {
     const bool high = lane_of_warp() & 2, odd = lane_of_warp() & 1;
     T half[4][2];  // of columns 0..3 for the low two lanes, 4..7 for the high two
     FUSED_RNN_UNROLL
-    for (int n = 0; n < 4; ++n)
-      FUSED_RNN_UNROLL
-      for (int row = 0; row < 2; ++row) {
-        const T low4 = sums[(8 * tile + n) * 2 + row], high4 = sums[(8 * tile + n + 4) * 2 + row];
-        half[n][row] = (high ? high4 : low4) + __shfl_xor_sync(~0u, high ? low4 : high4, 2);
-      }
+    for (int n = 0; n < 4; ++n) FUSED_RNN_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      const T low4 = sums[(8 * tile + n) * 2 + row], high4 = sums[(8 * tile + n + 4) * 2 + row];
+      half[n][row] = (high ? high4 : low4) + __shfl_xor_sync(~0u, high ? low4 : high4, 2);
+    }
     FUSED_RNN_UNROLL
-    for (int n = 0; n < 2; ++n)
-      FUSED_RNN_UNROLL
-      for (int row = 0; row < 2; ++row)
-        c[2 * row + n] = (odd ? half[n + 2][row] : half[n][row]) +
-                         __shfl_xor_sync(~0u, odd ? half[n][row] : half[n + 2][row], 1);
+    for (int n = 0; n < 2; ++n) FUSED_RNN_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      // In variables of their own: a choice between elements of an array puts it into slow memory.
+      const T even_sum = half[n][row], odd_sum = half[n + 2][row];
+      c[2 * row + n] = (odd ? odd_sum : even_sum) + __shfl_xor_sync(~0u, odd ? even_sum : odd_sum, 1);
+    }
   }
 
  private:
@@ -168,19 +168,19 @@ FUSED_RNN_DEVICE Four<S> gather_four(S own) {
   Four<S> four;
   if constexpr (sizeof(S) == 2) {
     const uint32_t bits = own.bits;
-    const uint32_t other = __shfl_xor_sync(~0u, bits, 1), pair = lane_of_warp() & 1 ? other | bits << 16 : bits | other << 16;
+    const uint32_t other = __shfl_xor_sync(~0u, bits, 1),
+                   pair = lane_of_warp() & 1 ? other | bits << 16 : bits | other << 16;
     const uint32_t far = __shfl_xor_sync(~0u, pair, 2);
     four.pack[0].word[0] = lane_of_warp() & 2 ? far : pair;
     four.pack[0].word[1] = lane_of_warp() & 2 ? pair : far;
   } else {
     const Pack<kWordsOfNumber> bits = own == own ? bits_as<Pack<kWordsOfNumber>>(own) : quiet_nan<S>();
     FUSED_RNN_UNROLL
-    for (int i = 0; i < 4; ++i)
-      FUSED_RNN_UNROLL
-      for (int w = 0; w < kWordsOfNumber; ++w) {
-        const int word = i * kWordsOfNumber + w;
-        four.pack[word / 4].word[word % 4] = __shfl_sync(~0u, bits.word[w], (lane_of_warp() & ~3) + i);
-      }
+    for (int i = 0; i < 4; ++i) FUSED_RNN_UNROLL
+    for (int w = 0; w < kWordsOfNumber; ++w) {
+      const int word = i * kWordsOfNumber + w;
+      four.pack[word / 4].word[word % 4] = __shfl_sync(~0u, bits.word[w], (lane_of_warp() & ~3) + i);
+    }
   }
   return four;
 }

@@ -1,4 +1,5 @@
-// How the blocks of a group give each other, at every step, what the next one needs: a slot of numbers (arithmetic.cuh).
+// How the blocks of a group give each other, at every step, what the next one needs: a slot of numbers
+// (arithmetic.cuh).
 //
 //   publish(slot, byte, four)   all lanes of a warp call; `four` is the same in four neighbouring lanes
 //   arrive(slot)                after a thread's last publication of a slot

@@ -13,24 +13,13 @@
 #include <type_traits>
 
 #include "exchange.cuh"
+#include "plan.h"
 
 namespace fused_rnn {
 namespace {
 
-// How the work is cut, as the host chose it.
-struct Cut {
-  int units;          // of a block; a multiple of 4
-  int blocks;         // of a group
-  int columns;        // of a group; the last one of a problem may have fewer
-  int groups;         // of a problem
-  int first_group;    // that this launch begins with, of all problems'
-  int first_step, end_step;
-  unsigned char* ring;
-  uint32_t* flags;
-};
-
-// Warps: kWarpsM share out the rows of a block's weights, kWarpsK their columns. Each holds kTilesM times 16 rows, and of
-// K kHeld chunks in registers and kParked chunks in shared memory. kTilesN times 8 columns of the batch.
+// Warps: kWarpsM share out the rows of a block's weights, kWarpsK their columns. Each holds kTilesM times 16 rows, and
+// of K kHeld chunks in registers and kParked chunks in shared memory. kTilesN times 8 columns of the batch.
 template <int kM, int kK, int kOfM, int kHeldChunks, int kParkedChunks, int kOfN>
 struct Tiling {
   static constexpr int kWarpsM = kM, kWarpsK = kK, kTilesM = kOfM, kHeld = kHeldChunks, kParked = kParkedChunks,
@@ -50,7 +39,7 @@ struct Persistent {
   static constexpr int kWarps = Tiles::kWarpsM * kWarpsK, kThreads = 32 * kWarps;
   static constexpr int kColumns = 8 * kTilesN, kRows = 16 * kTilesM * Tiles::kWarpsM;  // of a block
   static constexpr int kDepth = kChunk * kWarpsK * kChunks;
-  static constexpr int kMostUnits = kRows / Walk::kRows / 4 * 4;
+  static constexpr int kMostUnits = most_units(kRows, Walk::kRows, kThreads, kColumns);
   static constexpr int kCells = (kMostUnits * kColumns + kThreads - 1) / kThreads;  // of a thread
 
   static constexpr unsigned kSlotBytes = kDepth * kColumns * sizeof(S);
@@ -94,9 +83,8 @@ struct Persistent {
     };
     uint32_t held[kHeld > 0 ? kHeld : 1][kTilesM][Products::kWords];
     FUSED_RNN_UNROLL
-    for (int chunk = 0; chunk < kHeld; ++chunk)
-      FUSED_RNN_UNROLL
-      for (int tile = 0; tile < kTilesM; ++tile) hold(held[chunk][tile], chunk, tile);
+    for (int chunk = 0; chunk < kHeld; ++chunk) FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) hold(held[chunk][tile], chunk, tile);
     const auto parked_at = [&](int chunk, int tile, int i) -> Pack<4>& {
       return parked[((chunk * kTilesM + tile) * (Products::kWords / 4) + i) * 32];
     };
@@ -147,7 +135,8 @@ struct Persistent {
       T* const partial = sums + slot % 2 * kSumCount;  // two buffers: one barrier in a step is enough
       multiply(link, link.begin_of(slot) + warp_k * kChunks * kChunk * kColumns * sizeof(S) + Products::first_byte(),
                held, parked_at, [&](int tile_m, int tile_n, const T(&c)[4]) {
-                 T* const to = partial + ((warp_k * kTilesN + tile_n) * kRows + (warp_m * kTilesM + tile_m) * 16 + lane / 4) * 8 +
+                 T* const to = partial +
+                               ((warp_k * kTilesN + tile_n) * kRows + (warp_m * kTilesM + tile_m) * 16 + lane / 4) * 8 +
                                lane % 4 * 2;
                  to[0] = c[0];
                  to[1] = c[1];
@@ -201,10 +190,9 @@ struct Persistent {
     for (int first = 0; first < kChunks; first += kStage) {
       Pack<4> loaded[kStage][Products::kLoads];
       FUSED_RNN_UNROLL
-      for (int i = 0; i < kStage; ++i)
-        FUSED_RNN_UNROLL
-        for (int l = 0; l < Products::kLoads; ++l)
-          if (first + i < kChunks) loaded[i][l] = link.load(from + (first + i) * kChunkBytes + Products::byte_of(l));
+      for (int i = 0; i < kStage; ++i) FUSED_RNN_UNROLL
+      for (int l = 0; l < Products::kLoads; ++l)
+        if (first + i < kChunks) loaded[i][l] = link.load(from + (first + i) * kChunkBytes + Products::byte_of(l));
       FUSED_RNN_UNROLL
       for (int i = 0; i < kStage; ++i) {
         const int chunk = first + i;
@@ -220,8 +208,7 @@ struct Persistent {
             for (int w = 0; w < Products::kWords; ++w) words[w] = held[chunk < kHeld ? chunk : 0][tile][w];
           } else {
             FUSED_RNN_UNROLL
-            for (int w = 0; w < Products::kWords; ++w)
-              words[w] = parked_at(chunk - kHeld, tile, w / 4).word[w % 4];
+            for (int w = 0; w < Products::kWords; ++w) words[w] = parked_at(chunk - kHeld, tile, w / 4).word[w % 4];
           }
           FUSED_RNN_UNROLL
           for (int l = 0; l < Products::kLoads; ++l) Products::add(sum[chunk % kSplit][tile], words, l, loaded[i][l]);
@@ -231,9 +218,8 @@ struct Persistent {
     FUSED_RNN_UNROLL
     for (int tile = 0; tile < kTilesM; ++tile) {
       FUSED_RNN_UNROLL
-      for (int split = 1; split < kSplit; ++split)
-        FUSED_RNN_UNROLL
-        for (int i = 0; i < Products::kSums; ++i) sum[0][tile][i] += sum[split][tile][i];
+      for (int split = 1; split < kSplit; ++split) FUSED_RNN_UNROLL
+      for (int i = 0; i < Products::kSums; ++i) sum[0][tile][i] += sum[split][tile][i];
       FUSED_RNN_UNROLL
       for (int n = 0; n < kTilesN; ++n) {
         T c[4];

@@ -18,4 +18,13 @@ int64_t ring_bytes(const Plan&, Dtype, int64_t steps);
 // So that a ring is not larger than some tens of megabytes.
 int64_t most_steps(const Plan&, Dtype);
 
+// The kernels of each dtype, for so many groups (persistent_launch.cuh).
+#define FUSED_RNN_DECLARE(name)                                                                                    \
+  void launch_##name(const Plan&, const Forward&, const ForwardArrays&, const Cut&, int64_t groups, void* stream); \
+  void launch_##name(const Plan&, const Backward&, const BackwardArrays&, const Cut&, int64_t groups, void* stream);
+FUSED_RNN_DECLARE(float)
+FUSED_RNN_DECLARE(half)
+FUSED_RNN_DECLARE(bfloat16)
+#undef FUSED_RNN_DECLARE
+
 }  // namespace fused_rnn

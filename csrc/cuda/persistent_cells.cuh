@@ -46,8 +46,7 @@ struct Coordinates {
   }
   FUSED_RNN_DEVICE bool is_cut(const Layer& layer, const Instant& now) const {
     const int64_t at_cut = d == 0 ? now.time : now.time + 1;
-    return layer.reset && at_cut < length &&
-           layer.reset[m * layer.reset_member_stride + at_cut * layer.batch + b];
+    return layer.reset && at_cut < length && layer.reset[m * layer.reset_member_stride + at_cut * layer.batch + b];
   }
 };
 

@@ -8,9 +8,10 @@
 namespace fused_rnn {
 namespace {
 
+// Until the persistent kernel has run on a GPU it has to be asked for.
 inline const char* engine_wanted() {
   const char* wanted = std::getenv("FUSED_RNN_CUDA_ENGINE");
-  return wanted ? wanted : "";
+  return wanted && *wanted ? wanted : "stepwise";
 }
 
 // What keeps a layer from the persistent kernel; null: nothing does.
@@ -46,9 +47,8 @@ class PersistentRuns {
 
  private:
   static Plan choose(const Args& args, Direction direction) {
-    const char* because = obstacle(args);
-    const Task task = {args.cell,  args.dtype,  direction,           args.members * args.directions,
-                       args.batch, args.hidden, because == nullptr, because ? because : ""};
+    const Task task = {args.cell,  args.dtype,  direction,     args.members * args.directions,
+                       args.batch, args.hidden, obstacle(args)};
     return select(task, gpu_of(args.device), engine_wanted());
   }
 

@@ -45,14 +45,17 @@ std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, co
   if (shape.blocks == Blocks::kCluster && gpu.capability < 90) return {};
   if (shape.format == Dtype::kHalf && gpu.capability < 80) return {};  // its tensor cores know no bfloat16
   if (shape.blocks != Blocks::kOne && gpu.capability < 70) return {};
-  const int64_t most_units = tiles.rows() / parts / 4 * 4;
-  if (most_units == 0) return {};
+  const int64_t most = most_units(tiles.rows(), static_cast<int>(parts), tiles.threads(), tiles.columns());
+  if (most == 0) return {};
   Plan plan;
   plan.shape = &shape;
-  plan.blocks = static_cast<int>(ceil_div(task.hidden, most_units));
-  plan.units = static_cast<int>(ceil_div(ceil_div(task.hidden, plan.blocks), 4) * 4);  // evenly
-  plan.blocks = static_cast<int>(ceil_div(task.hidden, plan.units));
-  if (plan.blocks > most_blocks(shape.blocks, gpu) || shown * plan.units * plan.blocks > tiles.depth()) return {};
+  // The fewest blocks, evenly filled; a few more where units that fill up to a multiple of 4 would not fit the depth.
+  for (plan.blocks = static_cast<int>(ceil_div(task.hidden, most));; ++plan.blocks) {
+    if (plan.blocks > most_blocks(shape.blocks, gpu)) return {};
+    plan.units = static_cast<int>(ceil_div(ceil_div(task.hidden, plan.blocks), 4) * 4);
+    if (ceil_div(task.hidden, plan.units) < plan.blocks) continue;
+    if (shown * plan.units * plan.blocks <= tiles.depth()) break;
+  }
   const int64_t all = gpu.multiprocessors / plan.blocks;  // groups that are resident together, one block each
   // As many groups as there is room for, so that each has few columns.
   const int64_t least = ceil_div(task.batch, tiles.columns());
@@ -72,18 +75,18 @@ double cost_of(const Plan& plan, const Task& task) {
 }  // namespace
 
 Plan select(const Task& task, const Gpu& gpu, const std::string& wanted) {
-  const bool any = wanted.empty() || wanted == "persistent";
+  const bool best_of_all = wanted == "best", any = best_of_all || wanted == "persistent";
   FUSED_RNN_CHECK(any || wanted == "stepwise" || std::find(kNames, kNames + 4, wanted) != kNames + 4,
-                  "fused_rnn: the engine must be stepwise, persistent, one, cluster, polling or flags, got '", wanted,
-                  "'");
+                  "fused_rnn: the engine must be stepwise, persistent, one, cluster, polling, flags or best, got '",
+                  wanted, "'");
   Plan stepwise;
   stepwise.why = "it was asked for";
   if (wanted == "stepwise") return stepwise;
 
   const CellTraits cell = traits_of(task.cell);
-  std::string because = task.because;
+  std::string because = task.obstacle ? task.obstacle : "there is nothing to compute again and again";
   std::optional<Plan> best;
-  if (task.persistent_can && cell.recurrent && task.batch > 0 && task.hidden > 0) {
+  if (!task.obstacle && cell.recurrent && task.batch > 0 && task.hidden > 0) {
     for (const Shape& shape : kShapes) {
       if (!any && wanted != kNames[static_cast<int>(shape.blocks)]) continue;
       const std::optional<Plan> plan = fit(shape, task, gpu, cell);
@@ -92,15 +95,15 @@ Plan select(const Task& task, const Gpu& gpu, const std::string& wanted) {
     because = "no shape of the persistent kernel fits this dtype and width";
   }
   if (!best) {
-    FUSED_RNN_CHECK(wanted.empty(), "fused_rnn: the engine '", wanted, "' was asked for, but ", because);
+    FUSED_RNN_CHECK(best_of_all, "fused_rnn: the engine '", wanted, "' was asked for, but ", because);
     stepwise.why = because;
     return stepwise;
   }
-  if (wanted.empty() && stepwise_cost(task, cell.gates) < cost_of(*best, task)) {
+  if (best_of_all && stepwise_cost(task, cell.gates) < cost_of(*best, task)) {
     stepwise.why = "so many rows keep matrix products busy";
     return stepwise;
   }
-  best->why = wanted.empty() ? "the weights stay on the chip for the whole sequence" : "it was asked for";
+  best->why = best_of_all ? "the weights stay on the chip for the whole sequence" : "it was asked for";
   return *best;
 }
 
