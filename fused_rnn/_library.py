@@ -53,7 +53,7 @@ def _load() -> ctypes.CDLL:
 def _declare_cuda_plan(library: ctypes.CDLL) -> None:
     library.fused_rnn_cuda_plan.restype = ctypes.c_int64
     library.fused_rnn_cuda_plan.argtypes = [
-        *[ctypes.c_int64] * 10,
+        *[ctypes.c_int64] * 11,
         ctypes.c_char_p,
         ctypes.POINTER(ctypes.c_int64),
         ctypes.c_char_p,
@@ -163,12 +163,13 @@ def cuda_plan(
     problems: int = 1,
     batch: int = 1,
     hidden: int = 1,
+    projected: bool = False,
     wanted: str = "best",
     library: ctypes.CDLL = _library,
 ) -> CudaPlan:
     """``wanted``: an engine, as FUSED_RNN_CUDA_ENGINE names them; raises when it cannot be had."""
     numbers, reason = (ctypes.c_int64 * 7)(), ctypes.create_string_buffer(256)
-    sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden)
+    sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, projected)
     if library.fused_rnn_cuda_plan(*sizes, *gpu, wanted.encode(), numbers, reason, len(reason)):
         raise RuntimeError(reason.value.decode())
     kind = None if numbers[0] < 0 else ("one", "cluster", "polling", "flags")[numbers[0]]

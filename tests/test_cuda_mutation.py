@@ -16,6 +16,8 @@ TESTS = Path(__file__).resolve().parent
 STEPWISE = ("test_stepwise.py", "operators_equal")
 PERSISTENT = {kind: ("test_persistent.py", f"lstm-dtype{i}-{kind}") for i, kind in enumerate(KINDS)}  # in float32
 
+AHEAD = {kind: ("test_persistent.py", f"run_ahead and {kind}") for kind in KINDS}
+
 # name: (file, what stands there, what is put in its place, the source to compile again, the tests that see it)
 FAULTS = {
     "a reset forgets the memory": (
@@ -66,12 +68,12 @@ FAULTS = {
         "sums + slot % 2 * kSumCount;",
         "sums;",
         "persistent_float.cu",
-        PERSISTENT["polling"],
+        AHEAD["polling"],
     ),
-    "one unit too many": (
-        "persistent.cuh",
-        "first_unit + unit_of(cell) < hidden &&",
-        "first_unit + unit_of(cell) <= hidden &&",
+    "padding is cleared one step late": (
+        "persistent_cells.cuh",
+        "now.exists && now.time >= length &&",
+        "now.exists && now.time > length &&",
         "persistent_float.cu",
         PERSISTENT["one"],
     ),
@@ -80,7 +82,7 @@ FAULTS = {
         "    __syncthreads();\n    if (threadIdx.x == 0) store_release",
         "    if (threadIdx.x == 0) store_release",
         "persistent_float.cu",
-        PERSISTENT["flags"],
+        AHEAD["flags"],
     ),
     "a block looks before all flags are up": (
         "exchange.cuh",
@@ -105,8 +107,8 @@ FAULTS = {
     ),
     "what is not there yet is taken for a number": (
         "exchange.cuh",
-        "loaded.word[3] == ~0u)",
-        "false)",
+        "while (loaded.word[0] == ~0u || loaded.word[1] == ~0u || loaded.word[2] == ~0u || loaded.word[3] == ~0u)",
+        "while (false)",
         "persistent_float.cu",
         PERSISTENT["polling"],
     ),

@@ -85,3 +85,14 @@ def test_same_bits_in_every_order(emulator, monkeypatch, dtype, kind):  # noqa: 
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_warps_that_run_ahead(emulator, monkeypatch, kind):  # noqa: F811
+    """Wide enough that warps of a block wait for different blocks, and several of them have cells."""
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
+    problem = problem_of(CELLS["rnn_tanh"], Case("wide", steps=5, batch=3, input_size=2, hidden=128), torch.float32)
+    expected = outputs_and_gradients(problem, reference, torch.float64)
+    for schedule in range(15):
+        emulator.emulator_schedule(schedule)
+        assert_near(outputs_and_gradients(problem, functional, torch.float32), expected, torch.float32)

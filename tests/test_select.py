@@ -1,6 +1,7 @@
 """Which kernel the CUDA engine takes: asked about GPUs that are not there, through the emulated build."""
 
 import itertools
+from functools import partial
 
 import emulating
 import pytest
@@ -9,6 +10,8 @@ import torch
 from fused_rnn import _library
 from fused_rnn._cells import CELLS
 from fused_rnn._library import Gpu, cuda_plan
+from fused_rnn._ops import Layer
+from fused_rnn.diagnostics import explain_cuda
 
 KB = 1024
 GPUS = {  # by architecture: one of each kind that is sold
@@ -31,10 +34,10 @@ def plan():
     library = emulating.load()
     _library._declare_cuda_plan(library)
 
-    def ask(name, dtype, gpu=HOPPER, **sizes):
+    def ask(name, dtype, gpu=HOPPER, library=library, **sizes):
         return cuda_plan(CELLS[name].id, dtype, gpu, library=library, **sizes)
 
-    return ask
+    return partial(ask, library=library)
 
 
 @pytest.mark.parametrize("capability", GPUS)
@@ -105,3 +108,22 @@ def test_many_rows_share_out_the_gpu(plan):
     few, many, most = (plan("lstm", torch.bfloat16, hidden=256, batch=b) for b in (16, 64, 128))
     assert (few.groups, many.groups, most.groups) == (2, 8, 16)
     assert {few.columns, many.columns, most.columns} == {8}
+
+
+def test_explanations(plan):
+    weights = tuple(torch.empty(4 * 512, 512, dtype=torch.bfloat16) for _ in range(2))
+    layer = Layer(CELLS["lstm"].id, False, False, torch.empty(9, 16, 512, dtype=torch.bfloat16), *[None] * 5, weights)
+    library = plan.keywords["library"]
+
+    def text(wanted, layer=layer, gpu=HOPPER):
+        return str(explain_cuda(layer, gpu, wanted, library=library))
+
+    found = text("persistent")
+    assert found.startswith(
+        "persistent: forward in one launch, as it was asked for: the weights in a cluster of 16 blocks"
+    )
+    assert "32 units each, 2 groups of 8 batch rows for each direction; backward in one launch" in found
+    assert text("stepwise").startswith("stepwise: forward step by step, as it was asked for: a matrix product")
+    assert text("cluster", gpu=GPUS[80]).startswith("none: fused_rnn: the engine 'cluster' was asked for, but no shape")
+    projected = layer._replace(weights=(torch.empty(2048, 512), torch.empty(2048, 256), torch.empty(256, 512)))
+    assert "a projection has a product of its own" in text("best", projected)

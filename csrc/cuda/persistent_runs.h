@@ -16,7 +16,7 @@ inline const char* engine_wanted() {
 
 // What keeps a layer from the persistent kernel; null: nothing does.
 inline const char* obstacle(const Layer& layer) {
-  if (projected(layer)) return "a projection has a product of its own in every step";
+  if (projected(layer)) return kProjectionObstacle;
   if (layer.rows > INT32_MAX) return "the sequence has more than 2^31 rows";
   return nullptr;
 }

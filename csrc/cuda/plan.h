@@ -111,6 +111,8 @@ struct Task {
   const char* obstacle;  // what is asked for that only the stepwise engine does; null: nothing
 };
 
+constexpr const char* kProjectionObstacle = "a projection has a product of its own in every step";
+
 // `wanted`: stepwise, persistent, or the persistent kernel with one, cluster, polling or flags; best: whichever is
 // estimated to be fastest. Throws when it cannot be had.
 Plan select(const Task& task, const Gpu& gpu, const std::string& wanted);

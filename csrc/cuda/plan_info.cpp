@@ -11,8 +11,8 @@ using namespace fused_rnn;
 // then the shape's number; `reason` says why. Returns 0; 1 when `wanted` cannot be had, and `reason` says why not.
 extern "C" __attribute__((visibility("default"))) int64_t
 fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_t backward, int64_t problems, int64_t batch, int64_t hidden,
-                    int64_t capability, int64_t multiprocessors, int64_t shared_bytes, int64_t most_cluster_blocks,
-                    const char* wanted, int64_t* plan, char* reason, int64_t reason_size) {
+                    int64_t has_projection, int64_t capability, int64_t multiprocessors, int64_t shared_bytes,
+                    int64_t most_cluster_blocks, const char* wanted, int64_t* plan, char* reason, int64_t reason_size) {
   try {
     const Task task = {cell,
                        static_cast<Dtype>(dtype),
@@ -20,7 +20,7 @@ fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_t backward, int64_t probl
                        problems,
                        batch,
                        hidden,
-                       nullptr};
+                       has_projection ? kProjectionObstacle : nullptr};
     const Gpu gpu = {static_cast<int>(capability), static_cast<int>(multiprocessors), shared_bytes,
                      static_cast<int>(most_cluster_blocks)};
     const Plan found = select(task, gpu, wanted);
