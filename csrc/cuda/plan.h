@@ -59,8 +59,8 @@ struct Tiles {
   X(19, kFloat, kBackward, kOne, 4, 2, 1, 4, 0, 1)     \
   X(20, kFloat, kBackward, kCluster, 1, 8, 1, 2, 0, 1) \
   X(21, kFloat, kBackward, kCluster, 1, 8, 1, 4, 0, 1) \
-  X(22, kFloat, kBackward, kPolling, 1, 8, 1, 4, 4, 1) \
-  X(23, kFloat, kBackward, kFlags, 1, 8, 1, 4, 4, 1)
+  X(22, kFloat, kBackward, kPolling, 1, 8, 1, 2, 0, 1) \
+  X(23, kFloat, kBackward, kFlags, 1, 8, 1, 3, 0, 1)
 
 // Units that a block may have: as many as its rows of weights allow, and two cells for a thread at most, as their state
 // is in registers.
