@@ -131,11 +131,11 @@ def ninja_file(torch, nvcc=None, archs=()):
     if nvcc:
         commands["nvcc"] = f"{shlex.quote(nvcc)} {nvcc_flags(archs)}"
     text = f"builddir = {BUILD}\n"
+    # What ptxas says of every kernel is kept, for scripts/cuda_check.py; the rest is for whoever builds.
+    report = {"nvcc": ' 2> $out.log; code=$$?; grep -vE "^ptxas info|bytes stack frame" $out.log; exit $$code'}
     for rule, command in commands.items():
-        # What ptxas says of every kernel is kept, for scripts/cuda_check.py; the rest is for whoever builds.
-        report = ' 2> $out.log; code=$$?; grep -vE "^ptxas info|bytes stack frame" $out.log; exit $$code'
         text += (
-            f"rule {rule}\n  command = {command} $flags -MD -MF $out.d -c $in -o $out{report if rule == 'nvcc' else ''}\n"
+            f"rule {rule}\n  command = {command} $flags -MD -MF $out.d -c $in -o $out{report.get(rule, '')}\n"
             f"  depfile = $out.d\n  deps = gcc\n  description = {rule} $out\n"
         )
     linker = f"{shlex.quote(nvcc)} -cudart static" if nvcc else cxx
