@@ -49,7 +49,7 @@ def check(source, nvcc, flags):
 def main():
     setup = runpy.run_path(str(ROOT / "setup.py"))
     nvcc = setup["find_nvcc"]() or sys.exit("cuda_check: there is no nvcc")
-    found = [*(ROOT / "csrc").rglob("*.cu"), *(ROOT / "scripts").glob("*.cu")]
+    found = [*(ROOT / "csrc").rglob("*.cu"), *(ROOT / "benchmarks").rglob("*.cu")]
     sources = sys.argv[1:] or sorted(str(path.relative_to(ROOT)) for path in found)
     bad = sum(check(source, nvcc, setup["nvcc_flags"](["90a"])) for source in sources)
     if bad:
