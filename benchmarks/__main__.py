@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from .results import FOLDER
-from .suites import EFFORTS, HUNG, SUITES
+from .suites import EFFORTS, LOST, SUITES
 from .threads import confine, cores
 
 DEFAULT_SUITES = ["cpu", "features"]
@@ -67,7 +67,7 @@ def run_gpu(options: argparse.Namespace) -> int:
         left = end - time.monotonic()
         command = [sys.executable, "-m", "benchmarks", *arguments, "--worker", "--seconds", str(left)]
         code = subprocess.run(command, check=False).returncode
-        if code != HUNG or end - time.monotonic() < 1:
+        if code != LOST or end - time.monotonic() < 1:
             return code
         arguments = [*sys.argv[1:], "--resume"]
 

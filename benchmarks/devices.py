@@ -38,6 +38,14 @@ class Gpu:
     def wait(self) -> None:
         torch.cuda.synchronize()
 
+    def is_lost(self) -> bool:
+        """After some errors of a kernel, everything fails for the rest of the process."""
+        try:
+            self.wait()
+        except RuntimeError:
+            return True
+        return False
+
     def facts(self) -> dict[str, str]:
         properties = torch.cuda.get_device_properties(0)
         return {

@@ -1,8 +1,8 @@
 """Measures the gpu suite beside torch.nn, which runs cuDNN there.
 
 Time on such a machine is dear and kernels that are new may hang, so: there is a time limit; the file of results is
-written while they come; a line that fails is noted and does not stop the others; and a process whose line hangs ends
-itself, with HUNG, for another one to go on after that line.
+written while they come; a line that fails is noted and does not stop the others; and a process whose line hangs, or
+leaves a GPU that answers with errors only, ends itself with LOST, for another one to go on after that line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .devices import Gpu, precision
 from .problem import LARGEST_DIFFERENCE_TF32, build, check
 from .results import Line, Results
 from .run import asked, commit, machine_facts
-from .suites import HUNG, SUITES, Effort, Work
+from .suites import LOST, SUITES, Effort, Work
 from .timing import time_interleaved
 
 LINE_SECONDS = 30  # a line that takes longer hangs; the slowest should take 2
@@ -61,6 +61,8 @@ def measure(device: Gpu, effort: Effort, seconds: float, only: list[str], folder
             with _ends_the_process(results, folder, work):
                 line = _line_or_failure(device, work, effort, results)
             print(gpu_table.row(line) if line else f"FAILED {work}: {results.failures[-1]['why']}", flush=True)
+            if line is None and device.is_lost():
+                sys.exit(LOST)
             save()
     finally:
         results.save(folder)  # at once: asking for the state takes a while
@@ -104,7 +106,7 @@ def _ends_the_process(results: Results, folder: Path, work: Work):
         results.failures.append({"work": str(work), "why": f"took more than {LINE_SECONDS} s"})
         results.save(folder)
         print(f"FAILED {work}: hangs", flush=True)
-        os._exit(HUNG)
+        os._exit(LOST)
 
     timer = threading.Timer(LINE_SECONDS, expire)
     timer.daemon = True

@@ -140,7 +140,7 @@ SUITES = {
 }
 
 
-HUNG = 75  # exit status of a process that ends itself because a line of the gpu suite hangs
+LOST = 75  # exit status of a process of the gpu suite that ends itself, since it can no longer use the GPU
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from benchmarks import devices, run_gpu
 from benchmarks.__main__ import main as benchmarks_main
 from benchmarks.results import Results
-from benchmarks.suites import GPU_BATCH, GPU_HIDDEN, HUNG, SUITES
+from benchmarks.suites import GPU_BATCH, GPU_HIDDEN, LOST, SUITES
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -175,8 +175,8 @@ def test_precision_is_set_and_put_back():
     assert [backend.allow_tf32 for backend in backends] == before
 
 
-def measure(folder, resume=False, seconds=60):
-    device = devices.StandIn()
+def measure(folder, resume=False, seconds=60, device=None):
+    device = device or devices.StandIn()
     before = signal.getsignal(signal.SIGTERM)
     try:
         return run_gpu.measure(device, device.effort, seconds, ["LSTM", "inference"], folder, resume)
@@ -202,6 +202,18 @@ def test_line_that_fails_stops_no_others(tmp_path, monkeypatch):
     assert saved(tmp_path).failures == results.failures
 
 
+def test_another_process_goes_on_when_the_gpu_is_lost(tmp_path):
+    class Lost(devices.StandIn):
+        def wait(self):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(SystemExit, match=str(LOST)):
+        measure(tmp_path, device=Lost())
+    (failure,) = saved(tmp_path).failures
+    assert failure["why"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert len(measure(tmp_path, resume=True).lines) == 5
+
+
 def test_run_that_is_cut_leaves_its_lines(tmp_path, monkeypatch):
     right, measured = run_gpu.measure_line, []
 
@@ -224,12 +236,12 @@ def test_no_line_begins_after_the_time(tmp_path):
     assert measure(tmp_path, seconds=0).lines == saved(tmp_path).lines == []
 
 
-def test_another_process_goes_on_after_a_hang(monkeypatch):
+def test_another_process_goes_on(monkeypatch):
     commands = []
 
     def run(command, check):
         commands.append(command)
-        return subprocess.CompletedProcess(command, HUNG if len(commands) < 3 else 0)
+        return subprocess.CompletedProcess(command, LOST if len(commands) < 3 else 0)
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", "--seconds", "50", "--out", "here"])
@@ -253,7 +265,7 @@ run_gpu.measure_line, run_gpu.LINE_SECONDS = hang_at_float32, 2
 run_gpu.measure(device, device.effort, 60, ["LSTM", "inference"], Path({str(tmp_path)!r}), False)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == HUNG, done.stderr
+    assert done.returncode == LOST, done.stderr
     assert [failure["why"] for failure in saved(tmp_path).failures] == ["took more than 2 s"]
     results = measure(tmp_path, resume=True)
     assert len(results.lines) == 5
