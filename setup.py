@@ -106,7 +106,7 @@ def nvcc_flags(archs):
     portable = [arch for arch in archs if arch.isdigit()]
     if portable:  # PTX too, for GPUs newer than any in the list
         flags.append("-gencode arch=compute_{0},code=compute_{0}".format(portable[-1]))
-    return " ".join(["-std=c++20 -O3 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra", *flags])
+    return " ".join(["-std=c++20 -O3 -Icsrc -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra", *flags])
 
 
 def compile_steps(with_cuda):
@@ -132,8 +132,10 @@ def ninja_file(torch, nvcc=None, archs=()):
         commands["nvcc"] = f"{shlex.quote(nvcc)} {nvcc_flags(archs)}"
     text = f"builddir = {BUILD}\n"
     for rule, command in commands.items():
+        # What ptxas says of every kernel is kept, for scripts/cuda_check.py; the rest is for whoever builds.
+        report = ' 2> $out.log; code=$$?; grep -vE "^ptxas info|bytes stack frame" $out.log; exit $$code'
         text += (
-            f"rule {rule}\n  command = {command} $flags -MD -MF $out.d -c $in -o $out\n"
+            f"rule {rule}\n  command = {command} $flags -MD -MF $out.d -c $in -o $out{report if rule == 'nvcc' else ''}\n"
             f"  depfile = $out.d\n  deps = gcc\n  description = {rule} $out\n"
         )
     linker = f"{shlex.quote(nvcc)} -cudart static" if nvcc else cxx

@@ -45,7 +45,20 @@ def _load() -> ctypes.CDLL:
         ctypes.c_char_p,
         ctypes.c_int64,
     ]
+    if library.fused_rnn_cuda_archs():
+        _declare_cuda_plan(library)
     return library
+
+
+def _declare_cuda_plan(library: ctypes.CDLL) -> None:
+    library.fused_rnn_cuda_plan.restype = ctypes.c_int64
+    library.fused_rnn_cuda_plan.argtypes = [
+        *[ctypes.c_int64] * 11,
+        ctypes.c_char_p,
+        ctypes.POINTER(ctypes.c_int64),
+        ctypes.c_char_p,
+        ctypes.c_int64,
+    ]
 
 
 _library = _load()
@@ -110,3 +123,54 @@ def cpu_plan(
     if isa is None:
         raise RuntimeError(error.value.decode())
     return CpuPlan(isa.decode(), *plan[:3], bool(plan[3]))
+
+
+class Gpu(NamedTuple):
+    """What a plan depends on; csrc/cuda/plan.h has the same."""
+
+    capability: int
+    """90: sm_90."""
+    multiprocessors: int
+    shared_bytes: int
+    most_cluster_blocks: int
+
+
+class CudaPlan(NamedTuple):
+    """What the CUDA engine chooses for one pass of a layer; the engine calls the same code."""
+
+    blocks_kind: str | None
+    """How the blocks that hold one copy of the weights exchange h: one, cluster, polling, flags; None: stepwise."""
+    units: int
+    """Hidden units of a block."""
+    blocks: int
+    """Of a group, which holds one copy of the weights."""
+    columns: int
+    """Batch rows that a group serves."""
+    groups: int
+    """That share out the batch of each problem: a direction, or a member of an ensemble."""
+    groups_at_once: int
+    shape: int
+    """Of the kernel, its number in csrc/cuda/plan.h."""
+    reason: str
+
+
+def cuda_plan(
+    cell_id: int,
+    dtype: torch.dtype,
+    gpu: Gpu,
+    *,
+    backward: bool = False,
+    problems: int = 1,
+    batch: int = 1,
+    hidden: int = 1,
+    projected: bool = False,
+    wanted: str = "best",
+    library: ctypes.CDLL = _library,
+) -> CudaPlan:
+    """``wanted``: an engine, as FUSED_RNN_CUDA_ENGINE names them; raises when it cannot be had."""
+    numbers, reason = (ctypes.c_int64 * 7)(), ctypes.create_string_buffer(256)
+    sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, projected)
+    if library.fused_rnn_cuda_plan(*sizes, *gpu, wanted.encode(), numbers, reason, len(reason)):
+        raise RuntimeError(reason.value.decode())
+    kind = None if numbers[0] < 0 else ("one", "cluster", "polling", "flags")[numbers[0]]
+    return CudaPlan(kind, *numbers[1:], reason.value.decode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 from dataclasses import dataclass
 
@@ -20,9 +22,15 @@ _CELLS = {cells.LSTMCell: "lstm", cells.GRUCell: "gru", cells.RNNCell: None}  # 
 _FROZEN = "The weights are frozen: packed once by fused_rnn.freeze, for calls without gradients"
 
 _STEPWISE = (
-    "CUDA tensors of every size and dtype run step by step: a matrix product of torch's for all directions together, "
-    "then one kernel for the rest of the step. This library has no other CUDA engine yet"
+    "a matrix product of torch's for all directions together, then one kernel for the rest of the step, for every size "
+    "and dtype"
 )
+_EXCHANGES = {
+    "one": "in one block",
+    "cluster": "in a cluster of {0.blocks} blocks, through shared memory",
+    "polling": "in {0.blocks} blocks, through the second-level cache",
+    "flags": "in {0.blocks} blocks, through the second-level cache and a flag for each",
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,8 @@ class Explanation:
     """What :func:`explain` found; ``str()`` of it is a sentence or two."""
 
     engine: str
-    """"fused" (this library's kernels on the CPU), "stepwise" (those on CUDA), "none" (a call would raise), "torch.nn"
-    or, for others' modules, "unknown"."""
+    """"fused" (this library's kernels on the CPU), "stepwise" and "persistent" (those on CUDA), "none" (a call would
+    raise), "torch.nn" or, for others' modules, "unknown"."""
     instruction_set: str | None
     reason: str
 
@@ -63,7 +71,7 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None) -> Explan
     if layer.input.device.type == "meta":
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
     if layer.input.device.type == "cuda":
-        return Explanation("stepwise", None, _STEPWISE)
+        return _on_cuda(layer)
     cell, directions, hidden, width, _, _ = layer.sizes
     batch = int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.input.shape[-2]
     plan = _library.cpu_plan(
@@ -87,6 +95,49 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None) -> Explan
         + (
             _FROZEN if getattr(module, "_frozen", None) else "A gradient of the gradient is recomputed in plain PyTorch"
         ),
+    )
+
+
+def _on_cuda(layer: Layer) -> Explanation:
+    properties = torch.cuda.get_device_properties(layer.input.device)
+    capability = 10 * properties.major + properties.minor
+    gpu = _library.Gpu(
+        capability,
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin,
+        16 if capability in (90, 100) else 8,
+    )
+    return explain_cuda(layer, gpu, os.environ.get("FUSED_RNN_CUDA_ENGINE") or "stepwise")
+
+
+def explain_cuda(layer: Layer, gpu: _library.Gpu, wanted: str, **options) -> Explanation:
+    """The plan of a layer's forward pass on this GPU, and its backward pass where that differs."""
+    cell, directions, hidden, width, members, _ = layer.sizes
+    sizes = {
+        "problems": directions * math.prod(members),
+        "batch": int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.input.shape[-2],
+        "hidden": hidden,
+        "projected": width != hidden,
+        "wanted": wanted,
+        **options,
+    }
+    try:
+        forward, backward = (
+            _library.cuda_plan(cell.id, layer.input.dtype, gpu, backward=back, **sizes) for back in (False, True)
+        )
+    except RuntimeError as error:
+        return Explanation("none", None, str(error))
+    engine = "persistent" if forward.blocks_kind else "stepwise"
+    return Explanation(engine, None, f"forward {_describe(forward)}; backward {_describe(backward)}")
+
+
+def _describe(plan: _library.CudaPlan) -> str:
+    if plan.blocks_kind is None:
+        return f"step by step, as {plan.reason}: {_STEPWISE}"
+    place = _EXCHANGES[plan.blocks_kind].format(plan)
+    return (
+        f"in one launch, as {plan.reason}: the weights {place}, {_count(plan.units, 'unit')} each, "
+        f"{_count(plan.groups, 'group')} of {_count(plan.columns, 'batch row')} for each direction"
     )
 
 

@@ -1,5 +1,7 @@
 // The only place that launches kernels, so that every launch is checked. For nvcc and the tests' emulator.
 #pragma once
+#include <cstring>
+
 #include "../fail.h"
 #include "device.h"
 
@@ -51,7 +53,14 @@ void launch(const Launch& how, void (*kernel)(Params...), const Args&... args) {
   check_cuda(cudaLaunchKernelEx(&config, kernel, Params(args)...), "launching a kernel");
 }
 
+// Capturable, and in order with the stream's kernels.
+inline void fill_bytes(void* to, int value, size_t bytes, void* stream) {
+  check_cuda(cudaMemsetAsync(to, value, bytes, static_cast<cudaStream_t>(stream)), "filling memory");
+}
+
 #else
+
+inline void fill_bytes(void* to, int value, size_t bytes, void*) { std::memset(to, value, bytes); }
 
 template <class... Params, class... Args>
 void launch(const Launch& how, void (*kernel)(Params...), const Args&... args) {

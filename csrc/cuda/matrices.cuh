@@ -42,5 +42,13 @@ __global__ void sum_rows(const SumRows s) {
   });
 }
 
+struct Numbers {
+  static constexpr int64_t kMost = 256;  // kernel parameters may have 4 KB
+  int64_t count, number[kMost];
+};
+__global__ void store_numbers(int64_t* to, const Numbers numbers) {
+  if (threadIdx.x < numbers.count) to[threadIdx.x] = numbers.number[threadIdx.x];
+}
+
 }  // namespace
 }  // namespace fused_rnn

@@ -94,4 +94,9 @@ struct SumRows {
 };
 void launch_sum_rows(Dtype, const SumRows&, void* stream);
 
+// Every byte of some memory.
+void launch_fill(void* to, int value, int64_t bytes, void* stream);
+// Numbers of the host to memory of the GPU.
+void launch_store_numbers(int64_t* to, const int64_t* from, int64_t count, void* stream);
+
 }  // namespace fused_rnn

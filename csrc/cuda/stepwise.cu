@@ -1,6 +1,9 @@
 // Every kernel of the stepwise engine that is compiled: by cell and dtype.
+#include <algorithm>
+
 #include "../dispatch.h"
 #include "matrices.cuh"
+#include "plan.h"
 #include "step_backward.cuh"
 #include "step_forward.cuh"
 
@@ -92,5 +95,32 @@ void launch_sum_rows(Dtype dtype, const SumRows& c, void* stream) {
            sum_rows<typename decltype(to)::type, typename decltype(from)::type>, c);
   });
 }
+
+void launch_fill(void* to, int value, int64_t bytes, void* stream) {
+  if (bytes > 0) fill_bytes(to, value, bytes, stream);
+}
+
+void launch_store_numbers(int64_t* to, const int64_t* from, int64_t count, void* stream) {
+  for (int64_t i = 0; i < count; i += Numbers::kMost) {
+    Numbers numbers = {std::min(Numbers::kMost, count - i), {}};
+    std::copy_n(from + i, numbers.count, numbers.number);
+    launch({dim3(1), dim3(Numbers::kMost), stream}, store_numbers, to + i, numbers);
+  }
+}
+
+#ifdef __CUDACC__
+Gpu gpu_of(int32_t device) {
+  const auto ask = [&](cudaDeviceAttr what) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, what, device), "asking for what the GPU has");
+    return value;
+  };
+  const int capability = 10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor);
+  return {capability, ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          capability == 90 || capability == 100 ? 16 : 8};
+}
+#else
+Gpu gpu_of(int32_t) { return {90, 132, 227 * 1024, 16}; }  // the emulator is a Hopper
+#endif
 
 }  // namespace fused_rnn

@@ -1,5 +1,5 @@
+#include "cuda/persistent_runs.h"
 #include "cuda/stepwise.h"
-#include "cuda/stepwise_loop.h"
 
 namespace fused_rnn {
 namespace {
@@ -7,11 +7,17 @@ namespace {
 class BackwardLoop : Arrays {
  public:
   BackwardLoop(const Backward& g, const Machine& machine)
-      : Arrays(g, machine), g_(g), on_device_(on_device(g)), cell_(traits_of(g.cell)), times_(g) {}
+      : Arrays(g, machine),
+        g_(g),
+        on_device_(on_device(g)),
+        cell_(traits_of(g.cell)),
+        times_(g),
+        persistent_(g, Direction::kBackward, machine) {}
 
   void run() {
     begin();
-    walk();
+    persistent_ ? persistent_.run(arrays_, 0, g_.steps) : walk();
+    launch_backward_end(on_device_, arrays_, machine_.stream);
     if (g_.grad_input) input_gradient();
     for (int64_t d = 0; d < g_.directions; ++d) weight_gradients(d);
   }
@@ -75,7 +81,6 @@ class BackwardLoop : Arrays {
       if (g_.grad_norms) launch_norms(on_device_, step, arrays_, machine_.stream);
     }
     hand_on(rows);
-    launch_backward_end(on_device_, arrays_, machine_.stream);
   }
 
   StepProduct gates_product() {
@@ -198,6 +203,7 @@ class BackwardLoop : Arrays {
   const CellTraits cell_;
   const bool one_gate_gradient_ = has_one_gate_gradient(g_.cell);
   const Times times_;
+  const PersistentRuns<Backward, BackwardArrays> persistent_;
   BackwardArrays arrays_ = {};
 };
 

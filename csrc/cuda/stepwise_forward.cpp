@@ -1,5 +1,5 @@
+#include "cuda/persistent_runs.h"
 #include "cuda/stepwise.h"
-#include "cuda/stepwise_loop.h"
 
 namespace fused_rnn {
 namespace {
@@ -11,10 +11,32 @@ namespace {
 class ForwardLoop : Arrays {
  public:
   ForwardLoop(const Forward& f, const Machine& machine)
-      : Arrays(f, machine), f_(f), on_device_(on_device(f)), cell_(traits_of(f.cell)), times_(f) {}
+      : Arrays(f, machine),
+        f_(f),
+        on_device_(on_device(f)),
+        cell_(traits_of(f.cell)),
+        times_(f),
+        persistent_(f, Direction::kForward, machine) {}
 
   void run() {
     begin();
+    persistent_ ? run_persistent() : run_stepwise();
+    if (cell_.states > 1 && is_wide())
+      copy(f_.c_n, Format::kStorage, arrays_.c, Format::kArithmetic, problems_ * f_.batch * f_.hidden);
+  }
+
+ private:
+  static constexpr Format kS = Format::kStorage, kT = Format::kArithmetic;
+
+  void run_persistent() {
+    for (int64_t first = 0; first < f_.steps; first += steps_ahead_) {
+      const int64_t end = std::min(f_.steps, first + steps_ahead_);
+      project_inputs(first, end);
+      persistent_.run(arrays_, first, end);
+    }
+  }
+
+  void run_stepwise() {
     StepProduct recurrent = recurrent_product(), projection = projection_product();
     for (int64_t number = 0; number < f_.steps; ++number) {
       if (number % steps_ahead_ == 0) project_inputs(number, std::min(f_.steps, number + steps_ahead_));
@@ -25,12 +47,7 @@ class ForwardLoop : Arrays {
       projection.run(step.rows);
       launch_forward_projection(on_device_, step, arrays_, machine_.stream);
     }
-    if (cell_.states > 1 && is_wide())
-      copy(f_.c_n, Format::kStorage, arrays_.c, Format::kArithmetic, problems_ * f_.batch * f_.hidden);
   }
-
- private:
-  static constexpr Format kS = Format::kStorage, kT = Format::kArithmetic;
 
   int64_t gate_rows() const { return cell_.gates * f_.hidden; }
 
@@ -91,6 +108,7 @@ class ForwardLoop : Arrays {
   const Forward on_device_;
   const CellTraits cell_;
   const Times times_;
+  const PersistentRuns<Forward, ForwardArrays> persistent_;
   ForwardArrays arrays_ = {};
   int64_t steps_ahead_ = 1;
 };

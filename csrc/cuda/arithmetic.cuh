@@ -1,0 +1,189 @@
+// How a warp multiplies: rows of weights, which it holds for the whole sequence, times what its group of blocks
+// exchanges at every step.
+//
+// What is exchanged lies in slots [K/32][N][32]: for each 32 of K a chunk, in it a run of 32 numbers for each of N
+// batch columns. A lane reads 16 bytes at a time, all of one column. In which order K is summed is free as long as
+// weights and exchanged numbers agree, so nothing is ever rearranged.
+//
+// An arithmetic has, for kTilesN times 8 columns:
+//   kWords   registers of a lane for a piece of weights, 16 rows x 32 of K
+//   kLoads   loads of a lane for a chunk
+//   kSums    sums of a lane for 16 rows
+//   hold(words, at)               makes a piece of at(row, k), row < 16, k < 32
+//   first_byte(), byte_of(l)      where in a chunk a lane's loads begin, and how much further load l is
+//   add(sums, words, l, loaded)   the products of load l
+//   finish(sums, tile, c)         sums of the columns of a tile: c[2 * i + j] is row g + 8i, column 2q + j (lane 4g +
+//   q)
+#pragma once
+#include "storage.h"
+
+namespace fused_rnn {
+namespace {
+
+constexpr int kChunk = 32;  // of K
+
+template <class To, class From>
+FUSED_RNN_DEVICE To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+FUSED_RNN_DEVICE int lane_of_warp() { return threadIdx.x % 32; }
+
+// Where number k of a column lies in a slot, in bytes.
+template <class S, int kColumns>
+FUSED_RNN_DEVICE constexpr unsigned slot_byte(int k, int column) {
+  return static_cast<unsigned>(((k / kChunk) * kColumns + column) * kChunk + k % kChunk) * sizeof(S);
+}
+
+// 16-bit formats on tensor cores: products and sums in float.
+template <class S, int kTilesN>
+struct TensorCores {
+  static constexpr int kWords = 8, kLoads = kTilesN, kSums = 4 * kTilesN;
+  using T = float;
+
+  template <class At>
+  static FUSED_RNN_DEVICE void hold(uint32_t* words, At at) {
+    const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < kWords; ++i) {
+      const int row = g + 8 * (i % 2), k = 8 * q + 4 * (i / 4) + 2 * (i / 2 % 2);
+      words[i] = at(row, k).bits | uint32_t{at(row, k + 1).bits} << 16;
+    }
+  }
+  static FUSED_RNN_DEVICE unsigned first_byte() {
+    return slot_byte<S, 8 * kTilesN>(8 * (lane_of_warp() % 4), lane_of_warp() / 4);
+  }
+  static FUSED_RNN_DEVICE constexpr unsigned byte_of(int load) { return slot_byte<S, 8 * kTilesN>(0, 8 * load); }
+
+  static FUSED_RNN_DEVICE void add(T* sums, const uint32_t* words, int load, const Pack<4>& loaded) {
+    float d[4];
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) d[i] = sums[4 * load + i];
+    FUSED_RNN_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t a[4] = {words[4 * half], words[4 * half + 1], words[4 * half + 2], words[4 * half + 3]};
+      const uint32_t b[2] = {loaded.word[2 * half], loaded.word[2 * half + 1]};
+      multiply(S{}, d, a, b);
+    }
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) sums[4 * load + i] = d[i];
+  }
+  static FUSED_RNN_DEVICE void finish(const T* sums, int tile, T (&c)[4]) {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) c[i] = sums[4 * tile + i];
+  }
+
+ private:
+  static FUSED_RNN_DEVICE void multiply(BFloat16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_bfloat16(d, a, b);
+  }
+  static FUSED_RNN_DEVICE void multiply(Half, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_half(d, a, b);
+  }
+};
+
+// float and double, each product by itself. A lane has the weights of 8 k of the rows g and g + 8, and sums their
+// products with every column; in the end the four lanes of a row share out its columns.
+template <class S, int kTilesN>
+struct Scalars {
+  using T = S;
+  static constexpr int kPerLoad = 16 / sizeof(S), kLoadsOfColumn = 8 / kPerLoad;
+  static constexpr int kWords = 16 * sizeof(S) / 4, kLoads = kLoadsOfColumn * 8 * kTilesN, kSums = 2 * 8 * kTilesN;
+
+  template <class At>
+  static FUSED_RNN_DEVICE void hold(uint32_t* words, At at) {
+    const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 16; ++i) {
+      const Number number = bits_as<Number>(at(g + 8 * (i / 8), 8 * q + i % 8));
+      FUSED_RNN_UNROLL
+      for (int w = 0; w < kWordsOfNumber; ++w) words[i * kWordsOfNumber + w] = number.word[w];
+    }
+  }
+  static FUSED_RNN_DEVICE unsigned first_byte() { return slot_byte<S, 8 * kTilesN>(8 * (lane_of_warp() % 4), 0); }
+  static FUSED_RNN_DEVICE constexpr unsigned byte_of(int load) {
+    return slot_byte<S, 8 * kTilesN>(kPerLoad * (load % kLoadsOfColumn), load / kLoadsOfColumn);
+  }
+
+  static FUSED_RNN_DEVICE void add(T* sums, const uint32_t* words, int load, const Pack<4>& loaded) {
+    FUSED_RNN_UNROLL
+    for (int row = 0; row < 2; ++row) FUSED_RNN_UNROLL
+    for (int i = 0; i < kPerLoad; ++i)
+      sums[2 * (load / kLoadsOfColumn) + row] +=
+          number(words, 8 * row + kPerLoad * (load % kLoadsOfColumn) + i) * number(loaded.word, i);
+  }
+  static FUSED_RNN_DEVICE void finish(const T* sums, int tile, T (&c)[4]) {
+    const bool high = lane_of_warp() & 2, odd = lane_of_warp() & 1;
+    T half[4][2];  // of columns 0..3 for the low two lanes, 4..7 for the high two
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < 4; ++n) FUSED_RNN_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      const T low4 = sums[(8 * tile + n) * 2 + row], high4 = sums[(8 * tile + n + 4) * 2 + row];
+      half[n][row] = (high ? high4 : low4) + __shfl_xor_sync(~0u, high ? low4 : high4, 2);
+    }
+    FUSED_RNN_UNROLL
+    for (int n = 0; n < 2; ++n) FUSED_RNN_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      // In variables of their own: a choice between elements of an array puts it into slow memory.
+      const T even_sum = half[n][row], odd_sum = half[n + 2][row];
+      c[2 * row + n] = (odd ? odd_sum : even_sum) + __shfl_xor_sync(~0u, odd ? even_sum : odd_sum, 1);
+    }
+  }
+
+ private:
+  static constexpr int kWordsOfNumber = sizeof(S) / 4;
+  using Number = Pack<kWordsOfNumber>;
+
+  static FUSED_RNN_DEVICE T number(const uint32_t* words, int i) {
+    Number number;
+    FUSED_RNN_UNROLL
+    for (int w = 0; w < kWordsOfNumber; ++w) number.word[w] = words[i * kWordsOfNumber + w];
+    return bits_as<T>(number);
+  }
+};
+
+// ---- publication: four units of one column at a time ---------------------------------------------------------------
+
+template <class S>
+struct Four {
+  static constexpr int kBytes = 4 * sizeof(S), kPacks = kBytes > 16 ? kBytes / 16 : 1;
+  Pack<kBytes / 4 / kPacks> pack[kPacks];
+};
+
+template <class S>
+FUSED_RNN_DEVICE Pack<sizeof(S) / 4> quiet_nan() {
+  Pack<sizeof(S) / 4> bits = {};
+  bits.word[sizeof(S) / 4 - 1] = 0x7fffff00u;
+  return bits;
+}
+
+// Lanes 4i .. 4i + 3 have one number each; every one of them gets all four. A word of a NaN is never all ones, which
+// stands for "not yet written" (exchange.cuh).
+template <class S>
+FUSED_RNN_DEVICE Four<S> gather_four(S own) {
+  constexpr int kWordsOfNumber = sizeof(S) > 4 ? sizeof(S) / 4 : 1;
+  Four<S> four;
+  if constexpr (sizeof(S) == 2) {
+    const uint32_t bits = own.bits;
+    const uint32_t other = __shfl_xor_sync(~0u, bits, 1),
+                   pair = lane_of_warp() & 1 ? other | bits << 16 : bits | other << 16;
+    const uint32_t far = __shfl_xor_sync(~0u, pair, 2);
+    four.pack[0].word[0] = lane_of_warp() & 2 ? far : pair;
+    four.pack[0].word[1] = lane_of_warp() & 2 ? pair : far;
+  } else {
+    const Pack<kWordsOfNumber> bits = own == own ? bits_as<Pack<kWordsOfNumber>>(own) : quiet_nan<S>();
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) FUSED_RNN_UNROLL
+    for (int w = 0; w < kWordsOfNumber; ++w) {
+      const int word = i * kWordsOfNumber + w;
+      four.pack[word / 4].word[word % 4] = __shfl_sync(~0u, bits.word[w], (lane_of_warp() & ~3) + i);
+    }
+  }
+  return four;
+}
+
+}  // namespace
+}  // namespace fused_rnn

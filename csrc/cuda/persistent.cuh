@@ -1,0 +1,245 @@
+// The loop over time in one launch. A group of blocks holds one copy of a problem's recurrent weights, each block some
+// hidden units with all that belongs to them, and serves some columns (rows of the batch: here they are columns, as
+// weights times batch is what is computed). At every step, in every block:
+//
+//   wait for the slot of this step           what all units of the group have shown (exchange.cuh)
+//   multiply                                 the block's weights by it, spread over the warps (arithmetic.cuh)
+//   reduce through shared memory             so that a thread has all sums of its cells
+//   advance the cells, publish               their part of the next slot
+//   store results, fetch inputs              while the others' parts are on their way
+//
+// A Walk says what a cell does on its way through time: ForwardCell and BackwardCell (persistent_cells.cuh).
+#pragma once
+#include <type_traits>
+
+#include "exchange.cuh"
+#include "plan.h"
+
+namespace fused_rnn {
+namespace {
+
+// Warps: kWarpsM share out the rows of a block's weights, kWarpsK their columns. Each holds kTilesM times 16 rows, and
+// of K kHeld chunks in registers and kParked chunks in shared memory. kTilesN times 8 columns of the batch.
+template <int kM, int kK, int kOfM, int kHeldChunks, int kParkedChunks, int kOfN>
+struct Tiling {
+  static constexpr int kWarpsM = kM, kWarpsK = kK, kTilesM = kOfM, kHeld = kHeldChunks, kParked = kParkedChunks,
+                       kTilesN = kOfN;
+};
+
+template <class WalkType, class Link, class Tiles>
+struct Persistent {
+  using Walk = WalkType;
+  static constexpr bool kCluster = Link::kCluster;
+  using S = typename Walk::Storage;
+  using T = Arithmetic<S>;
+  using Products = std::conditional_t<sizeof(S) == 2, TensorCores<S, Tiles::kTilesN>, Scalars<S, Tiles::kTilesN>>;
+
+  static constexpr int kWarpsK = Tiles::kWarpsK, kTilesM = Tiles::kTilesM, kTilesN = Tiles::kTilesN;
+  static constexpr int kHeld = Tiles::kHeld, kParked = Tiles::kParked, kChunks = kHeld + kParked;  // of a warp
+  static constexpr int kWarps = Tiles::kWarpsM * kWarpsK, kThreads = 32 * kWarps;
+  static constexpr int kColumns = 8 * kTilesN, kRows = 16 * kTilesM * Tiles::kWarpsM;  // of a block
+  static constexpr int kDepth = kChunk * kWarpsK * kChunks;
+  static constexpr int kMostUnits = most_units(kRows, Walk::kRows, kThreads, kColumns);
+  static constexpr int kCells = (kMostUnits * kColumns + kThreads - 1) / kThreads;  // of a thread
+
+  static constexpr unsigned kSlotBytes = kDepth * kColumns * sizeof(S);
+  static constexpr unsigned kSumCount = kWarpsK * kColumns * kRows;  // of one of two buffers
+  static constexpr unsigned kRingBytes = Link::kSharedBytes + (Link::kRingIsShared ? 2 * kSlotBytes : 0);
+  static constexpr unsigned kParkedBytes = kWarps * kTilesM * kParked * Products::kWords * 4 * 32;
+  static constexpr unsigned kSharedBytes = kRingBytes + 2 * kSumCount * sizeof(T) + kParkedBytes;
+
+  // Loads of a lane that are on their way at the same time, and sums that do not wait for each other: a product of the
+  // tensor cores takes some 30 cycles.
+  static constexpr int kInFlight = kHeld * kTilesM * Products::kWords >= 128 ? 4 : 8;
+  static constexpr int kStage = Products::kLoads >= kInFlight ? 1 : kInFlight / Products::kLoads;
+  static constexpr int kSplit = kTilesM * kTilesN >= 4 || Products::kSums > 8 ? 1 : 4 / (kTilesM * kTilesN);
+
+  static FUSED_RNN_DEVICE void run(const typename Walk::Args& args, const typename Walk::Arrays& arrays,
+                                   const Cut& cut) {
+    const int lane = lane_of_warp(), warp = threadIdx.x / 32, warp_m = warp / kWarpsK, warp_k = warp % kWarpsK;
+    const int number = blockIdx.x / cut.blocks, rank = blockIdx.x % cut.blocks, group = cut.first_group + number;
+    const int64_t problem = group / cut.groups;
+    const int first_column = group % cut.groups * cut.columns, first_unit = rank * cut.units;
+    const int padded = cut.units * cut.blocks, hidden = static_cast<int>(args.hidden);
+    const int columns = min_of(cut.columns, static_cast<int>(args.batch) - first_column);
+    const int steps = Walk::slots(cut.end_step - cut.first_step);
+    const int depth = Walk::kShown * padded;  // what is really shown, in units' order
+
+    unsigned char* const shared = shared_memory();
+    Link link({cut.ring, cut.flags, cut.blocks, number, rank, kSlotBytes,
+               static_cast<unsigned>(depth * kColumns * sizeof(S)), steps},
+              shared);
+    T* const sums = reinterpret_cast<T*>(shared + kRingBytes);
+    Pack<4>* const parked = reinterpret_cast<Pack<4>*>(sums + 2 * kSumCount) +
+                            warp * kTilesM * kParked * (Products::kWords / 4) * 32 + lane;
+
+    // ---- the weights ----
+    const auto hold = [&](uint32_t* words, int chunk, int tile) {
+      Products::hold(words, [&](int r, int k) {
+        const int row = (warp_m * kTilesM + tile) * 16 + r, part = row / cut.units, unit = first_unit + row % cut.units;
+        k += (warp_k * kChunks + chunk) * kChunk;
+        return part < Walk::kRows && unit < hidden ? Walk::weight(args, problem, padded, part, unit, k) : S{};
+      });
+    };
+    uint32_t held[kHeld > 0 ? kHeld : 1][kTilesM][Products::kWords];
+    FUSED_RNN_UNROLL
+    for (int chunk = 0; chunk < kHeld; ++chunk) FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) hold(held[chunk][tile], chunk, tile);
+    const auto parked_at = [&](int chunk, int tile, int i) -> Pack<4>& {
+      return parked[((chunk * kTilesM + tile) * (Products::kWords / 4) + i) * 32];
+    };
+    for (int chunk = 0; chunk < kParked; ++chunk)
+      for (int tile = 0; tile < kTilesM; ++tile) {
+        uint32_t words[Products::kWords];
+        hold(words, kHeld + chunk, tile);
+        FUSED_RNN_UNROLL
+        for (int i = 0; i < Products::kWords / 4; ++i)
+          parked_at(chunk, tile, i) = {words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]};
+      }
+
+    // ---- the cells ----
+    // Four neighbouring lanes have four units of one column: one publication.
+    const auto unit_of = [&](int cell) { return (cell * kWarps + warp) / kTilesN * 4 + lane % 4; };
+    const auto column_of = [&](int cell) { return (cell * kWarps + warp) % kTilesN * 8 + lane / 4; };
+    const auto is_live = [&](int cell) {
+      return unit_of(cell) < cut.units && first_unit + unit_of(cell) < hidden && column_of(cell) < columns;
+    };
+    const auto publish = [&](int slot, int cell, const S* shown) {
+      FUSED_RNN_UNROLL
+      for (int k = 0; k < Walk::kShown; ++k)
+        link.publish(slot, slot_byte<S, kColumns>((k * padded + first_unit + unit_of(cell)) / 4 * 4, column_of(cell)),
+                     gather_four(shown[k]));
+    };
+    if constexpr (Link::kSlotPerStep) {
+      const int64_t rest = int64_t{kDepth - depth} / 4 * kColumns;
+      for (int64_t i = threadIdx.x; i < rest * steps && rank == 0; i += kThreads)
+        link.template clear<S>(static_cast<int>(i / rest),
+                               slot_byte<S, kColumns>(depth + i % rest / kColumns * 4, i % rest % kColumns));
+    }
+    link.begin();
+    Walk walk[kCells];
+    typename Walk::Moment moment(args, problem, cut.first_step, cut.end_step);
+    FUSED_RNN_UNROLL
+    for (int cell = 0; cell < kCells; ++cell) {
+      S shown[Walk::kShown] = {};
+      if (is_live(cell)) {
+        walk[cell].begin(args, arrays, problem, first_column + column_of(cell), first_unit + unit_of(cell), shown);
+        walk[cell].fetch(args, arrays, moment);
+      }
+      if (unit_of(cell) < cut.units) publish(0, cell, shown);  // whole warps, as units is a multiple of 4
+    }
+    link.arrive(0);
+
+    for (int slot = 0; slot < steps; ++slot) {
+      link.wait(slot);
+      T* const partial = sums + slot % 2 * kSumCount;  // two buffers: one barrier in a step is enough
+      multiply(link, link.begin_of(slot) + warp_k * kChunks * kChunk * kColumns * sizeof(S) + Products::first_byte(),
+               held, parked_at, [&](int tile_m, int tile_n, const T(&c)[4]) {
+                 T* const to = partial +
+                               ((warp_k * kTilesN + tile_n) * kRows + (warp_m * kTilesM + tile_m) * 16 + lane / 4) * 8 +
+                               lane % 4 * 2;
+                 to[0] = c[0];
+                 to[1] = c[1];
+                 to[8 * 8] = c[2];
+                 to[8 * 8 + 1] = c[3];
+               });
+      __syncthreads();
+      S shown[kCells][Walk::kShown];
+      FUSED_RNN_UNROLL
+      for (int cell = 0; cell < kCells; ++cell) {
+        if (unit_of(cell) >= cut.units) continue;
+        T sum[Walk::kRows];
+        FUSED_RNN_UNROLL
+        for (int part = 0; part < Walk::kRows; ++part) {
+          sum[part] = T(0);
+          FUSED_RNN_UNROLL
+          for (int k = 0; k < kWarpsK; ++k)
+            sum[part] += partial[((k * kTilesN + column_of(cell) / 8) * kRows + part * cut.units + unit_of(cell)) * 8 +
+                                 column_of(cell) % 8];
+        }
+        FUSED_RNN_UNROLL
+        for (int k = 0; k < Walk::kShown; ++k) shown[cell][k] = S{};
+        if (is_live(cell)) walk[cell].advance(args, moment, sum, shown[cell]);
+        if (slot + 1 < steps) publish(slot + 1, cell, shown[cell]);
+      }
+      if (slot + 1 < steps) link.arrive(slot + 1);
+      const typename Walk::Moment next(args, problem, cut.first_step + slot + 1, cut.end_step);
+      FUSED_RNN_UNROLL
+      for (int cell = 0; cell < kCells; ++cell) {
+        if (!is_live(cell)) continue;
+        walk[cell].store(args, arrays, moment);
+        walk[cell].fetch(args, arrays, next);
+      }
+      moment = next;
+    }
+    FUSED_RNN_UNROLL
+    for (int cell = 0; cell < kCells; ++cell)
+      if (is_live(cell)) walk[cell].end(args, arrays);
+  }
+
+ private:
+  static FUSED_RNN_DEVICE int min_of(int a, int b) { return a < b ? a : b; }
+
+  // use(tile of rows, tile of columns, c) with this warp's part of every sum.
+  template <class Held, class ParkedAt, class Use>
+  static FUSED_RNN_DEVICE void multiply(const Link& link, const unsigned char* from, const Held& held,
+                                        const ParkedAt& parked_at, Use use) {
+    constexpr unsigned kChunkBytes = kChunk * kColumns * sizeof(S);
+    T sum[kSplit][kTilesM][Products::kSums] = {};
+    FUSED_RNN_UNROLL
+    for (int first = 0; first < kChunks; first += kStage) {
+      Pack<4> loaded[kStage][Products::kLoads];
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < kStage; ++i) FUSED_RNN_UNROLL
+      for (int l = 0; l < Products::kLoads; ++l)
+        if (first + i < kChunks) loaded[i][l] = link.load(from + (first + i) * kChunkBytes + Products::byte_of(l));
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < kStage; ++i) {
+        const int chunk = first + i;
+        if (chunk >= kChunks) continue;
+        FUSED_RNN_UNROLL
+        for (int l = 0; l < Products::kLoads; ++l)
+          link.settle(from + chunk * kChunkBytes + Products::byte_of(l), loaded[i][l]);
+        FUSED_RNN_UNROLL
+        for (int tile = 0; tile < kTilesM; ++tile) {
+          uint32_t words[Products::kWords];
+          if (chunk < kHeld) {
+            FUSED_RNN_UNROLL
+            for (int w = 0; w < Products::kWords; ++w) words[w] = held[chunk < kHeld ? chunk : 0][tile][w];
+          } else {
+            FUSED_RNN_UNROLL
+            for (int w = 0; w < Products::kWords; ++w) words[w] = parked_at(chunk - kHeld, tile, w / 4).word[w % 4];
+          }
+          FUSED_RNN_UNROLL
+          for (int l = 0; l < Products::kLoads; ++l) Products::add(sum[chunk % kSplit][tile], words, l, loaded[i][l]);
+        }
+      }
+    }
+    FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) {
+      FUSED_RNN_UNROLL
+      for (int split = 1; split < kSplit; ++split) FUSED_RNN_UNROLL
+      for (int i = 0; i < Products::kSums; ++i) sum[0][tile][i] += sum[split][tile][i];
+      FUSED_RNN_UNROLL
+      for (int n = 0; n < kTilesN; ++n) {
+        T c[4];
+        Products::finish(sum[0][tile], n, c);
+        use(tile, n, c);
+      }
+    }
+  }
+};
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, 1)
+    persistent(const typename Kernel::Walk::Args args, const typename Kernel::Walk::Arrays arrays, const Cut cut) {
+#ifdef __CUDA_ARCH__  // what this GPU has no instructions for is never launched
+  constexpr int kNeeds = Kernel::kCluster ? 900 : sizeof(typename Kernel::S) == 2 ? 800 : 700;
+#else
+  constexpr int kNeeds = 0, __CUDA_ARCH__ = 1;
+#endif
+  if constexpr (__CUDA_ARCH__ >= kNeeds) Kernel::run(args, arrays, cut);
+}
+
+}  // namespace
+}  // namespace fused_rnn

@@ -1,0 +1,30 @@
+// The persistent engine's launches: a run of steps of a whole pass at once (persistent.cuh).
+#pragma once
+#include "plan.h"
+#include "step_kernels.h"
+
+namespace fused_rnn {
+
+Gpu gpu_of(int32_t device);
+
+// Steps first .. end - 1 of the walk, for all problems. `ring` has ring_bytes.
+void launch_persistent(const Plan&, const Forward&, const ForwardArrays&, int64_t first, int64_t end, void* ring,
+                       void* stream);
+void launch_persistent(const Plan&, const Backward&, const BackwardArrays&, int64_t first, int64_t end, void* ring,
+                       void* stream);
+
+// Of global memory, for a run of so many steps.
+int64_t ring_bytes(const Plan&, Dtype, int64_t steps);
+// So that a ring is not larger than some tens of megabytes.
+int64_t most_steps(const Plan&, Dtype);
+
+// The kernels of each dtype, for so many groups (persistent_launch.cuh).
+#define FUSED_RNN_DECLARE(name)                                                                                    \
+  void launch_##name(const Plan&, const Forward&, const ForwardArrays&, const Cut&, int64_t groups, void* stream); \
+  void launch_##name(const Plan&, const Backward&, const BackwardArrays&, const Cut&, int64_t groups, void* stream);
+FUSED_RNN_DECLARE(float)
+FUSED_RNN_DECLARE(half)
+FUSED_RNN_DECLARE(bfloat16)
+#undef FUSED_RNN_DECLARE
+
+}  // namespace fused_rnn

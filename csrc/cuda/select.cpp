@@ -1,0 +1,110 @@
+#include <algorithm>
+
+#include "../fail.h"
+#include "cuda/plan.h"
+
+namespace fused_rnn {
+namespace {
+
+constexpr const char* kNames[] = {"one", "cluster", "polling", "flags"};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+Dtype format_of(Dtype dtype) { return dtype == Dtype::kBFloat16 ? Dtype::kHalf : dtype; }
+
+// Microseconds of a step, estimated: nothing here has been measured yet. What counts is the order.
+double step_cost(Blocks blocks, const Tiles& tiles) {
+  constexpr double kMeeting[] = {0.1, 0.3, 0.5, 1.0};
+  const double work = 0.02 * tiles.tiles_m * (tiles.held + 2 * tiles.parked) * tiles.tiles_n;
+  return kMeeting[static_cast<int>(blocks)] + 0.2 + 0.1 * tiles.tiles_n + work;
+}
+
+// One product and one kernel.
+double stepwise_cost(const Task& task, int64_t gates) {
+  const double numbers = double(gates) * task.hidden * task.hidden * task.problems;
+  return 6 + numbers * 4 / 3e6 + numbers * task.batch * 2 / (task.dtype == Dtype::kFloat ? 4e7 : 3e8);
+}
+
+int most_blocks(Blocks blocks, const Gpu& gpu) {
+  switch (blocks) {
+    case Blocks::kOne:
+      return 1;
+    case Blocks::kCluster:
+      return gpu.most_cluster_blocks;
+    default:
+      return gpu.multiprocessors;
+  }
+}
+
+// How `shape` would serve the task, if it can.
+std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, const CellTraits& cell) {
+  const Tiles& tiles = shape.tiles;
+  const bool forward = task.direction == Direction::kForward;
+  const int64_t parts = forward ? cell.gates : 1, shown = forward ? 1 : cell.gates;
+  if (shape.format != format_of(task.dtype) || shape.direction != task.direction) return {};
+  if (shape.blocks == Blocks::kCluster && gpu.capability < 90) return {};
+  if (shape.format == Dtype::kHalf && gpu.capability < 80) return {};  // its tensor cores know no bfloat16
+  if (shape.blocks != Blocks::kOne && gpu.capability < 70) return {};
+  const int64_t most = most_units(tiles.rows(), static_cast<int>(parts), tiles.threads(), tiles.columns());
+  if (most == 0) return {};
+  Plan plan;
+  plan.shape = &shape;
+  // The fewest blocks, evenly filled; a few more where units that fill up to a multiple of 4 would not fit the depth.
+  for (plan.blocks = static_cast<int>(ceil_div(task.hidden, most));; ++plan.blocks) {
+    if (plan.blocks > most_blocks(shape.blocks, gpu)) return {};
+    plan.units = static_cast<int>(ceil_div(ceil_div(task.hidden, plan.blocks), 4) * 4);
+    if (ceil_div(task.hidden, plan.units) < plan.blocks) continue;
+    if (shown * plan.units * plan.blocks <= tiles.depth()) break;
+  }
+  const int64_t all = gpu.multiprocessors / plan.blocks;  // groups that are resident together, one block each
+  // As many groups as there is room for, so that each has few columns.
+  const int64_t least = ceil_div(task.batch, tiles.columns());
+  plan.groups = static_cast<int>(std::clamp<int64_t>(all / std::max<int64_t>(task.problems, 1), least,
+                                                     std::max<int64_t>(least, ceil_div(task.batch, 8))));
+  plan.columns = static_cast<int>(ceil_div(task.batch, plan.groups));
+  plan.groups = static_cast<int>(ceil_div(task.batch, plan.columns));
+  plan.groups_at_once = static_cast<int>(std::max<int64_t>(all, 1));
+  return plan;
+}
+
+double cost_of(const Plan& plan, const Task& task) {
+  const double launches = ceil_div(task.problems * plan.groups, plan.groups_at_once);
+  return launches * step_cost(plan.shape->blocks, plan.shape->tiles);
+}
+
+}  // namespace
+
+Plan select(const Task& task, const Gpu& gpu, const std::string& wanted) {
+  const bool best_of_all = wanted == "best", any = best_of_all || wanted == "persistent";
+  FUSED_RNN_CHECK(any || wanted == "stepwise" || std::find(kNames, kNames + 4, wanted) != kNames + 4,
+                  "fused_rnn: the engine must be stepwise, persistent, one, cluster, polling, flags or best, got '",
+                  wanted, "'");
+  Plan stepwise;
+  stepwise.why = "it was asked for";
+  if (wanted == "stepwise") return stepwise;
+
+  const CellTraits cell = traits_of(task.cell);
+  std::string because = task.obstacle ? task.obstacle : "there is nothing to compute again and again";
+  std::optional<Plan> best;
+  if (!task.obstacle && cell.recurrent && task.batch > 0 && task.hidden > 0) {
+    for (const Shape& shape : kShapes) {
+      if (!any && wanted != kNames[static_cast<int>(shape.blocks)]) continue;
+      const std::optional<Plan> plan = fit(shape, task, gpu, cell);
+      if (plan && (!best || cost_of(*plan, task) < cost_of(*best, task))) best = plan;
+    }
+    because = "no shape of the persistent kernel fits this dtype and width";
+  }
+  if (!best) {
+    FUSED_RNN_CHECK(best_of_all, "fused_rnn: the engine '", wanted, "' was asked for, but ", because);
+    stepwise.why = because;
+    return stepwise;
+  }
+  if (best_of_all && stepwise_cost(task, cell.gates) < cost_of(*best, task)) {
+    stepwise.why = "so many rows keep matrix products busy";
+    return stepwise;
+  }
+  best->why = best_of_all ? "the weights stay on the chip for the whole sequence" : "it was asked for";
+  return *best;
+}
+
+}  // namespace fused_rnn

@@ -1,0 +1,158 @@
+"""Faults put into a copy of the CUDA engine: its tests must see every one of them on the emulator."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import emulating
+import pytest
+from compiling import CSRC
+from test_persistent import KINDS
+
+TESTS = Path(__file__).resolve().parent
+
+STEPWISE = ("test_stepwise.py", "operators_equal")
+PERSISTENT = {kind: ("test_persistent.py", f"lstm-dtype{i}-{kind}") for i, kind in enumerate(KINDS)}  # in float32
+
+AHEAD = {kind: ("test_persistent.py", f"run_ahead and {kind}") for kind in KINDS}
+
+# name: (file, what stands there, what is put in its place, the source to compile again, the tests that see it)
+FAULTS = {
+    "a reset forgets the memory": (
+        "step_forward.cuh",
+        "state[1] = cut ? T(0) : *c;",
+        "state[1] = *c;",
+        "stepwise.cu",
+        STEPWISE,
+    ),
+    "gradients flow through a reset": (
+        "step_backward.cuh",
+        "+ j * H + unit), cut ? T(0) : dr_j);",
+        "+ j * H + unit), dr_j);",
+        "stepwise.cu",
+        STEPWISE,
+    ),
+    "padding is masked one step late": (
+        "matrices.cuh",
+        "is_active(g, m, t, b)",
+        "is_active(g, m, t - 1, b)",
+        "stepwise.cu",
+        STEPWISE,
+    ),
+    "norms without their barrier": ("step_backward.cuh", "    __syncthreads();\n", "", "stepwise.cu", STEPWISE),
+    "rows of a packed step are mixed up": (
+        "stepwise_backward.cpp",
+        "rows = std::max(step.rows, present_before);",
+        "rows = step.rows;",
+        "stepwise_backward.cpp",
+        STEPWISE,
+    ),
+    "steps ahead overlap": (
+        "stepwise_forward.cpp",
+        "arrays_.x_first_row[d] = row;",
+        "arrays_.x_first_row[d] = row + (first > 0);",
+        "stepwise_forward.cpp",
+        STEPWISE,
+    ),
+    "sums are read before all warps have written theirs": (
+        "persistent.cuh",
+        "      __syncthreads();\n",
+        "",
+        "persistent_float.cu",
+        PERSISTENT["flags"],
+    ),
+    "sums of the next step overwrite those of this one": (
+        "persistent.cuh",
+        "sums + slot % 2 * kSumCount;",
+        "sums;",
+        "persistent_float.cu",
+        AHEAD["polling"],
+    ),
+    "padding is cleared one step late": (
+        "persistent_cells.cuh",
+        "now.exists && now.time >= length &&",
+        "now.exists && now.time > length &&",
+        "persistent_float.cu",
+        PERSISTENT["one"],
+    ),
+    "a flag is raised before the block is done": (
+        "exchange.cuh",
+        "    __syncthreads();\n    if (threadIdx.x == 0) store_release",
+        "    if (threadIdx.x == 0) store_release",
+        "persistent_float.cu",
+        AHEAD["flags"],
+    ),
+    "a block looks before all flags are up": (
+        "exchange.cuh",
+        "keep_polling(kNanoseconds);\n    __syncthreads();",
+        "keep_polling(kNanoseconds);",
+        "persistent_float.cu",
+        PERSISTENT["flags"],
+    ),
+    "bytes arrive before they are expected": (
+        "exchange.cuh",
+        "    cluster_arrive();  // nothing may come before all this is done\n    cluster_wait();\n",
+        "    __syncthreads();\n",
+        "persistent_float.cu",
+        PERSISTENT["cluster"],
+    ),
+    "the next bytes are never expected": (
+        "exchange.cuh",
+        "    if (threadIdx.x == 0) mbarrier_arrive_and_expect(counters_ + slot % 2, group_.known_bytes);\n",
+        "",
+        "persistent_float.cu",
+        PERSISTENT["cluster"],
+    ),
+    "what is not there yet is taken for a number": (
+        "exchange.cuh",
+        "while (loaded.word[0] == ~0u || loaded.word[1] == ~0u || loaded.word[2] == ~0u || loaded.word[3] == ~0u)",
+        "while (false)",
+        "persistent_float.cu",
+        PERSISTENT["polling"],
+    ),
+    "a reset forgets the memory of units in registers": (
+        "persistent_cells.cuh",
+        "entered_[i] = cut_ ? T(0) : state_[i];",
+        "entered_[i] = state_[i];",
+        "persistent_float.cu",
+        PERSISTENT["one"],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def right():
+    """The folder in which the unchanged library has been built: what a fault does not touch is taken from there."""
+    emulating.build(emulating.FOLDER)
+    return emulating.FOLDER
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_seen(right, fault, tmp_path):
+    name, before, after, source, (tests, which) = FAULTS[fault]
+    csrc = tmp_path / "csrc"
+    shutil.copytree(CSRC, csrc)
+    text = (csrc / "cuda" / name).read_text()
+    assert text.count(before) == 1, f"{before!r} occurs {text.count(before)} times in {name}"
+    (csrc / "cuda" / name).write_text(text.replace(before, after))
+    library = emulating.build(tmp_path / "build", csrc, changed={source}, others=right)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--hypothesis-profile=no_shrinking",
+    ]
+    done = subprocess.run(
+        [*command, TESTS / tests, "-k", which],
+        env=os.environ | {"FUSED_RNN_EMULATED": str(library), "PYTHONPATH": str(TESTS.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout + done.stderr

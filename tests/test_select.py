@@ -1,0 +1,129 @@
+"""Which kernel the CUDA engine takes: asked about GPUs that are not there, through the emulated build."""
+
+import itertools
+from functools import partial
+
+import emulating
+import pytest
+import torch
+
+from fused_rnn import _library
+from fused_rnn._cells import CELLS
+from fused_rnn._library import Gpu, cuda_plan
+from fused_rnn._ops import Layer
+from fused_rnn.diagnostics import explain_cuda
+
+KB = 1024
+GPUS = {  # by architecture: one of each kind that is sold
+    75: Gpu(75, 40, 64 * KB, 1),
+    80: Gpu(80, 108, 163 * KB, 1),
+    86: Gpu(86, 84, 99 * KB, 1),
+    89: Gpu(89, 128, 99 * KB, 1),
+    90: Gpu(90, 132, 227 * KB, 16),
+    100: Gpu(100, 148, 227 * KB, 16),
+    120: Gpu(120, 170, 99 * KB, 8),
+}
+HOPPER = GPUS[90]
+HIDDEN = (1, 4, 24, 64, 65, 128, 130, 192, 256, 512, 768, 1024, 1500, 2048, 4096)
+BATCH = (1, 8, 32, 64, 256)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    library = emulating.load()
+    _library._declare_cuda_plan(library)
+
+    def ask(name, dtype, gpu=HOPPER, library=library, **sizes):
+        return cuda_plan(CELLS[name].id, dtype, gpu, library=library, **sizes)
+
+    return partial(ask, library=library)
+
+
+@pytest.mark.parametrize("capability", GPUS)
+def test_every_plan_can_be_run(plan, capability):
+    """Blocks have room for all units and rows, and no more of them wait for each other than are resident together."""
+    gpu = GPUS[capability]
+    seen = set()
+    for name, dtype, hidden, batch, problems, backward in itertools.product(
+        CELLS, DTYPES, HIDDEN, BATCH, (1, 2, 16), (False, True)
+    ):
+        found = plan(name, dtype, gpu, hidden=hidden, batch=batch, problems=problems, backward=backward)
+        assert found.reason
+        seen.add((dtype, found.blocks_kind))
+        if found.blocks_kind is None:
+            continue
+        assert found.units % 4 == 0
+        assert found.units * (found.blocks - 1) < hidden <= found.units * found.blocks
+        assert found.columns * (found.groups - 1) < batch <= found.columns * found.groups
+        assert found.groups_at_once >= 1
+        if found.blocks_kind == "one":
+            assert found.blocks == 1
+        elif found.blocks_kind == "cluster":
+            assert capability >= 90 and found.blocks <= gpu.most_cluster_blocks
+        else:
+            assert found.blocks * found.groups_at_once <= gpu.multiprocessors
+    kinds = {kind for dtype, kind in seen if dtype == torch.bfloat16}
+    assert kinds == ({None} if capability < 80 else kinds)
+    assert {kind for dtype, kind in seen if dtype == torch.float64} == {None}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "hidden", "batch", "expected"),
+    [
+        ("lstm", torch.bfloat16, 64, 8, ("one", 64, 1)),
+        ("lstm", torch.bfloat16, 128, 16, ("cluster", 32, 4)),
+        ("lstm", torch.bfloat16, 256, 16, ("cluster", 32, 8)),
+        ("lstm", torch.bfloat16, 512, 16, ("cluster", 32, 16)),
+        ("lstm", torch.bfloat16, 1024, 8, ("polling", 8, 128)),
+        ("lstm", torch.bfloat16, 2048, 8, ("polling", 16, 128)),
+        ("lstm", torch.bfloat16, 4096, 8, (None, 0, 0)),
+        ("gru", torch.bfloat16, 512, 16, ("cluster", 32, 16)),
+        ("rnn_tanh", torch.float16, 1024, 8, ("polling", 32, 32)),
+        ("lstm", torch.float32, 64, 1, ("one", 64, 1)),
+        ("lstm", torch.float32, 256, 1, ("cluster", 16, 16)),
+        ("lstm", torch.float32, 512, 1, ("polling", 4, 128)),
+        ("lstm", torch.float32, 1024, 1, (None, 0, 0)),
+    ],
+)
+def test_plans_of_a_hopper(plan, name, dtype, hidden, batch, expected):
+    found = plan(name, dtype, hidden=hidden, batch=batch)
+    assert (found.blocks_kind, found.units, found.blocks) == expected, found
+
+
+def test_wanted_engines(plan):
+    assert plan("lstm", torch.float32, hidden=64, wanted="stepwise").blocks_kind is None
+    for kind in ("one", "cluster", "polling", "flags"):
+        assert plan("lstm", torch.float32, hidden=64, wanted=kind).blocks_kind == kind
+    with pytest.raises(RuntimeError, match="'one' was asked for, but no shape of the persistent kernel fits"):
+        plan("lstm", torch.float32, hidden=65, wanted="one")
+    with pytest.raises(RuntimeError, match="'cluster' was asked for, but no shape"):
+        plan("lstm", torch.bfloat16, GPUS[80], hidden=64, wanted="cluster")
+    with pytest.raises(RuntimeError, match=r"must be stepwise, persistent, .* got 'fastest'"):
+        plan("lstm", torch.bfloat16, hidden=64, wanted="fastest")
+
+
+def test_many_rows_share_out_the_gpu(plan):
+    """As many groups as are resident together, before columns grow and before launches follow each other."""
+    few, many, most = (plan("lstm", torch.bfloat16, hidden=256, batch=b) for b in (16, 64, 128))
+    assert (few.groups, many.groups, most.groups) == (2, 8, 16)
+    assert {few.columns, many.columns, most.columns} == {8}
+
+
+def test_explanations(plan):
+    weights = tuple(torch.empty(4 * 512, 512, dtype=torch.bfloat16) for _ in range(2))
+    layer = Layer(CELLS["lstm"].id, False, False, torch.empty(9, 16, 512, dtype=torch.bfloat16), *[None] * 5, weights)
+    library = plan.keywords["library"]
+
+    def text(wanted, layer=layer, gpu=HOPPER):
+        return str(explain_cuda(layer, gpu, wanted, library=library))
+
+    found = text("persistent")
+    assert found.startswith(
+        "persistent: forward in one launch, as it was asked for: the weights in a cluster of 16 blocks"
+    )
+    assert "32 units each, 2 groups of 8 batch rows for each direction; backward in one launch" in found
+    assert text("stepwise").startswith("stepwise: forward step by step, as it was asked for: a matrix product")
+    assert text("cluster", gpu=GPUS[80]).startswith("none: fused_rnn: the engine 'cluster' was asked for, but no shape")
+    projected = layer._replace(weights=(torch.empty(2048, 512), torch.empty(2048, 256), torch.empty(256, 512)))
+    assert "a projection has a product of its own" in text("best", projected)
