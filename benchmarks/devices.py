@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ class Gpu:
             "GPU": properties.name,
             "multiprocessors": str(properties.multi_processor_count),
             "cuDNN": str(torch.backends.cudnn.version()),
+            "FUSED_RNN_CUDA_ENGINE": os.environ.get("FUSED_RNN_CUDA_ENGINE", "not set"),
         } | self.state()
 
     def state(self) -> dict[str, str]:

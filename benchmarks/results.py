@@ -56,7 +56,7 @@ class Results:
     lines: list[Line] = field(default_factory=list)
     memory: list[dict] = field(default_factory=list)
     features: list[dict] = field(default_factory=list)
-    failures: list[dict] = field(default_factory=list)  # of the gpu suite: work and why there is no line of it
+    failures: list[dict] = field(default_factory=list)  # of the gpu suite: work, why there is no line of it, sides
 
     @property
     def file_name(self) -> str:

@@ -28,10 +28,18 @@ from .problem import LARGEST_DIFFERENCE_TF32, build, check
 from .results import Line, Results
 from .run import asked, commit, machine_facts
 from .suites import LOST, SUITES, Effort, Work
-from .timing import time_interleaved
+from .timing import Timing, time_interleaved
 
 LINE_SECONDS = 30  # a line that takes longer hangs; the slowest should take 2
 SAVE_SHARE = 0.05  # of the time, at most, goes into writing the file
+
+
+class WrongResult(Exception):
+    """Ours differs from torch.nn's; ``others`` has the times of the sides but ours."""
+
+    def __init__(self, why: str, others: dict[str, Timing]):
+        super().__init__(why)
+        self.others = others
 
 
 def measure(device: Gpu, effort: Effort, seconds: float, only: list[str], folder: Path, resume: bool) -> Results:
@@ -76,8 +84,14 @@ def measure_line(device: Gpu, work: Work, effort: Effort) -> Line:
     with precision(work):
         problem = build(work)
         sides = problem.sides()
-        check(work, sides, limit=LARGEST_DIFFERENCE_TF32 if work.tf32 else None)
-        times = time_interleaved({name: side.run for name, side in sides.items()}, effort, time_slice=device.time_slice)
+        runs = {name: side.run for name, side in sides.items()}
+        try:
+            check(work, sides, limit=LARGEST_DIFFERENCE_TF32 if work.tf32 else None)
+        except AssertionError as error:
+            del runs["ours"]  # torch.nn's time is worth having all the same
+            why = str(error).removeprefix(f"{work}: ").removesuffix("; nothing was measured")
+            raise WrongResult(why, time_interleaved(runs, effort, time_slice=device.time_slice)) from error
+        times = time_interleaved(runs, effort, time_slice=device.time_slice)
         explanation = fused_rnn.explain(problem.ours, problem.input)
     found = {name: asdict(timing) for name, timing in times.items()}
     found["ours"]["engine"] = explanation.engine
@@ -90,6 +104,10 @@ def _line_or_failure(device: Gpu, work: Work, effort: Effort, results: Results) 
     try:
         line = measure_line(device, work, effort)
         device.wait()  # here, an error of a kernel is still this line's
+    except WrongResult as error:
+        sides = {name: asdict(timing) for name, timing in error.others.items()}
+        results.failures.append({"work": str(work), "why": str(error), "sides": sides})
+        return None
     except Exception as error:
         first_line = (str(error).splitlines() or [""])[0]
         results.failures.append({"work": str(work), "why": f"{type(error).__name__}: {first_line}"})

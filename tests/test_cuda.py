@@ -92,6 +92,28 @@ def ragged_call(kind, dtype=torch.float32):
     return layer.cuda(), torch.randn(30, 12, 20, dtype=dtype, device="cuda"), masks
 
 
+@exact
+@pytest.mark.parametrize("sizes", [(1, 1, 3), (40, 1, 64), (9, 11, 130), (70, 8, 200)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("engine", ["one", "cluster", "polling", "flags"])
+def test_persistent_kernel_in_every_way(engine, cell, dtype, sizes, monkeypatch):
+    """Each way in which its blocks exchange, beside the stepwise engine."""
+    steps, batch, hidden = sizes
+    layer = getattr(fused_rnn, cell)(hidden, hidden, bidirectional=True, dtype=dtype, device="cuda")
+    input = torch.randn(steps, batch, hidden, dtype=dtype, device="cuda")
+    masks = {"reset_mask": torch.rand(steps, batch, device="cuda") < 0.1}
+    masks["lengths"] = torch.randint(1, steps + 1, (batch,), device="cuda")
+    expected = results_of(layer, input, **masks)
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", engine)
+    explanation = fused_rnn.explain(layer, input)
+    if explanation.engine == "none":
+        pytest.skip(explanation.reason)
+    assert explanation.engine == "persistent"
+    found = results_of(layer, input, **masks)
+    assert_near(list(found.values()), list(expected.values()), dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_same_bits_every_time(kind, dtype):

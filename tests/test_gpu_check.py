@@ -122,7 +122,7 @@ def test_steps_fit_into_their_time():
         steps = GPU_CHECK["chosen"](mode, [])
         assert sum(step.reserved for step in steps) < seconds / 2
         for step in steps:
-            assert "{" not in step.text(mode, out="/out", left=1)
+            assert not re.search(r"(?<!\$)\{", step.text(mode, out="/out", left=1))  # but for the shell's own
     assert [step.name for step in GPU_CHECK["chosen"]("full", ["benchmark", "build"])] == ["build", "benchmark"]
     with pytest.raises(SystemExit, match="no step is called bench: machine, build"):
         GPU_CHECK["chosen"]("full", ["bench"])
@@ -192,14 +192,22 @@ def test_line_that_fails_stops_no_others(tmp_path, monkeypatch):
     right = run_gpu.measure_line
 
     def sometimes_wrong(device, work, effort):
-        assert work.group != "float16", "differs"
+        if work.group == "float16":
+            raise ValueError("fails\nat length")
         return right(device, work, effort)
 
     monkeypatch.setattr(run_gpu, "measure_line", sometimes_wrong)
     results = measure(tmp_path)
-    assert results.failures == [{"work": "float16 LSTM inference T3 B4 H6", "why": "AssertionError: differs"}]
+    assert results.failures == [{"work": "float16 LSTM inference T3 B4 H6", "why": "ValueError: fails"}]
     assert len(results.lines) == 5
     assert saved(tmp_path).failures == results.failures
+
+
+def test_wrong_line_has_the_time_of_torch_nn(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_gpu, "LARGEST_DIFFERENCE_TF32", 1e-30)
+    (failure,) = measure(tmp_path).failures
+    assert failure["why"].startswith("ours differs from torch.nn by")
+    assert failure["sides"]["torch.nn"]["ms"] > 0 and "ours" not in failure["sides"]
 
 
 def test_another_process_goes_on_when_the_gpu_is_lost(tmp_path):

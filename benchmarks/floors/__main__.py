@@ -69,7 +69,8 @@ def build(emulated: bool) -> Path:
         command = shlex.split(f"{os.environ.get('CXX', 'g++')} {flags}")
     else:
         nvcc = setup["find_nvcc"]() or sys.exit("floors: there is no nvcc")
-        command = [nvcc, *shlex.split(setup["nvcc_flags"](setup["cuda_archs"]()))]
+        flags = setup["nvcc_flags"](setup["cuda_archs"]()).replace("-Xptxas -v", "")
+        command = [nvcc, *shlex.split(flags)]
     sources = [*FOLDER.glob("*.*"), *(ROOT / "csrc/cuda").glob("*.h"), *(ROOT / "tests/emulator").glob("*.h")]
     if not program.exists() or program.stat().st_mtime < max(source.stat().st_mtime for source in sources):
         subprocess.run([*command, str(FOLDER / "floors.cu"), "-o", str(program)], cwd=ROOT, check=True)
