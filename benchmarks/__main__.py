@@ -1,7 +1,8 @@
 """Measures fused_rnn beside torch.nn, torch.compile, ONNX Runtime and JAX, and against the machine's own limits.
 
 Each number of threads runs in a process of its own, confined to as many cores. Whole runs are written to
-benchmarks/results/; ``report`` makes the README's table and the plots from what is there.
+benchmarks/results/; ``report`` makes the README's table and the plots from what is there. The gpu suite runs by itself,
+its most telling lines first, as long as --seconds says, and writes its results to --out while they come.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from .results import FOLDER
-from .suites import EFFORTS, SUITES
+from .suites import EFFORTS, LOST, SUITES
 from .threads import confine, cores
 
 DEFAULT_SUITES = ["cpu", "features"]
@@ -26,12 +28,13 @@ def main() -> int:
 
         report(options.out or FOLDER)
         return 0
+    if options.what == ["gpu"]:
+        return run_gpu(options)
     most_threads = len(cores())
     if options.threads is None:
         suites = " and ".join(options.what)
         print(f"{suites}, {options.effort}: expect {EFFORTS[options.effort].expected}", flush=True)
-        on_cpu = options.what != ["gpu"]  # only there does the number of threads matter
-        for threads in sorted({1, most_threads} if on_cpu else {most_threads}):
+        for threads in sorted({1, most_threads}):
             done = subprocess.run([sys.executable, "-m", "benchmarks", *sys.argv[1:], "--threads", str(threads)])
             if done.returncode:
                 return done.returncode
@@ -48,6 +51,27 @@ def main() -> int:
     return 0
 
 
+def run_gpu(options: argparse.Namespace) -> int:
+    """In a process of its own, and where a line hangs, in another one from the next line on."""
+    if options.worker:
+        from .devices import Gpu, StandIn
+        from .run_gpu import measure
+
+        device = StandIn() if options.rehearse else Gpu()
+        effort = device.effort or EFFORTS[options.effort]
+        results = measure(device, effort, options.seconds, options.only, options.out or FOLDER, options.resume)
+        return 1 if results.failures else 0
+    end = time.monotonic() + options.seconds
+    arguments = sys.argv[1:]
+    while True:
+        left = end - time.monotonic()
+        command = [sys.executable, "-m", "benchmarks", *arguments, "--worker", "--seconds", str(left)]
+        code = subprocess.run(command, check=False).returncode
+        if code != LOST or end - time.monotonic() < 1:
+            return code
+        arguments = [*sys.argv[1:], "--resume"]
+
+
 def arguments_of(command_line: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="*", help=f"of {', '.join(KNOWN)}; default: {' '.join(DEFAULT_SUITES)}")
@@ -62,10 +86,19 @@ def arguments_of(command_line: list[str]) -> argparse.Namespace:
         "--only", nargs="+", default=[], metavar="WORD", help='lines whose names hold every word, as in LSTM "B1 "'
     )
     parser.add_argument("--out", type=Path, help="folder of the results")
+    gpu = parser.add_argument_group("the gpu suite")
+    gpu.add_argument("--seconds", type=float, default=1800, help="begin no line after so many; default: %(default)s")
+    gpu.add_argument("--resume", action="store_true", help="measure only what the file of results does not have")
+    gpu.add_argument("--rehearse", action="store_true", help="tiny lines on the CPU: shows that the suite can run")
+    gpu.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(command_line)
     options.what = options.what or DEFAULT_SUITES
     for what in set(options.what).difference(KNOWN):  # argparse's own choices refuse an empty list
         parser.error(f"{what!r} is not one of {', '.join(KNOWN)}")
+    if "gpu" in options.what and options.what != ["gpu"]:
+        parser.error("the gpu suite runs by itself")
+    if options.rehearse and not options.out:
+        parser.error("a rehearsal's results belong nowhere but in --out")
     return options
 
 

@@ -21,7 +21,7 @@ class Line:
     """One line of the table: times of each side in milliseconds, and what the machine allows."""
 
     work: Work
-    sides: dict[str, dict]  # name: ms, spread, rounds
+    sides: dict[str, dict]  # name: ms, spread, rounds; of ours on a GPU also the engine and, if it has one, its plan
     limit: dict  # ms, bound_by, operations, weight_bytes, resident_bytes; empty where none is known
 
     def ms(self, side: str) -> float | None:
@@ -56,9 +56,12 @@ class Results:
     lines: list[Line] = field(default_factory=list)
     memory: list[dict] = field(default_factory=list)
     features: list[dict] = field(default_factory=list)
+    failures: list[dict] = field(default_factory=list)  # of the gpu suite: work, why there is no line of it, sides
 
     @property
     def file_name(self) -> str:
+        if self.suite == "gpu":
+            return f"gpu-{'-'.join(self.machine['GPU'].lower().split())}.json"
         return f"{self.suite}-{plural(self.threads, 'thread').replace(' ', '-')}.json"
 
     def save(self, folder: Path) -> Path:
@@ -67,7 +70,11 @@ class Results:
         fields = asdict(self)
         for line, own in zip(self.lines, fields["lines"], strict=True):
             own["work"] = line.work.to_json()
-        path.write_text(_text(_rounded(fields)))
+        if not self.failures:
+            del fields["failures"]
+        new = path.with_suffix(".new")  # then in one step: whenever a run is stopped, the file is whole
+        new.write_text(_text(_rounded(fields)))
+        new.replace(path)
         return path
 
     @classmethod

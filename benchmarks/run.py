@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +27,7 @@ from .peers import PEERS
 from .problem import Side, build, check
 from .results import Line, Results, plural
 from .suites import PLAIN, SUITES, Effort, Work
-from .timing import time_interleaved
+from .timing import time_interleaved, wait_for_idle_threads
 
 Item = TypeVar("Item")
 
@@ -37,16 +39,14 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
     # torch.nn says this of itself, for projected layers and under vmap.
     warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
     warnings.filterwarnings("ignore", "There is a performance drop")
-    if suite == "gpu":
-        require_gpu_engine()
     limits = Limits(threads)
     results = Results(
         suite=suite,
         effort=effort.name,
         threads=threads,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        commit=_commit(),
-        machine=_machine(),
+        commit=commit(),
+        machine=machine_facts(),
         peers={"torch.nn": torch.__version__} | {peer.NAME: peer.missing() or peer.version() for peer in PEERS},
         limits=limits.overview(),
     )
@@ -55,12 +55,12 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
         for key, value in facts.items():
             print(f"{key + ':':29} {value}")
     if suite == "features":
-        for feature in _shown([f for f in features() if _asked(f.name, only)], lambda f: f.name):
+        for feature in _shown([f for f in features() if asked(f.name, only)], lambda f: f.name):
             results.features.append(measure_feature(feature, effort))
             _print(table.feature_row(results.features[-1]))
         return results
 
-    works = [w for w in SUITES[suite] if effort.selects(w, threads, most_threads) and _asked(str(w), only)]
+    works = [w for w in SUITES[suite] if effort.selects(w, threads, most_threads) and asked(str(w), only)]
     print(f"\n{table.heading()}")
     group = None
     for work in _shown(works, str):
@@ -105,6 +105,7 @@ def measure_line(work: Work, effort: Effort, limits: Limits) -> tuple[Line, list
     operations, read = [], {level: [] for level in shares}
 
     def probe() -> None:
+        wait_for_idle_threads()
         operations.append(limits.operations(instructions))
         for level, rates in read.items():
             rates.append(limits.read(level))
@@ -126,17 +127,7 @@ def measure_feature(feature: Feature, effort: Effort) -> dict:
     return {"name": feature.name, "target": feature.target, "sides": sides}
 
 
-def require_gpu_engine() -> None:
-    """Exits with the reason where the gpu suite cannot run."""
-    if not torch.cuda.is_available():
-        raise SystemExit("the gpu suite needs a GPU that torch can use; torch sees none")
-    try:
-        fused_rnn.LSTM(1, 1, device="cuda")(torch.zeros(1, 1, 1, device="cuda"))
-    except RuntimeError as error:
-        raise SystemExit(f"the gpu suite needs fused_rnn's CUDA engine: {error}") from error
-
-
-def _asked(name: str, only: list[str]) -> bool:
+def asked(name: str, only: list[str]) -> bool:
     return all(word in name for word in only)
 
 
@@ -149,20 +140,26 @@ def _print(row: str) -> None:
     print(f"{clear}{row}", flush=True)
 
 
-def _machine() -> dict[str, str]:
+def machine_facts() -> dict[str, str]:
     facts = fused_rnn.info()
     for private in ("library", "platform"):
         del facts[private]
     return facts
 
 
-def _commit() -> str | None:
-    """With "-dirty" where the code differs from it; result files that an earlier run has just written do not count."""
+def commit() -> str | None:
+    """With "-dirty" where the code differs from it; result files that an earlier run has just written do not count.
+
+    FUSED_RNN_COMMIT names it for a copy of the files without git.
+    """
 
     def git(*arguments: str) -> subprocess.CompletedProcess:
         root = Path(__file__).resolve().parent.parent
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
 
-    commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+    named = os.environ.get("FUSED_RNN_COMMIT")
+    if named or shutil.which("git") is None:
+        return named
+    found = git("rev-parse", "--short", "HEAD").stdout.strip()
     dirty = git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results", ":!README.md").returncode
-    return f"{commit}{'-dirty' if dirty else ''}" if commit else None
+    return f"{found}{'-dirty' if dirty else ''}" if found else None

@@ -39,6 +39,7 @@ class Work:
     packed: bool = False  # rows of different lengths, as a PackedSequence
     carried: bool = False  # states go in and come out, as when a stream is read piece by piece
     device: str = "cpu"
+    tf32: bool = False  # float32 products on a GPU may round their factors to TF32
 
     def __str__(self) -> str:
         return f"{self.group} {self.layer} {self.mode} {self.shape}"
@@ -89,9 +90,37 @@ SCALING = {  # the axis of a plot: the shapes along it
     "batch": [Shape(100, b, 128) for b in (1, 4, 16, 64, 256)],
     "hidden": [Shape(100, 16, h) for h in (32, 64, 128, 256, 512)],
 }
-GPU_HIDDEN = (64, 128, 256, 512, 1024, 2048)
-GPU_BATCH = (1, 16, 64, 256)
-GPU_DTYPES = ("float32", "bfloat16", "float16")
+# Of the gpu suite: each value of an axis, and how soon it is wanted. A run may be cut short, so lines come in the order
+# of the sum of these ranks: first a few spread over the whole range, then what lies between.
+GPU_STEPS = 128
+GPU_PRECISIONS = {"bfloat16": 0, "float32": 0, "float16": 2, "tf32": 2}
+GPU_LAYERS = {"LSTM": 0, "GRU": 1, "RNN": 3}
+GPU_HIDDEN = {128: 0, 512: 0, 1024: 0, 64: 1, 256: 1, 2048: 1, 768: 2, 1500: 2, 130: 3, 192: 3}
+GPU_BATCH = {8: 0, 64: 0, 1: 1, 256: 1, 32: 2, 128: 3}
+GPU_LONG = (Shape(1024, 1, 128), Shape(1024, 32, 512), Shape(1024, 8, 1024))
+GPU_RAGGED = (Shape(128, 64, 256), Shape(128, 32, 512), Shape(128, 8, 1024))
+
+
+def gpu_suite() -> list[Work]:
+    """Groups are named after their precision."""
+    ranked: list[tuple[int, Work]] = []
+
+    def add(rank: int, precision: str, layers: Iterable[str], shapes: Iterable[Shape], **options) -> None:
+        group = f"packed {precision}" if options.get("packed") else precision
+        options |= {"device": "cuda", "tf32": precision == "tf32"}
+        options["dtype"] = "float32" if options["tf32"] else precision
+        for layer, shape in product(layers, shapes):
+            ranked.extend((rank, work) for work in lines(group, [layer], MODES, [shape], **options))
+
+    add(0, "bfloat16", ["LSTM"], [Shape(GPU_STEPS, 16, h) for h in (512, 1024)])
+    for layer, precision, hidden, batch in product(GPU_LAYERS, GPU_PRECISIONS, GPU_HIDDEN, GPU_BATCH):
+        rank = GPU_LAYERS[layer] + GPU_PRECISIONS[precision] + GPU_HIDDEN[hidden] + GPU_BATCH[batch]
+        add(rank, precision, [layer], [Shape(GPU_STEPS, batch, hidden)])
+    for precision in ("bfloat16", "float32"):
+        add(1, precision, ["LSTM", "GRU"], GPU_LONG)
+        add(1, precision, ["LSTM", "GRU"], GPU_RAGGED, packed=True)
+    return [work for _, work in sorted(ranked, key=lambda pair: pair[0])]
+
 
 PLAIN = "plain"
 SUITES = {
@@ -107,19 +136,11 @@ SUITES = {
         *lines("wide", LAYERS, MODES, [Shape(20, 16, 1500)]),
         *lines("scaling", ["LSTM"], MODES[1:], dict.fromkeys(s for axis in SCALING.values() for s in axis)),
     ],
-    "gpu": [
-        work
-        for dtype in GPU_DTYPES
-        for work in lines(
-            dtype,
-            LAYERS,
-            MODES,
-            [Shape(256, b, h) for h, b in product(GPU_HIDDEN, GPU_BATCH)],
-            dtype=dtype,
-            device="cuda",
-        )
-    ],
+    "gpu": gpu_suite(),
 }
+
+
+LOST = 75  # exit status of a process of the gpu suite that ends itself, since it can no longer use the GPU
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""How it is timed: in rounds, each side in turn, so that a change of the machine's speed meets them all."""
+"""How it is timed: in rounds, each side in turn, so that a change of the machine's speed meets them all.
+
+Runs on a CPU are timed by the clock, those on a GPU by events of its own.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 from .suites import Effort
 
 SLICE_SECONDS = 0.01  # of one side in one round, if that is several runs
+MOST_QUEUED = 500  # runs in such a slice, on a GPU
 WARM_SECONDS = 0.003  # a short run right after another side's is a cold one, up to twice as slow
 
 
@@ -25,24 +29,30 @@ class Timing:
 
 
 def time_interleaved(
-    runs: Mapping[str, Callable[[], object]], effort: Effort, beside: Callable[[], None] = lambda: None
+    runs: Mapping[str, Callable[[], object]],
+    effort: Effort,
+    beside: Callable[[], None] = lambda: None,
+    time_slice: Callable[[Callable[[], object]], float] | None = None,
 ) -> dict[str, Timing]:
-    """Times all runs in turn until ``effort`` is spent. ``beside()`` is called once a round, after them."""
+    """Times all runs in turn until ``effort`` is spent. ``beside()`` is called once a round, after them.
+
+    ``time_slice(run)`` gives the seconds of a run; it is ``cpu_slice`` unless given.
+    """
+    time_slice = time_slice or cpu_slice
     rounds: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + effort.seconds
     for done in range(effort.most_rounds):
         if done >= effort.fewest_rounds and time.perf_counter() >= end:
             break
         for name, run in runs.items():
-            _wait_for_idle_threads()
-            rounds[name].append(_slice(run))
-        _wait_for_idle_threads()
+            rounds[name].append(time_slice(run))
         beside()
     return {name: Timing(1e3 * median(own), _spread(own), len(own)) for name, own in rounds.items()}
 
 
-def _slice(run: Callable[[], object]) -> float:
+def cpu_slice(run: Callable[[], object]) -> float:
     """The median time of a few runs in a row, warmed up where they are short."""
+    wait_for_idle_threads()
     last = _time(run)
     if last >= SLICE_SECONDS:
         return last
@@ -56,15 +66,30 @@ def _slice(run: Callable[[], object]) -> float:
     return median(times)
 
 
+def gpu_slice(run: Callable[[], object]) -> float:
+    """The mean time of as many runs as fill a slice, one after another without a wait; a first one warms up."""
+    once = _gpu_time(run, 1)
+    count = min(MOST_QUEUED, int(SLICE_SECONDS / once))
+    return _gpu_time(run, count) if count > 1 else once
+
+
+def _gpu_time(run: Callable[[], object], count: int) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(count):
+        run()
+    end.record()
+    end.synchronize()
+    return 1e-3 * begin.elapsed_time(end) / count
+
+
 def _time(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def _wait_for_idle_threads() -> None:
+def wait_for_idle_threads() -> None:
     """Pools go on spinning after their work, ONNX Runtime's for 50 ms: they would take cores from the next side."""
     for _ in range(100):
         busy = time.process_time()

@@ -59,7 +59,7 @@ def check(source, report):
 def main():
     setup = runpy.run_path(str(ROOT / "setup.py"))
     nvcc = setup["find_nvcc"]() or sys.exit("cuda_check: there is no nvcc")
-    found = [*(ROOT / "csrc").rglob("*.cu"), *(ROOT / "scripts").glob("*.cu")]
+    found = [*(ROOT / "csrc").rglob("*.cu"), *(ROOT / "benchmarks").rglob("*.cu")]
     sources = sys.argv[1:] or sorted(str(path.relative_to(ROOT)) for path in found)
     flags = setup["nvcc_flags"]([ARCH.removeprefix("sm_")])
     bad = sum(check(source, report_of(source, nvcc, flags, setup["BUILD"])) for source in sources)

@@ -1,281 +1,159 @@
-"""Shows that the CUDA path works on this GPU, and measures what later kernels are held against.
+"""Shows on this GPU that the CUDA engine is right, and measures it: a list of steps, each with a time limit of its own.
 
-    python scripts/gpu_check.py OUT_DIR [--quick] [--rehearse]
+    python scripts/gpu_check.py OUT_DIR [--quick | --full | --rehearse] [--only STEP ...] [--seconds N]
 
-Writes OUT_DIR/baseline.json after every section, so that a run that is cut short still leaves its numbers:
-  environment   GPU, driver, versions, date, commit
-  stream        fused_rnn's null kernel runs on torch's current stream, not on stream 0, and in a CUDA graph
-  floors        copy bandwidth and matrix rates
-  torch_nn      torch.nn's microseconds per timestep, forward (inference) and forward + backward
-  kernels       the GPU kernels behind torch.nn's recurrent layers, with their times
-  blocks        a launch, and the ways in which blocks can meet (last: a fault in it could hang the GPU)
+--quick (the default) builds, runs a few tests, measures the floors and, in the time that is left, the most telling
+lines of the benchmark. --full adds all tests and compute-sanitizer. --rehearse runs the same steps on a CPU, or what
+stands for them there: it shows that the scripts are sound. --only takes some of the steps, to go on where a run ended.
 
---quick     fewer shapes: about two minutes in place of five
---rehearse  tiny sizes on the CPU, without stream and blocks: shows that the script itself is sound
+A step that fails or runs out of time keeps no other from running. All stops after N seconds, of which the benchmark
+keeps its share. OUT_DIR has steps.json, written after every step, and what the steps write as they go: floors.jsonl,
+gpu-*.json and kernels.json.
 """
 
 import argparse
-import ctypes
-import datetime
-import itertools
 import json
-import statistics
+import os
+import shlex
+import signal
 import subprocess
 import sys
-import tempfile
 import time
-import traceback
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
-CELLS = {"LSTM": torch.nn.LSTM, "GRU": torch.nn.GRU}
-# Name: dtype, and whether cuDNN may round float32 to TF32. (It may by default, so torch users get "tf32".)
-PRECISIONS = {
-    "fp32": (torch.float32, False),
-    "tf32": (torch.float32, True),
-    "bf16": (torch.bfloat16, True),
-    "fp16": (torch.float16, True),
-}
-BLOCK_FLOORS = {  # function of floors.cu and its arguments: blocks, threads, repetitions
-    "launch": ("floor_launch", 5000),
-    "hop": ("floor_hop", 20000),
-    **{f"grid_sync_{b}x256": ("floor_grid_sync", b, 256, 20000) for b in (32, 64, 128)},
-    **{f"flag_barrier_{b}x256": ("floor_flag_barrier", b, 256, 20000) for b in (32, 64, 128)},
-    **{f"cluster_sync_{b}x256": ("floor_cluster_sync", b, 256, 20000) for b in (2, 4, 8, 16)},
-}
+FULL = ("full",)
+KILL_SECONDS = 5  # from asking a step to end until it is made to
+# Of this library's kernels only: others would take most of the time.
+SANITIZER = "compute-sanitizer --tool {tool} --kernel-name kns=fused_rnn --error-exitcode 86"
+# Warnings are errors in this project's tests; here, one of some package of the machine's should not cost a run.
+PYTEST = "{python} -m pytest tests/test_cuda.py -m cuda -q -p no:cacheprovider -W default --durations=5"
+BEST = "FUSED_RNN_CUDA_ENGINE=${{FUSED_RNN_CUDA_ENGINE:-best}} "  # the persistent kernel where there is one
+EXAMPLES = "{python} -m fused_rnn verify --quick --cell lstm gru"
+FLOORS = "{python} -m benchmarks.floors {out}/floors.jsonl"
+BENCHMARK = BEST + "{python} -m benchmarks gpu --quick --out {out} --seconds {left}"
+KERNELS = BEST + "{python} -m benchmarks.gpu_kernels {out}/kernels.json --seconds {left}"
 
 
-class Gpu:
-    name = "cuda"
-    hidden_sizes = (64, 128, 256, 512, 768, 1024, 2048)
-    batch_sizes = (1, 16, 64, 256)
-    profiled_sizes = ((128, 16), (512, 16), (1024, 64))
-    steps, copy_bytes, matrix, seconds_each = 256, 4 << 30, 8192, 0.25
+@dataclass(frozen=True)
+class Step:
+    name: str
+    seconds: float  # at most
+    command: str
+    rehearsal: str | None = None  # the command where there is no GPU; "": the same one; None: there is none
+    modes: tuple[str, ...] = ("quick", "full")
+    reserved: float = 0  # seconds that earlier steps leave it
 
-    def times_us(self, run, repeats):
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-        marks[0].record()
-        for mark in marks[1:]:
-            run()
-            mark.record()
-        torch.cuda.synchronize()
-        return [1e3 * begin.elapsed_time(end) for begin, end in itertools.pairwise(marks)]
+    def text(self, mode: str, **facts) -> str:
+        command = self.rehearsal or self.command if mode == "rehearse" else self.command
+        return command.format(python=shlex.quote(sys.executable), **facts)
 
 
-class QuickGpu(Gpu):
-    hidden_sizes = (128, 512, 1024)
-    batch_sizes = (1, 16, 64)
-    profiled_sizes = ((512, 16),)
-    seconds_each = 0.1
+def sanitized(tool: str) -> list[Step]:
+    under = SANITIZER.format(tool=tool)
+    floors = "{python} -m benchmarks.floors /dev/null --under"
+    rehearsals = (f"{floors} env --rehearse", EXAMPLES) if tool == "memcheck" else (None, None)  # once is enough
+    return [
+        Step(f"{tool}-floors", 40, f"{floors} '{under}'", rehearsals[0], FULL),
+        Step(tool, 60, f"{BEST}{under} {EXAMPLES} --device cuda", rehearsals[1], FULL),
+    ]
 
 
-class Rehearsal:
-    name = "cpu"
-    hidden_sizes, batch_sizes, profiled_sizes = (8,), (1, 2), ((8, 2),)
-    steps, copy_bytes, matrix, seconds_each = 3, 1 << 16, 32, 0.0
+STEPS = [
+    Step("machine", 20, "nvidia-smi && nvcc --version && {python} --version", "{python} --version"),
+    Step("build", 300, "FUSED_RNN_CUDA=1 {python} setup.py build_ext --inplace"),
+    Step("info", 30, "{python} -m fused_rnn info", ""),
+    Step("smoke", 60, PYTEST + " -k 'stream or odd_sizes or graph'", ""),
+    Step("persistent", 60, PYTEST + " -k every_way", ""),
+    Step("floors", 60, FLOORS, FLOORS + " --rehearse"),
+    Step("verify", 60, "{python} -m fused_rnn verify --device cuda", EXAMPLES),
+    Step("verify-best", 60, BEST + "{python} -m fused_rnn verify --device cuda", None),
+    Step("tests", 150, PYTEST, "", FULL),
+    *sanitized("memcheck"),
+    *sanitized("racecheck"),
+    *sanitized("synccheck"),
+    Step("benchmark", 600, BENCHMARK, BENCHMARK + " --rehearse", reserved=120),
+    Step("kernels", 45, KERNELS, KERNELS + " --rehearse", reserved=30),
+]
+SECONDS = {"quick": 480, "full": 570, "rehearse": 320}
 
-    def times_us(self, run, repeats):
-        marks = [time.perf_counter()]
-        for _ in range(repeats):
-            run()
-            marks.append(time.perf_counter())
-        return [1e6 * (end - begin) for begin, end in itertools.pairwise(marks)]
+
+@dataclass
+class Outcome:
+    step: str
+    result: str  # "passed", "failed with status N", "out of time" or "no time left"
+    seconds: float
 
 
-def median_us(device, run):
-    """The median time of run(), warmed up, over as many repetitions as fit into device.seconds_each."""
-    once = device.times_us(run, 3)[-1]
-    repeats = min(50, max(5, round(1e6 * device.seconds_each / once)))
-    return statistics.median(device.times_us(run, repeats))
+def run_steps(steps: list[Step], mode: str, seconds: float, out: Path) -> list[Outcome]:
+    """What became of each. ``out``/steps.json has all that is known, whenever this is stopped."""
+    outcomes, end = [], time.monotonic() + seconds
+    for i, step in enumerate(steps):
+        later = sum(other.reserved for other in steps[i + 1 :])
+        limit = min(step.seconds, end - time.monotonic() - later - KILL_SECONDS)
+        outcomes.append(run_step(step, mode, limit, out))
+        new = out / "steps.new"
+        new.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
+        new.replace(out / "steps.json")
+    return outcomes
 
 
-def output_of(*command):
+def run_step(step: Step, mode: str, limit: float, out: Path) -> Outcome:
+    if limit <= 0:
+        return Outcome(step.name, "no time left", 0)
+    # A step that knows its own time ends early enough to write down what it has.
+    command = step.text(mode, out=shlex.quote(str(out)), left=max(1, round(limit - 2 * KILL_SECONDS)))
+    print(f"== {step.name}, at most {limit:.0f} s: {command}", flush=True)
+    begin = time.monotonic()
+    running = subprocess.Popen(["bash", "-c", command], cwd=ROOT, start_new_session=True)
     try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        status = running.wait(limit)
+        result = "passed" if status == 0 else f"failed with status {status}"
+    except subprocess.TimeoutExpired:
+        stop(running)
+        result = "out of time"
+    outcome = Outcome(step.name, result, round(time.monotonic() - begin, 1))
+    print(f"== {step.name}: {outcome.result} after {outcome.seconds} s\n", flush=True)
+    return outcome
 
 
-def environment(device):
-    query = "--query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.memory,power.limit"
-    found = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": output_of("git", "describe", "--always", "--dirty"),
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-    }
-    if device.name == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        found |= {
-            "gpu": properties.name,
-            "multiprocessors": properties.multi_processor_count,
-            "nvidia_smi": output_of("nvidia-smi", query, "--format=csv,noheader"),
-            "nvcc": output_of("nvcc", "--version").splitlines()[-1],
-        }
-    for key, value in found.items():
-        print(f"  {key:16} {value}", flush=True)
-    return found
+def stop(running: subprocess.Popen) -> None:
+    """With all that it has started. A process that waits for a kernel that hangs may outlive even that."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(running.pid, kind)
+            running.wait(KILL_SECONDS)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
 
 
-def stream(device):
-    """Fails with an AssertionError where the null kernel ran anywhere but on the current stream."""
-    if device.name != "cuda":
-        return "not on a CPU"
-    import fused_rnn  # noqa: F401, registers the operator
-
-    def filled_late(reader=None):
-        """A copy, made on `reader` or else on the same stream, of what a stream writes after a pause of 0.1 s."""
-        writer, data = torch.cuda.Stream(), torch.empty(1 << 20, device="cuda")
-        reader = reader or writer
-        torch.cuda.synchronize()
-        with torch.cuda.stream(reader):  # once before: loading a kernel or new memory may wait for the GPU
-            torch.ops.fused_rnn.cuda_identity(data.fill_(1))
-        torch.cuda.synchronize()
-        with torch.cuda.stream(writer):
-            torch.cuda._sleep(200_000_000)  # clock cycles
-            data.fill_(7)
-        with torch.cuda.stream(reader):
-            copy = torch.ops.fused_rnn.cuda_identity(data)
-        assert not writer.query(), "cuda_identity waited for the GPU"
-        torch.cuda.synchronize()
-        return copy
-
-    assert (filled_late() == 7).all(), "cuda_identity did not run on the current stream"
-    early = filled_late(reader=torch.cuda.default_stream())
-    assert (early == 1).all(), "this check cannot tell streams apart: the default stream waited for the other"
-
-    strided = torch.arange(24.0, device="cuda").view(4, 6).t()
-    assert torch.equal(torch.ops.fused_rnn.cuda_identity(strided), strided)
-    assert torch.ops.fused_rnn.cuda_identity(strided[:0]).shape == (0, 4)
-
-    data, graph = torch.zeros(1 << 20, device="cuda"), torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        copy = torch.ops.fused_rnn.cuda_identity(data)
-    data.fill_(3)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert (copy == 3).all(), "cuda_identity was not captured in the CUDA graph"
-    return "passed"
+def chosen(mode: str, only: list[str]) -> list[Step]:
+    unknown = set(only) - {step.name for step in STEPS}
+    if unknown:
+        sys.exit(f"gpu_check: no step is called {', '.join(sorted(unknown))}: {', '.join(s.name for s in STEPS)}")
+    possible = [step for step in STEPS if mode != "rehearse" or step.rehearsal is not None]
+    if only:
+        return [step for step in possible if step.name in only]
+    return [step for step in possible if mode == "rehearse" or mode in step.modes]
 
 
-def copy_rate(device):
-    source = torch.ones(device.copy_bytes, dtype=torch.uint8, device=device.name)
-    target = torch.empty_like(source)
-    return 2e-3 * device.copy_bytes / median_us(device, lambda: target.copy_(source))  # read and written
-
-
-def matrix_rate(device, precision):
-    dtype, torch.backends.cuda.matmul.allow_tf32 = PRECISIONS[precision]
-    a, b = torch.randn(2, device.matrix, device.matrix, device=device.name, dtype=dtype)
-    return 2e-6 * device.matrix**3 / median_us(device, lambda: a @ b)
-
-
-def floors(device):
-    found = {"copy_GB_per_s": copy_rate(device)}
-    for precision in PRECISIONS:
-        found[f"matmul_{precision}_TFLOP_per_s"] = matrix_rate(device, precision)
-    for key, value in found.items():
-        print(f"  {key:28} {value:.3f}", flush=True)
-    return found
-
-
-def passes(device, cell, precision, hidden, batch):
-    """The two things that are timed, for one layer with as many inputs as hidden units."""
-    dtype, torch.backends.cudnn.allow_tf32 = PRECISIONS[precision]
-    layer = CELLS[cell](hidden, hidden).to(device.name, dtype)
-    data = torch.randn(device.steps, batch, hidden, device=device.name, dtype=dtype, requires_grad=True)
-    gradient = torch.randn_like(data)
-    wanted = [data, *layer.parameters()]
-
-    @torch.no_grad()
-    def forward():
-        layer(data)
-
-    def forward_backward():
-        torch.autograd.grad(layer(data)[0], wanted, gradient)
-
-    return {"forward": forward, "forward_backward": forward_backward}
-
-
-def torch_nn(device):
-    rows = []
-    cases = itertools.product(CELLS, PRECISIONS, device.hidden_sizes, device.batch_sizes)
-    for cell, precision, hidden, batch in cases:
-        row = {"cell": cell, "precision": precision, "hidden": hidden, "batch": batch, "steps": device.steps}
-        for name, run in passes(device, cell, precision, hidden, batch).items():
-            row[f"{name}_us_per_step"] = round(median_us(device, run) / device.steps, 3)
-        rows.append(row)
-        forward, both = row["forward_us_per_step"], row["forward_backward_us_per_step"]
-        case = f"{cell:4} {precision} H{hidden:<4} B{batch:<3}"
-        print(f"  {case} us/step forward {forward:9.2f}   with backward {both:9.2f}", flush=True)
-    return rows
-
-
-def kernels(device):
-    activity = {"cuda": torch.profiler.ProfilerActivity.CUDA, "cpu": torch.profiler.ProfilerActivity.CPU}
-    found = {}
-    for (hidden, batch), cell, precision in itertools.product(device.profiled_sizes, CELLS, PRECISIONS):
-        for name, run in passes(device, cell, precision, hidden, batch).items():
-            run()
-            with torch.profiler.profile(activities=[activity[device.name]]) as profile:
-                run()
-                if device.name == "cuda":
-                    torch.cuda.synchronize()
-            events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
-            case = f"{cell} {precision} H{hidden} B{batch} {name}"
-            found[case] = [
-                {"kernel": event.key, "calls": event.count, "us": round(event.self_device_time_total, 1)}
-                for event in events[:6]
-            ]
-            print(f"  {case}: {found[case][0] if events else 'nothing recorded'}", flush=True)
-    return found
-
-
-def blocks(device):
-    if device.name != "cuda":
-        return "not on a CPU"
-    with tempfile.TemporaryDirectory() as folder:
-        library = f"{folder}/floors.so"
-        arch = "-arch=sm_{}{}".format(*torch.cuda.get_device_capability())
-        command = ["nvcc", "-std=c++20", "-O3", arch, "-shared", "-Xcompiler", "-fPIC", "-o", library]
-        subprocess.run([*command, str(ROOT / "scripts/floors.cu")], check=True)
-        functions = ctypes.CDLL(library)
-    found = {}
-    for name, (function, *arguments) in BLOCK_FLOORS.items():
-        call = getattr(functions, function)
-        call.restype = ctypes.c_double
-        us = min(call(*arguments) for _ in range(5))  # the fastest, for a floor; negative for an error
-        found[f"{name}_us"] = us if us >= 0 else f"CUDA error {-us:.0f}"
-        print(f"  {name:24} {found[f'{name}_us']}", flush=True)
-    return found
-
-
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rehearse", action="store_true")
+    modes = parser.add_mutually_exclusive_group()
+    for mode in SECONDS:
+        modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, default="quick")
+    parser.add_argument("--only", nargs="+", default=[], metavar="STEP")
+    parser.add_argument("--seconds", type=float)
     options = parser.parse_args()
-    device = Rehearsal() if options.rehearse else QuickGpu() if options.quick else Gpu()
     options.out_dir.mkdir(parents=True, exist_ok=True)
-
-    results, failed, started = {}, [], time.monotonic()
-    for section in (environment, stream, floors, torch_nn, kernels, blocks):
-        name = section.__name__
-        print(f"{name} (after {time.monotonic() - started:.0f} s)", flush=True)
-        try:
-            results[name] = section(device)
-        except Exception:  # one section that fails must not cost the others' numbers
-            traceback.print_exc()
-            results[name] = f"failed: {traceback.format_exc()}"
-            failed.append(name)
-        (options.out_dir / "baseline.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"gpu_check: {time.monotonic() - started:.0f} s, {f'FAILED {failed}' if failed else 'all passed'}")
-    sys.exit(bool(failed))
+    seconds = options.seconds or SECONDS[options.mode]
+    steps = chosen(options.mode, options.only)
+    outcomes = run_steps(steps, options.mode, seconds, options.out_dir.resolve())
+    for outcome in outcomes:
+        print(f"{outcome.step:17} {outcome.seconds:6.1f} s  {outcome.result}")
+    sys.exit(any(outcome.result != "passed" for outcome in outcomes))
 
 
 if __name__ == "__main__":

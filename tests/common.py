@@ -97,7 +97,7 @@ def results_of(module: nn.Module, *args, **options) -> dict[str, Tensor | None]:
     wanted = [p for p in parameters.values() if p.requires_grad]
     seed = torch.Generator().manual_seed(0)
     # Multiples of 1/8 are exact in every dtype, so that runs in different dtypes can be compared.
-    weights = [torch.randint(-16, 17, o.shape, generator=seed).div(8).to(o.dtype) for o in outputs]
+    weights = [torch.randint(-16, 17, o.shape, generator=seed).div(8).to(o) for o in outputs]
     grads = iter(torch.autograd.grad(outputs, [*tensors_of(args), *wanted], weights, allow_unused=True))
     results = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
     results |= {f"gradient of argument {i}": next(grads) for i, _ in enumerate(tensors_of(args))}

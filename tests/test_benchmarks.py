@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import fused_rnn
-from benchmarks import features, problem, report, results, roofline, suites, table, timing
+from benchmarks import devices, features, problem, report, results, roofline, suites, table, timing
 from benchmarks.__main__ import arguments_of
 from benchmarks.limits import Limits
 from benchmarks.peers import PEERS, jax_scan
 from benchmarks.results import Line, Results
-from benchmarks.run import measure_line, require_gpu_engine
+from benchmarks.run import commit, measure_line
 from benchmarks.suites import EFFORTS, SUITES, Shape, Work, lines
 
 FIXTURE = Path(__file__).parent / "benchmark_results"
@@ -135,7 +135,14 @@ def test_uncompiled_loop_agrees_with_torch_nn(layer, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_suite_says_what_it_lacks():
     with pytest.raises(SystemExit, match="torch sees none"):
-        require_gpu_engine()
+        devices.Gpu().require()
+
+
+def test_commit_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert commit() is None
+    monkeypatch.setenv("FUSED_RNN_COMMIT", "abc1234")
+    assert commit() == "abc1234"
 
 
 def test_every_round_runs_every_side():

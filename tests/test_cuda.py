@@ -30,6 +30,36 @@ def without_tf32():
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def filled_late(reader=None):
+    """A copy, made on `reader` or else on the same stream, of what a stream writes after a pause of 0.1 s."""
+    writer, data = torch.cuda.Stream(), torch.empty(1 << 20, device="cuda")
+    reader = reader or writer
+    torch.cuda.synchronize()
+    with torch.cuda.stream(reader):  # once before: loading a kernel or new memory may wait for the GPU
+        torch.ops.fused_rnn.cuda_identity(data.fill_(1))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(writer):
+        torch.cuda._sleep(200_000_000)  # clock cycles
+        data.fill_(7)
+    with torch.cuda.stream(reader):
+        copy = torch.ops.fused_rnn.cuda_identity(data)
+    assert not writer.query(), "cuda_identity waited for the GPU"
+    torch.cuda.synchronize()
+    return copy
+
+
+def test_kernels_run_on_the_current_stream():
+    early = filled_late(reader=torch.cuda.default_stream())
+    assert (early == 1).all(), "this test cannot tell streams apart: the default stream waited for the other"
+    assert (filled_late() == 7).all()
+
+
+def test_identity_of_any_layout():
+    strided = torch.arange(24.0, device="cuda").view(4, 6).t()
+    assert torch.equal(torch.ops.fused_rnn.cuda_identity(strided), strided)
+    assert torch.ops.fused_rnn.cuda_identity(strided[:0]).shape == (0, 4)
+
+
 @exact
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -60,6 +90,28 @@ def ragged_call(kind, dtype=torch.float32):
     lengths = torch.randint(1, 31, (12,), device="cuda")
     masks = {"lengths": lengths, "reset_mask": torch.rand(30, 12, device="cuda") < 0.1}
     return layer.cuda(), torch.randn(30, 12, 20, dtype=dtype, device="cuda"), masks
+
+
+@exact
+@pytest.mark.parametrize("sizes", [(1, 1, 3), (40, 1, 64), (9, 11, 130), (70, 8, 200)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("engine", ["one", "cluster", "polling", "flags"])
+def test_persistent_kernel_in_every_way(engine, cell, dtype, sizes, monkeypatch):
+    """Each way in which its blocks exchange, beside the stepwise engine."""
+    steps, batch, hidden = sizes
+    layer = getattr(fused_rnn, cell)(hidden, hidden, bidirectional=True, dtype=dtype, device="cuda")
+    input = torch.randn(steps, batch, hidden, dtype=dtype, device="cuda")
+    masks = {"reset_mask": torch.rand(steps, batch, device="cuda") < 0.1}
+    masks["lengths"] = torch.randint(1, steps + 1, (batch,), device="cuda")
+    expected = results_of(layer, input, **masks)
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", engine)
+    explanation = fused_rnn.explain(layer, input)
+    if explanation.engine == "none":
+        pytest.skip(explanation.reason)
+    assert explanation.engine == "persistent"
+    found = results_of(layer, input, **masks)
+    assert_near(list(found.values()), list(expected.values()), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
