@@ -18,7 +18,7 @@ SOURCES = [
     *(path for path in sorted((CSRC / "cuda").glob("*.c*")) if path.suffix in (".cpp", ".cu")),
     EMULATOR / "library.cpp",
 ]
-FOLDER = ROOT / "build/emulated"  # kept: the next session compiles what has changed since
+FOLDER = ROOT / "build/emulated"  # kept: the next run compiles what has changed since
 OF_A_GPU = {"registration.cpp", "stream.cpp", "identity.cu"}  # library.cpp stands for them
 # Runs of steps are projected ahead a few at a time, so that tests have several.
 DEFINES = ["-DFUSED_RNN_LIBRARY=fused_rnn_emulated", "-DFUSED_RNN_AHEAD_BYTES=4096"]
