@@ -165,12 +165,12 @@ def cuda_plan(
     hidden: int = 1,
     projected: bool = False,
     wanted: str = "best",
-    library: ctypes.CDLL = _library,
+    library: ctypes.CDLL | None = None,
 ) -> CudaPlan:
     """``wanted``: an engine, as FUSED_RNN_CUDA_ENGINE names them; raises when it cannot be had."""
     numbers, reason = (ctypes.c_int64 * 7)(), ctypes.create_string_buffer(256)
     sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, projected)
-    if library.fused_rnn_cuda_plan(*sizes, *gpu, wanted.encode(), numbers, reason, len(reason)):
+    if (library or _library).fused_rnn_cuda_plan(*sizes, *gpu, wanted.encode(), numbers, reason, len(reason)):
         raise RuntimeError(reason.value.decode())
     kind = None if numbers[0] < 0 else ("one", "cluster", "polling", "flags")[numbers[0]]
     return CudaPlan(kind, *numbers[1:], reason.value.decode())

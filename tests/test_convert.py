@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import emulating
 import pytest
 import torch
 from common import F64, KINDS, LAYERS, assert_close, make_input, make_packed, make_pair
@@ -14,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fused_rnn
+from fused_rnn import _library
 from fused_rnn.__main__ import main
 from fused_rnn.verification import Report, Result
 
@@ -244,7 +247,14 @@ def test_explain_says_none_where_a_call_computes_nothing(kind, monkeypatch):
 
 @every_kind
 def test_explain_names_the_cuda_engine(kind, monkeypatch):
-    monkeypatch.setattr(fused_rnn._library, "cuda_archs", lambda: ["90a"])
+    """Of a GPU that is not there, by a library that may have been built without CUDA: hence the emulated one."""
+    library = emulating.load()
+    _library._declare_cuda_plan(library)
+    monkeypatch.setattr(_library, "_library", library)
+    monkeypatch.setattr(_library, "cuda_archs", lambda: ["90a"])
+    hopper = SimpleNamespace(major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=227 << 10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: hopper)
+    monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
     ours, _ = make_pair(kind)
     with torch._subclasses.FakeTensorMode():
         for name, parameter in list(ours.named_parameters()):
