@@ -44,9 +44,9 @@ struct Coordinates {
   FUSED_RNN_DEVICE bool is_padding(const Layer& layer, const Instant& now) const {
     return now.exists && now.time >= length && !layer.offsets;
   }
+  // Of a step that the row takes part in.
   FUSED_RNN_DEVICE bool is_cut(const Layer& layer, const Instant& now) const {
-    const int64_t at_cut = d == 0 ? now.time : now.time + 1;
-    return layer.reset && at_cut < length && layer.reset[m * layer.reset_member_stride + at_cut * layer.batch + b];
+    return is_reset(layer, m, d, now.time, b);
   }
 };
 
@@ -93,8 +93,8 @@ class ForwardCell {
   }
 
   FUSED_RNN_DEVICE void fetch(const Args& f, const Arrays& a, const Moment& next) {
-    cut_ = place_.is_cut(f, next);
     if (!place_.takes_part(next)) return;
+    cut_ = place_.is_cut(f, next);
     const int64_t row = place_.problem * a.x_rows + next.first_row + place_.b - pick(a.x_first_row, place_.d);
     const T* x = at<T>(a.x, row * Cell::kGates * f.hidden + place_.unit);
     FUSED_RNN_UNROLL
@@ -193,8 +193,8 @@ class BackwardCell {
   }
 
   FUSED_RNN_DEVICE void fetch(const Args& g, const Arrays&, const Moment& next) {
-    cut_ = place_.is_cut(g, next);
     if (!place_.takes_part(next)) return;
+    cut_ = place_.is_cut(g, next);
     const int64_t H = g.hidden, row = next.first_row + place_.b;
     const Storage* saved = at<Storage>(g.saved, (place_.problem * g.rows + row) * g.saved_width + place_.unit);
     FUSED_RNN_UNROLL
