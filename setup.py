@@ -106,7 +106,7 @@ def nvcc_flags(archs):
     portable = [arch for arch in archs if arch.isdigit()]
     if portable:  # PTX too, for GPUs newer than any in the list
         flags.append("-gencode arch=compute_{0},code=compute_{0}".format(portable[-1]))
-    return " ".join(["-std=c++20 -O3 -Icsrc -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra", *flags])
+    return " ".join(["-std=c++20 -O3 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra", *flags])
 
 
 def compile_steps(with_cuda):
@@ -129,7 +129,7 @@ def ninja_file(torch, nvcc=None, archs=()):
     cxx = os.environ.get("CXX", "g++")
     commands = {"cxx": f"{cxx} {cxx_flags(torch, nvcc, archs)}"}
     if nvcc:
-        commands["nvcc"] = f"{shlex.quote(nvcc)} {nvcc_flags(archs)}"
+        commands["nvcc"] = f"{shlex.quote(nvcc)} {nvcc_flags(archs)} -Xptxas -v"
     text = f"builddir = {BUILD}\n"
     # What ptxas says of every kernel is kept, for scripts/cuda_check.py; the rest is for whoever builds.
     report = {"nvcc": ' 2> $out.log; code=$$?; grep -vE "^ptxas info|bytes stack frame" $out.log; exit $$code'}

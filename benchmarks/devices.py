@@ -93,13 +93,13 @@ class StandIn(Gpu):
 
 
 @contextmanager
-def precision(work: Work) -> Iterator[None]:
+def precision(tf32: bool) -> Iterator[None]:
     """Whether cuBLAS and cuDNN may use TF32, which torch decides for each by itself."""
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:
-            backend.allow_tf32 = work.tf32
+            backend.allow_tf32 = tf32
         yield
     finally:
         for backend, allowed in zip(backends, before, strict=True):

@@ -49,7 +49,7 @@ def is_sampled(work: Work) -> bool:
 
 
 def kernels_of_sides(device: Gpu, work: Work) -> dict[str, list[dict]]:
-    with precision(work):
+    with precision(work.tf32):
         sides = build(work).sides()
         return {name: kernels(device, side.run) for name, side in sides.items() if name in ("ours", "torch.nn")}
 

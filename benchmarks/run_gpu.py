@@ -81,7 +81,7 @@ def measure(device: Gpu, effort: Effort, seconds: float, only: list[str], folder
 
 
 def measure_line(device: Gpu, work: Work, effort: Effort) -> Line:
-    with precision(work):
+    with precision(work.tf32):
         problem = build(work)
         sides = problem.sides()
         runs = {name: side.run for name, side in sides.items()}

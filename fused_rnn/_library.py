@@ -51,14 +51,10 @@ def _load() -> ctypes.CDLL:
 
 
 def _declare_cuda_plan(library: ctypes.CDLL) -> None:
-    library.fused_rnn_cuda_plan.restype = ctypes.c_int64
-    library.fused_rnn_cuda_plan.argtypes = [
-        *[ctypes.c_int64] * 11,
-        ctypes.c_char_p,
-        ctypes.POINTER(ctypes.c_int64),
-        ctypes.c_char_p,
-        ctypes.c_int64,
-    ]
+    found = [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, ctypes.c_int64]
+    library.fused_rnn_gpu.restype = library.fused_rnn_cuda_plan.restype = ctypes.c_int64
+    library.fused_rnn_gpu.argtypes = [ctypes.c_int64, *found]
+    library.fused_rnn_cuda_plan.argtypes = [*[ctypes.c_int64] * 11, ctypes.c_char_p, *found]
 
 
 _library = _load()
@@ -135,6 +131,18 @@ class Gpu(NamedTuple):
     most_cluster_blocks: int
 
 
+def gpu(device: torch.device) -> Gpu:
+    """This GPU, as the engine sees it."""
+    return Gpu(*_numbers_and_reason(len(Gpu._fields), _library.fused_rnn_gpu, device.index or 0)[0])
+
+
+def _numbers_and_reason(count: int, function, *args) -> tuple[list[int], str]:
+    numbers, reason = (ctypes.c_int64 * count)(), ctypes.create_string_buffer(256)
+    if function(*args, numbers, reason, len(reason)):
+        raise RuntimeError(reason.value.decode())
+    return list(numbers), reason.value.decode()
+
+
 class CudaPlan(NamedTuple):
     """What the CUDA engine chooses for one pass of a layer; the engine calls the same code."""
 
@@ -164,13 +172,11 @@ def cuda_plan(
     batch: int = 1,
     hidden: int = 1,
     projected: bool = False,
-    wanted: str = "best",
-    library: ctypes.CDLL | None = None,
+    wanted: str | None = None,
 ) -> CudaPlan:
-    """``wanted``: an engine, as FUSED_RNN_CUDA_ENGINE names them; raises when it cannot be had."""
-    numbers, reason = (ctypes.c_int64 * 7)(), ctypes.create_string_buffer(256)
+    """``wanted``: an engine, as FUSED_RNN_CUDA_ENGINE names them, None: what that says; raises when it cannot be had."""
     sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, projected)
-    if (library or _library).fused_rnn_cuda_plan(*sizes, *gpu, wanted.encode(), numbers, reason, len(reason)):
-        raise RuntimeError(reason.value.decode())
+    wanted = None if wanted is None else wanted.encode()
+    numbers, reason = _numbers_and_reason(7, _library.fused_rnn_cuda_plan, *sizes, *gpu, wanted)
     kind = None if numbers[0] < 0 else ("one", "cluster", "polling", "flags")[numbers[0]]
-    return CudaPlan(kind, *numbers[1:], reason.value.decode())
+    return CudaPlan(kind, *numbers[1:], reason)

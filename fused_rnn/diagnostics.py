@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 from dataclasses import dataclass
 
@@ -71,7 +70,7 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None) -> Explan
     if layer.input.device.type == "meta":
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
     if layer.input.device.type == "cuda":
-        return _on_cuda(layer)
+        return explain_cuda(layer, _library.gpu(layer.input.device))
     cell, directions, hidden, width, _, _ = layer.sizes
     batch = int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.input.shape[-2]
     plan = _library.cpu_plan(
@@ -98,19 +97,7 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None) -> Explan
     )
 
 
-def _on_cuda(layer: Layer) -> Explanation:
-    properties = torch.cuda.get_device_properties(layer.input.device)
-    capability = 10 * properties.major + properties.minor
-    gpu = _library.Gpu(
-        capability,
-        properties.multi_processor_count,
-        properties.shared_memory_per_block_optin,
-        16 if capability in (90, 100) else 8,
-    )
-    return explain_cuda(layer, gpu, os.environ.get("FUSED_RNN_CUDA_ENGINE") or "stepwise")
-
-
-def explain_cuda(layer: Layer, gpu: _library.Gpu, wanted: str, **options) -> Explanation:
+def explain_cuda(layer: Layer, gpu: _library.Gpu, wanted: str | None = None) -> Explanation:
     """The plan of a layer's forward pass on this GPU, and its backward pass where that differs."""
     cell, directions, hidden, width, members, _ = layer.sizes
     sizes = {
@@ -119,7 +106,6 @@ def explain_cuda(layer: Layer, gpu: _library.Gpu, wanted: str, **options) -> Exp
         "hidden": hidden,
         "projected": width != hidden,
         "wanted": wanted,
-        **options,
     }
     try:
         forward, backward = (

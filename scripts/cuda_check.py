@@ -32,7 +32,7 @@ def report_of(source, nvcc, flags, build):
     built = ROOT / build / f"{source}.o.log"
     if built.exists() and f"for '{ARCH}'" in built.read_text():
         return built.read_text()
-    command = f"{nvcc} {flags} -c -o /dev/null {source}"
+    command = f"{nvcc} {flags} -Xptxas -v -c -o /dev/null {source}"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{command}\n{done.stdout}{done.stderr}")

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import emulating
 import pytest
@@ -252,8 +251,6 @@ def test_explain_names_the_cuda_engine(kind, monkeypatch):
     _library._declare_cuda_plan(library)
     monkeypatch.setattr(_library, "_library", library)
     monkeypatch.setattr(_library, "cuda_archs", lambda: ["90a"])
-    hopper = SimpleNamespace(major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=227 << 10)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: hopper)
     monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
     ours, _ = make_pair(kind)
     with torch._subclasses.FakeTensorMode():

@@ -68,17 +68,21 @@ def assert_near(found, expected, dtype):
         assert relative_error(one, other) <= TOLERANCE[dtype], f"result {i}"
 
 
+def assert_equals_reference(name, case, dtype, strided, empty_rows):
+    if name == "rnn_relu" and dtype in SIXTEEN_BITS:
+        case = Case(**{**case.__dict__, "steps": min(case.steps, 2)})  # few arguments that may change their sign
+    problem = problem_of(CELLS[name], case, dtype, strided, empty_rows)
+    found = outputs_and_gradients(problem, functional, dtype)
+    assert_near(found, outputs_and_gradients(problem, reference, torch.float64), dtype)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", CELLS)
 @given(case=cases, strided=st.booleans(), empty_rows=st.booleans(), threads=st.sampled_from([1, 1, 2, 3]))
 @settings(max_examples=20)
 def test_kernels_equal_reference(name, dtype, case, strided, empty_rows, threads):
-    if name == "rnn_relu" and dtype in SIXTEEN_BITS:
-        case = Case(**{**case.__dict__, "steps": min(case.steps, 2)})  # few arguments that may change their sign
     torch.set_num_threads(threads)
-    problem = problem_of(CELLS[name], case, dtype, strided, empty_rows)
-    found = outputs_and_gradients(problem, functional, dtype)
-    assert_near(found, outputs_and_gradients(problem, reference, torch.float64), dtype)
+    assert_equals_reference(name, case, dtype, strided, empty_rows)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -177,7 +177,7 @@ def test_precision_is_set_and_put_back():
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     for one in (work, replace(work, tf32=False)):
-        with devices.precision(one):
+        with devices.precision(one.tf32):
             assert [backend.allow_tf32 for backend in backends] == [one.tf32] * 2
     assert [backend.allow_tf32 for backend in backends] == before
 

@@ -1,7 +1,6 @@
 """Which kernel the CUDA engine takes: asked about GPUs that are not there, through the emulated build."""
 
 import itertools
-from functools import partial
 
 import emulating
 import pytest
@@ -29,19 +28,22 @@ BATCH = (1, 8, 32, 64, 256)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@pytest.fixture(scope="module")
-def plan():
-    library = emulating.load()
-    _library._declare_cuda_plan(library)
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    """Not the library itself, which may have been built without CUDA."""
+    emulated = emulating.load()
+    _library._declare_cuda_plan(emulated)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_library, "_library", emulated)
+        yield
 
-    def ask(name, dtype, gpu=HOPPER, library=library, **sizes):
-        return cuda_plan(CELLS[name].id, dtype, gpu, library=library, **sizes)
 
-    return partial(ask, library=library)
+def plan(name, dtype, gpu=HOPPER, wanted="best", **sizes):
+    return cuda_plan(CELLS[name].id, dtype, gpu, wanted=wanted, **sizes)
 
 
 @pytest.mark.parametrize("capability", GPUS)
-def test_every_plan_can_be_run(plan, capability):
+def test_every_plan_can_be_run(capability):
     """Blocks have room for all units and rows, and no more of them wait for each other than are resident together."""
     gpu = GPUS[capability]
     seen = set()
@@ -86,12 +88,12 @@ def test_every_plan_can_be_run(plan, capability):
         ("lstm", torch.float32, 1024, 1, (None, 0, 0)),
     ],
 )
-def test_plans_of_a_hopper(plan, name, dtype, hidden, batch, expected):
+def test_plans_of_a_hopper(name, dtype, hidden, batch, expected):
     found = plan(name, dtype, hidden=hidden, batch=batch)
     assert (found.blocks_kind, found.units, found.blocks) == expected, found
 
 
-def test_wanted_engines(plan):
+def test_wanted_engines():
     assert plan("lstm", torch.float32, hidden=64, wanted="stepwise").blocks_kind is None
     for kind in ("one", "cluster", "polling", "flags"):
         assert plan("lstm", torch.float32, hidden=64, wanted=kind).blocks_kind == kind
@@ -103,20 +105,19 @@ def test_wanted_engines(plan):
         plan("lstm", torch.bfloat16, hidden=64, wanted="fastest")
 
 
-def test_many_rows_share_out_the_gpu(plan):
+def test_many_rows_share_out_the_gpu():
     """As many groups as are resident together, before columns grow and before launches follow each other."""
     few, many, most = (plan("lstm", torch.bfloat16, hidden=256, batch=b) for b in (16, 64, 128))
     assert (few.groups, many.groups, most.groups) == (2, 8, 16)
     assert {few.columns, many.columns, most.columns} == {8}
 
 
-def test_explanations(plan):
+def test_explanations():
     weights = tuple(torch.empty(4 * 512, 512, dtype=torch.bfloat16) for _ in range(2))
     layer = Layer(CELLS["lstm"].id, False, False, torch.empty(9, 16, 512, dtype=torch.bfloat16), *[None] * 5, weights)
-    library = plan.keywords["library"]
 
     def text(wanted, layer=layer, gpu=HOPPER):
-        return str(explain_cuda(layer, gpu, wanted, library=library))
+        return str(explain_cuda(layer, gpu, wanted))
 
     found = text("persistent")
     assert found.startswith(
@@ -127,3 +128,20 @@ def test_explanations(plan):
     assert text("cluster", gpu=GPUS[80]).startswith("none: fused_rnn: the engine 'cluster' was asked for, but no shape")
     projected = layer._replace(weights=(torch.empty(2048, 512), torch.empty(2048, 256), torch.empty(256, 512)))
     assert "a projection has a product of its own" in text("best", projected)
+
+
+def test_shared_memory_bounds_the_shapes():
+    """This one parks weights there: 160 KB, which no GPU of architecture 120 has for a block."""
+    sizes = {"hidden": 2048, "batch": 8, "wanted": "polling"}
+    assert plan("lstm", torch.bfloat16, **sizes).blocks_kind == "polling"
+    with pytest.raises(RuntimeError, match="'polling' was asked for, but no shape"):
+        plan("lstm", torch.bfloat16, GPUS[120], **sizes)
+
+
+def test_this_gpu(monkeypatch):
+    """The emulated one; and the engine that is taken unless another is asked for."""
+    assert _library.gpu(torch.device("cuda", 0)) == HOPPER
+    monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
+    assert plan("lstm", torch.bfloat16, hidden=64, wanted=None).blocks_kind is None
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "cluster")
+    assert plan("lstm", torch.bfloat16, hidden=64, wanted=None).blocks_kind == "cluster"

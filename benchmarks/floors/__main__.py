@@ -21,7 +21,7 @@ from statistics import quantiles
 
 import torch
 
-from ..devices import Gpu, StandIn
+from ..devices import Gpu, StandIn, precision
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent.parent
@@ -69,7 +69,7 @@ def build(emulated: bool) -> Path:
         command = shlex.split(f"{os.environ.get('CXX', 'g++')} {flags}")
     else:
         nvcc = setup["find_nvcc"]() or sys.exit("floors: there is no nvcc")
-        flags = setup["nvcc_flags"](setup["cuda_archs"]()).replace("-Xptxas -v", "")
+        flags = setup["nvcc_flags"](setup["cuda_archs"]())
         command = [nvcc, *shlex.split(flags)]
     sources = [*FOLDER.glob("*.*"), *(ROOT / "csrc/cuda").glob("*.h"), *(ROOT / "tests/emulator").glob("*.h")]
     if not program.exists() or program.stat().st_mtime < max(source.stat().st_mtime for source in sources):
@@ -89,11 +89,9 @@ def matrix_rate(device: Gpu, name: str) -> dict:
     """Of random numbers: a GPU multiplies zeros faster."""
     dtype, allowed, width = PRODUCTS[name]
     width = width if device.name == "cuda" else 32
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
     a, b = (torch.randn(width, width, device=device.name).to(dtype) for _ in range(2))
-    rates = [2e-12 * width**3 / device.time_slice(lambda: a @ b) for _ in range(REPEATS)]
-    torch.backends.cuda.matmul.allow_tf32 = before
+    with precision(tf32=allowed):
+        rates = [2e-12 * width**3 / device.time_slice(lambda: a @ b) for _ in range(REPEATS)]
     low, median, high = quantiles(rates, n=4)
     return {
         "name": f"torch's matrix product, {name}, of {width}",

@@ -29,7 +29,6 @@ inline void* allocate(size_t bytes) {
   return memory;
 }
 inline void release(void* memory) { cudaFree(memory); }
-inline void set_bytes(void* to, int byte, size_t bytes) { check_cuda(cudaMemsetAsync(to, byte, bytes), "setting"); }
 inline void copy(void* to, const void* from, size_t bytes) {
   check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault), "copying");
 }
@@ -61,7 +60,6 @@ inline int multiprocessors() { return 4; }
 
 inline void* allocate(size_t bytes) { return ::operator new(bytes); }
 inline void release(void* memory) { ::operator delete(memory); }
-inline void set_bytes(void* to, int byte, size_t bytes) { std::memset(to, byte, bytes); }
 inline void copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
 inline void wait_for_device() {}
 inline void set_order(unsigned seed) { emulator::schedule = {seed}; }
@@ -87,7 +85,7 @@ class Array {
   ~Array() { release(data_); }
 
   void operator=(const std::vector<T>& values) { copy(data_, values.data(), bytes()); }
-  void fill(int byte) { set_bytes(data_, byte, bytes()); }
+  void fill(int byte) { fill_bytes(data_, byte, bytes(), nullptr); }
   T* data() { return data_; }
   size_t bytes() const { return count_ * sizeof(T); }
   std::vector<T> values() const {

@@ -1,34 +1,13 @@
-// Storage types: what lies in memory. Arithmetic is float for the 16-bit formats, the type itself otherwise.
+// Numbers from memory and to it, in every format.
 #pragma once
 #include <stdint.h>
 #include <string.h>
 
+#include "../formats.h"
 #include "vector.h"
 
 namespace fused_rnn {
 namespace {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-template <class S>
-struct ArithmeticOf {
-  using type = S;
-};
-template <>
-struct ArithmeticOf<BFloat16> {
-  using type = float;
-};
-template <>
-struct ArithmeticOf<Half> {
-  using type = float;
-};
-template <class S>
-using Arithmetic = typename ArithmeticOf<S>::type;
 
 inline uint32_t bits_of(float x) {
   uint32_t u;

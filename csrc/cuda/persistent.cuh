@@ -18,28 +18,20 @@
 namespace fused_rnn {
 namespace {
 
-// Warps: kWarpsM share out the rows of a block's weights, kWarpsK their columns. Each holds kTilesM times 16 rows, and
-// of K kHeld chunks in registers and kParked chunks in shared memory. kTilesN times 8 columns of the batch.
-template <int kM, int kK, int kOfM, int kHeldChunks, int kParkedChunks, int kOfN>
-struct Tiling {
-  static constexpr int kWarpsM = kM, kWarpsK = kK, kTilesM = kOfM, kHeld = kHeldChunks, kParked = kParkedChunks,
-                       kTilesN = kOfN;
-};
-
-template <class WalkType, class Link, class Tiles>
+template <class WalkType, class Link, Tiles kTiles>
 struct Persistent {
   using Walk = WalkType;
   static constexpr bool kCluster = Link::kCluster;
   using S = typename Walk::Storage;
   using T = Arithmetic<S>;
-  using Products = std::conditional_t<sizeof(S) == 2, TensorCores<S, Tiles::kTilesN>, Scalars<S, Tiles::kTilesN>>;
+  using Products = std::conditional_t<sizeof(S) == 2, TensorCores<S, kTiles.tiles_n>, Scalars<S, kTiles.tiles_n>>;
 
-  static constexpr int kWarpsK = Tiles::kWarpsK, kTilesM = Tiles::kTilesM, kTilesN = Tiles::kTilesN;
-  static constexpr int kHeld = Tiles::kHeld, kParked = Tiles::kParked, kChunks = kHeld + kParked;  // of a warp
-  static constexpr int kWarps = Tiles::kWarpsM * kWarpsK, kThreads = 32 * kWarps;
-  static constexpr int kColumns = 8 * kTilesN, kRows = 16 * kTilesM * Tiles::kWarpsM;  // of a block
-  static constexpr int kDepth = kChunk * kWarpsK * kChunks;
-  static constexpr int kMostUnits = most_units(kRows, Walk::kRows, kThreads, kColumns);
+  static constexpr int kWarpsK = kTiles.warps_k, kTilesM = kTiles.tiles_m, kTilesN = kTiles.tiles_n;
+  static constexpr int kHeld = kTiles.held, kParked = kTiles.parked, kChunks = kHeld + kParked;  // of a warp
+  static constexpr int kThreads = kTiles.threads(), kWarps = kThreads / 32;
+  static constexpr int kColumns = kTiles.columns(), kRows = kTiles.rows();  // of a block
+  static constexpr int kDepth = kTiles.depth();
+  static constexpr int kMostUnits = kTiles.most_units(Walk::kRows);
   static constexpr int kCells = (kMostUnits * kColumns + kThreads - 1) / kThreads;  // of a thread
 
   static constexpr unsigned kSlotBytes = kDepth * kColumns * sizeof(S);

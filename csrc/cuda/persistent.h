@@ -5,8 +5,6 @@
 
 namespace fused_rnn {
 
-Gpu gpu_of(int32_t device);
-
 // Steps first .. end - 1 of the walk, for all problems. `ring` has ring_bytes.
 void launch_persistent(const Plan&, const Forward&, const ForwardArrays&, int64_t first, int64_t end, void* ring,
                        void* stream);

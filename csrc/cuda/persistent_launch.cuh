@@ -1,7 +1,9 @@
 // Launches of the persistent kernel. Every one that is compiled: the shapes of plan.h, by cell, for the dtypes of the
 // .cu files that include this, each of which takes a compiler a while.
 #pragma once
-#include <algorithm>
+#include <iterator>
+#include <tuple>
+#include <utility>
 
 #include "persistent.cuh"
 #include "persistent.h"
@@ -10,54 +12,38 @@
 namespace fused_rnn {
 namespace {
 
+// In the order of Blocks.
 template <Blocks blocks>
-struct LinkOf;
-template <>
-struct LinkOf<Blocks::kOne> {
-  using type = OneBlock;
-};
-template <>
-struct LinkOf<Blocks::kCluster> {
-  using type = Cluster;
-};
-template <>
-struct LinkOf<Blocks::kPolling> {
-  using type = Polling;
-};
-template <>
-struct LinkOf<Blocks::kFlags> {
-  using type = Flags;
-};
+using LinkOf = std::tuple_element_t<static_cast<int>(blocks), std::tuple<OneBlock, Cluster, Polling, Flags>>;
 
-template <class Walk, class Link, class Tiling>
-void launch_kernel(const Plan& plan, const typename Walk::Args& args, const typename Walk::Arrays& arrays, Cut cut,
-                   int64_t groups, void* stream) {
-  using Kernel = Persistent<Walk, Link, Tiling>;
-  Launch how = {dim3(static_cast<unsigned>(groups * plan.blocks)),
-                dim3(Kernel::kThreads),
-                stream,
-                Kernel::kSharedBytes,
-                Link::kCooperative,
-                Link::kCluster ? static_cast<unsigned>(plan.blocks) : 1u};
-  launch(how, persistent<Kernel>, args, arrays, cut);
+// Whether this is the plan's shape; then it has been launched. Not those of another direction or format.
+template <size_t kNumber, class Walk, Direction direction>
+bool launch_if_planned(const Plan& plan, const typename Walk::Args& args, const typename Walk::Arrays& arrays,
+                       const Cut& cut, int64_t groups, void* stream) {
+  constexpr Shape kShape = kShapes[kNumber];
+  constexpr Dtype kFormat = sizeof(typename Walk::Storage) == 2 ? Dtype::kHalf : Dtype::kFloat;
+  if constexpr (kShape.format == kFormat && kShape.direction == direction) {
+    using Link = LinkOf<kShape.blocks>;
+    using Kernel = Persistent<Walk, Link, kShape.tiles>;
+    static_assert(Kernel::kSharedBytes == kShape.shared_bytes());
+    if (plan.shape != kShapes + kNumber) return false;
+    const Launch how = {dim3(static_cast<unsigned>(groups * plan.blocks)),
+                        dim3(Kernel::kThreads),
+                        stream,
+                        Kernel::kSharedBytes,
+                        Link::kCooperative,
+                        Link::kCluster ? static_cast<unsigned>(plan.blocks) : 1u};
+    launch(how, persistent<Kernel>, args, arrays, cut);
+    return true;
+  }
+  return false;
 }
 
-// f(Walk's number's kernel) for the plan's shape, where it has the direction and the format of this cell and dtype.
-template <template <class, class> class Walk, Direction direction, class Cell, class S, class Args, class Arrays>
-void launch_shape(const Plan& plan, const Args& args, const Arrays& arrays, const Cut& cut, int64_t groups,
-                  void* stream) {
-  constexpr Dtype kFormat = sizeof(S) == 2 ? Dtype::kHalf : sizeof(S) == 4 ? Dtype::kFloat : Dtype::kDouble;
-  switch (plan.shape->number) {
-#define FUSED_RNN_CASE(number, format, way, blocks, m, k, of_m, held, parked, of_n)                              \
-  case number:                                                                                                   \
-    if constexpr (Dtype::format == kFormat && Direction::way == direction)                                       \
-      return launch_kernel<Walk<Cell, S>, LinkOf<Blocks::blocks>::type, Tiling<m, k, of_m, held, parked, of_n>>( \
-          plan, args, arrays, cut, groups, stream);                                                              \
-    break;
-    FUSED_RNN_SHAPES(FUSED_RNN_CASE)
-#undef FUSED_RNN_CASE
-  }
-  unknown_value("shape of the persistent kernel", plan.shape->number);
+template <class Walk, Direction direction, size_t... kNumber>
+void launch_planned(std::index_sequence<kNumber...>, const Plan& plan, const typename Walk::Args& args,
+                    const typename Walk::Arrays& arrays, const Cut& cut, int64_t groups, void* stream) {
+  const bool launched = (launch_if_planned<kNumber, Walk, direction>(plan, args, arrays, cut, groups, stream) || ...);
+  if (!launched) unknown_value("shape of the persistent kernel", plan.shape - kShapes);
 }
 
 // Of so many groups, from cut.first_group on.
@@ -66,7 +52,9 @@ void launch_groups(const Plan& plan, const Args& args, const Arrays& arrays, con
                    void* stream) {
   dispatch_cell(args.cell, [&](auto c) {
     using Cell = typename decltype(c)::type;
-    if constexpr (Cell::kRecurrent) launch_shape<Walk, direction, Cell, S>(plan, args, arrays, cut, groups, stream);
+    if constexpr (Cell::kRecurrent)
+      launch_planned<Walk<Cell, S>, direction>(std::make_index_sequence<std::size(kShapes)>{}, plan, args, arrays, cut,
+                                               groups, stream);
   });
 }
 

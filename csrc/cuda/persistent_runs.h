@@ -1,18 +1,10 @@
 // A pass by the persistent kernel, as the loop over time calls it: whole runs of steps in place of single ones.
 #pragma once
-#include <cstdlib>
-
 #include "persistent.h"
 #include "stepwise_loop.h"
 
 namespace fused_rnn {
 namespace {
-
-// Until the persistent kernel has run on a GPU it has to be asked for.
-inline const char* engine_wanted() {
-  const char* wanted = std::getenv("FUSED_RNN_CUDA_ENGINE");
-  return wanted && *wanted ? wanted : "stepwise";
-}
 
 // What keeps a layer from the persistent kernel; null: nothing does.
 inline const char* obstacle(const Layer& layer) {

@@ -21,8 +21,8 @@ struct Gpu {
   int most_cluster_blocks;
 };
 
-// A shape of the persistent kernel (persistent.cuh's Tiling): so many warps share out rows and depth of a block's
-// weights; each has `tiles_m` times 16 rows, and of the depth `held` times 32 in registers and `parked` in shared
+// How the persistent kernel's warps share out rows and depth of a block's weights: `warps_m` the rows, `warps_k` the
+// depth. Each has `tiles_m` times 16 rows, and of the depth `held` times 32 in registers and `parked` in shared
 // memory; `tiles_n` times 8 columns of the batch.
 struct Tiles {
   int warps_m, warps_k, tiles_m, held, parked, tiles_n;
@@ -31,56 +31,58 @@ struct Tiles {
   constexpr int depth() const { return 32 * warps_k * (held + parked); }
   constexpr int columns() const { return 8 * tiles_n; }
   constexpr int threads() const { return 32 * warps_m * warps_k; }
+  // Units that a block may have: as many as its rows of weights allow, and two cells for a thread at most, as their
+  // state is in registers.
+  constexpr int most_units(int rows_of_unit) const {
+    const int by_rows = rows() / rows_of_unit / 4 * 4, by_cells = 2 * threads() / columns() / 4 * 4;
+    return by_rows < by_cells ? by_rows : by_cells;
+  }
 };
 
-// Every shape that is compiled: X(number, format, direction, blocks, warps_m, warps_k, tiles_m, held, parked, tiles_n).
-// Half stands for both 16-bit formats. What compiles without spilling, and how many registers it takes, `make
-// cuda-check` says. Of those that fit a layer `select` takes the cheapest.
-#define FUSED_RNN_SHAPES(X)                            \
-  X(0, kHalf, kForward, kOne, 8, 1, 2, 2, 0, 1)        \
-  X(1, kHalf, kForward, kCluster, 4, 2, 2, 2, 0, 1)    \
-  X(2, kHalf, kForward, kCluster, 4, 2, 2, 4, 0, 1)    \
-  X(3, kHalf, kForward, kCluster, 4, 2, 2, 8, 0, 1)    \
-  X(4, kHalf, kForward, kPolling, 1, 8, 2, 4, 0, 1)    \
-  X(5, kHalf, kForward, kPolling, 1, 8, 2, 4, 0, 4)    \
-  X(6, kHalf, kForward, kPolling, 1, 8, 3, 6, 0, 1)    \
-  X(7, kHalf, kForward, kPolling, 1, 8, 4, 4, 4, 1)    \
-  X(8, kHalf, kBackward, kOne, 4, 2, 1, 4, 0, 1)       \
-  X(9, kHalf, kBackward, kCluster, 1, 8, 2, 2, 0, 1)   \
-  X(10, kHalf, kBackward, kCluster, 1, 8, 2, 4, 0, 1)  \
-  X(11, kHalf, kBackward, kCluster, 1, 8, 2, 8, 0, 1)  \
-  X(12, kHalf, kBackward, kPolling, 1, 8, 1, 8, 0, 1)  \
-  X(13, kHalf, kBackward, kPolling, 1, 8, 1, 16, 0, 1) \
-  X(14, kFloat, kForward, kOne, 8, 1, 2, 2, 0, 1)      \
-  X(15, kFloat, kForward, kCluster, 2, 4, 2, 1, 0, 1)  \
-  X(16, kFloat, kForward, kCluster, 2, 4, 2, 2, 0, 1)  \
-  X(17, kFloat, kForward, kPolling, 1, 8, 1, 2, 0, 1)  \
-  X(18, kFloat, kForward, kFlags, 1, 8, 1, 2, 0, 1)    \
-  X(19, kFloat, kBackward, kOne, 4, 2, 1, 4, 0, 1)     \
-  X(20, kFloat, kBackward, kCluster, 1, 8, 1, 2, 0, 1) \
-  X(21, kFloat, kBackward, kCluster, 1, 8, 1, 4, 0, 1) \
-  X(22, kFloat, kBackward, kPolling, 1, 8, 1, 2, 0, 1) \
-  X(23, kFloat, kBackward, kFlags, 1, 8, 1, 3, 0, 1)
-
-// Units that a block may have: as many as its rows of weights allow, and two cells for a thread at most, as their state
-// is in registers.
-constexpr int most_units(int rows, int rows_of_unit, int threads, int columns) {
-  const int by_rows = rows / rows_of_unit / 4 * 4, by_cells = 2 * threads / columns / 4 * 4;
-  return by_rows < by_cells ? by_rows : by_cells;
-}
-
 struct Shape {
-  int number;
   Dtype format;
   Direction direction;
   Blocks blocks;
   Tiles tiles;
+
+  // Shared memory of a block: its slots, or what counts their bytes; two buffers of sums; parked weights.
+  constexpr int64_t shared_bytes() const {
+    const int64_t number_bytes = format == Dtype::kHalf ? 2 : 4;
+    const int64_t slots = 2 * number_bytes * tiles.depth() * tiles.columns();
+    const int64_t ring = blocks == Blocks::kCluster ? 128 + slots : blocks == Blocks::kOne ? slots : 0;
+    const int64_t sums = int64_t{2} * 4 * tiles.warps_k * tiles.columns() * tiles.rows();
+    return ring + sums + number_bytes * tiles.rows() * 32 * tiles.warps_k * tiles.parked;
+  }
 };
 
-#define FUSED_RNN_SHAPE(number, format, direction, blocks, m, k, of_m, held, parked, of_n) \
-  {number, Dtype::format, Direction::direction, Blocks::blocks, {m, k, of_m, held, parked, of_n}},
-constexpr Shape kShapes[] = {FUSED_RNN_SHAPES(FUSED_RNN_SHAPE)};
-#undef FUSED_RNN_SHAPE
+// Every shape that is compiled. Half stands for both 16-bit formats. What compiles without spilling, and how many
+// registers it takes, `make cuda-check` says. Of those that fit a layer `select` takes the cheapest.
+inline constexpr Shape kShapes[] = {
+    {Dtype::kHalf, Direction::kForward, Blocks::kOne, {8, 1, 2, 2, 0, 1}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kCluster, {4, 2, 2, 2, 0, 1}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kCluster, {4, 2, 2, 4, 0, 1}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kCluster, {4, 2, 2, 8, 0, 1}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kPolling, {1, 8, 2, 4, 0, 1}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kPolling, {1, 8, 2, 4, 0, 4}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kPolling, {1, 8, 3, 6, 0, 1}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kPolling, {1, 8, 4, 4, 4, 1}},
+    {Dtype::kHalf, Direction::kBackward, Blocks::kOne, {4, 2, 1, 4, 0, 1}},
+    {Dtype::kHalf, Direction::kBackward, Blocks::kCluster, {1, 8, 2, 2, 0, 1}},
+    {Dtype::kHalf, Direction::kBackward, Blocks::kCluster, {1, 8, 2, 4, 0, 1}},
+    {Dtype::kHalf, Direction::kBackward, Blocks::kCluster, {1, 8, 2, 8, 0, 1}},
+    {Dtype::kHalf, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 8, 0, 1}},
+    {Dtype::kHalf, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 16, 0, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kOne, {8, 1, 2, 2, 0, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kCluster, {2, 4, 2, 1, 0, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kCluster, {2, 4, 2, 2, 0, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 1, 2, 0, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kFlags, {1, 8, 1, 2, 0, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kOne, {4, 2, 1, 4, 0, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kCluster, {1, 8, 1, 2, 0, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kCluster, {1, 8, 1, 4, 0, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 2, 0, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kFlags, {1, 8, 1, 2, 1, 1}},
+};
 
 struct Plan {
   const Shape* shape = nullptr;  // null: stepwise
@@ -112,6 +114,12 @@ struct Task {
 };
 
 constexpr const char* kProjectionObstacle = "a projection has a product of its own in every step";
+
+// What this GPU has, asked of CUDA.
+Gpu gpu_of(int32_t device);
+
+// FUSED_RNN_CUDA_ENGINE, or what is taken where it is not set.
+const char* engine_wanted();
 
 // `wanted`: stepwise, persistent, or the persistent kernel with one, cluster, polling or flags; best: whichever is
 // estimated to be fastest. Throws when it cannot be had.

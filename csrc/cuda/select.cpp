@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdlib>
 
 #include "../fail.h"
 #include "cuda/plan.h"
@@ -44,8 +45,8 @@ std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, co
   if (shape.format != format_of(task.dtype) || shape.direction != task.direction) return {};
   if (shape.blocks == Blocks::kCluster && gpu.capability < 90) return {};
   if (shape.format == Dtype::kHalf && gpu.capability < 80) return {};  // its tensor cores know no bfloat16
-  if (shape.blocks != Blocks::kOne && gpu.capability < 70) return {};
-  const int64_t most = most_units(tiles.rows(), static_cast<int>(parts), tiles.threads(), tiles.columns());
+  if (shape.shared_bytes() > gpu.shared_bytes) return {};
+  const int64_t most = tiles.most_units(static_cast<int>(parts));
   if (most == 0) return {};
   Plan plan;
   plan.shape = &shape;
@@ -73,6 +74,12 @@ double cost_of(const Plan& plan, const Task& task) {
 }
 
 }  // namespace
+
+// Until the persistent kernel has run on a GPU it has to be asked for.
+const char* engine_wanted() {
+  const char* wanted = std::getenv("FUSED_RNN_CUDA_ENGINE");
+  return wanted && *wanted ? wanted : "stepwise";
+}
 
 Plan select(const Task& task, const Gpu& gpu, const std::string& wanted) {
   const bool best_of_all = wanted == "best", any = best_of_all || wanted == "persistent";

@@ -32,7 +32,7 @@ class BackwardLoop : Arrays {
     const int64_t GH = gate_rows(), rows = g_.members * g_.rows * D, params = Q * B * cell_.params * H;
     arrays_.gates_x = take(kS, rows * GH);
     arrays_.gates_r = one_gate_gradient_ ? arrays_.gates_x : take(kS, rows * GH);
-    if (cell_.recurrent) {
+    if (cell_.recurrent && !persistent_) {
       arrays_.step_gates = take(kS, Q * B * GH);
       arrays_.through_gates = take(kT, Q * B * P);
     }

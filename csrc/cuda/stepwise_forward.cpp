@@ -56,7 +56,7 @@ class ForwardLoop : Arrays {
     steps_ahead_ = std::clamp<int64_t>(FUSED_RNN_AHEAD_BYTES / std::max<int64_t>(a_step, 1), 1, f_.steps);
     arrays_.x_rows = steps_ahead_ * f_.batch;
     arrays_.x = take(kT, problems_ * arrays_.x_rows * gate_rows());
-    if (cell_.recurrent) arrays_.r = take(kT, QB * gate_rows());
+    if (cell_.recurrent && !persistent_) arrays_.r = take(kT, QB * gate_rows());
     arrays_.h = f_.h_n;  // the state is where it is wanted in the end
     copy(arrays_.h, kS, f_.h0, kS, QB * f_.output_size);
     if (cell_.states > 1) {

@@ -1,5 +1,6 @@
-// Storage types in device code, as cpu/storage.h has them: what lies in memory, and the arithmetic it is computed in.
+// Numbers from memory and to it in device code, as cpu/storage.h has them for the CPU.
 #pragma once
+#include "../formats.h"
 #include "device.h"
 #ifndef __CUDACC__
 #include "../cpu/storage.h"  // the emulator's CPU has no instructions of its own for them
@@ -7,28 +8,6 @@
 
 namespace fused_rnn {
 namespace {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-template <class S>
-struct ArithmeticOf {
-  using type = S;
-};
-template <>
-struct ArithmeticOf<BFloat16> {
-  using type = float;
-};
-template <>
-struct ArithmeticOf<Half> {
-  using type = float;
-};
-template <class S>
-using Arithmetic = typename ArithmeticOf<S>::type;
 
 FUSED_RNN_DEVICE float load(float x) { return x; }
 FUSED_RNN_DEVICE double load(double x) { return x; }

@@ -1,0 +1,31 @@
+// The 16-bit formats, and what numbers of each format are computed in: float for those, their own type otherwise.
+#pragma once
+#include <stdint.h>
+
+namespace fused_rnn {
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+template <class S>
+struct ArithmeticOf {
+  using type = S;
+};
+template <>
+struct ArithmeticOf<BFloat16> {
+  using type = float;
+};
+template <>
+struct ArithmeticOf<Half> {
+  using type = float;
+};
+template <class S>
+using Arithmetic = typename ArithmeticOf<S>::type;
+
+}  // namespace
+}  // namespace fused_rnn
