@@ -174,7 +174,7 @@ def cuda_plan(
     projected: bool = False,
     wanted: str | None = None,
 ) -> CudaPlan:
-    """``wanted``: an engine, as FUSED_RNN_CUDA_ENGINE names them, None: what that says; raises when it cannot be had."""
+    """``wanted``: an engine, as FUSED_RNN_CUDA_ENGINE names them; None: what it says. Raises where it cannot be had."""
     sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, projected)
     wanted = None if wanted is None else wanted.encode()
     numbers, reason = _numbers_and_reason(7, _library.fused_rnn_cuda_plan, *sizes, *gpu, wanted)

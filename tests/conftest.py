@@ -1,8 +1,9 @@
+import emulating
 import hypothesis
 import pytest
 import torch
 
-from fused_rnn import reference
+from fused_rnn import _autograd, _inference, _library, reference
 
 # The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough
 hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True)
@@ -27,3 +28,20 @@ def no_reference(monkeypatch):
         raise AssertionError("the reference was called on a path that must run on the kernels")
 
     monkeypatch.setattr(reference, "run_layer", refuse)
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    """Everything runs on the emulated engine, and finds NaN in memory that it has not written."""
+    library = emulating.load()
+    operators = torch.ops.fused_rnn_emulated
+    library.emulator_fill_memory(True)
+    _library.fill_memory(True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_autograd, "_FORWARD", operators.layer_forward.default)
+        patch.setattr(_autograd, "_BACKWARD", operators.layer_backward.default)
+        patch.setattr(_inference, "_infer", operators.infer.default)
+        yield library
+    library.emulator_fill_memory(False)
+    _library.fill_memory(False)
+    library.emulator_schedule(0)

@@ -2,16 +2,15 @@
 
 from types import SimpleNamespace
 
-import emulating
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import SIXTEEN_BITS, assert_near, problem_of
+from test_engine import SIXTEEN_BITS, assert_equals_reference, assert_near, problem_of
 from torch.func import grad, vmap
 
 import fused_rnn
-from fused_rnn import _autograd, _inference, _library, functional, reference
+from fused_rnn import functional, reference
 from fused_rnn._cells import BY_ID, CELLS
 from fused_rnn._ops import Wanted, weight_kinds
 from fused_rnn.verification import TOLERANCE, Case, relative_error
@@ -19,22 +18,7 @@ from fused_rnn.verification import TOLERANCE, Case, relative_error
 SCHEDULES = range(10)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def emulator():
-    """Everything in this file runs on the emulated engine, and finds NaN in memory that it has not written."""
-    library = emulating.load()
-    operators = torch.ops.fused_rnn_emulated
-    library.emulator_fill_memory(True)
-    _library.fill_memory(True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_autograd, "_FORWARD", operators.layer_forward.default)
-        patch.setattr(_autograd, "_BACKWARD", operators.layer_backward.default)
-        patch.setattr(_inference, "_infer", operators.infer.default)
-        yield library
-    library.emulator_fill_memory(False)
-    _library.fill_memory(False)
-    library.emulator_schedule(0)
-
+pytestmark = pytest.mark.usefixtures("emulator")
 
 # Around the widths of warps and blocks, and odd ones.
 widths = st.integers(1, 9) | st.sampled_from([31, 33, 64, 65, 130])
