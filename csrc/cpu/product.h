@@ -31,11 +31,11 @@ constexpr int kMostRows = 12;    // of a tile
 constexpr int tile_rows(int vectors) { return kSums / vectors < kMostRows ? kSums / vectors : kMostRows; }
 
 // out[m][v] = (or +=) sum over k of rows[m][k * step] * panel[k][v]; k counts factors. Each sum is taken in kSplit
-// parts: a sum waits for itself, and a single row has too few of them to keep the processor busy. Meanwhile `depth`
-// lines of the cache from `next` on are fetched.
+// parts: a sum waits for itself, and a single row has too few of them to keep the processor busy. Meanwhile lines of
+// the cache are fetched from `next` on, `fetch` for each 256 k.
 template <int kRows, int kVectors, int kSplit, class E>
-void multiply_tile(int64_t depth, const E* const* rows, int64_t step, const E* panel, const E* next, Arithmetic<E>* out,
-                   bool add_to_out) {
+void multiply_tile(int64_t depth, const E* const* rows, int64_t step, const E* panel, const E* next, int64_t fetch,
+                   Arithmetic<E>* out, bool add_to_out) {
   using V = typename Vec<Arithmetic<E>>::Native;
   constexpr int kLanes = Vec<Arithmetic<E>>::kLanes, kFactor = kTogether<E>;
   const E* a[kRows];
@@ -44,7 +44,7 @@ void multiply_tile(int64_t depth, const E* const* rows, int64_t step, const E* p
   // Every index is known when compiled: else the sums are kept in memory.
   V sum[kSplit][kRows][kVectors] = {};
   const auto add = [&](int s, int64_t k) {
-    if (kRows > 1) __builtin_prefetch(reinterpret_cast<const char*>(next) + k * kCacheLine, 0, 2);
+    if (kRows > 1) __builtin_prefetch(reinterpret_cast<const char*>(next) + (k * fetch >> 8) * kCacheLine, 0, 2);
     V b[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) b[v] = load_lanes<V>(panel + (k * kVectors + v) * kLanes * kFactor);
@@ -73,7 +73,7 @@ void multiply_tile(int64_t depth, const E* const* rows, int64_t step, const E* p
 }
 
 template <class E>
-using Tile = void (*)(int64_t depth, const E* const* rows, int64_t step, const E* panel, const E* next,
+using Tile = void (*)(int64_t depth, const E* const* rows, int64_t step, const E* panel, const E* next, int64_t fetch,
                       Arithmetic<E>* out, bool add_to_out);
 
 // Tiles of 1 .. tile_rows(kVectors) rows; the first entry is for a row that is always alone.
@@ -138,9 +138,11 @@ void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* pane
         for (int64_t i = 0; i < height; ++i) a[i] = row(first + i0 + i) + k0 * step * kTogether<E>;
         if (block == 0)
           for (int64_t i = 0; i < height; ++i) fetch(first + i0 + i);
-        const E* next = from + (tile < vectors ? deep * line + tile * deep * (kCacheLine / int64_t(sizeof(E))) : 0);
+        // Its share of what comes after this block, which is as large.
+        const int64_t share = (deep * vectors + tiles - 1) / tiles, fetch_rate = (vectors * 256 + tiles - 1) / tiles;
+        const E* next = from + deep * line + tile * share * (kCacheLine / int64_t(sizeof(E)));
         T* out = results ? results + (first + i0) * width : sums + (blocks > 1 ? i0 * width : 0);
-        by_rows[lone ? 0 : height](deep, a, step, from, next, out, block > 0);
+        by_rows[lone ? 0 : height](deep, a, step, from, next, fetch_rate, out, block > 0);
         if (block + 1 < blocks) continue;
         for (int64_t i = 0; i < height; ++i) use(first + i0 + i, out + i * width);
       }

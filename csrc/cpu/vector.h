@@ -109,21 +109,26 @@ template <>
 struct MathOf<float> {
   static constexpr float kLowest = -87.3f, kHighest = 87.3f;  // e^x and 1 / e^x stay normal numbers
   static constexpr float kRound = 12582912.f;                 // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+#if defined(__FMA__) || defined(__aarch64__)  // n * kLn2 is not rounded, and n times the rest is 2 eps at most
+  static constexpr float kLn2 = 0.693147182f, kLn2Rest = 0.f;
+#else
+  static constexpr float kLn2 = 0.693359375f, kLn2Rest = -2.12194440e-4f;
+#endif
   static constexpr int kMantissa = 23, kBias = 127;
-  // (e^r - 1) / r. The exponential series: the rest is below half a unit in the last place; or, short, the polynomial
-  // of its degree that is nearest, within 2^-16.
-  static constexpr int kTerms = kShort ? 4 : 7;
-  static constexpr float kSeries[7] = {1.f, 1.f / 2, 1.f / 6, 1.f / 24, 1.f / 120, 1.f / 720, 1.f / 5040};
-  static constexpr float kNearest[4] = {0.99998511f, 0.50001252f, 0.16766713f, 0.04166658f};
-  static constexpr const float* kFactors = kShort ? kNearest : kSeries;
+  static constexpr int32_t kSign = INT32_MIN;
+  // (e^r - 1) / r: the polynomials of their degree that are nearest, within 2^-26 and, short, within 2^-16.
+  static constexpr int kTerms = kShort ? 4 : 6;
+  static constexpr float kLong[6] = {1.f, 0.499999981f, 0.166665062f, 0.0416671364f, 0.00836907571f, 0.00138888730f};
+  static constexpr float kFew[4] = {0.99998511f, 0.50001252f, 0.16766713f, 0.04166658f};
+  static constexpr const float* kFactors = kShort ? kFew : kLong;
 };
 template <>
 struct MathOf<double> {
   static constexpr double kLowest = -708., kHighest = 708.;  // likewise
   static constexpr double kRound = 6755399441055744.;        // 1.5 * 2^52
-  static constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
+  static constexpr double kLn2 = 6.93147180369123816490e-01, kLn2Rest = 1.90821492927058770002e-10;
   static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr int64_t kSign = INT64_MIN;
   // The exponential series: the rest is below half a unit in the last place.
   static constexpr int kTerms = 13;
   static constexpr double kFactors[kTerms] = {
@@ -174,13 +179,18 @@ FUSED_RNN_INLINE ExpParts<T> exp_parts(Vec<T> x) {
   using V = Vec<T>;
   const V shifted = x * V(T(1.44269504088896340736)) + V(M::kRound);
   const V n = shifted - V(M::kRound);
-  const V r = kShort ? x - n * V(M::kLn2High + M::kLn2Low) : (x - n * V(M::kLn2High)) - n * V(M::kLn2Low);
+  V r = x - n * V(M::kLn2);
+  if constexpr (M::kLn2Rest != 0) r = r - n * V(M::kLn2Rest);
   // The low bits of `shifted` hold n; beside its bias they are the bits of 2^n.
   const typename V::Integers bits = (typename V::Integers)shifted.v;
   const typename V::Integers power = (bits + M::kBias) << M::kMantissa;
-  V p(M::kFactors[M::kTerms - 1]);
-#pragma GCC unroll 16
-  for (int k = M::kTerms - 2; k >= 0; --k) p = p * r + V(M::kFactors[k]);
+  // In pairs: half of the steps that wait for each other.
+  constexpr int kLast = M::kTerms - 1;
+  const V rr = r * r;
+  V p = kLast % 2 ? V(M::kFactors[kLast]) * r + V(M::kFactors[kLast - 1]) : V(M::kFactors[kLast]);
+#pragma GCC unroll 8
+  for (int k = kLast - (kLast % 2 ? 3 : 2); k >= 0; k -= 2)
+    p = p * rr + (V(M::kFactors[k + 1]) * r + V(M::kFactors[k]));
   return {n, V((typename V::Native)power), p * r};
 }
 
@@ -200,22 +210,45 @@ FUSED_RNN_INLINE Vec<double> whole(ExpParts<double> e) {
 }
 #endif
 
-// NaN stays NaN.
+// NaN stays NaN in all of these.
 template <class T>
-FUSED_RNN_INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
-  const typename Vec<T>::Native below = x.v > high ? Vec<T>(high).v : x.v;
-  return below < low ? Vec<T>(low).v : below;
+FUSED_RNN_INLINE Vec<T> at_most(Vec<T> x, T high) {
+  return x.v > high ? Vec<T>(high).v : x.v;
 }
-#ifdef __AVX512F__  // two instructions; from the above GCC makes four
-FUSED_RNN_INLINE Vec<float> clamp(Vec<float> x, float low, float high) {
-  const __m512 below = _mm512_maskz_min_ps(0xffff, _mm512_set1_ps(high), (__m512)x.v);
-  return Vec<float>((Vec<float>::Native)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(low), below));
+template <class T>
+FUSED_RNN_INLINE Vec<T> at_least(Vec<T> x, T low) {
+  return x.v < low ? Vec<T>(low).v : x.v;
 }
-FUSED_RNN_INLINE Vec<double> clamp(Vec<double> x, double low, double high) {
-  const __m512d below = _mm512_maskz_min_pd(0xff, _mm512_set1_pd(high), (__m512d)x.v);
-  return Vec<double>((Vec<double>::Native)_mm512_maskz_max_pd(0xff, _mm512_set1_pd(low), below));
+#ifdef __AVX512F__  // one instruction; from the above GCC makes two
+FUSED_RNN_INLINE Vec<float> at_most(Vec<float> x, float high) {
+  return Vec<float>((Vec<float>::Native)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(high), (__m512)x.v));
+}
+FUSED_RNN_INLINE Vec<double> at_most(Vec<double> x, double high) {
+  return Vec<double>((Vec<double>::Native)_mm512_maskz_min_pd(0xff, _mm512_set1_pd(high), (__m512d)x.v));
+}
+FUSED_RNN_INLINE Vec<float> at_least(Vec<float> x, float low) {
+  return Vec<float>((Vec<float>::Native)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(low), (__m512)x.v));
+}
+FUSED_RNN_INLINE Vec<double> at_least(Vec<double> x, double low) {
+  return Vec<double>((Vec<double>::Native)_mm512_maskz_max_pd(0xff, _mm512_set1_pd(low), (__m512d)x.v));
 }
 #endif
+template <class T>
+FUSED_RNN_INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
+  return at_least(at_most(x, high), low);
+}
+
+// Bit by bit, as comparing costs more.
+template <class T>
+FUSED_RNN_INLINE Vec<T> magnitude(Vec<T> x) {
+  using I = typename Vec<T>::Integers;
+  return Vec<T>((typename Vec<T>::Native)((I)x.v & ~(I{} + MathOf<T>::kSign)));
+}
+template <class T>
+FUSED_RNN_INLINE Vec<T> with_sign_of(Vec<T> x, Vec<T> magnitude) {
+  using I = typename Vec<T>::Integers;
+  return Vec<T>((typename Vec<T>::Native)((I)magnitude.v | ((I)x.v & (I{} + MathOf<T>::kSign))));
+}
 
 // Beyond the range of normal numbers it stays at the last of them.
 template <class T>
@@ -239,12 +272,10 @@ FUSED_RNN_INLINE Vec<T> tanh(Vec<T> x) {
     const V a = e.power * e.rest + (e.power - V(T(1)));
     return clamp(a * rough_reciprocal(a + V(T(2))), T(-1), T(1));
   }
-  const V magnitude(x.v < 0 ? -x.v : x.v);
-  const ExpParts<T> e = exp_parts(clamp(magnitude + magnitude, T(0), T(44)));
+  const ExpParts<T> e = exp_parts(at_most(magnitude(x + x), T(44)));
   const V a = e.power * e.rest + (e.power - V(T(1))), r = reciprocal(a + V(T(2)));
   const V small = a * r, large = V(T(1)) - V(T(2)) * r;
-  const V y(a.v > T(1) ? large.v : small.v);
-  return x.v < 0 ? -y.v : y.v;
+  return with_sign_of(x, V(a.v > T(1) ? large.v : small.v));
 }
 
 template <class T>
