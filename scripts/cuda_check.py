@@ -6,6 +6,7 @@ belongs in registers into slow memory.
 Usage: python scripts/cuda_check.py [source.cu ...]
 """
 
+import os
 import re
 import runpy
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,17 +113,18 @@ def main():
     found = [*(ROOT / "csrc").rglob("*.cu"), *(ROOT / "benchmarks").rglob("*.cu")]
     sources = sys.argv[1:] or sorted(str(path.relative_to(ROOT)) for path in found)
     flags = setup["nvcc_flags"]([ARCH.removeprefix("sm_")])
-    bad = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for source in sources:
-            compiled = ROOT / setup["BUILD"] / f"{source}.o"
-            log = Path(f"{compiled}.log")
-            if log.exists() and f"for '{ARCH}'" in log.read_text():
-                report = log.read_text()
-            else:
-                compiled = Path(folder) / "kernels.o"
-                report = compile_source(source, nvcc, flags, compiled)
-            bad += check(source, report, instructions_of(disassembler, compiled))
+
+    def inspect(source):
+        compiled = ROOT / setup["BUILD"] / f"{source}.o"
+        log = Path(f"{compiled}.log")
+        if log.exists() and f"for '{ARCH}'" in log.read_text():
+            return log.read_text(), instructions_of(disassembler, compiled)
+        with tempfile.TemporaryDirectory() as folder:
+            compiled = Path(folder) / "kernels.o"
+            return compile_source(source, nvcc, flags, compiled), instructions_of(disassembler, compiled)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # that wait for other processes
+        bad = sum(check(source, *found) for source, found in zip(sources, pool.map(inspect, sources), strict=True))
     if bad:
         sys.exit(f"cuda_check: {bad} kernels use local memory")
 
