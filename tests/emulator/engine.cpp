@@ -24,16 +24,21 @@ void launch_half(const Plan&, const Backward&, const BackwardArrays&, const Cut&
 
 namespace {
 
-float number(Dtype dtype, const void* numbers, int64_t i) {
-  return dtype == Dtype::kFloat ? static_cast<const float*>(numbers)[i]
-                                : load(static_cast<const BFloat16*>(numbers)[i]);
+double number(Dtype dtype, const void* numbers, int64_t i) {
+  if (dtype == Dtype::kDouble) return static_cast<const double*>(numbers)[i];
+  if (dtype == Dtype::kFloat) return static_cast<const float*>(numbers)[i];
+  return load(static_cast<const BFloat16*>(numbers)[i]);
 }
-void put(Dtype dtype, void* numbers, int64_t i, float value) {
-  if (dtype == Dtype::kFloat)
-    static_cast<float*>(numbers)[i] = value;
+void put(Dtype dtype, void* numbers, int64_t i, double value) {
+  if (dtype == Dtype::kDouble)
+    static_cast<double*>(numbers)[i] = value;
+  else if (dtype == Dtype::kFloat)
+    static_cast<float*>(numbers)[i] = static_cast<float>(value);
   else
-    store(static_cast<BFloat16*>(numbers)[i], value);
+    store(static_cast<BFloat16*>(numbers)[i], static_cast<float>(value));
 }
+Dtype arithmetic(Dtype dtype) { return dtype == Dtype::kDouble ? dtype : Dtype::kFloat; }
+int64_t bytes(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
 
 }  // namespace
 
@@ -42,21 +47,21 @@ void put(Dtype dtype, void* numbers, int64_t i, float value) {
 Product::Product(const Machine&, Dtype dtype, const Sizes& sizes, const Matrices& a, const Matrices& b,
                  const Result& result)
     : sizes_(sizes),
-      a_{const_cast<void*>(a.data), {a.batch_stride, a.row_stride, a.column_stride}, dtype == Dtype::kFloat},
-      b_{const_cast<void*>(b.data), {b.batch_stride, b.row_stride, b.column_stride}, dtype == Dtype::kFloat},
+      a_{const_cast<void*>(a.data), {a.batch_stride, a.row_stride, a.column_stride}, static_cast<int>(dtype)},
+      b_{const_cast<void*>(b.data), {b.batch_stride, b.row_stride, b.column_stride}, static_cast<int>(dtype)},
       result_{result.data,
               {result.batch_stride, result.row_stride, 1},
-              dtype == Dtype::kFloat || result.format == Format::kArithmetic} {}
+              static_cast<int>(result.format == Format::kStorage ? dtype : arithmetic(dtype))} {}
 
 void Product::run() {
-  const auto dtype = [](const torch::stable::Tensor& t) { return t.is_wide ? Dtype::kFloat : Dtype::kBFloat16; };
+  const auto dtype = [](const torch::stable::Tensor& t) { return static_cast<Dtype>(t.dtype); };
   const auto place = [](const torch::stable::Tensor& t, int64_t i, int64_t row, int64_t column) {
     return i * t.strides[0] + row * t.strides[1] + column * t.strides[2];
   };
   for (int64_t i = 0; i < sizes_.batch; ++i)
     for (int64_t row = 0; row < sizes_.rows; ++row)
       for (int64_t column = 0; column < sizes_.columns; ++column) {
-        float sum = 0;
+        double sum = 0;
         for (int64_t k = 0; k < sizes_.depth; ++k)
           sum += number(dtype(a_), a_.data, place(a_, i, row, k)) * number(dtype(b_), b_.data, place(b_, i, k, column));
         put(dtype(result_), result_.data, place(result_, i, row, column), sum);
@@ -85,12 +90,12 @@ class Run {
   explicit Run(const Case& c) : case_(c) {}
 
   // Everything computed, [array][number].
-  std::vector<std::vector<float>> results() {
+  std::vector<std::vector<double>> results() {
     const Scratch scratch = [this](int64_t bytes) { return memory(bytes); };
     const Machine machine = {{}, nullptr, scratch};
     stepwise_forward(forward(), machine);
     stepwise_backward(backward(), machine);
-    std::vector<std::vector<float>> all;
+    std::vector<std::vector<double>> all;
     for (const auto& [numbers, count, dtype] : results_) {
       all.emplace_back();
       for (int64_t i = 0; i < count; ++i) all.back().push_back(number(dtype, numbers, i));
@@ -110,7 +115,7 @@ class Run {
     std::memset(memory_.back().get(), 0xff, bytes);  // a NaN in every dtype
     return memory_.back().get();
   }
-  void* array(int64_t count) { return memory(count * (case_.dtype == Dtype::kFloat ? 4 : 2)); }
+  void* array(int64_t count) { return memory(count * bytes(case_.dtype)); }
   void* random(int64_t count) {
     void* const numbers = array(count);
     for (int64_t i = 0; i < count; ++i) put(case_.dtype, numbers, i, normal_(generator_));
@@ -170,8 +175,9 @@ class Run {
                     result(KGH),
                     P == H ? nullptr : result(g.weight_groups * P * H),
                     nullptr};
+    const Dtype wide = arithmetic(case_.dtype);
     const int64_t norms = case_.norms ? D * cell.states * kSteps : 0;
-    if (norms > 0) results_.push_back({g.grad_norms = memory(norms * 4), norms, Dtype::kFloat});
+    if (norms > 0) results_.push_back({g.grad_norms = memory(norms * bytes(wide)), norms, wide});
     return g;
   }
 
@@ -181,18 +187,18 @@ class Run {
   Forward forward_ = {};
   Backward backward_ = {};
   std::mt19937 generator_{0};
-  std::normal_distribution<float> normal_{0, 0.3f};
+  std::normal_distribution<double> normal_{0, 0.3};
   std::vector<std::unique_ptr<unsigned char[]>> memory_;
   std::vector<Result> results_;
 };
 
-std::vector<std::vector<float>> run(const std::string& engine, const Case& c) {
+std::vector<std::vector<double>> run(const std::string& engine, const Case& c) {
   setenv("FUSED_RNN_CUDA_ENGINE", engine.c_str(), 1);
   return Run(c).results();
 }
 
 // The larger of the norms' ratios, of all arrays; NaN when any number is.
-double difference(const std::vector<std::vector<float>>& found, const std::vector<std::vector<float>>& expected) {
+double difference(const std::vector<std::vector<double>>& found, const std::vector<std::vector<double>>& expected) {
   double most = 0;
   for (size_t i = 0; i < found.size(); ++i) {
     double error = 0, norm = 0;
@@ -208,7 +214,9 @@ double difference(const std::vector<std::vector<float>>& found, const std::vecto
 
 std::vector<Case> cases(const std::string& engine) {
   if (engine == "stepwise")
-    return {{0, Dtype::kFloat, Rows::kPadded, 2, 5, 3, true, 3}, {1, Dtype::kBFloat16, Rows::kPacked, 2, 33, 33}};
+    return {{0, Dtype::kFloat, Rows::kPadded, 2, 5, 3, true, 3},
+            {1, Dtype::kBFloat16, Rows::kPacked, 2, 33, 33},
+            {1, Dtype::kDouble, Rows::kAll, 1, 5, 5, true}};
   // As many units as make two blocks of the backward pass, where one must not hold all.
   const int64_t hidden = engine == "one" ? 5 : 18, directions = 1 + (engine == "one" || engine == "cluster");
   std::vector<Case> all = {{0, Dtype::kFloat, Rows::kPadded, directions, hidden, hidden},
@@ -225,7 +233,7 @@ int main(int count, char** engines) {
   for (int i = 1; i < count; ++i)
     for (const Case& c : cases(engines[i])) try {
         const double found = difference(run(engines[i], c), run("stepwise", c));
-        if (found <= (c.dtype == Dtype::kFloat ? 1e-5 : 0.02)) continue;
+        if (found <= (c.dtype == Dtype::kBFloat16 ? 0.02 : c.dtype == Dtype::kFloat ? 1e-5 : 1e-12)) continue;
         std::fprintf(stderr, "%s: wrong result, by %g\n", engines[i], found);
         return 1;
       } catch (const std::exception& error) {

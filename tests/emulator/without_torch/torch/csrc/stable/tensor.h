@@ -12,11 +12,11 @@ struct Device {
   DeviceType type;
 };
 
-// A batch of matrices; `is_wide`: of numbers in the arithmetic type.
+// A batch of matrices; `dtype` is a fused_rnn::Dtype.
 struct Tensor {
   void* data;
   int64_t strides[3];
-  bool is_wide;
+  int dtype;
 };
 
 }  // namespace torch::stable
