@@ -8,6 +8,7 @@ from ._version import __version__
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import restore, swap
 from .diagnostics import explain, info
+from .engines import cuda_engine
 from .freezing import freeze, thaw
 from .modules import GRU, LSTM, RNN
 from .verification import verify
@@ -20,6 +21,7 @@ __all__ = [
     "LSTMCell",
     "RNNCell",
     "__version__",
+    "cuda_engine",
     "explain",
     "freeze",
     "functional",

@@ -46,11 +46,13 @@ def _load() -> ctypes.CDLL:
         ctypes.c_int64,
     ]
     if library.fused_rnn_cuda_archs():
-        _declare_cuda_plan(library)
+        _declare_cuda(library)
     return library
 
 
-def _declare_cuda_plan(library: ctypes.CDLL) -> None:
+def _declare_cuda(library: ctypes.CDLL) -> None:
+    library.fused_rnn_set_cuda_engine.argtypes = [ctypes.c_int64]
+    library.fused_rnn_set_cuda_engine.restype = ctypes.c_int64
     found = [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, ctypes.c_int64]
     library.fused_rnn_gpu.restype = library.fused_rnn_cuda_plan.restype = ctypes.c_int64
     library.fused_rnn_gpu.argtypes = [ctypes.c_int64, *found]
@@ -143,6 +145,20 @@ def _numbers_and_reason(count: int, function, *args) -> tuple[list[int], str]:
     return list(numbers), reason.value.decode()
 
 
+CUDA_ENGINES = ("stepwise", "persistent", "one", "cluster", "polling", "flags", "best")  # csrc/cuda/select.cpp's
+
+
+def check_cuda_engine(name: str) -> None:
+    if name not in CUDA_ENGINES:
+        raise ValueError(f"the CUDA engine must be one of {', '.join(CUDA_ENGINES)}, got {name!r}")
+
+
+def set_cuda_engine(name: str | None) -> str | None:
+    """For all calls of this process from now on; None: what the environment says. Returns what was set before."""
+    before = _library.fused_rnn_set_cuda_engine(-1 if name is None else CUDA_ENGINES.index(name))
+    return None if before < 0 else CUDA_ENGINES[before]
+
+
 class CudaPlan(NamedTuple):
     """What the CUDA engine chooses for one pass of a layer; the engine calls the same code."""
 
@@ -174,7 +190,7 @@ def cuda_plan(
     projected: bool = False,
     wanted: str | None = None,
 ) -> CudaPlan:
-    """``wanted``: an engine, as FUSED_RNN_CUDA_ENGINE names them; None: what it says. Raises where it cannot be had."""
+    """``wanted``: one of CUDA_ENGINES; None: the one that a call would take. Raises where it cannot be had."""
     sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, projected)
     wanted = None if wanted is None else wanted.encode()
     numbers, reason = _numbers_and_reason(7, _library.fused_rnn_cuda_plan, *sizes, *gpu, wanted)

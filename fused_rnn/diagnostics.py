@@ -47,12 +47,15 @@ class Explanation:
         return f"{self.engine}{isa}: {self.reason}"
 
 
-def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None) -> Explanation:
+def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None, engine: str | None = None) -> Explanation:
     """Says which engine and instruction set ``module(*inputs)`` runs on, and why; computes nothing.
 
     The inputs pass the same checks as in a call, and the plan comes from the very function that the engine asks.
-    ``lengths`` and ``reset_mask`` are predicates inside the same kernel and change nothing.
+    ``lengths`` and ``reset_mask`` are predicates inside the same kernel and change nothing. ``engine``: what would run
+    within :func:`cuda_engine` of that name; it says nothing about tensors on the CPU.
     """
+    if engine is not None:
+        _library.check_cuda_engine(engine)
     kind = type(module)
     if kind not in _LAYERS and kind not in _CELLS:
         ours = isinstance(module, (*_LAYERS, *_CELLS))
@@ -70,7 +73,7 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None) -> Explan
     if layer.input.device.type == "meta":
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
     if layer.input.device.type == "cuda":
-        return explain_cuda(layer, _library.gpu(layer.input.device))
+        return explain_cuda(layer, _library.gpu(layer.input.device), engine)
     cell, directions, hidden, width, _, _ = layer.sizes
     batch = int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.input.shape[-2]
     plan = _library.cpu_plan(

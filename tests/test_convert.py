@@ -248,7 +248,7 @@ def test_explain_says_none_where_a_call_computes_nothing(kind, monkeypatch):
 def test_explain_names_the_cuda_engine(kind, monkeypatch):
     """Of a GPU that is not there, by a library that may have been built without CUDA: hence the emulated one."""
     library = emulating.load()
-    _library._declare_cuda_plan(library)
+    _library._declare_cuda(library)
     monkeypatch.setattr(_library, "_library", library)
     monkeypatch.setattr(_library, "cuda_archs", lambda: ["90a"])
     monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)

@@ -97,7 +97,7 @@ def ragged_call(kind, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("engine", ["one", "cluster", "polling", "flags"])
-def test_persistent_kernel_in_every_way(engine, cell, dtype, sizes, monkeypatch):
+def test_persistent_kernel_in_every_way(engine, cell, dtype, sizes):
     """Each way in which its blocks exchange, beside the stepwise engine."""
     steps, batch, hidden = sizes
     layer = getattr(fused_rnn, cell)(hidden, hidden, bidirectional=True, dtype=dtype, device="cuda")
@@ -105,12 +105,12 @@ def test_persistent_kernel_in_every_way(engine, cell, dtype, sizes, monkeypatch)
     masks = {"reset_mask": torch.rand(steps, batch, device="cuda") < 0.1}
     masks["lengths"] = torch.randint(1, steps + 1, (batch,), device="cuda")
     expected = results_of(layer, input, **masks)
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", engine)
-    explanation = fused_rnn.explain(layer, input)
+    explanation = fused_rnn.explain(layer, input, engine=engine)
     if explanation.engine == "none":
         pytest.skip(explanation.reason)
     assert explanation.engine == "persistent"
-    found = results_of(layer, input, **masks)
+    with fused_rnn.cuda_engine(engine):
+        found = results_of(layer, input, **masks)
     assert_near(list(found.values()), list(expected.values()), dtype)
 
 

@@ -287,7 +287,12 @@ run_gpu.measure(device, device.effort, 60, ["LSTM", "inference"], Path({str(tmp_
     assert "float32" not in {line.work.group for line in results.lines}
 
 
-# ---- cuda_check ----------------------------------------------------------------------------------------------------
+# ---- compilation and what it leads to: cuda_check, compile_all_archs -------------------------------------------------
+
+
+def run_script(name, *arguments):
+    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @needs_nvcc
@@ -298,10 +303,24 @@ run_gpu.measure(device, device.effort, 60, ["LSTM", "inference"], Path({str(tmp_
         ("int local[64]; for (int i = 0; i < 64; ++i) local[p[i]] = i; p[0] = local[p[1]];", False),
     ],
 )
-def test_cuda_check_fails_on_a_stack_frame(tmp_path, body, passes):
+def test_cuda_check_fails_on_local_memory(tmp_path, body, passes):
     source = tmp_path / "kernel.cu"
     source.write_text(f"__global__ void kernel(int* p) {{ {body} }}\n")
-    command = [sys.executable, str(SCRIPTS / "cuda_check.py"), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_script("cuda_check.py", source)
+    if "there is no cuobjdump" in done.stderr:
+        pytest.skip(done.stderr)
     assert (done.returncode == 0) == passes, done.stdout + done.stderr
     assert ("FAIL" in done.stdout) != passes
+    in_local_memory = re.search(r"(\d+) local", done.stdout)
+    assert (int(in_local_memory[1]) > 0) != passes
+
+
+@needs_nvcc
+def test_compile_all_archs(tmp_path):
+    right, wrong = tmp_path / "right.cu", tmp_path / "wrong.cu"
+    right.write_text("__global__ void kernel(int* p) { p[0] = p[1]; }\n")
+    wrong.write_text("#if __CUDA_ARCH__ == 750\n#error not here\n#endif\n")
+    done = run_script("compile_all_archs.py", "--archs", "75", "90a", "--", right)
+    assert done.returncode == 0 and len(re.findall(r"1 kernels, at most +\d+ registers, +0 spill", done.stdout)) == 2
+    done = run_script("compile_all_archs.py", "--archs", "75", "--", right, wrong)
+    assert done.returncode == 1 and "1 did not compile" in done.stderr and "error: #error not here" in done.stdout

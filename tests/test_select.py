@@ -32,7 +32,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def library():
     """Not the library itself, which may have been built without CUDA."""
     emulated = emulating.load()
-    _library._declare_cuda_plan(emulated)
+    _library._declare_cuda(emulated)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_library, "_library", emulated)
         yield

@@ -118,8 +118,10 @@ constexpr const char* kProjectionObstacle = "a projection has a product of its o
 // What this GPU has, asked of CUDA.
 Gpu gpu_of(int32_t device);
 
-// FUSED_RNN_CUDA_ENGINE, or what is taken where it is not set.
+// The engine that was set, else FUSED_RNN_CUDA_ENGINE, else what is taken where neither is.
 const char* engine_wanted();
+// From now on, by its number; -1: none. Returns what was set before.
+int set_engine_wanted(int number);
 
 // `wanted`: stepwise, persistent, or the persistent kernel with one, cluster, polling or flags; best: whichever is
 // estimated to be fastest. Throws when it cannot be had.

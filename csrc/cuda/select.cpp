@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
+#include <iterator>
 
 #include "../fail.h"
 #include "cuda/plan.h"
@@ -75,8 +77,21 @@ double cost_of(const Plan& plan, const Task& task) {
 
 }  // namespace
 
+namespace {
+
+// Every name that `select` knows, in the order of _library.py's.
+constexpr const char* kEngines[] = {"stepwise", "persistent", "one", "cluster", "polling", "flags", "best"};
+std::atomic<int> engine_set = -1;  // of the process: a backward pass runs in threads of its own
+
+}  // namespace
+
+int set_engine_wanted(int number) {
+  return engine_set.exchange(0 <= number && number < static_cast<int>(std::size(kEngines)) ? number : -1);
+}
+
 // Until the persistent kernel has run on a GPU it has to be asked for.
 const char* engine_wanted() {
+  if (const int set = engine_set; set >= 0) return kEngines[set];
   const char* wanted = std::getenv("FUSED_RNN_CUDA_ENGINE");
   return wanted && *wanted ? wanted : "stepwise";
 }

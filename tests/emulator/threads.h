@@ -6,7 +6,9 @@
 #include <condition_variable>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
+#include <semaphore>
 #include <thread>
 #include <vector>
 
@@ -15,9 +17,45 @@
 
 namespace emulator {
 
+// OS threads that are kept from launch to launch: ThreadSanitizer takes long to begin one.
+class Workers {
+ public:
+  ~Workers() {
+    for (auto& worker : workers_) {
+      worker->job = nullptr;
+      worker->begin.release();
+      worker->thread.join();
+    }
+  }
+
+  // All jobs at the same time; returns when all are done.
+  void run(const std::vector<std::function<void()>>& jobs) {
+    while (workers_.size() < jobs.size()) workers_.push_back(std::make_unique<Worker>());
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      workers_[i]->job = jobs[i];
+      workers_[i]->begin.release();
+    }
+    for (size_t i = 0; i < jobs.size(); ++i) workers_[i]->done.acquire();
+  }
+
+ private:
+  struct Worker {
+    std::function<void()> job;
+    std::binary_semaphore begin{0}, done{0};
+    std::thread thread{[this] {
+      for (begin.acquire(); job; begin.acquire()) {
+        job();
+        done.release();
+      }
+    }};
+  };
+
+  std::vector<std::unique_ptr<Worker>> workers_;
+};
+
 class Scheduler {
  public:
-  static constexpr std::chrono::seconds kPatience{20};  // a launch of a test is done within one
+  static constexpr std::chrono::seconds kPatience{60};  // a launch of a test is done within a few
 
   Scheduler(std::function<void()> body, Schedule) : body_(std::move(body)) {}
 
@@ -26,9 +64,10 @@ class Scheduler {
   void run() {
     current_ = this;
     deadline_ = std::chrono::steady_clock::now() + kPatience;
-    std::vector<std::thread> workers;
+    static Workers workers;
+    std::vector<std::function<void()>> jobs;
     for (Thread* thread : threads_)
-      workers.emplace_back([this, thread] {
+      jobs.push_back([this, thread] {
         running = thread;
         try {
           body_();
@@ -36,7 +75,7 @@ class Scheduler {
           give_up(std::current_exception());
         }
       });
-    for (std::thread& worker : workers) worker.join();
+    workers.run(jobs);
     if (error_) std::rethrow_exception(error_);
   }
 

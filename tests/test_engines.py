@@ -1,0 +1,94 @@
+"""A CUDA engine chosen in a program, on the emulator: which one then runs, and for how long it is chosen."""
+
+import threading
+
+import pytest
+import torch
+
+import fused_rnn
+from fused_rnn import _library
+from fused_rnn._cells import CELLS
+
+HOPPER = _library.Gpu(90, 132, 227 * 1024, 16)
+
+
+@pytest.fixture
+def emulated(emulator, monkeypatch):
+    """What Python asks about plans, it asks the emulated library: the other may have been built without CUDA."""
+    _library._declare_cuda(emulator)
+    monkeypatch.setattr(_library, "_library", emulator)
+    monkeypatch.setattr(_library, "cuda_archs", lambda: ["90a"])
+    monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
+
+
+def kind_of_plan(**sizes):
+    """Of a call that asks for no engine itself."""
+    return _library.cuda_plan(CELLS["lstm"].id, torch.float32, HOPPER, hidden=64, **sizes).blocks_kind
+
+
+@pytest.mark.parametrize("name", _library.CUDA_ENGINES)
+def test_every_name_means_the_same_everywhere(emulated, monkeypatch, name):
+    wanted = kind_of_plan(wanted=name)
+    with fused_rnn.cuda_engine(name):
+        assert kind_of_plan() == wanted
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", name)
+    assert kind_of_plan() == wanted
+
+
+def test_contexts_nest_and_come_before_the_environment(emulated, monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "flags")
+    with fused_rnn.cuda_engine("cluster"):
+        with pytest.raises(KeyError), fused_rnn.cuda_engine("one"):
+            assert kind_of_plan() == "one"
+            raise KeyError
+        assert kind_of_plan() == "cluster"
+    assert kind_of_plan() == "flags"
+
+
+def test_calls_run_on_the_engine(emulated):
+    """Seen by what it refuses; in other threads too, where gradients on a GPU are computed."""
+    layer, input = fused_rnn.LSTM(3, 65), torch.randn(2, 1, 3)
+    loss = layer(input)[0].sum()
+    refused = []
+
+    def refuses(call):
+        with pytest.raises(RuntimeError, match="'one' was asked for, but no shape"):
+            call()
+        refused.append(call)
+
+    with fused_rnn.cuda_engine("one"):
+        refuses(lambda: layer(input))
+        thread = threading.Thread(target=refuses, args=(loss.backward,))
+        thread.start()
+        thread.join()
+    assert len(refused) == 2
+    layer(input)
+
+
+def test_explain_takes_an_engine(emulated):
+    layer = fused_rnn.GRU(3, 64)
+    with torch._subclasses.FakeTensorMode():  # tensors of a GPU that is not there
+        input = torch.empty(5, 2, 3, device="cuda")
+        for name, parameter in list(layer.named_parameters()):
+            setattr(layer, name, torch.nn.Parameter(torch.empty(parameter.shape, device="cuda")))
+        assert "in a cluster of" in fused_rnn.explain(layer, input, engine="cluster").reason
+        with fused_rnn.cuda_engine("cluster"):
+            assert fused_rnn.explain(layer, input) == fused_rnn.explain(layer, input, engine="cluster")
+            assert fused_rnn.explain(layer, input, engine="stepwise").engine == "stepwise"
+        assert fused_rnn.explain(layer, input).engine == "stepwise"
+
+
+def test_unknown_names_are_refused_at_once():
+    message = r"must be one of stepwise, persistent, one, cluster, polling, flags, best, got 'fastest'"
+    with pytest.raises(ValueError, match=message):
+        fused_rnn.cuda_engine("fastest")
+    with pytest.raises(ValueError, match=message):
+        fused_rnn.explain(fused_rnn.GRU(3, 4), torch.ones(5, 2, 3), engine="fastest")
+
+
+def test_without_cuda(monkeypatch):
+    monkeypatch.setattr(_library, "cuda_archs", list)
+    with pytest.raises(RuntimeError, match="built without CUDA: it has no CUDA engine"):
+        fused_rnn.cuda_engine("persistent")
+    layer, input = fused_rnn.GRU(3, 4), torch.ones(5, 2, 3)
+    assert fused_rnn.explain(layer, input, engine="persistent") == fused_rnn.explain(layer, input)
