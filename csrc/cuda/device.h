@@ -8,9 +8,11 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #define FUSED_RNN_UNROLL _Pragma("unroll")
+#define FUSED_RNN_NO_UNROLL _Pragma("unroll 1")
 #else
 #include "emulator.h"
 #define FUSED_RNN_UNROLL _Pragma("GCC unroll 1")
+#define FUSED_RNN_NO_UNROLL _Pragma("GCC unroll 1")
 #endif
 
 #define FUSED_RNN_DEVICE __device__ __forceinline__

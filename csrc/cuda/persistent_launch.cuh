@@ -16,13 +16,18 @@ namespace {
 template <Blocks blocks>
 using LinkOf = std::tuple_element_t<static_cast<int>(blocks), std::tuple<OneBlock, Cluster, Polling, Flags>>;
 
+// As shapes have it.
+template <class S>
+constexpr Dtype kFormatOf = sizeof(S) == 8   ? Dtype::kDouble
+                            : sizeof(S) == 4 ? Dtype::kFloat
+                                             : Dtype::kHalf;
+
 // Whether this is the plan's shape; then it has been launched. Not those of another direction or format.
 template <size_t kNumber, class Walk, Direction direction>
 bool launch_if_planned(const Plan& plan, const typename Walk::Args& args, const typename Walk::Arrays& arrays,
                        const Cut& cut, int64_t groups, void* stream) {
   constexpr Shape kShape = kShapes[kNumber];
-  constexpr Dtype kFormat = sizeof(typename Walk::Storage) == 2 ? Dtype::kHalf : Dtype::kFloat;
-  if constexpr (kShape.format == kFormat && kShape.direction == direction) {
+  if constexpr (kShape.format == kFormatOf<typename Walk::Storage> && kShape.direction == direction) {
     using Link = LinkOf<kShape.blocks>;
     using Kernel = Persistent<Walk, Link, kShape.tiles>;
     static_assert(Kernel::kSharedBytes == kShape.shared_bytes());

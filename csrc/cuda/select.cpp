@@ -14,16 +14,22 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 Dtype format_of(Dtype dtype) { return dtype == Dtype::kBFloat16 ? Dtype::kHalf : dtype; }
 
 // Microseconds of a step, estimated: nothing here has been measured yet. What counts is the order.
-double step_cost(Blocks blocks, const Tiles& tiles) {
+double step_cost(const Plan& plan) {
   constexpr double kMeeting[] = {0.1, 0.3, 0.5, 1.0};
-  const double work = 0.02 * tiles.tiles_m * (tiles.held + 2 * tiles.parked) * tiles.tiles_n;
-  return kMeeting[static_cast<int>(blocks)] + 0.2 + 0.1 * tiles.tiles_n + work;
+  const Tiles& tiles = plan.shape->tiles;
+  // 16 rows of each warp, or of each of those along K, by 32 of K and 8 columns: 32768 products of a multiprocessor,
+  // which one by one has 128 in a cycle, or 64 in double.
+  const double piece = plan.shape->format == Dtype::kHalf ? 0.02 : plan.shape->format == Dtype::kFloat ? 0.14 : 0.28;
+  const int chunks = plan.depth / (32 * tiles.warps_k), parked = std::max(chunks - tiles.held, 0);
+  const double work = tiles.tiles_m * (piece * chunks + 0.02 * parked) * tiles.tiles_n;
+  return kMeeting[static_cast<int>(plan.shape->blocks)] + 0.2 + 0.1 * tiles.tiles_n + work;
 }
 
 // One product and one kernel.
 double stepwise_cost(const Task& task, int64_t gates) {
   const double numbers = double(gates) * task.hidden * task.hidden * task.problems;
-  return 6 + numbers * 4 / 3e6 + numbers * task.batch * 2 / (task.dtype == Dtype::kFloat ? 4e7 : 3e8);
+  const double products = number_bytes(task.dtype) == 2 ? 3e8 : 4e7;
+  return 6 + numbers * 4 / 3e6 + numbers * task.batch * 2 / products;
 }
 
 int most_blocks(Blocks blocks, const Gpu& gpu) {
@@ -57,6 +63,7 @@ std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, co
     if (ceil_div(task.hidden, plan.units) < plan.blocks) continue;
     if (shown * plan.units * plan.blocks <= tiles.depth()) break;
   }
+  plan.depth = static_cast<int>(shape.depth_read(shown * plan.units * plan.blocks));
   const int64_t all = gpu.multiprocessors / plan.blocks;  // groups that are resident together, one block each
   // As many groups as there is room for, so that each has few columns.
   const int64_t least = ceil_div(task.batch, tiles.columns());
@@ -70,7 +77,7 @@ std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, co
 
 double cost_of(const Plan& plan, const Task& task) {
   const double launches = ceil_div(task.problems * plan.groups, plan.groups_at_once);
-  return launches * step_cost(plan.shape->blocks, plan.shape->tiles);
+  return launches * step_cost(plan);
 }
 
 }  // namespace
