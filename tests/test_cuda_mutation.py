@@ -141,6 +141,13 @@ FAULTS = {
         "persistent_float.cu",
         PARKED,
     ),
+    "TF32 takes the weights of the other half of a chunk": (
+        "arithmetic.cuh",
+        "words + 8 * (load % 2) + 4 * pair;",
+        "words + 8 * (1 - load % 2) + 4 * pair;",
+        "persistent_float.cu",
+        ("test_persistent.py", "tf32 and cluster-lstm"),
+    ),
     "a double is sent by half": (
         "exchange.cuh",
         "      for (int part = 0; part < Four<S>::kPacks; ++part)\n        store_async",

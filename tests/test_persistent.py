@@ -1,5 +1,7 @@
 """The persistent CUDA kernel, run by the emulator: every kind of exchange, against the reference."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from test_engine import SIXTEEN_BITS, assert_equals_reference, assert_near, prob
 import fused_rnn
 from fused_rnn import functional, reference
 from fused_rnn._cells import CELLS
-from fused_rnn.verification import Case, outputs_and_gradients
+from fused_rnn.verification import TOLERANCE, Case, outputs_and_gradients, relative_error
 
 KINDS = ("one", "cluster", "polling", "flags")
 CASES = [(torch.float32, kind) for kind in KINDS]
@@ -127,3 +129,45 @@ def test_wide_in_float(emulator, monkeypatch, name, hidden):
     problem = problem_of(CELLS[name], Case("wide", steps=2, batch=2, input_size=2, hidden=hidden), torch.float32)
     expected = outputs_and_gradients(problem, reference, torch.float64)
     assert_near(outputs_and_gradients(problem, functional, torch.float32), expected, torch.float32)
+
+
+# Of a product's two factors each is off by 2^-11 of itself at most, so the product by 2^-10; results of few steps are
+# off by no more, times the steps that lie between.
+TF32_ERROR = 2**-10
+
+
+@contextmanager
+def tf32(allowed):
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+# Of each kind at least one pass is estimated to be faster so.
+@pytest.mark.parametrize(
+    ("kind", "name", "hidden"),
+    [
+        ("cluster", "lstm", 45),
+        ("cluster", "gru", 97),
+        ("cluster", "rnn_tanh", 128),
+        ("polling", "lstm", 150),
+        ("polling", "gru", 610),
+        ("polling", "rnn_tanh", 1030),
+    ],
+)
+def test_tf32_where_torch_allows_it(emulator, monkeypatch, kind, name, hidden):
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
+    case = Case("tf32", steps=3, batch=3, input_size=2, hidden=hidden, lengths=True)
+    problem = problem_of(CELLS[name], case, torch.float32)
+    expected = outputs_and_gradients(problem, reference, torch.float64)
+    with tf32(True):
+        found = outputs_and_gradients(problem, functional, torch.float32)
+    errors = [relative_error(one, other) for one, other in zip(found, expected, strict=True)]
+    assert max(errors) <= case.steps * TF32_ERROR
+    assert max(errors) > TOLERANCE[torch.float32]  # so it was TF32
+    with tf32(False):
+        found = outputs_and_gradients(problem, functional, torch.float32)
+    assert_near(found, expected, torch.float32)

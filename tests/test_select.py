@@ -5,6 +5,7 @@ import itertools
 import emulating
 import pytest
 import torch
+from test_persistent import tf32
 
 from fused_rnn import _library
 from fused_rnn._cells import CELLS
@@ -122,6 +123,26 @@ def test_widest_backward_plans_of_a_hopper(dtype, widest):
             plan(name, dtype, hidden=hidden + 16, **sizes)
 
 
+@pytest.mark.parametrize(
+    ("hidden", "backward", "kind"),
+    [
+        (128, False, "cluster"),
+        (128, True, "cluster"),
+        (1024, False, "polling"),
+        (1024, True, "polling"),
+        (1500, False, "polling"),
+    ],
+)
+def test_tf32_where_it_is_allowed(hidden, backward, kind):
+    sizes = {"hidden": hidden, "batch": 8, "backward": backward}
+    without, allowed = (plan("lstm", torch.float32, tf32=tf32, **sizes) for tf32 in (False, True))
+    assert (allowed.blocks_kind, allowed.tf32, without.tf32) == (kind, True, False)
+    for dtype in (torch.float64, torch.bfloat16):
+        assert plan("lstm", dtype, tf32=True, **sizes) == plan("lstm", dtype, **sizes)
+    turing = GPUS[75]  # no TF32 in its tensor cores
+    assert plan("lstm", torch.float32, turing, tf32=True, **sizes) == plan("lstm", torch.float32, turing, **sizes)
+
+
 def test_wanted_engines():
     assert plan("lstm", torch.float32, hidden=64, wanted="stepwise").blocks_kind is None
     for kind in ("one", "cluster", "polling", "flags"):
@@ -155,6 +176,10 @@ def test_explanations():
     assert "32 units each, 2 groups of 8 batch rows for each direction; backward in one launch" in found
     assert text("stepwise").startswith("stepwise: forward step by step, as it was asked for: a matrix product")
     assert text("cluster", gpu=GPUS[80]).startswith("none: fused_rnn: the engine 'cluster' was asked for, but no shape")
+    wide = layer._replace(input=torch.empty(9, 16, 512), weights=tuple(w.float() for w in weights))
+    assert "TF32" not in text("persistent", wide)
+    with tf32(True):
+        assert "products in TF32, which torch.backends.cuda.matmul allows" in text("persistent", wide)
     projected = layer._replace(weights=(torch.empty(2048, 512), torch.empty(2048, 256), torch.empty(256, 512)))
     assert "a projection has a product of its own" in text("best", projected)
 

@@ -89,6 +89,51 @@ struct TensorCores {
   }
 };
 
+// float on tensor cores, which round every factor to 11 bits: where torch's settings allow that for its own products.
+template <class S, int kTilesN>
+struct Tf32 {
+  static constexpr bool kTensorCores = true;
+  static constexpr int kWords = 16, kLoads = 2 * kTilesN, kSums = 4 * kTilesN;
+  using Storage = S;
+  using T = float;
+
+  // Four products' worth, two for each load: of a lane's four numbers of a column one product takes two.
+  template <class At>
+  static FUSED_RNN_DEVICE void hold(uint32_t* words, At at) {
+    const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < kWords; ++i) {
+      const int row = g + 8 * (i % 2), k = 16 * (i / 8) + 4 * q + 2 * (i / 4 % 2) + i / 2 % 2;
+      words[i] = to_tf32(bits_as<uint32_t>(at(row, k)));
+    }
+  }
+  static FUSED_RNN_DEVICE unsigned first_byte() {
+    return slot_byte<S, 8 * kTilesN>(4 * (lane_of_warp() % 4), lane_of_warp() / 4);
+  }
+  static FUSED_RNN_DEVICE constexpr unsigned byte_of(int load) {
+    return slot_byte<S, 8 * kTilesN>(16 * (load % 2), 8 * (load / 2));
+  }
+
+  static FUSED_RNN_DEVICE void add(T* sums, const uint32_t* words, int load, const Pack<4>& loaded) {
+    float d[4];
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) d[i] = sums[4 * (load / 2) + i];
+    FUSED_RNN_UNROLL
+    for (int pair = 0; pair < 2; ++pair) {
+      const uint32_t* w = words + 8 * (load % 2) + 4 * pair;
+      const uint32_t a[4] = {w[0], w[1], w[2], w[3]};
+      const uint32_t b[2] = {to_tf32(loaded.word[2 * pair]), to_tf32(loaded.word[2 * pair + 1])};
+      multiply_tf32(d, a, b);
+    }
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) sums[4 * (load / 2) + i] = d[i];
+  }
+  static FUSED_RNN_DEVICE void finish(const T* sums, int tile, T (&c)[4]) {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) c[i] = sums[4 * tile + i];
+  }
+};
+
 // float and double, each product by itself. A lane has the weights of 8 k of the rows g and g + 8, and sums their
 // products with every column; in the end the four lanes of a row share out its columns. Lanes that are neighbours along
 // K read neighbouring 16 bytes.

@@ -10,20 +10,17 @@
 //
 // A Walk says what a cell does on its way through time: ForwardCell and BackwardCell (persistent_cells.cuh).
 #pragma once
-#include <type_traits>
-
 #include "warp_weights.cuh"
 
 namespace fused_rnn {
 namespace {
 
-template <class WalkType, class Link, Tiles kTiles>
+template <class WalkType, class Link, class Products, Tiles kTiles>
 struct Persistent {
   using Walk = WalkType;
-  static constexpr bool kCluster = Link::kCluster;
+  static constexpr bool kCluster = Link::kCluster, kTensorCores = Products::kTensorCores;
   using S = typename Walk::Storage;
   using T = Arithmetic<S>;
-  using Products = std::conditional_t<sizeof(S) == 2, TensorCores<S, kTiles.tiles_n>, Scalars<S, kTiles.tiles_n>>;
   using Weights = WarpWeights<Link, Products, kTiles>;
 
   static constexpr int kWarpsK = kTiles.warps_k, kTilesM = kTiles.tiles_m, kTilesN = kTiles.tiles_n;
@@ -150,7 +147,7 @@ template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, 1)
     persistent(const typename Kernel::Walk::Args args, const typename Kernel::Walk::Arrays arrays, const Cut cut) {
 #ifdef __CUDA_ARCH__  // what this GPU has no instructions for is never launched
-  constexpr int kNeeds = Kernel::kCluster ? 900 : sizeof(typename Kernel::S) == 2 ? 800 : 700;
+  constexpr int kNeeds = Kernel::kCluster ? 900 : Kernel::kTensorCores ? 800 : 700;
 #else
   constexpr int kNeeds = 0, __CUDA_ARCH__ = 1;
 #endif

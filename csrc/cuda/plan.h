@@ -47,11 +47,13 @@ struct Shape {
   Direction direction;
   Blocks blocks;
   Tiles tiles;
+  bool tf32 = false;  // float's factors rounded to 11 bits, for tensor cores
 
+  constexpr bool tensor_cores() const { return format == Dtype::kHalf || tf32; }
   // How much of K is read where so much is shown (warp_weights.cuh).
   constexpr int64_t depth_read(int64_t shown) const {
     const int64_t at_once = int64_t{32} * tiles.warps_k;
-    return format == Dtype::kHalf ? tiles.depth() : (shown + at_once - 1) / at_once * at_once;
+    return tensor_cores() ? tiles.depth() : (shown + at_once - 1) / at_once * at_once;
   }
   // Shared memory of a block: its slots, or what counts their bytes; two buffers of sums; parked weights; for products
   // one by one a chunk for each warp, where slots are elsewhere.
@@ -61,7 +63,7 @@ struct Shape {
     const int64_t ring = ring_is_shared ? 2 * number * tiles.depth() * tiles.columns() : 0;
     const int64_t counters = blocks == Blocks::kCluster ? 128 : 0;
     const int64_t sums = 2 * std::max<int64_t>(number, 4) * tiles.warps_k * tiles.columns() * tiles.rows();
-    const int64_t shown = ring_is_shared || format == Dtype::kHalf ? 0 : chunks * tiles.warps_m * tiles.columns();
+    const int64_t shown = ring_is_shared || tensor_cores() ? 0 : chunks * tiles.warps_m * tiles.columns();
     return counters + ring + sums + chunks * tiles.rows() * tiles.parked + shown;
   }
 };
@@ -94,6 +96,12 @@ inline constexpr Shape kShapes[] = {
     {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 4, 4, 1}},
     {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 5, 13, 1}},
     {Dtype::kFloat, Direction::kBackward, Blocks::kFlags, {1, 8, 1, 4, 2, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kCluster, {4, 2, 2, 2, 0, 1}, true},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 2, 4, 0, 1}, true},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 3, 2, 4, 1}, true},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kCluster, {1, 8, 1, 4, 0, 1}, true},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 8, 0, 1}, true},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 8, 11, 1}, true},
     {Dtype::kDouble, Direction::kForward, Blocks::kOne, {8, 1, 1, 1, 1, 1}},
     {Dtype::kDouble, Direction::kForward, Blocks::kCluster, {2, 4, 2, 0, 2, 1}},
     {Dtype::kDouble, Direction::kForward, Blocks::kFlags, {1, 8, 1, 1, 5, 1}},
@@ -130,6 +138,7 @@ struct Task {
   Dtype dtype;
   Direction direction;
   int64_t problems, batch, hidden;
+  bool tf32;             // float32 may be rounded to TF32
   const char* obstacle;  // what is asked for that only the stepwise engine does; null: nothing
 };
 
@@ -137,6 +146,9 @@ constexpr const char* kProjectionObstacle = "a projection has a product of its o
 
 // What this GPU has, asked of CUDA.
 Gpu gpu_of(int32_t device);
+
+// Whether torch.backends.cuda.matmul lets products of float32 round their factors to TF32.
+bool tf32_allowed();
 
 // FUSED_RNN_CUDA_ENGINE, or what is taken where it is not set.
 const char* engine_wanted();

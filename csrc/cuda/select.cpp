@@ -19,7 +19,8 @@ double step_cost(const Plan& plan) {
   const Tiles& tiles = plan.shape->tiles;
   // 16 rows of each warp, or of each of those along K, by 32 of K and 8 columns: 32768 products of a multiprocessor,
   // which one by one has 128 in a cycle, or 64 in double.
-  const double piece = plan.shape->format == Dtype::kHalf ? 0.02 : plan.shape->format == Dtype::kFloat ? 0.14 : 0.28;
+  const double one_by_one = plan.shape->format == Dtype::kFloat ? 0.14 : 0.28;
+  const double piece = plan.shape->tf32 ? 0.04 : plan.shape->tensor_cores() ? 0.02 : one_by_one;
   const int chunks = plan.depth / (32 * tiles.warps_k), parked = std::max(chunks - tiles.held, 0);
   const double work = tiles.tiles_m * (piece * chunks + 0.02 * parked) * tiles.tiles_n;
   return kMeeting[static_cast<int>(plan.shape->blocks)] + 0.2 + 0.1 * tiles.tiles_n + work;
@@ -50,7 +51,8 @@ std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, co
   const int64_t parts = forward ? cell.gates : 1, shown = forward ? 1 : cell.gates;
   if (shape.format != format_of(task.dtype) || shape.direction != task.direction) return {};
   if (shape.blocks == Blocks::kCluster && gpu.capability < 90) return {};
-  if (shape.format == Dtype::kHalf && gpu.capability < 80) return {};  // its tensor cores know no bfloat16
+  if (shape.tf32 && !task.tf32) return {};
+  if (shape.tensor_cores() && gpu.capability < 80) return {};  // its tensor cores know neither bfloat16 nor TF32
   if (shape.shared_bytes() > gpu.shared_bytes) return {};
   const int64_t most = tiles.most_units(static_cast<int>(parts));
   if (most == 0) return {};
