@@ -56,7 +56,7 @@ def _declare_cuda(library: ctypes.CDLL) -> None:
     found = [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, ctypes.c_int64]
     library.fused_rnn_gpu.restype = library.fused_rnn_cuda_plan.restype = ctypes.c_int64
     library.fused_rnn_gpu.argtypes = [ctypes.c_int64, *found]
-    library.fused_rnn_cuda_plan.argtypes = [*[ctypes.c_int64] * 11, ctypes.c_char_p, *found]
+    library.fused_rnn_cuda_plan.argtypes = [*[ctypes.c_int64] * 12, ctypes.c_char_p, *found]
 
 
 _library = _load()
@@ -175,6 +175,8 @@ class CudaPlan(NamedTuple):
     groups_at_once: int
     shape: int
     """Of the kernel, its number in csrc/cuda/plan.h."""
+    tf32: bool
+    """Whether float32 is rounded to TF32 for tensor cores."""
     reason: str
 
 
@@ -187,12 +189,16 @@ def cuda_plan(
     problems: int = 1,
     batch: int = 1,
     hidden: int = 1,
+    tf32: bool = False,
     projected: bool = False,
     wanted: str | None = None,
 ) -> CudaPlan:
-    """``wanted``: one of CUDA_ENGINES; None: the one that a call would take. Raises where it cannot be had."""
-    sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, projected)
+    """``wanted``: one of CUDA_ENGINES; None: the one that a call would take. Raises where it cannot be had.
+
+    ``tf32``: float32 may be rounded to TF32.
+    """
+    sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, tf32, projected)
     wanted = None if wanted is None else wanted.encode()
-    numbers, reason = _numbers_and_reason(7, _library.fused_rnn_cuda_plan, *sizes, *gpu, wanted)
+    numbers, reason = _numbers_and_reason(8, _library.fused_rnn_cuda_plan, *sizes, *gpu, wanted)
     kind = None if numbers[0] < 0 else ("one", "cluster", "polling", "flags")[numbers[0]]
-    return CudaPlan(kind, *numbers[1:], reason)
+    return CudaPlan(kind, *numbers[1:7], bool(numbers[7]), reason)

@@ -107,6 +107,7 @@ def explain_cuda(layer: Layer, gpu: _library.Gpu, wanted: str | None = None) -> 
         "problems": directions * math.prod(members),
         "batch": int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.input.shape[-2],
         "hidden": hidden,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
         "projected": width != hidden,
         "wanted": wanted,
     }
@@ -127,6 +128,7 @@ def _describe(plan: _library.CudaPlan) -> str:
     return (
         f"in one launch, as {plan.reason}: the weights {place}, {_count(plan.units, 'unit')} each, "
         f"{_count(plan.groups, 'group')} of {_count(plan.columns, 'batch row')} for each direction"
+        + (", products in TF32, which torch.backends.cuda.matmul allows" if plan.tf32 else "")
     )
 
 

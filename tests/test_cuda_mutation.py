@@ -16,6 +16,7 @@ TESTS = Path(__file__).resolve().parent
 STEPWISE = ("test_stepwise.py", "operators_equal")
 PERSISTENT = {kind: ("test_persistent.py", f"lstm-dtype{i}-{kind}") for i, kind in enumerate(KINDS)}  # in float32
 
+PARKED = ("test_persistent.py", "parked and polling-1060")
 AHEAD = {kind: ("test_persistent.py", f"run_ahead and {kind}") for kind in KINDS}
 
 # name: (file, what stands there, what is put in its place, the source to compile again, the tests that see it)
@@ -111,6 +112,48 @@ FAULTS = {
         "while (false)",
         "persistent_float.cu",
         PERSISTENT["polling"],
+    ),
+    "a parked chunk is taken for its neighbour": (
+        "warp_weights.cuh",
+        "parked_[(((chunk - kHeld) * kTilesM",
+        "parked_[(((chunk - kHeld + 1) % kParked * kTilesM",
+        "persistent_float.cu",
+        PARKED,
+    ),
+    "a chunk is shown over one that is still read": (
+        "warp_weights.cuh",
+        "    __syncwarp();  // all lanes have read what is there\n",
+        "",
+        "persistent_float.cu",
+        PARKED,
+    ),
+    "a chunk is read before all lanes have shown it": (
+        "warp_weights.cuh",
+        "    __syncwarp();\n",
+        "",
+        "persistent_float.cu",
+        PARKED,
+    ),
+    "the next chunk's numbers are those of this one": (
+        "warp_weights.cuh",
+        "fetch(link, from + kStage * kStride, own);",
+        "fetch(link, from, own);",
+        "persistent_float.cu",
+        PARKED,
+    ),
+    "TF32 takes the weights of the other half of a chunk": (
+        "arithmetic.cuh",
+        "words + 8 * (load % 2) + 4 * pair;",
+        "words + 8 * (1 - load % 2) + 4 * pair;",
+        "persistent_float.cu",
+        ("test_persistent.py", "tf32 and cluster-lstm"),
+    ),
+    "a double is sent by half": (
+        "exchange.cuh",
+        "      for (int part = 0; part < Four<S>::kPacks; ++part)\n        store_async",
+        "      for (int part = 0; part < 1; ++part)\n        store_async",
+        "persistent_double.cu",
+        ("test_persistent.py", "lstm-dtype11-cluster"),
     ),
     "a reset forgets the memory of units in registers": (
         "persistent_cells.cuh",

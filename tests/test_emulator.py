@@ -1,6 +1,7 @@
 """The emulator of GPUs in tests/emulator/: right kernels pass in every order, and each seeded fault is seen."""
 
 import ctypes
+import math
 import os
 import re
 import shlex
@@ -91,6 +92,21 @@ def test_matrix_products(library, kind, dtype, depth):
         given = [words(a, dtype), words(b, dtype)]
     library.multiply(kind, *(ctypes.c_void_p(t.data_ptr()) for t in (*given, d)))
     torch.testing.assert_close(d, a @ b.T, rtol=1e-6, atol=1e-6)
+
+
+def test_rounding_to_tf32(library):
+    """To the nearest, ties away from zero, into the next power of two or to infinity; infinities and NaN stay."""
+    given = [1.0, 1 + 2**-11, 1 + 2**-11 - 2**-23, -1 - 2**-11, 2 - 2**-12, 3.4028234e38, math.inf, math.nan]
+    rounded = [1.0, 1 + 2**-10, 1.0, -1 - 2**-10, 2.0, math.inf, math.inf, math.nan]
+    for number, expected in zip(given, rounded, strict=True):
+        a, b, d = torch.zeros(16, 8), torch.zeros(8, 8), torch.full((16, 8), torch.nan)
+        a[5, 3], b[:, 3] = number, 1.0
+        library.multiply(3, *(ctypes.c_void_p(t.data_ptr()) for t in (a, b, d)))
+        torch.testing.assert_close(d[5], torch.full((8,), expected), rtol=0, atol=0, equal_nan=True)
+    low_bits = torch.tensor(0x7F800001, dtype=torch.int32).view(torch.float32)  # a NaN by its last bit alone
+    a[5, 3] = low_bits
+    library.multiply(3, *(ctypes.c_void_p(t.data_ptr()) for t in (a, b, d)))
+    assert d[5].isnan().all()
 
 
 # ---- with sanitizers -----------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The persistent CUDA kernel, run by the emulator: every kind of exchange, against the reference."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,15 +11,18 @@ from test_engine import SIXTEEN_BITS, assert_equals_reference, assert_near, prob
 import fused_rnn
 from fused_rnn import functional, reference
 from fused_rnn._cells import CELLS
-from fused_rnn.verification import Case, outputs_and_gradients
+from fused_rnn.verification import TOLERANCE, Case, outputs_and_gradients, relative_error
 
 KINDS = ("one", "cluster", "polling", "flags")
 CASES = [(torch.float32, kind) for kind in KINDS]
 CASES += [(dtype, kind) for dtype in SIXTEEN_BITS for kind in KINDS[:3]]  # their GPUs can all poll
+CASES += [(torch.float64, kind) for kind in KINDS if kind != "polling"]  # half of a double may be all ones
 SCHEDULES = range(10)
 
-# Around what a block, a chunk of 32 and a publication of 4 units hold; one block has room for 64 units.
-small = st.integers(1, 9) | st.sampled_from([31, 32, 33, 37, 64])
+# Around what a block, a chunk of 32 and a publication of 4 units hold; one block has room for 64 units, or for 32 in
+# double.
+narrow = st.integers(1, 9) | st.sampled_from([31, 32])
+small = narrow | st.sampled_from([33, 37, 64])
 large = small | st.sampled_from([65, 97, 128])
 
 
@@ -44,7 +49,7 @@ def test_equals_reference(emulator, monkeypatch, name, dtype, kind):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
 
     @given(
-        case=cases(small if kind == "one" else large),
+        case=cases(large if kind != "one" else narrow if dtype == torch.float64 else small),
         strided=st.booleans(),
         empty_rows=st.booleans(),
         schedule=st.sampled_from(SCHEDULES),
@@ -71,7 +76,8 @@ def test_any_nan_may_enter(emulator, monkeypatch, kind):
 @pytest.mark.parametrize(("dtype", "kind"), CASES)
 def test_same_bits_in_every_order(emulator, monkeypatch, dtype, kind):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
-    case = Case("bits", steps=4, batch=9, input_size=3, hidden=45, bidirectional=True, reset=True, lengths=True)
+    hidden = 29 if (dtype, kind) == (torch.float64, "one") else 45
+    case = Case("bits", steps=4, batch=9, input_size=3, hidden=hidden, bidirectional=True, reset=True, lengths=True)
     problem = problem_of(CELLS["lstm"], case, dtype)
     found = []
     for schedule in range(5):
@@ -91,3 +97,77 @@ def test_warps_that_run_ahead(emulator, monkeypatch, kind):
     for schedule in range(15):
         emulator.emulator_schedule(schedule)
         assert_near(outputs_and_gradients(problem, functional, torch.float32), expected, torch.float32)
+
+
+# Kind, and widths at which chunks of the weights are parked in shared memory forward, and backward; a little more than
+# what registers hold, and a little less than all that fits.
+PARKED = [
+    (torch.float32, "rnn_tanh", "polling", 1060),
+    (torch.float32, "rnn_tanh", "polling", 1530),
+    (torch.float32, "lstm", "polling", 265),
+    (torch.float32, "rnn_tanh", "flags", 1060),
+    (torch.float32, "lstm", "flags", 377),
+    (torch.float64, "lstm", "one", 32),
+    (torch.float64, "lstm", "cluster", 140),
+    (torch.float64, "gru", "flags", 290),
+    (torch.float64, "rnn_relu", "flags", 1000),
+]
+
+
+@pytest.mark.parametrize(("dtype", "name", "kind", "hidden"), PARKED)
+def test_parked_weights(emulator, monkeypatch, dtype, name, kind, hidden):
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
+    problem = problem_of(CELLS[name], Case("parked", steps=3, batch=3, input_size=2, hidden=hidden), dtype)
+    expected = outputs_and_gradients(problem, reference, torch.float64)
+    assert_near(outputs_and_gradients(problem, functional, dtype), expected, dtype)
+
+
+@pytest.mark.parametrize(("name", "hidden"), [("lstm", 530), ("gru", 550)])
+def test_wide_in_float(emulator, monkeypatch, name, hidden):
+    """The shapes for the widest layers in float32: two tiles of rows forward, most of K parked backward."""
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "polling")
+    problem = problem_of(CELLS[name], Case("wide", steps=2, batch=2, input_size=2, hidden=hidden), torch.float32)
+    expected = outputs_and_gradients(problem, reference, torch.float64)
+    assert_near(outputs_and_gradients(problem, functional, torch.float32), expected, torch.float32)
+
+
+# Of a product's two factors each is off by 2^-11 of itself at most, so the product by 2^-10; results of few steps are
+# off by no more, times the steps that lie between.
+TF32_ERROR = 2**-10
+
+
+@contextmanager
+def tf32(allowed):
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+# Of each kind at least one pass is estimated to be faster so.
+@pytest.mark.parametrize(
+    ("kind", "name", "hidden"),
+    [
+        ("cluster", "lstm", 45),
+        ("cluster", "gru", 97),
+        ("cluster", "rnn_tanh", 128),
+        ("polling", "lstm", 150),
+        ("polling", "gru", 610),
+        ("polling", "rnn_tanh", 1030),
+    ],
+)
+def test_tf32_where_torch_allows_it(emulator, monkeypatch, kind, name, hidden):
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
+    case = Case("tf32", steps=3, batch=3, input_size=2, hidden=hidden, lengths=True)
+    problem = problem_of(CELLS[name], case, torch.float32)
+    expected = outputs_and_gradients(problem, reference, torch.float64)
+    with tf32(True):
+        found = outputs_and_gradients(problem, functional, torch.float32)
+    errors = [relative_error(one, other) for one, other in zip(found, expected, strict=True)]
+    assert max(errors) <= case.steps * TF32_ERROR
+    assert max(errors) > TOLERANCE[torch.float32]  # so it was TF32
+    with tf32(False):
+        found = outputs_and_gradients(problem, functional, torch.float32)
+    assert_near(found, expected, torch.float32)

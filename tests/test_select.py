@@ -5,6 +5,7 @@ import itertools
 import emulating
 import pytest
 import torch
+from test_persistent import tf32
 
 from fused_rnn import _library
 from fused_rnn._cells import CELLS
@@ -67,7 +68,9 @@ def test_every_plan_can_be_run(capability):
             assert found.blocks * found.groups_at_once <= gpu.multiprocessors
     kinds = {kind for dtype, kind in seen if dtype == torch.bfloat16}
     assert kinds == ({None} if capability < 80 else kinds)
-    assert {kind for dtype, kind in seen if dtype == torch.float64} == {None}
+    doubles = {kind for dtype, kind in seen if dtype == torch.float64}
+    assert "polling" not in doubles  # half of a double may be all ones
+    assert doubles == ({None, "one", "cluster", "flags"} if capability == 90 else doubles)
 
 
 @pytest.mark.parametrize(
@@ -82,15 +85,62 @@ def test_every_plan_can_be_run(capability):
         ("lstm", torch.bfloat16, 4096, 8, (None, 0, 0)),
         ("gru", torch.bfloat16, 512, 16, ("cluster", 32, 16)),
         ("rnn_tanh", torch.float16, 1024, 8, ("polling", 32, 32)),
-        ("lstm", torch.float32, 64, 1, ("one", 64, 1)),
-        ("lstm", torch.float32, 256, 1, ("cluster", 16, 16)),
+        ("lstm", torch.float32, 32, 1, ("one", 32, 1)),
+        ("lstm", torch.float32, 128, 1, ("cluster", 16, 8)),
+        ("lstm", torch.float32, 256, 1, ("polling", 4, 64)),
+        ("lstm", torch.float32, 256, 64, ("cluster", 16, 16)),  # eight groups: two of 64 blocks fit
         ("lstm", torch.float32, 512, 1, ("polling", 4, 128)),
-        ("lstm", torch.float32, 1024, 1, (None, 0, 0)),
+        ("lstm", torch.float32, 1024, 1, ("polling", 8, 128)),
+        ("lstm", torch.float32, 1272, 1, ("polling", 12, 106)),
+        ("lstm", torch.float32, 1273, 1, (None, 0, 0)),
+        ("gru", torch.float32, 1280, 1, ("polling", 16, 80)),
+        ("rnn_tanh", torch.float32, 1536, 1, ("polling", 16, 96)),
+        ("lstm", torch.float64, 32, 1, ("one", 32, 1)),
+        ("lstm", torch.float64, 256, 1, ("flags", 4, 64)),
+        ("lstm", torch.float64, 256, 64, ("cluster", 16, 16)),
+        ("lstm", torch.float64, 512, 1, ("flags", 4, 128)),
+        ("gru", torch.float64, 528, 1, ("flags", 4, 132)),
+        ("rnn_tanh", torch.float64, 1536, 1, ("flags", 16, 96)),
     ],
 )
 def test_plans_of_a_hopper(name, dtype, hidden, batch, expected):
     found = plan(name, dtype, hidden=hidden, batch=batch)
     assert (found.blocks_kind, found.units, found.blocks) == expected, found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "widest"),  # by cell: backward every gate of every unit is shown
+    [
+        (torch.float32, {"lstm": 1152, "gru": 1536, "rnn_tanh": 2112}),
+        (torch.float64, {"lstm": 512, "gru": 672, "rnn_tanh": 2048}),
+    ],
+)
+def test_widest_backward_plans_of_a_hopper(dtype, widest):
+    for name, hidden in widest.items():
+        sizes = {"batch": 1, "backward": True, "wanted": "persistent"}
+        assert plan(name, dtype, hidden=hidden, **sizes).units == 16
+        with pytest.raises(RuntimeError, match="no shape of the persistent kernel fits"):
+            plan(name, dtype, hidden=hidden + 16, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "backward", "kind"),
+    [
+        (128, False, "cluster"),
+        (128, True, "cluster"),
+        (1024, False, "polling"),
+        (1024, True, "polling"),
+        (1500, False, "polling"),
+    ],
+)
+def test_tf32_where_it_is_allowed(hidden, backward, kind):
+    sizes = {"hidden": hidden, "batch": 8, "backward": backward}
+    without, allowed = (plan("lstm", torch.float32, tf32=tf32, **sizes) for tf32 in (False, True))
+    assert (allowed.blocks_kind, allowed.tf32, without.tf32) == (kind, True, False)
+    for dtype in (torch.float64, torch.bfloat16):
+        assert plan("lstm", dtype, tf32=True, **sizes) == plan("lstm", dtype, **sizes)
+    turing = GPUS[75]  # no TF32 in its tensor cores
+    assert plan("lstm", torch.float32, turing, tf32=True, **sizes) == plan("lstm", torch.float32, turing, **sizes)
 
 
 def test_wanted_engines():
@@ -126,6 +176,10 @@ def test_explanations():
     assert "32 units each, 2 groups of 8 batch rows for each direction; backward in one launch" in found
     assert text("stepwise").startswith("stepwise: forward step by step, as it was asked for: a matrix product")
     assert text("cluster", gpu=GPUS[80]).startswith("none: fused_rnn: the engine 'cluster' was asked for, but no shape")
+    wide = layer._replace(input=torch.empty(9, 16, 512), weights=tuple(w.float() for w in weights))
+    assert "TF32" not in text("persistent", wide)
+    with tf32(True):
+        assert "products in TF32, which torch.backends.cuda.matmul allows" in text("persistent", wide)
     projected = layer._replace(weights=(torch.empty(2048, 512), torch.empty(2048, 256), torch.empty(256, 512)))
     assert "a projection has a product of its own" in text("best", projected)
 

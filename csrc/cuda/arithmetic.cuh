@@ -7,13 +7,15 @@
 //
 // An arithmetic has, for kTilesN times 8 columns:
 //   kWords   registers of a lane for a piece of weights, 16 rows x 32 of K
-//   kLoads   loads of a lane for a chunk
+//   kLoads   loads of a lane that together are a chunk
 //   kSums    sums of a lane for 16 rows
 //   hold(words, at)               makes a piece of at(row, k), row < 16, k < 32
-//   first_byte(), byte_of(l)      where in a chunk a lane's loads begin, and how much further load l is
-//   add(sums, words, l, loaded)   the products of load l
+//   add(sums, words, l, loaded)   the products of a load, the l-th or of column l
 //   finish(sums, tile, c)         sums of the columns of a tile: c[2 * i + j] is row g + 8i, column 2q + j (lane 4g +
 //   q)
+// On tensor cores every lane multiplies what it has loaded, load l from first_byte() + byte_of(l) of a chunk. Otherwise
+// it needs numbers of all columns, kLoadsOfColumn times 16 bytes of each, from byte_of(load, column), which have
+// kWordsOfLoad words of a piece to themselves.
 #pragma once
 #include "storage.h"
 
@@ -41,7 +43,9 @@ FUSED_RNN_DEVICE constexpr unsigned slot_byte(int k, int column) {
 // 16-bit formats on tensor cores: products and sums in float.
 template <class S, int kTilesN>
 struct TensorCores {
+  static constexpr bool kTensorCores = true;
   static constexpr int kWords = 8, kLoads = kTilesN, kSums = 4 * kTilesN;
+  using Storage = S;
   using T = float;
 
   template <class At>
@@ -85,35 +89,84 @@ struct TensorCores {
   }
 };
 
+// float on tensor cores, which round every factor to 11 bits: where torch's settings allow that for its own products.
+template <class S, int kTilesN>
+struct Tf32 {
+  static constexpr bool kTensorCores = true;
+  static constexpr int kWords = 16, kLoads = 2 * kTilesN, kSums = 4 * kTilesN;
+  using Storage = S;
+  using T = float;
+
+  // Four products' worth, two for each load: of a lane's four numbers of a column one product takes two.
+  template <class At>
+  static FUSED_RNN_DEVICE void hold(uint32_t* words, At at) {
+    const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < kWords; ++i) {
+      const int row = g + 8 * (i % 2), k = 16 * (i / 8) + 4 * q + 2 * (i / 4 % 2) + i / 2 % 2;
+      words[i] = to_tf32(bits_as<uint32_t>(at(row, k)));
+    }
+  }
+  static FUSED_RNN_DEVICE unsigned first_byte() {
+    return slot_byte<S, 8 * kTilesN>(4 * (lane_of_warp() % 4), lane_of_warp() / 4);
+  }
+  static FUSED_RNN_DEVICE constexpr unsigned byte_of(int load) {
+    return slot_byte<S, 8 * kTilesN>(16 * (load % 2), 8 * (load / 2));
+  }
+
+  static FUSED_RNN_DEVICE void add(T* sums, const uint32_t* words, int load, const Pack<4>& loaded) {
+    float d[4];
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) d[i] = sums[4 * (load / 2) + i];
+    FUSED_RNN_UNROLL
+    for (int pair = 0; pair < 2; ++pair) {
+      const uint32_t* w = words + 8 * (load % 2) + 4 * pair;
+      const uint32_t a[4] = {w[0], w[1], w[2], w[3]};
+      const uint32_t b[2] = {to_tf32(loaded.word[2 * pair]), to_tf32(loaded.word[2 * pair + 1])};
+      multiply_tf32(d, a, b);
+    }
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) sums[4 * (load / 2) + i] = d[i];
+  }
+  static FUSED_RNN_DEVICE void finish(const T* sums, int tile, T (&c)[4]) {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) c[i] = sums[4 * tile + i];
+  }
+};
+
 // float and double, each product by itself. A lane has the weights of 8 k of the rows g and g + 8, and sums their
-// products with every column; in the end the four lanes of a row share out its columns.
+// products with every column; in the end the four lanes of a row share out its columns. Lanes that are neighbours along
+// K read neighbouring 16 bytes.
 template <class S, int kTilesN>
 struct Scalars {
+  static constexpr bool kTensorCores = false;
+  static constexpr int kPerLoad = 16 / sizeof(S), kLoadsOfColumn = 8 / kPerLoad, kWordsOfLoad = 2 * 4;
+  static constexpr int kWords = kLoadsOfColumn * kWordsOfLoad, kSums = 2 * 8 * kTilesN;
+  static constexpr int kLoads = kLoadsOfColumn * kTilesN;
+  using Storage = S;
   using T = S;
-  static constexpr int kPerLoad = 16 / sizeof(S), kLoadsOfColumn = 8 / kPerLoad;
-  static constexpr int kWords = 16 * sizeof(S) / 4, kLoads = kLoadsOfColumn * 8 * kTilesN, kSums = 2 * 8 * kTilesN;
 
   template <class At>
   static FUSED_RNN_DEVICE void hold(uint32_t* words, At at) {
     const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
     FUSED_RNN_UNROLL
-    for (int i = 0; i < 16; ++i) {
-      const Number number = bits_as<Number>(at(g + 8 * (i / 8), 8 * q + i % 8));
+    for (int load = 0; load < kLoadsOfColumn; ++load) FUSED_RNN_UNROLL
+    for (int i = 0; i < 2 * kPerLoad; ++i) {
+      const int row = g + 8 * (i / kPerLoad), k = (4 * load + q) * kPerLoad + i % kPerLoad;
+      const Number number = bits_as<Number>(at(row, k));
       FUSED_RNN_UNROLL
-      for (int w = 0; w < kWordsOfNumber; ++w) words[i * kWordsOfNumber + w] = number.word[w];
+      for (int w = 0; w < kWordsOfNumber; ++w) words[load * kWordsOfLoad + i * kWordsOfNumber + w] = number.word[w];
     }
   }
-  static FUSED_RNN_DEVICE unsigned first_byte() { return slot_byte<S, 8 * kTilesN>(8 * (lane_of_warp() % 4), 0); }
-  static FUSED_RNN_DEVICE constexpr unsigned byte_of(int load) {
-    return slot_byte<S, 8 * kTilesN>(kPerLoad * (load % kLoadsOfColumn), load / kLoadsOfColumn);
+  static FUSED_RNN_DEVICE unsigned byte_of(int load, int column) {
+    return slot_byte<S, 8 * kTilesN>((4 * load + lane_of_warp() % 4) * kPerLoad, column);
   }
 
-  static FUSED_RNN_DEVICE void add(T* sums, const uint32_t* words, int load, const Pack<4>& loaded) {
+  static FUSED_RNN_DEVICE void add(T* sums, const uint32_t* words, int column, const Pack<4>& loaded) {
     FUSED_RNN_UNROLL
     for (int row = 0; row < 2; ++row) FUSED_RNN_UNROLL
     for (int i = 0; i < kPerLoad; ++i)
-      sums[2 * (load / kLoadsOfColumn) + row] +=
-          number(words, 8 * row + kPerLoad * (load % kLoadsOfColumn) + i) * number(loaded.word, i);
+      sums[2 * column + row] += number(words, kPerLoad * row + i) * number(loaded.word, i);
   }
   static FUSED_RNN_DEVICE void finish(const T* sums, int tile, T (&c)[4]) {
     const bool high = lane_of_warp() & 2, odd = lane_of_warp() & 1;

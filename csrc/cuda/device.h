@@ -8,9 +8,11 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #define FUSED_RNN_UNROLL _Pragma("unroll")
+#define FUSED_RNN_NO_UNROLL _Pragma("unroll 1")
 #else
 #include "emulator.h"
 #define FUSED_RNN_UNROLL _Pragma("GCC unroll 1")
+#define FUSED_RNN_NO_UNROLL _Pragma("GCC unroll 1")
 #endif
 
 #define FUSED_RNN_DEVICE __device__ __forceinline__
@@ -178,6 +180,12 @@ FUSED_RNN_DEVICE void multiply_half(float (&d)[4], const uint32_t (&a)[4], const
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// The nearest float with 10 bits of mantissa in place of 23, ties away from zero: what tensor cores take for a float.
+FUSED_RNN_DEVICE uint32_t to_tf32(uint32_t bits) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+  return rounded;
+}
 // K = 8, of floats of which the last 13 bits are ignored.
 FUSED_RNN_DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -240,6 +248,7 @@ inline void multiply_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint3
 inline void multiply_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const At& at = At::current()) {
   emulator::multiply_fragments<emulator::HalfPair>(d, a, b, at);
 }
+inline uint32_t to_tf32(uint32_t bits) { return emulator::Tf32::round(bits); }
 inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const At& at = At::current()) {
   emulator::multiply_fragments<emulator::Tf32>(d, a, b, at);
 }

@@ -7,8 +7,8 @@ namespace {
 
 constexpr int64_t kMostRingBytes = int64_t{64} << 20;
 
-int64_t slot_bytes(const Tiles& tiles, Dtype dtype) {
-  return int64_t{tiles.depth()} * tiles.columns() * (dtype == Dtype::kFloat ? 4 : 2);
+int64_t slot_bytes(const Plan& plan, Dtype dtype) {
+  return int64_t{plan.depth} * plan.shape->tiles.columns() * number_bytes(dtype);
 }
 
 bool has_slot_per_step(const Plan& plan) { return plan.shape->blocks == Blocks::kPolling; }
@@ -17,7 +17,7 @@ bool has_flags(const Plan& plan) { return plan.shape->blocks == Blocks::kFlags; 
 int64_t all_slot_bytes(const Plan& plan, Dtype dtype, int64_t steps) {
   if (!has_slot_per_step(plan) && !has_flags(plan)) return 0;
   const int64_t slots = has_slot_per_step(plan) ? steps + 1 : 2;
-  return plan.groups_at_once * slots * slot_bytes(plan.shape->tiles, dtype);
+  return plan.groups_at_once * slots * slot_bytes(plan, dtype);
 }
 
 template <class Args, class Arrays>
@@ -30,6 +30,7 @@ void run(const Plan& plan, const Args& args, const Arrays& arrays, int64_t first
     launch_fill(ring, has_slot_per_step(plan) ? 0xff : 0, bytes, stream);  // all ones: not yet written
     const Cut cut = {plan.units,
                      plan.blocks,
+                     plan.depth,
                      plan.columns,
                      plan.groups,
                      static_cast<int>(g),
@@ -38,12 +39,20 @@ void run(const Plan& plan, const Args& args, const Arrays& arrays, int64_t first
                      static_cast<unsigned char*>(ring),
                      reinterpret_cast<uint32_t*>(static_cast<unsigned char*>(ring) + slots)};
     const int64_t now = std::min<int64_t>(plan.groups_at_once, groups - g);
-    if (args.dtype == Dtype::kFloat)
-      launch_float(plan, args, arrays, cut, now, stream);
-    else if (args.dtype == Dtype::kHalf)
-      launch_half(plan, args, arrays, cut, now, stream);
-    else
-      launch_bfloat16(plan, args, arrays, cut, now, stream);
+    switch (args.dtype) {
+      case Dtype::kFloat:
+        launch_float(plan, args, arrays, cut, now, stream);
+        break;
+      case Dtype::kDouble:
+        launch_double(plan, args, arrays, cut, now, stream);
+        break;
+      case Dtype::kBFloat16:
+        launch_bfloat16(plan, args, arrays, cut, now, stream);
+        break;
+      case Dtype::kHalf:
+        launch_half(plan, args, arrays, cut, now, stream);
+        break;
+    }
   }
 }
 
@@ -64,7 +73,7 @@ int64_t ring_bytes(const Plan& plan, Dtype dtype, int64_t steps) {
 }
 int64_t most_steps(const Plan& plan, Dtype dtype) {
   if (!has_slot_per_step(plan)) return INT32_MAX;
-  return std::max<int64_t>(1, kMostRingBytes / (plan.groups_at_once * slot_bytes(plan.shape->tiles, dtype)) - 1);
+  return std::max<int64_t>(1, kMostRingBytes / (plan.groups_at_once * slot_bytes(plan, dtype)) - 1);
 }
 
 }  // namespace fused_rnn

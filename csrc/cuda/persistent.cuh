@@ -3,48 +3,36 @@
 // weights times batch is what is computed). At every step, in every block:
 //
 //   wait for the slot of this step           what all units of the group have shown (exchange.cuh)
-//   multiply                                 the block's weights by it, spread over the warps (arithmetic.cuh)
+//   multiply                                 the block's weights by it, spread over the warps (warp_weights.cuh)
 //   reduce through shared memory             so that a thread has all sums of its cells
 //   advance the cells, publish               their part of the next slot
 //   store results, fetch inputs              while the others' parts are on their way
 //
 // A Walk says what a cell does on its way through time: ForwardCell and BackwardCell (persistent_cells.cuh).
 #pragma once
-#include <type_traits>
-
-#include "exchange.cuh"
-#include "plan.h"
+#include "warp_weights.cuh"
 
 namespace fused_rnn {
 namespace {
 
-template <class WalkType, class Link, Tiles kTiles>
+template <class WalkType, class Link, class Products, Tiles kTiles>
 struct Persistent {
   using Walk = WalkType;
-  static constexpr bool kCluster = Link::kCluster;
+  static constexpr bool kCluster = Link::kCluster, kTensorCores = Products::kTensorCores;
   using S = typename Walk::Storage;
   using T = Arithmetic<S>;
-  using Products = std::conditional_t<sizeof(S) == 2, TensorCores<S, kTiles.tiles_n>, Scalars<S, kTiles.tiles_n>>;
+  using Weights = WarpWeights<Link, Products, kTiles>;
 
   static constexpr int kWarpsK = kTiles.warps_k, kTilesM = kTiles.tiles_m, kTilesN = kTiles.tiles_n;
-  static constexpr int kHeld = kTiles.held, kParked = kTiles.parked, kChunks = kHeld + kParked;  // of a warp
   static constexpr int kThreads = kTiles.threads(), kWarps = kThreads / 32;
   static constexpr int kColumns = kTiles.columns(), kRows = kTiles.rows();  // of a block
-  static constexpr int kDepth = kTiles.depth();
   static constexpr int kMostUnits = kTiles.most_units(Walk::kRows);
   static constexpr int kCells = (kMostUnits * kColumns + kThreads - 1) / kThreads;  // of a thread
 
-  static constexpr unsigned kSlotBytes = kDepth * kColumns * sizeof(S);
-  static constexpr unsigned kSumCount = kWarpsK * kColumns * kRows;  // of one of two buffers
+  static constexpr unsigned kSlotBytes = kTiles.depth() * kColumns * sizeof(S);  // at most
+  static constexpr unsigned kSumCount = kWarpsK * kColumns * kRows;              // of one of two buffers
   static constexpr unsigned kRingBytes = Link::kSharedBytes + (Link::kRingIsShared ? 2 * kSlotBytes : 0);
-  static constexpr unsigned kParkedBytes = kWarps * kTilesM * kParked * Products::kWords * 4 * 32;
-  static constexpr unsigned kSharedBytes = kRingBytes + 2 * kSumCount * sizeof(T) + kParkedBytes;
-
-  // Loads of a lane that are on their way at the same time, and sums that do not wait for each other: a product of the
-  // tensor cores takes some 30 cycles.
-  static constexpr int kInFlight = kHeld * kTilesM * Products::kWords >= 128 ? 4 : 8;
-  static constexpr int kStage = Products::kLoads >= kInFlight ? 1 : kInFlight / Products::kLoads;
-  static constexpr int kSplit = kTilesM * kTilesN >= 4 || Products::kSums > 8 ? 1 : 4 / (kTilesM * kTilesN);
+  static constexpr unsigned kSharedBytes = kRingBytes + 2 * kSumCount * sizeof(T) + Weights::kSharedBytes;
 
   static FUSED_RNN_DEVICE void run(const typename Walk::Args& args, const typename Walk::Arrays& arrays,
                                    const Cut& cut) {
@@ -58,36 +46,14 @@ struct Persistent {
     const int depth = Walk::kShown * padded;  // what is really shown, in units' order
 
     unsigned char* const shared = shared_memory();
-    Link link({cut.ring, cut.flags, cut.blocks, number, rank, kSlotBytes,
+    Link link({cut.ring, cut.flags, cut.blocks, number, rank, static_cast<unsigned>(cut.depth * kColumns * sizeof(S)),
                static_cast<unsigned>(depth * kColumns * sizeof(S)), steps},
               shared);
     T* const sums = reinterpret_cast<T*>(shared + kRingBytes);
-    Pack<4>* const parked = reinterpret_cast<Pack<4>*>(sums + 2 * kSumCount) +
-                            warp * kTilesM * kParked * (Products::kWords / 4) * 32 + lane;
-
-    // ---- the weights ----
-    const auto hold = [&](uint32_t* words, int chunk, int tile) {
-      Products::hold(words, [&](int r, int k) {
-        const int row = (warp_m * kTilesM + tile) * 16 + r, part = row / cut.units, unit = first_unit + row % cut.units;
-        k += (warp_k * kChunks + chunk) * kChunk;
-        return part < Walk::kRows && unit < hidden ? Walk::weight(args, problem, padded, part, unit, k) : S{};
-      });
-    };
-    uint32_t held[kHeld > 0 ? kHeld : 1][kTilesM][Products::kWords];
-    FUSED_RNN_UNROLL
-    for (int chunk = 0; chunk < kHeld; ++chunk) FUSED_RNN_UNROLL
-    for (int tile = 0; tile < kTilesM; ++tile) hold(held[chunk][tile], chunk, tile);
-    const auto parked_at = [&](int chunk, int tile, int i) -> Pack<4>& {
-      return parked[((chunk * kTilesM + tile) * (Products::kWords / 4) + i) * 32];
-    };
-    for (int chunk = 0; chunk < kParked; ++chunk)
-      for (int tile = 0; tile < kTilesM; ++tile) {
-        uint32_t words[Products::kWords];
-        hold(words, kHeld + chunk, tile);
-        FUSED_RNN_UNROLL
-        for (int i = 0; i < Products::kWords / 4; ++i)
-          parked_at(chunk, tile, i) = {words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]};
-      }
+    const Weights weights(reinterpret_cast<unsigned char*>(sums + 2 * kSumCount), [&](int r, int k) {
+      const int row = warp_m * kTilesM * 16 + r, part = row / cut.units, unit = first_unit + row % cut.units;
+      return part < Walk::kRows && unit < hidden ? Walk::weight(args, problem, padded, part, unit, k) : S{};
+    });
 
     // ---- the cells ----
     // Four neighbouring lanes have four units of one column: one publication.
@@ -103,7 +69,7 @@ struct Persistent {
                      gather_four(shown[k]));
     };
     if constexpr (Link::kSlotPerStep) {
-      const int64_t rest = int64_t{kDepth - depth} / 4 * kColumns;
+      const int64_t rest = int64_t{cut.depth - depth} / 4 * kColumns;
       for (int64_t i = threadIdx.x; i < rest * steps && rank == 0; i += kThreads)
         link.template clear<S>(static_cast<int>(i / rest),
                                slot_byte<S, kColumns>(depth + i % rest / kColumns * 4, i % rest % kColumns));
@@ -125,16 +91,20 @@ struct Persistent {
     for (int slot = 0; slot < steps; ++slot) {
       link.wait(slot);
       T* const partial = sums + slot % 2 * kSumCount;  // two buffers: one barrier in a step is enough
-      multiply(link, link.begin_of(slot) + warp_k * kChunks * kChunk * kColumns * sizeof(S) + Products::first_byte(),
-               held, parked_at, [&](int tile_m, int tile_n, const T(&c)[4]) {
-                 T* const to = partial +
-                               ((warp_k * kTilesN + tile_n) * kRows + (warp_m * kTilesM + tile_m) * 16 + lane / 4) * 8 +
-                               lane % 4 * 2;
-                 to[0] = c[0];
-                 to[1] = c[1];
-                 to[8 * 8] = c[2];
-                 to[8 * 8 + 1] = c[3];
-               });
+      typename Weights::Sums warp_sums;
+      weights.multiply(link, link.begin_of(slot), cut.depth, warp_sums);
+      FUSED_RNN_UNROLL
+      for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
+      for (int tile_n = 0; tile_n < kTilesN; ++tile_n) {
+        T c[4];
+        Products::finish(warp_sums[tile], tile_n, c);
+        T* const to = partial + ((warp_k * kTilesN + tile_n) * kRows + (warp_m * kTilesM + tile) * 16 + lane / 4) * 8 +
+                      lane % 4 * 2;
+        to[0] = c[0];
+        to[1] = c[1];
+        to[8 * 8] = c[2];
+        to[8 * 8 + 1] = c[3];
+      }
       __syncthreads();
       S shown[kCells][Walk::kShown];
       FUSED_RNN_UNROLL
@@ -171,62 +141,13 @@ struct Persistent {
 
  private:
   static FUSED_RNN_DEVICE int min_of(int a, int b) { return a < b ? a : b; }
-
-  // use(tile of rows, tile of columns, c) with this warp's part of every sum.
-  template <class Held, class ParkedAt, class Use>
-  static FUSED_RNN_DEVICE void multiply(const Link& link, const unsigned char* from, const Held& held,
-                                        const ParkedAt& parked_at, Use use) {
-    constexpr unsigned kChunkBytes = kChunk * kColumns * sizeof(S);
-    T sum[kSplit][kTilesM][Products::kSums] = {};
-    FUSED_RNN_UNROLL
-    for (int first = 0; first < kChunks; first += kStage) {
-      Pack<4> loaded[kStage][Products::kLoads];
-      FUSED_RNN_UNROLL
-      for (int i = 0; i < kStage; ++i) FUSED_RNN_UNROLL
-      for (int l = 0; l < Products::kLoads; ++l)
-        if (first + i < kChunks) loaded[i][l] = link.load(from + (first + i) * kChunkBytes + Products::byte_of(l));
-      FUSED_RNN_UNROLL
-      for (int i = 0; i < kStage; ++i) {
-        const int chunk = first + i;
-        if (chunk >= kChunks) continue;
-        FUSED_RNN_UNROLL
-        for (int l = 0; l < Products::kLoads; ++l)
-          link.settle(from + chunk * kChunkBytes + Products::byte_of(l), loaded[i][l]);
-        FUSED_RNN_UNROLL
-        for (int tile = 0; tile < kTilesM; ++tile) {
-          uint32_t words[Products::kWords];
-          if (chunk < kHeld) {
-            FUSED_RNN_UNROLL
-            for (int w = 0; w < Products::kWords; ++w) words[w] = held[chunk < kHeld ? chunk : 0][tile][w];
-          } else {
-            FUSED_RNN_UNROLL
-            for (int w = 0; w < Products::kWords; ++w) words[w] = parked_at(chunk - kHeld, tile, w / 4).word[w % 4];
-          }
-          FUSED_RNN_UNROLL
-          for (int l = 0; l < Products::kLoads; ++l) Products::add(sum[chunk % kSplit][tile], words, l, loaded[i][l]);
-        }
-      }
-    }
-    FUSED_RNN_UNROLL
-    for (int tile = 0; tile < kTilesM; ++tile) {
-      FUSED_RNN_UNROLL
-      for (int split = 1; split < kSplit; ++split) FUSED_RNN_UNROLL
-      for (int i = 0; i < Products::kSums; ++i) sum[0][tile][i] += sum[split][tile][i];
-      FUSED_RNN_UNROLL
-      for (int n = 0; n < kTilesN; ++n) {
-        T c[4];
-        Products::finish(sum[0][tile], n, c);
-        use(tile, n, c);
-      }
-    }
-  }
 };
 
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, 1)
     persistent(const typename Kernel::Walk::Args args, const typename Kernel::Walk::Arrays arrays, const Cut cut) {
 #ifdef __CUDA_ARCH__  // what this GPU has no instructions for is never launched
-  constexpr int kNeeds = Kernel::kCluster ? 900 : sizeof(typename Kernel::S) == 2 ? 800 : 700;
+  constexpr int kNeeds = Kernel::kCluster ? 900 : Kernel::kTensorCores ? 800 : 700;
 #else
   constexpr int kNeeds = 0, __CUDA_ARCH__ = 1;
 #endif

@@ -21,6 +21,7 @@ int64_t most_steps(const Plan&, Dtype);
   void launch_##name(const Plan&, const Forward&, const ForwardArrays&, const Cut&, int64_t groups, void* stream); \
   void launch_##name(const Plan&, const Backward&, const BackwardArrays&, const Cut&, int64_t groups, void* stream);
 FUSED_RNN_DECLARE(float)
+FUSED_RNN_DECLARE(double)
 FUSED_RNN_DECLARE(half)
 FUSED_RNN_DECLARE(bfloat16)
 #undef FUSED_RNN_DECLARE

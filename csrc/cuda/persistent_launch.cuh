@@ -3,6 +3,7 @@
 #pragma once
 #include <iterator>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "persistent.cuh"
@@ -16,15 +17,25 @@ namespace {
 template <Blocks blocks>
 using LinkOf = std::tuple_element_t<static_cast<int>(blocks), std::tuple<OneBlock, Cluster, Polling, Flags>>;
 
+// As shapes have it.
+template <class S>
+constexpr Dtype kFormatOf = sizeof(S) == 8   ? Dtype::kDouble
+                            : sizeof(S) == 4 ? Dtype::kFloat
+                                             : Dtype::kHalf;
+
+template <class S, bool tensor_cores, int kTilesN>
+using ProductsOf = std::conditional_t<!tensor_cores, Scalars<S, kTilesN>,
+                                      std::conditional_t<sizeof(S) == 2, TensorCores<S, kTilesN>, Tf32<S, kTilesN>>>;
+
 // Whether this is the plan's shape; then it has been launched. Not those of another direction or format.
 template <size_t kNumber, class Walk, Direction direction>
 bool launch_if_planned(const Plan& plan, const typename Walk::Args& args, const typename Walk::Arrays& arrays,
                        const Cut& cut, int64_t groups, void* stream) {
   constexpr Shape kShape = kShapes[kNumber];
-  constexpr Dtype kFormat = sizeof(typename Walk::Storage) == 2 ? Dtype::kHalf : Dtype::kFloat;
-  if constexpr (kShape.format == kFormat && kShape.direction == direction) {
+  if constexpr (kShape.format == kFormatOf<typename Walk::Storage> && kShape.direction == direction) {
     using Link = LinkOf<kShape.blocks>;
-    using Kernel = Persistent<Walk, Link, kShape.tiles>;
+    using Products = ProductsOf<typename Walk::Storage, kShape.tensor_cores(), kShape.tiles.tiles_n>;
+    using Kernel = Persistent<Walk, Link, Products, kShape.tiles>;
     static_assert(Kernel::kSharedBytes == kShape.shared_bytes());
     if (plan.shape != kShapes + kNumber) return false;
     const Launch how = {dim3(static_cast<unsigned>(groups * plan.blocks)),

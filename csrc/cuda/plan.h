@@ -1,6 +1,7 @@
 // Which kernel computes a pass, and how its work is cut. Chosen by `select`, a pure function: it knows the GPU by a few
 // numbers, so a test can ask it about any. No CUDA here.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -13,6 +14,8 @@ namespace fused_rnn {
 enum class Blocks : int { kOne, kCluster, kPolling, kFlags };
 
 enum class Direction : int { kForward, kBackward };
+
+constexpr int64_t number_bytes(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
 
 struct Gpu {
   int capability;  // 90: sm_90
@@ -44,14 +47,24 @@ struct Shape {
   Direction direction;
   Blocks blocks;
   Tiles tiles;
+  bool tf32 = false;  // float's factors rounded to 11 bits, for tensor cores
 
-  // Shared memory of a block: its slots, or what counts their bytes; two buffers of sums; parked weights.
+  constexpr bool tensor_cores() const { return format == Dtype::kHalf || tf32; }
+  // How much of K is read where so much is shown (warp_weights.cuh).
+  constexpr int64_t depth_read(int64_t shown) const {
+    const int64_t at_once = int64_t{32} * tiles.warps_k;
+    return tensor_cores() ? tiles.depth() : (shown + at_once - 1) / at_once * at_once;
+  }
+  // Shared memory of a block: its slots, or what counts their bytes; two buffers of sums; parked weights; for products
+  // one by one a chunk for each warp, where slots are elsewhere.
   constexpr int64_t shared_bytes() const {
-    const int64_t number_bytes = format == Dtype::kHalf ? 2 : 4;
-    const int64_t slots = 2 * number_bytes * tiles.depth() * tiles.columns();
-    const int64_t ring = blocks == Blocks::kCluster ? 128 + slots : blocks == Blocks::kOne ? slots : 0;
-    const int64_t sums = int64_t{2} * 4 * tiles.warps_k * tiles.columns() * tiles.rows();
-    return ring + sums + number_bytes * tiles.rows() * 32 * tiles.warps_k * tiles.parked;
+    const bool ring_is_shared = blocks == Blocks::kCluster || blocks == Blocks::kOne;
+    const int64_t number = number_bytes(format), chunks = number * 32 * tiles.warps_k;
+    const int64_t ring = ring_is_shared ? 2 * number * tiles.depth() * tiles.columns() : 0;
+    const int64_t counters = blocks == Blocks::kCluster ? 128 : 0;
+    const int64_t sums = 2 * std::max<int64_t>(number, 4) * tiles.warps_k * tiles.columns() * tiles.rows();
+    const int64_t shown = ring_is_shared || tensor_cores() ? 0 : chunks * tiles.warps_m * tiles.columns();
+    return counters + ring + sums + chunks * tiles.rows() * tiles.parked + shown;
   }
 };
 
@@ -73,20 +86,34 @@ inline constexpr Shape kShapes[] = {
     {Dtype::kHalf, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 8, 0, 1}},
     {Dtype::kHalf, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 16, 0, 1}},
     {Dtype::kFloat, Direction::kForward, Blocks::kOne, {8, 1, 2, 2, 0, 1}},
-    {Dtype::kFloat, Direction::kForward, Blocks::kCluster, {2, 4, 2, 1, 0, 1}},
     {Dtype::kFloat, Direction::kForward, Blocks::kCluster, {2, 4, 2, 2, 0, 1}},
-    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 1, 2, 0, 1}},
-    {Dtype::kFloat, Direction::kForward, Blocks::kFlags, {1, 8, 1, 2, 0, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 1, 4, 2, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 2, 1, 3, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 3, 1, 4, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kFlags, {1, 8, 1, 4, 2, 1}},
     {Dtype::kFloat, Direction::kBackward, Blocks::kOne, {4, 2, 1, 4, 0, 1}},
-    {Dtype::kFloat, Direction::kBackward, Blocks::kCluster, {1, 8, 1, 2, 0, 1}},
     {Dtype::kFloat, Direction::kBackward, Blocks::kCluster, {1, 8, 1, 4, 0, 1}},
-    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 2, 0, 1}},
-    {Dtype::kFloat, Direction::kBackward, Blocks::kFlags, {1, 8, 1, 2, 1, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 4, 4, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 5, 13, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kFlags, {1, 8, 1, 4, 2, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kCluster, {4, 2, 2, 2, 0, 1}, true},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 2, 4, 0, 1}, true},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 3, 2, 4, 1}, true},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kCluster, {1, 8, 1, 4, 0, 1}, true},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 8, 0, 1}, true},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 8, 11, 1}, true},
+    {Dtype::kDouble, Direction::kForward, Blocks::kOne, {8, 1, 1, 1, 1, 1}},
+    {Dtype::kDouble, Direction::kForward, Blocks::kCluster, {2, 4, 2, 0, 2, 1}},
+    {Dtype::kDouble, Direction::kForward, Blocks::kFlags, {1, 8, 1, 1, 5, 1}},
+    {Dtype::kDouble, Direction::kBackward, Blocks::kOne, {4, 2, 1, 1, 3, 1}},
+    {Dtype::kDouble, Direction::kBackward, Blocks::kCluster, {1, 8, 1, 2, 2, 1}},
+    {Dtype::kDouble, Direction::kBackward, Blocks::kFlags, {1, 8, 1, 2, 6, 1}},
 };
 
 struct Plan {
   const Shape* shape = nullptr;  // null: stepwise
   int units = 0, blocks = 0;     // of a block; of a group
+  int depth = 0;                 // of a slot
   int columns = 0, groups = 0;   // of a group; of a problem
   int groups_at_once = 0;        // that a launch may have
   std::string why;
@@ -96,6 +123,7 @@ struct Plan {
 struct Cut {
   int units;        // of a block; a multiple of 4
   int blocks;       // of a group
+  int depth;        // of a slot
   int columns;      // of a group; the last one of a problem may have fewer
   int groups;       // of a problem
   int first_group;  // that this launch begins with, of all problems'
@@ -110,6 +138,7 @@ struct Task {
   Dtype dtype;
   Direction direction;
   int64_t problems, batch, hidden;
+  bool tf32;             // float32 may be rounded to TF32
   const char* obstacle;  // what is asked for that only the stepwise engine does; null: nothing
 };
 
@@ -117,6 +146,9 @@ constexpr const char* kProjectionObstacle = "a projection has a product of its o
 
 // What this GPU has, asked of CUDA.
 Gpu gpu_of(int32_t device);
+
+// Whether torch.backends.cuda.matmul lets products of float32 round their factors to TF32.
+bool tf32_allowed();
 
 // The engine that was set, else FUSED_RNN_CUDA_ENGINE, else what is taken where neither is.
 const char* engine_wanted();

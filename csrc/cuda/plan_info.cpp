@@ -35,11 +35,13 @@ FUSED_RNN_EXPORT int64_t fused_rnn_gpu(int64_t device, int64_t* gpu, char* reaso
 }
 
 // Fills `plan` with the plan's numbers: blocks' kind (-1: stepwise), units, blocks, columns, groups, groups_at_once,
-// then the shape's number; `reason` says why, or why `wanted` cannot be had. Null wants what the engine would.
+// the shape's number, whether that rounds to TF32; `reason` says why, or why `wanted` cannot be had. Null wants what
+// the engine would.
 FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_t backward, int64_t problems,
-                                             int64_t batch, int64_t hidden, int64_t has_projection, int64_t capability,
-                                             int64_t multiprocessors, int64_t shared_bytes, int64_t most_cluster_blocks,
-                                             const char* wanted, int64_t* plan, char* reason, int64_t reason_size) {
+                                             int64_t batch, int64_t hidden, int64_t tf32, int64_t has_projection,
+                                             int64_t capability, int64_t multiprocessors, int64_t shared_bytes,
+                                             int64_t most_cluster_blocks, const char* wanted, int64_t* plan,
+                                             char* reason, int64_t reason_size) {
   return explained(reason, reason_size, [&] {
     const Task task = {cell,
                        static_cast<Dtype>(dtype),
@@ -47,6 +49,7 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_
                        problems,
                        batch,
                        hidden,
+                       tf32 != 0,
                        has_projection ? kProjectionObstacle : nullptr};
     const Gpu gpu = {static_cast<int>(capability), static_cast<int>(multiprocessors), shared_bytes,
                      static_cast<int>(most_cluster_blocks)};
@@ -57,7 +60,8 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_
                                found.columns,
                                found.groups,
                                found.groups_at_once,
-                               found.shape ? found.shape - kShapes : -1};
+                               found.shape ? found.shape - kShapes : -1,
+                               found.shape && found.shape->tf32};
     std::memcpy(plan, numbers, sizeof numbers);
     std::snprintf(reason, reason_size, "%s", found.why.c_str());
   });

@@ -16,16 +16,23 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 Dtype format_of(Dtype dtype) { return dtype == Dtype::kBFloat16 ? Dtype::kHalf : dtype; }
 
 // Microseconds of a step, estimated: nothing here has been measured yet. What counts is the order.
-double step_cost(Blocks blocks, const Tiles& tiles) {
+double step_cost(const Plan& plan) {
   constexpr double kMeeting[] = {0.1, 0.3, 0.5, 1.0};
-  const double work = 0.02 * tiles.tiles_m * (tiles.held + 2 * tiles.parked) * tiles.tiles_n;
-  return kMeeting[static_cast<int>(blocks)] + 0.2 + 0.1 * tiles.tiles_n + work;
+  const Tiles& tiles = plan.shape->tiles;
+  // 16 rows of each warp, or of each of those along K, by 32 of K and 8 columns: 32768 products of a multiprocessor,
+  // which one by one has 128 in a cycle, or 64 in double.
+  const double one_by_one = plan.shape->format == Dtype::kFloat ? 0.14 : 0.28;
+  const double piece = plan.shape->tf32 ? 0.04 : plan.shape->tensor_cores() ? 0.02 : one_by_one;
+  const int chunks = plan.depth / (32 * tiles.warps_k), parked = std::max(chunks - tiles.held, 0);
+  const double work = tiles.tiles_m * (piece * chunks + 0.02 * parked) * tiles.tiles_n;
+  return kMeeting[static_cast<int>(plan.shape->blocks)] + 0.2 + 0.1 * tiles.tiles_n + work;
 }
 
 // One product and one kernel.
 double stepwise_cost(const Task& task, int64_t gates) {
   const double numbers = double(gates) * task.hidden * task.hidden * task.problems;
-  return 6 + numbers * 4 / 3e6 + numbers * task.batch * 2 / (task.dtype == Dtype::kFloat ? 4e7 : 3e8);
+  const double products = number_bytes(task.dtype) == 2 ? 3e8 : 4e7;
+  return 6 + numbers * 4 / 3e6 + numbers * task.batch * 2 / products;
 }
 
 int most_blocks(Blocks blocks, const Gpu& gpu) {
@@ -46,7 +53,8 @@ std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, co
   const int64_t parts = forward ? cell.gates : 1, shown = forward ? 1 : cell.gates;
   if (shape.format != format_of(task.dtype) || shape.direction != task.direction) return {};
   if (shape.blocks == Blocks::kCluster && gpu.capability < 90) return {};
-  if (shape.format == Dtype::kHalf && gpu.capability < 80) return {};  // its tensor cores know no bfloat16
+  if (shape.tf32 && !task.tf32) return {};
+  if (shape.tensor_cores() && gpu.capability < 80) return {};  // its tensor cores know neither bfloat16 nor TF32
   if (shape.shared_bytes() > gpu.shared_bytes) return {};
   const int64_t most = tiles.most_units(static_cast<int>(parts));
   if (most == 0) return {};
@@ -59,6 +67,7 @@ std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, co
     if (ceil_div(task.hidden, plan.units) < plan.blocks) continue;
     if (shown * plan.units * plan.blocks <= tiles.depth()) break;
   }
+  plan.depth = static_cast<int>(shape.depth_read(shown * plan.units * plan.blocks));
   const int64_t all = gpu.multiprocessors / plan.blocks;  // groups that are resident together, one block each
   // As many groups as there is room for, so that each has few columns.
   const int64_t least = ceil_div(task.batch, tiles.columns());
@@ -72,7 +81,7 @@ std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, co
 
 double cost_of(const Plan& plan, const Task& task) {
   const double launches = ceil_div(task.problems * plan.groups, plan.groups_at_once);
-  return launches * step_cost(plan.shape->blocks, plan.shape->tiles);
+  return launches * step_cost(plan);
 }
 
 }  // namespace

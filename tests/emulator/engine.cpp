@@ -222,6 +222,7 @@ std::vector<Case> cases(const std::string& engine) {
   std::vector<Case> all = {{0, Dtype::kFloat, Rows::kPadded, directions, hidden, hidden},
                            {1, Dtype::kFloat, Rows::kPacked, directions, hidden, hidden}};
   if (engine != "flags") all.push_back({0, Dtype::kBFloat16, Rows::kAll, 1, hidden, hidden});
+  if (engine != "polling") all.push_back({1, Dtype::kDouble, Rows::kAll, 1, hidden, hidden});
   return all;
 }
 

@@ -185,6 +185,7 @@ extern "C" void multiply(int kind, const uint32_t* a, const uint32_t* b, float* 
   if (kind == 0) launch({1, 32, nullptr}, multiply_matrices<BFloat16Product>, a, b, d);
   if (kind == 1) launch({1, 32, nullptr}, multiply_matrices<HalfProduct>, a, b, d);
   if (kind == 2) launch({1, 32, nullptr}, multiply_matrices<Tf32Product>, a, b, d);
+  if (kind == 3) launch({1, 32, nullptr}, multiply_matrices<RoundedProduct>, a, b, d);
 }
 
 // For the sanitizers, which want a program: runs the named cases without their faults, or with them (first argument).

@@ -13,7 +13,7 @@ bool any_is_null(Kernels... kernels) {
 bool refer_to_all_kernels() {
   return any_is_null(mirror, mirror_in_warp, shift, sum_first, fill, some_wait, wait_apart, shuffle_some, rotate,
                      pass_on, tell_next, exchange, poll_for, nothing, multiply_matrices<BFloat16Product>,
-                     multiply_matrices<HalfProduct>, multiply_matrices<Tf32Product>);
+                     multiply_matrices<HalfProduct>, multiply_matrices<Tf32Product>, multiply_matrices<RoundedProduct>);
 }
 
 void launch_in_every_way(int* numbers) {

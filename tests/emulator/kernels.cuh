@@ -172,6 +172,15 @@ struct Tf32Product {
     multiply_tf32(d, a, b);
   }
 };
+// Of floats that have yet to be rounded.
+struct RoundedProduct {
+  static constexpr int kDepth = 8, kNumbers = 1;
+  static FUSED_RNN_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const uint32_t as[4] = {to_tf32(a[0]), to_tf32(a[1]), to_tf32(a[2]), to_tf32(a[3])};
+    const uint32_t bs[2] = {to_tf32(b[0]), to_tf32(b[1])};
+    multiply_tf32(d, as, bs);
+  }
+};
 
 // One warp: d = a * b, with a [16, K], b as [8, K], by columns, and d [16, 8]. A lane's fragments are PTX's.
 template <class Kind>

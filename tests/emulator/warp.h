@@ -67,6 +67,11 @@ struct HalfPair {
 struct Tf32 {
   static constexpr int kNumbers = 1;
   static float read(uint32_t word, int) { return float_of(word & ~0x1fffu); }
+  static uint32_t round(uint32_t bits) {
+    const uint32_t infinity = 0x7f800000;
+    if ((bits & infinity) == infinity) return bits & 0x7fffff ? 0x7fffffff : bits;
+    return (bits + 0x1000) & ~0x1fffu;
+  }
 };
 
 template <class Word>

@@ -1,0 +1,206 @@
+// What a warp multiplies by for the whole sequence: its rows of a block's weights. Some chunks of K are held in
+// registers, the others parked in shared memory. Chunk i of a warp is chunk i * kWarpsK + its place along K of the
+// block's, so that a layer of less depth than there is room for leaves all warps the same work.
+#pragma once
+#include "exchange.cuh"
+#include "plan.h"
+
+namespace fused_rnn {
+namespace {
+
+// Link: how what they are multiplied by arrives (exchange.cuh).
+template <class Link, class ProductsType, Tiles kTiles>
+class WarpWeights {
+ public:
+  using Products = ProductsType;
+  using S = typename Products::Storage;
+  using T = typename Products::T;
+  using Sums = T[kTiles.tiles_m][Products::kSums];
+
+ private:
+  static constexpr int kWarpsK = kTiles.warps_k, kTilesM = kTiles.tiles_m, kTilesN = kTiles.tiles_n;
+  static constexpr int kHeld = kTiles.held, kParked = kTiles.parked, kChunks = kHeld + kParked;
+  static constexpr int kWords = Products::kWords, kWarps = kTiles.threads() / 32;
+  static constexpr int kColumns = kTiles.columns();
+  static constexpr unsigned kChunkBytes = kChunk * kColumns * sizeof(S), kStride = kWarpsK * kChunkBytes;
+  static constexpr unsigned kParkedBytes = kTilesM * kParked * kWords * 4 * 32;  // of a warp
+
+  // Products one by one need every number in eight lanes. Through the second-level cache each lane fetches its own
+  // 16 bytes of a chunk, and the warp shows them to itself in shared memory: an eighth of the loads and registers.
+  static constexpr bool kShows = !Products::kTensorCores && !Link::kRingIsShared;
+  static constexpr int kLoads = Products::kLoads;
+
+  // Loads of a lane that are on their way at the same time, and sums that do not wait for each other: a product of the
+  // tensor cores takes some 30 cycles.
+  static constexpr int kKept = kTilesM * (kHeld * kWords + (Products::kTensorCores ? 0 : Products::kSums));
+  static constexpr int kInFlight = kKept >= 128 ? 4 : 8;
+  static constexpr int kStage = kLoads >= kInFlight ? 1 : kInFlight / kLoads;
+  static constexpr int kSplit = kTilesM * kTilesN >= 4 || Products::kSums > 8 ? 1 : 4 / (kTilesM * kTilesN);
+
+ public:
+  static constexpr unsigned kSharedBytes = kWarps * (kParkedBytes + (kShows ? kChunkBytes : 0));
+
+  // at(row, k) of the warp's rows, and the block's K.
+  template <class At>
+  FUSED_RNN_DEVICE WarpWeights(unsigned char* shared, At at)
+      : warp_k_(static_cast<int>(threadIdx.x / 32 % kWarpsK)),
+        parked_(reinterpret_cast<Pack<4>*>(shared + threadIdx.x / 32 * kParkedBytes) + lane_of_warp()),
+        shown_(shared + kWarps * kParkedBytes + threadIdx.x / 32 * kChunkBytes) {
+    const auto hold = [&](uint32_t* words, int chunk, int tile) {
+      const int first = (chunk * kWarpsK + warp_k_) * kChunk;
+      Products::hold(words, [&](int row, int k) { return at(tile * 16 + row, first + k); });
+    };
+    FUSED_RNN_UNROLL
+    for (int chunk = 0; chunk < kHeld; ++chunk) FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) hold(held_[chunk][tile], chunk, tile);
+    FUSED_RNN_NO_UNROLL
+    for (int i = 0; i < kParked * kTilesM; ++i) {
+      uint32_t words[kWords];
+      hold(words, kHeld + i / kTilesM, i % kTilesM);
+      FUSED_RNN_UNROLL
+      for (int w = 0; w < kWords; w += 4)
+        parked_[(i * kWords + w) / 4 * 32] = {words[w], words[w + 1], words[w + 2], words[w + 3]};
+    }
+  }
+
+  // The warp's part of all sums. `depth`: of the slot.
+  FUSED_RNN_DEVICE void multiply(const Link& link, const unsigned char* slot, int depth, Sums& sums) const {
+    slot += warp_k_ * kChunkBytes;
+    if constexpr (Products::kTensorCores)
+      multiply_pieces(link, slot + Products::first_byte(), sums);
+    else
+      multiply_numbers(link, slot, depth / (kChunk * kWarpsK), sums);
+  }
+
+ private:
+  // Words first .. first + kCount - 1 of a piece.
+  template <int kCount>
+  FUSED_RNN_DEVICE void words_of(int chunk, int tile, int first, uint32_t (&words)[kCount]) const {
+    FUSED_RNN_UNROLL
+    for (int w = 0; w < kCount; w += 4) {
+      const Pack<4> pack = parked_[(((chunk - kHeld) * kTilesM + tile) * kWords + first + w) / 4 * 32];
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 4; ++i) words[w + i] = pack.word[i];
+    }
+  }
+
+  // On tensor cores a lane's loads are its part of a product.
+  FUSED_RNN_DEVICE void multiply_pieces(const Link& link, const unsigned char* from, Sums& sums) const {
+    T sum[kSplit][kTilesM][Products::kSums] = {};
+    FUSED_RNN_UNROLL
+    for (int first = 0; first < kChunks; first += kStage) {
+      Pack<4> loaded[kStage][kLoads];
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < kStage; ++i) FUSED_RNN_UNROLL
+      for (int l = 0; l < kLoads; ++l)
+        if (first + i < kChunks) loaded[i][l] = link.load(from + (first + i) * kStride + Products::byte_of(l));
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < kStage; ++i) {
+        const int chunk = first + i;
+        if (chunk >= kChunks) continue;
+        FUSED_RNN_UNROLL
+        for (int l = 0; l < kLoads; ++l) link.settle(from + chunk * kStride + Products::byte_of(l), loaded[i][l]);
+        FUSED_RNN_UNROLL
+        for (int tile = 0; tile < kTilesM; ++tile) {
+          uint32_t words[kWords];
+          if (chunk < kHeld) {
+            FUSED_RNN_UNROLL
+            for (int w = 0; w < kWords; ++w) words[w] = held_[chunk < kHeld ? chunk : 0][tile][w];
+          } else {
+            words_of(chunk, tile, 0, words);
+          }
+          FUSED_RNN_UNROLL
+          for (int l = 0; l < kLoads; ++l) Products::add(sum[chunk % kSplit][tile], words, l, loaded[i][l]);
+        }
+      }
+    }
+    FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
+    for (int i = 0; i < Products::kSums; ++i) {
+      sums[tile][i] = sum[0][tile][i];
+      FUSED_RNN_UNROLL
+      for (int split = 1; split < kSplit; ++split) sums[tile][i] += sum[split][tile][i];
+    }
+  }
+
+  // Of the first so many chunks. Those held are written out one by one, as registers have no numbers at run time; those
+  // parked are a loop.
+  FUSED_RNN_DEVICE void multiply_numbers(const Link& link, const unsigned char* slot, int chunks, Sums& sums) const {
+    Pack<4> loaded[kStage][kLoads];
+    FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
+    for (int i = 0; i < Products::kSums; ++i) sums[tile][i] = T(0);
+    if constexpr (kShows) {
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < kStage; ++i)
+        if (i < chunks) fetch(link, slot + i * kStride, loaded[i]);
+    }
+    const auto numbers_of = [&](int chunk, Pack<4>(&own)[kLoads]) -> const unsigned char* {
+      const unsigned char* const from = slot + chunk * kStride;
+      if constexpr (!kShows) return from;
+      show(link, from, own);
+      if (chunk + kStage < chunks) fetch(link, from + kStage * kStride, own);
+      return shown_;
+    };
+    FUSED_RNN_UNROLL
+    for (int chunk = 0; chunk < kHeld; ++chunk) {
+      if (chunk >= chunks) continue;
+      const unsigned char* const numbers = numbers_of(chunk, loaded[chunk % kStage]);
+      FUSED_RNN_UNROLL
+      for (int part = 0; part < Products::kLoadsOfColumn; ++part)
+        add(sums, numbers, part, [&](int tile, auto& words) {
+          FUSED_RNN_UNROLL
+          for (int w = 0; w < Products::kWordsOfLoad; ++w)
+            words[w] = held_[chunk][tile][part * Products::kWordsOfLoad + w];
+        });
+    }
+    if constexpr (kParked > 0) {
+      FUSED_RNN_NO_UNROLL
+      for (int first = kHeld; first < chunks; first += kStage) FUSED_RNN_UNROLL
+      for (int i = 0; i < kStage; ++i) {
+        const int chunk = first + i;
+        if (chunk >= chunks) continue;
+        const unsigned char* const numbers = numbers_of(chunk, loaded[(kHeld + i) % kStage]);
+        FUSED_RNN_NO_UNROLL  // or the compiler reads all of the chunk at once, into registers that are not there
+            for (int part = 0; part < Products::kLoadsOfColumn; ++part)
+                add(sums, numbers, part,
+                    [&](int tile, auto& words) { words_of(chunk, tile, part * Products::kWordsOfLoad, words); });
+      }
+    }
+  }
+
+  FUSED_RNN_DEVICE static void fetch(const Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) {
+    FUSED_RNN_UNROLL
+    for (int l = 0; l < kLoads; ++l) own[l] = link.load(from + l * 512 + lane_of_warp() * 16);
+  }
+  FUSED_RNN_DEVICE void show(const Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) const {
+    FUSED_RNN_UNROLL
+    for (int l = 0; l < kLoads; ++l) link.settle(from + l * 512 + lane_of_warp() * 16, own[l]);
+    __syncwarp();  // all lanes have read what is there
+    FUSED_RNN_UNROLL
+    for (int l = 0; l < kLoads; ++l) *reinterpret_cast<Pack<4>*>(shown_ + l * 512 + lane_of_warp() * 16) = own[l];
+    __syncwarp();
+  }
+
+  // The products of a part of a chunk; take(tile, words) gives the weights, read once for all columns.
+  template <class Take>
+  static FUSED_RNN_DEVICE void add(Sums& sums, const unsigned char* numbers, int part, Take take) {
+    uint32_t words[kTilesM][Products::kWordsOfLoad];
+    FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) take(tile, words[tile]);
+    FUSED_RNN_UNROLL
+    for (int column = 0; column < kColumns; ++column) {
+      const Pack<4> loaded = *reinterpret_cast<const Pack<4>*>(numbers + Products::byte_of(part, column));
+      FUSED_RNN_UNROLL
+      for (int tile = 0; tile < kTilesM; ++tile) Products::add(sums[tile], words[tile], column, loaded);
+    }
+  }
+
+  const int warp_k_;
+  Pack<4>* const parked_;
+  unsigned char* const shown_;
+  uint32_t held_[kHeld > 0 ? kHeld : 1][kTilesM][kWords];
+};
+
+}  // namespace
+}  // namespace fused_rnn
