@@ -115,8 +115,9 @@ struct UseNothing {
 template <class E, class Row, class Fetch, class Use>
 void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* panel, int vectors, bool lone, Fetch fetch,
               Use use, Arithmetic<E>* results = nullptr) {
-  // So much of a panel stays in the cache for all tiles; their sums are kept from block to block.
-  constexpr int64_t kDepthAtOnce = 384, kRowsAtOnce = 96;
+  // So much of a panel, 32 KB of the widest vectors, stays in the first-level cache for all tiles; their sums are kept
+  // from block to block.
+  constexpr int64_t kDepthAtOnce = 128, kRowsAtOnce = 96;
   using T = Arithmetic<E>;
   const int64_t width = vectors * Vec<T>::kLanes, line = width * kTogether<E>;
   const int64_t lines = (depth + kTogether<E> - 1) / kTogether<E>;
