@@ -26,7 +26,7 @@ constexpr int kSums = 12;
 #endif
 constexpr int64_t kCacheLine = 64;
 constexpr int kMostVectors = 4;  // of a panel
-constexpr int kMostRows = 12;    // of a tile
+constexpr int kMostRows = 8;     // of a tile: as many pointers as the processor has registers for
 
 constexpr int tile_rows(int vectors) { return kSums / vectors < kMostRows ? kSums / vectors : kMostRows; }
 
