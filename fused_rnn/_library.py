@@ -177,6 +177,12 @@ class CudaPlan(NamedTuple):
     """Of the kernel, its number in csrc/cuda/plan.h."""
     tf32: bool
     """Whether float32 is rounded to TF32 for tensor cores."""
+    threads: int
+    """Of a block."""
+    weight_registers: int
+    """Of a thread, for its part of the weights; what does not fit there is in shared memory."""
+    shared_bytes: int
+    """Of a block."""
     reason: str
 
 
@@ -199,6 +205,6 @@ def cuda_plan(
     """
     sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, tf32, projected)
     wanted = None if wanted is None else wanted.encode()
-    numbers, reason = _numbers_and_reason(8, _library.fused_rnn_cuda_plan, *sizes, *gpu, wanted)
+    numbers, reason = _numbers_and_reason(11, _library.fused_rnn_cuda_plan, *sizes, *gpu, wanted)
     kind = None if numbers[0] < 0 else ("one", "cluster", "polling", "flags")[numbers[0]]
-    return CudaPlan(kind, *numbers[1:7], bool(numbers[7]), reason)
+    return CudaPlan(kind, *numbers[1:7], bool(numbers[7]), *numbers[8:], reason)

@@ -127,7 +127,9 @@ def _describe(plan: _library.CudaPlan) -> str:
     place = _EXCHANGES[plan.blocks_kind].format(plan)
     return (
         f"in one launch, as {plan.reason}: the weights {place}, {_count(plan.units, 'unit')} each, "
-        f"{_count(plan.groups, 'group')} of {_count(plan.columns, 'batch row')} for each direction"
+        f"{_count(plan.groups, 'group')} of {_count(plan.columns, 'batch row')} for each direction, "
+        f"{plan.threads} threads and {plan.shared_bytes >> 10} KB of shared memory a block, "
+        f"{plan.weight_registers} registers a thread for weights"
         + (", products in TF32, which torch.backends.cuda.matmul allows" if plan.tf32 else "")
     )
 

@@ -28,7 +28,8 @@ KILL_SECONDS = 5  # from asking a step to end until it is made to
 # Of this library's kernels only: others would take most of the time.
 SANITIZER = "compute-sanitizer --tool {tool} --kernel-name kns=fused_rnn --error-exitcode 86"
 # Warnings are errors in this project's tests; here, one of some package of the machine's should not cost a run.
-PYTEST = "{python} -m pytest tests/test_cuda.py -m cuda -q -p no:cacheprovider -W default --durations=5"
+PYTEST = "{python} -m pytest {tests} -m cuda -q -p no:cacheprovider -W default --durations=5"
+FEW, MANY = (PYTEST.replace("{tests}", f"tests/{name}.py") for name in ("test_cuda", "test_cuda_parity"))
 BEST = "FUSED_RNN_CUDA_ENGINE=${{FUSED_RNN_CUDA_ENGINE:-best}} "  # the persistent kernel where there is one
 EXAMPLES = "{python} -m fused_rnn verify --quick --cell lstm gru"
 FLOORS = "{python} -m benchmarks.floors {out}/floors.jsonl"
@@ -64,12 +65,13 @@ STEPS = [
     Step("machine", 20, "nvidia-smi && nvcc --version && {python} --version", "{python} --version"),
     Step("build", 300, "FUSED_RNN_CUDA=1 {python} setup.py build_ext --inplace"),
     Step("info", 30, "{python} -m fused_rnn info", ""),
-    Step("smoke", 60, PYTEST + " -k 'stream or odd_sizes or graph'", ""),
-    Step("persistent", 60, PYTEST + " -k every_way", ""),
+    Step("smoke", 60, FEW + " -k 'stream or odd_sizes or graph'", ""),
+    Step("persistent", 60, FEW + " -k every_way", ""),
     Step("floors", 60, FLOORS, FLOORS + " --rehearse"),
     Step("verify", 60, "{python} -m fused_rnn verify --device cuda", EXAMPLES),
     Step("verify-best", 60, BEST + "{python} -m fused_rnn verify --device cuda", None),
-    Step("tests", 150, PYTEST, "", FULL),
+    Step("tests", 90, FEW, "", FULL),
+    Step("parity", 150, MANY + " --maxfail=20", "", FULL),
     *sanitized("memcheck"),
     *sanitized("racecheck"),
     *sanitized("synccheck"),

@@ -45,3 +45,13 @@ def emulator():
     library.emulator_fill_memory(False)
     _library.fill_memory(False)
     library.emulator_schedule(0)
+
+
+@pytest.fixture
+def without_tf32():
+    """On a GPU: what is left between two results is the rounding of float32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+    torch.backends.cuda.matmul.allow_tf32 = before

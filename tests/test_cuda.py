@@ -22,14 +22,6 @@ pytestmark = [
 exact = pytest.mark.usefixtures("without_tf32")
 
 
-@pytest.fixture
-def without_tf32():
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def filled_late(reader=None):
     """A copy, made on `reader` or else on the same stream, of what a stream writes after a pause of 0.1 s."""
     writer, data = torch.cuda.Stream(), torch.empty(1 << 20, device="cuda")
@@ -94,7 +86,7 @@ def ragged_call(kind, dtype=torch.float32):
 
 @exact
 @pytest.mark.parametrize("sizes", [(1, 1, 3), (40, 1, 64), (9, 11, 130), (70, 8, 200)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("engine", ["one", "cluster", "polling", "flags"])
 def test_persistent_kernel_in_every_way(engine, cell, dtype, sizes):

@@ -47,12 +47,12 @@ cases = st.builds(
 )
 
 
-def problem_of(cell, case, dtype, strided=False, empty_rows=False):
+def problem_of(cell, case, dtype, strided=False, empty_rows=False, device="cpu"):
     options = dict(case.__dict__)
     options["proj_size"] = min(case.proj_size, case.hidden - 1) if cell.projectable else 0
     if case.batch == 0:  # of an empty batch nothing is packed, and no row is the longest
         options |= {"lengths": False, "packed": False}
-    problem = make_problem(cell, Case(**options), dtype, "cpu")
+    problem = make_problem(cell, Case(**options), dtype, device)
     if strided:
         problem.tensors = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in problem.tensors]
     if empty_rows and problem.lengths is not None and not problem.case.packed:
@@ -68,10 +68,10 @@ def assert_near(found, expected, dtype):
         assert relative_error(one, other) <= TOLERANCE[dtype], f"result {i}"
 
 
-def assert_equals_reference(name, case, dtype, strided, empty_rows):
+def assert_equals_reference(name, case, dtype, strided, empty_rows, device="cpu"):
     if name == "rnn_relu" and dtype in SIXTEEN_BITS:
         case = Case(**{**case.__dict__, "steps": min(case.steps, 2)})  # few arguments that may change their sign
-    problem = problem_of(CELLS[name], case, dtype, strided, empty_rows)
+    problem = problem_of(CELLS[name], case, dtype, strided, empty_rows, device)
     found = outputs_and_gradients(problem, functional, dtype)
     assert_near(found, outputs_and_gradients(problem, reference, torch.float64), dtype)
 

@@ -24,8 +24,8 @@ both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "e
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
 
-def list_of(make_cases, torch_class, dtype, training):
-    cases = make_cases(ENTRIES[torch_class], device="cpu", dtype=dtype, requires_grad=True, training=training)
+def list_of(make_cases, torch_class, dtype, training, device="cpu"):
+    cases = make_cases(ENTRIES[torch_class], device=device, dtype=dtype, requires_grad=True, training=training)
     assert cases, f"torch lists no cases for {torch_class.__name__}"
     return list(cases)
 
@@ -35,19 +35,24 @@ def build(module_class, constructor_input, dtype, training):
     return module.to(dtype).train(training)
 
 
-@every_entry
-@both_modes
-@both_dtypes
-def test_every_case_gives_what_torch_gives(torch_class, training, dtype):
-    for case in list_of(ENTRIES[torch_class].module_inputs_func, torch_class, dtype, training):
+def assert_every_case_gives_what_torch_gives(torch_class, training, dtype, device="cpu"):
+    for case in list_of(ENTRIES[torch_class].module_inputs_func, torch_class, dtype, training, device):
         print(case.constructor_input)  # shown when this case fails
         first, ours, theirs = (
-            build(cls, case.constructor_input, dtype, training) for cls in (torch_class, OURS[torch_class], torch_class)
+            build(cls, case.constructor_input, dtype, training).to(device)
+            for cls in (torch_class, OURS[torch_class], torch_class)
         )
         ours.load_state_dict(first.state_dict())
         theirs.load_state_dict(ours.state_dict())  # state dicts go both ways
         assert not case.forward_input.kwargs
         assert_same_results(ours, theirs, *case.forward_input.args)
+
+
+@every_entry
+@both_modes
+@both_dtypes
+def test_every_case_gives_what_torch_gives(torch_class, training, dtype):
+    assert_every_case_gives_what_torch_gives(torch_class, training, dtype)
 
 
 @every_entry

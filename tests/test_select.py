@@ -60,6 +60,8 @@ def test_every_plan_can_be_run(capability):
         assert found.units * (found.blocks - 1) < hidden <= found.units * found.blocks
         assert found.columns * (found.groups - 1) < batch <= found.columns * found.groups
         assert found.groups_at_once >= 1
+        assert found.shared_bytes <= gpu.shared_bytes
+        assert found.threads <= 1024 and found.weight_registers <= 160  # of 255, beside all else
         if found.blocks_kind == "one":
             assert found.blocks == 1
         elif found.blocks_kind == "cluster":
@@ -173,7 +175,8 @@ def test_explanations():
     assert found.startswith(
         "persistent: forward in one launch, as it was asked for: the weights in a cluster of 16 blocks"
     )
-    assert "32 units each, 2 groups of 8 batch rows for each direction; backward in one launch" in found
+    assert "32 units each, 2 groups of 8 batch rows for each direction, 256 threads and " in found
+    assert " KB of shared memory a block, 128 registers a thread for weights; backward in one launch" in found
     assert text("stepwise").startswith("stepwise: forward step by step, as it was asked for: a matrix product")
     assert text("cluster", gpu=GPUS[80]).startswith("none: fused_rnn: the engine 'cluster' was asked for, but no shape")
     wide = layer._replace(input=torch.empty(9, 16, 512), weights=tuple(w.float() for w in weights))

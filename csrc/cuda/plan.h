@@ -66,6 +66,10 @@ struct Shape {
     const int64_t shown = ring_is_shared || tensor_cores() ? 0 : chunks * tiles.warps_m * tiles.columns();
     return counters + ring + sums + chunks * tiles.rows() * tiles.parked + shown;
   }
+  // Registers of a thread that hold weights: a thread has 255 for all it does.
+  constexpr int weight_registers() const {
+    return static_cast<int>(tiles.held * tiles.tiles_m * 16 * number_bytes(format) / 4);
+  }
 };
 
 // Every shape that is compiled. Half stands for both 16-bit formats. What compiles without spilling, and how many

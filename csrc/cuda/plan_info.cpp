@@ -35,8 +35,8 @@ FUSED_RNN_EXPORT int64_t fused_rnn_gpu(int64_t device, int64_t* gpu, char* reaso
 }
 
 // Fills `plan` with the plan's numbers: blocks' kind (-1: stepwise), units, blocks, columns, groups, groups_at_once,
-// the shape's number, whether that rounds to TF32; `reason` says why, or why `wanted` cannot be had. Null wants what
-// the engine would.
+// the shape's number, whether that rounds to TF32, threads, registers for weights, bytes of shared memory; `reason`
+// says why, or why `wanted` cannot be had. Null wants what the engine would.
 FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_t backward, int64_t problems,
                                              int64_t batch, int64_t hidden, int64_t tf32, int64_t has_projection,
                                              int64_t capability, int64_t multiprocessors, int64_t shared_bytes,
@@ -61,7 +61,10 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_
                                found.groups,
                                found.groups_at_once,
                                found.shape ? found.shape - kShapes : -1,
-                               found.shape && found.shape->tf32};
+                               found.shape && found.shape->tf32,
+                               found.shape ? found.shape->tiles.threads() : 0,
+                               found.shape ? found.shape->weight_registers() : 0,
+                               found.shape ? found.shape->shared_bytes() : 0};
     std::memcpy(plan, numbers, sizeof numbers);
     std::snprintf(reason, reason_size, "%s", found.why.c_str());
   });

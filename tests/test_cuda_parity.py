@@ -1,0 +1,93 @@
+"""What the CPU engine is asked, asked of a GPU: random layers, torch's own cases, finite differences; every engine."""
+
+import pytest
+import test_persistent
+import torch
+from common import LAYERS, assert_same_results, make_input, make_pair, make_states
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_cuda import pytestmark  # noqa: F401
+from test_dispatch import count_operators
+from test_engine import assert_equals_reference
+from test_engine import cases as all_cases
+from test_gradients import FORMS, TINY
+
+import fused_rnn
+from fused_rnn import functional
+from fused_rnn._cells import CELLS
+from fused_rnn.verification import TOLERANCE, Case, make_problem
+
+DEVICE = "cuda"
+ENGINES = [(dtype, "stepwise") for dtype in TOLERANCE] + test_persistent.CASES
+exact = pytest.mark.usefixtures("without_tf32")
+
+
+@exact
+@pytest.mark.parametrize(("dtype", "engine"), ENGINES)
+@pytest.mark.parametrize("name", CELLS)
+def test_equals_reference(name, dtype, engine):
+    @given(
+        case=all_cases if engine == "stepwise" else test_persistent.cases(test_persistent.widths(dtype, engine)),
+        strided=st.booleans(),
+        empty_rows=st.booleans(),
+    )
+    @settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+    def check(case, strided, empty_rows):
+        with fused_rnn.cuda_engine(engine):
+            assert_equals_reference(name, case, dtype, strided, empty_rows, DEVICE)
+
+    check()
+
+
+@exact
+@pytest.mark.parametrize("engine", ["stepwise", "best"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_equals_torch(kind, batch_first, dtype, engine):
+    for sizes in ((3, 4), (33, 70), (64, 200)):
+        options = {"num_layers": 2, "bidirectional": True, "batch_first": batch_first, "dtype": dtype}
+        ours, theirs = make_pair(kind, *sizes, **options)
+        input, states = make_input(ours, 9, 5, dtype), make_states(ours, 5, dtype)
+        states = tuple(s.to(DEVICE) for s in states) if isinstance(states, tuple) else states.to(DEVICE)
+        with fused_rnn.cuda_engine(engine):
+            assert_same_results(ours.to(DEVICE), theirs.to(DEVICE), input.to(DEVICE), states)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"])
+def test_torchs_own_cases(name, training):
+    """In float64: in float32 two orders of the same sums differ by more where little is left of them."""
+    inventory = pytest.importorskip("test_inventory", reason="torch's list of module cases needs expecttest")
+    inventory.assert_every_case_gives_what_torch_gives(getattr(torch.nn, name), training, torch.float64, DEVICE)
+
+
+@pytest.mark.parametrize("engine", ["stepwise", "one", "cluster", "flags"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", CELLS)
+def test_finite_differences(name, form, engine):
+    problem = make_problem(CELLS[name], Case(form, **TINY, **FORMS[form], bidirectional=True), torch.float64, DEVICE)
+    tensors = [t.requires_grad_() for t in problem.tensors]
+
+    def run(*tensors):
+        return tuple(problem.call(functional, tensors))
+
+    with fused_rnn.cuda_engine(engine):
+        assert torch.autograd.gradcheck(run, tensors)
+        assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("engine", ["stepwise", "persistent"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
+def test_operators_are_as_many_for_1000_steps_as_for_10(kind, engine):
+    """Those that torch dispatches; the step's product of the stepwise engine is below that, the persistent has none."""
+    layer, _ = make_pair(kind, num_layers=2, bidirectional=True)
+    layer.to(DEVICE)
+    counts = []
+    with fused_rnn.cuda_engine(engine):
+        for steps in (10, 1000):
+            input = torch.randn(steps, 3, 3, dtype=torch.float64, device=DEVICE)
+            counts.append(count_operators(lambda input=input: layer(input)[0].sum().backward()))
+    (profiled, dispatched), (profiled_long, dispatched_long) = counts
+    assert dispatched == dispatched_long
+    assert engine == "stepwise" or profiled == profiled_long
