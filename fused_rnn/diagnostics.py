@@ -107,7 +107,7 @@ def explain_cuda(layer: Layer, gpu: _library.Gpu, wanted: str | None = None) -> 
         "problems": directions * math.prod(members),
         "batch": int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.input.shape[-2],
         "hidden": hidden,
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "tf32": _tf32_allowed(),
         "projected": width != hidden,
         "wanted": wanted,
     }
@@ -119,6 +119,13 @@ def explain_cuda(layer: Layer, gpu: _library.Gpu, wanted: str | None = None) -> 
         return Explanation("none", None, str(error))
     engine = "persistent" if forward.blocks_kind else "stepwise"
     return Explanation(engine, None, f"forward {_describe(forward)}; backward {_describe(backward)}")
+
+
+def _tf32_allowed() -> bool:
+    try:
+        return torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # the precision was set in torch's newer way; the engine then rounds nothing either
+        return False
 
 
 def _describe(plan: _library.CudaPlan) -> str:

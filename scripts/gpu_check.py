@@ -30,6 +30,8 @@ SANITIZER = "compute-sanitizer --tool {tool} --kernel-name kns=fused_rnn --error
 # Warnings are errors in this project's tests; here, one of some package of the machine's should not cost a run.
 PYTEST = "{python} -m pytest {tests} -m cuda -q -p no:cacheprovider -W default --durations=5"
 FEW, MANY = (PYTEST.replace("{tests}", f"tests/{name}.py") for name in ("test_cuda", "test_cuda_parity"))
+WAYS = ("one", "cluster", "polling", "flags")  # of the persistent kernel; one that hangs keeps no other from running
+IN_GRAPHS = "'(graph or same_bits or streams_and_threads) and not projected'"
 BEST = "FUSED_RNN_CUDA_ENGINE=${{FUSED_RNN_CUDA_ENGINE:-best}} "  # the persistent kernel where there is one
 EXAMPLES = "{python} -m fused_rnn verify --quick --cell lstm gru"
 FLOORS = "{python} -m benchmarks.floors {out}/floors.jsonl"
@@ -66,12 +68,13 @@ STEPS = [
     Step("build", 300, "FUSED_RNN_CUDA=1 {python} setup.py build_ext --inplace"),
     Step("info", 30, "{python} -m fused_rnn info", ""),
     Step("smoke", 60, FEW + " -k 'stream or odd_sizes or graph'", ""),
-    Step("persistent", 60, FEW + " -k every_way", ""),
+    *[Step(f"persistent-{way}", 30, FEW + f" -k 'every_way and {way}-'", "") for way in WAYS],
     Step("floors", 60, FLOORS, FLOORS + " --rehearse"),
     Step("verify", 60, "{python} -m fused_rnn verify --device cuda", EXAMPLES),
     Step("verify-best", 60, BEST + "{python} -m fused_rnn verify --device cuda", None),
     Step("tests", 90, FEW, "", FULL),
     Step("parity", 150, MANY + " --maxfail=20", "", FULL),
+    *[Step(f"in-graphs-{way}", 30, f"FUSED_RNN_CUDA_ENGINE={way} {FEW} -k {IN_GRAPHS}", "", FULL) for way in WAYS[1:3]],
     *sanitized("memcheck"),
     *sanitized("racecheck"),
     *sanitized("synccheck"),

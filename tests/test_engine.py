@@ -55,9 +55,19 @@ def problem_of(cell, case, dtype, strided=False, empty_rows=False, device="cpu")
     problem = make_problem(cell, Case(**options), dtype, device)
     if strided:
         problem.tensors = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in problem.tensors]
+    if cell.name == "rnn_relu" and dtype in SIXTEEN_BITS:
+        keep_off_zero(problem)
     if empty_rows and problem.lengths is not None and not problem.case.packed:
         problem.lengths[1::3] = 0
     return problem
+
+
+def keep_off_zero(problem):
+    """An argument of a ReLU that is rounded across 0 changes all that is passed on. Here none can be: every second unit
+    has weights that are all negative, the others have positive ones, and so is all that enters."""
+    problem.tensors = [t.abs() for t in problem.tensors]
+    for weight in problem.tensors[1 + problem.case.states :]:
+        weight[1::2] *= -1
 
 
 def assert_near(found, expected, dtype):
@@ -69,8 +79,8 @@ def assert_near(found, expected, dtype):
 
 
 def assert_equals_reference(name, case, dtype, strided, empty_rows, device="cpu"):
-    if name == "rnn_relu" and dtype in SIXTEEN_BITS:
-        case = Case(**{**case.__dict__, "steps": min(case.steps, 2)})  # few arguments that may change their sign
+    if name == "rnn_relu" and dtype == torch.float16:
+        case = Case(**{**case.__dict__, "steps": min(case.steps, 2)})  # sums of positive numbers grow out of its range
     problem = problem_of(CELLS[name], case, dtype, strided, empty_rows, device)
     found = outputs_and_gradients(problem, functional, dtype)
     assert_near(found, outputs_and_gradients(problem, reference, torch.float64), dtype)

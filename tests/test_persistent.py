@@ -26,10 +26,6 @@ small = narrow | st.sampled_from([33, 37, 64])
 large = small | st.sampled_from([65, 97, 128])
 
 
-def widths(dtype, kind):
-    return large if kind != "one" else narrow if dtype == torch.float64 else small
-
-
 def cases(hidden):
     return st.builds(
         Case,
@@ -53,7 +49,7 @@ def test_equals_reference(emulator, monkeypatch, name, dtype, kind):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
 
     @given(
-        case=cases(widths(dtype, kind)),
+        case=cases(large if kind != "one" else narrow if dtype == torch.float64 else small),
         strided=st.booleans(),
         empty_rows=st.booleans(),
         schedule=st.sampled_from(SCHEDULES),
@@ -175,3 +171,16 @@ def test_tf32_where_torch_allows_it(emulator, monkeypatch, kind, name, hidden):
     with tf32(False):
         found = outputs_and_gradients(problem, functional, torch.float32)
     assert_near(found, expected, torch.float32)
+
+
+def test_precision_set_in_the_newer_way(emulator, monkeypatch):
+    """torch then refuses to say whether TF32 is allowed: nothing is rounded, and nothing raised."""
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "cluster")
+    problem = problem_of(CELLS["gru"], Case("newer", steps=2, batch=3, input_size=2, hidden=97), torch.float32)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        found = outputs_and_gradients(problem, functional, torch.float32)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert_near(found, outputs_and_gradients(problem, reference, torch.float64), torch.float32)

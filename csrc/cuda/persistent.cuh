@@ -69,10 +69,11 @@ struct Persistent {
                      gather_four(shown[k]));
     };
     if constexpr (Link::kSlotPerStep) {
-      const int64_t rest = int64_t{cut.depth - depth} / 4 * kColumns;
-      for (int64_t i = threadIdx.x; i < rest * steps && rank == 0; i += kThreads)
-        link.template clear<S>(static_cast<int>(i / rest),
-                               slot_byte<S, kColumns>(depth + i % rest / kColumns * 4, i % rest % kColumns));
+      // The blocks of a group share out the slots. Whoever comes first reads on only when all of a slot is there.
+      const int rest = (cut.depth - depth) / 4 * kColumns;
+      for (int slot = rank; slot < steps; slot += cut.blocks)
+        for (int i = threadIdx.x; i < rest; i += kThreads)
+          link.template clear<S>(slot, slot_byte<S, kColumns>(depth + i / kColumns * 4, i % kColumns));
     }
     link.begin();
     Walk walk[kCells];

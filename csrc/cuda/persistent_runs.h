@@ -39,8 +39,9 @@ class PersistentRuns {
 
  private:
   static Plan choose(const Args& args, Direction direction) {
-    const Task task = {args.cell,  args.dtype,  direction,      args.members * args.directions,
-                       args.batch, args.hidden, tf32_allowed(), obstacle(args)};
+    const bool tf32 = args.dtype == Dtype::kFloat && tf32_allowed();
+    const Task task = {args.cell,  args.dtype,  direction, args.members * args.directions,
+                       args.batch, args.hidden, tf32,      obstacle(args)};
     return select(task, gpu_of(args.device), engine_wanted());
   }
 

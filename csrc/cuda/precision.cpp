@@ -1,12 +1,15 @@
 #include <dlfcn.h>
 
+#include <exception>
+
 #include "cuda/plan.h"
 
 namespace fused_rnn {
 namespace {
 
 // at::globalContext() and at::Context::allowTF32CuBLAS() const, which no stable header has and the library must not
-// link to: looked up by name. Where they are not found, nothing is rounded.
+// link to: looked up by name. Where they are not found, nothing is rounded; nor where the precision was set in the
+// newer way (fp32_precision), of which the older question is refused.
 using GetContext = const void* (*)();
 using Allows = bool (*)(const void* context);
 
@@ -21,7 +24,12 @@ F find(const char* name) {
 bool tf32_allowed() {
   static const auto context = find<GetContext>("_ZN2at13globalContextEv");
   static const auto allows = find<Allows>("_ZNK2at7Context15allowTF32CuBLASEv");
-  return context && allows && allows(context());
+  if (!context || !allows) return false;
+  try {
+    return allows(context());
+  } catch (const std::exception&) {
+    return false;
+  }
 }
 
 }  // namespace fused_rnn
