@@ -1,5 +1,7 @@
 """What several test files share: the same layer from this library and from torch.nn, and how the two are compared."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -138,3 +140,15 @@ def assert_same_error(our_call, torch_call, *args, **options) -> None:
     """Both calls fail, with the same type of exception and the same message."""
     found, expected = error_of(our_call, *args, **options), error_of(torch_call, *args, **options)
     assert (type(found), str(found)) == (type(expected), str(expected))
+
+
+@contextmanager
+def tf32(allowed: bool):
+    """Whether products of float32, torch's and cuDNN's too, may be rounded to TF32 on a GPU."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -2,6 +2,7 @@ import emulating
 import hypothesis
 import pytest
 import torch
+from common import tf32
 
 from fused_rnn import _autograd, _inference, _library, reference
 
@@ -50,8 +51,5 @@ def emulator():
 @pytest.fixture
 def without_tf32():
     """On a GPU: what is left between two results is the rounding of float32."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with tf32(False):
         yield
-    torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,9 +1,8 @@
 """The persistent CUDA kernel, run by the emulator: every kind of exchange, against the reference."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
+from common import tf32
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import SIXTEEN_BITS, assert_equals_reference, assert_near, problem_of
@@ -134,16 +133,6 @@ def test_wide_in_float(emulator, monkeypatch, name, hidden):
 # Of a product's two factors each is off by 2^-11 of itself at most, so the product by 2^-10; results of few steps are
 # off by no more, times the steps that lie between.
 TF32_ERROR = 2**-10
-
-
-@contextmanager
-def tf32(allowed):
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 # Of each kind at least one pass is estimated to be faster so.

@@ -5,7 +5,7 @@ import itertools
 import emulating
 import pytest
 import torch
-from test_persistent import tf32
+from common import tf32
 
 from fused_rnn import _library
 from fused_rnn._cells import CELLS

@@ -38,7 +38,6 @@ void put(Dtype dtype, void* numbers, int64_t i, double value) {
     store(static_cast<BFloat16*>(numbers)[i], static_cast<float>(value));
 }
 Dtype arithmetic(Dtype dtype) { return dtype == Dtype::kDouble ? dtype : Dtype::kFloat; }
-int64_t bytes(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
 
 }  // namespace
 
@@ -115,7 +114,7 @@ class Run {
     std::memset(memory_.back().get(), 0xff, bytes);  // a NaN in every dtype
     return memory_.back().get();
   }
-  void* array(int64_t count) { return memory(count * bytes(case_.dtype)); }
+  void* array(int64_t count) { return memory(count * number_bytes(case_.dtype)); }
   void* random(int64_t count) {
     void* const numbers = array(count);
     for (int64_t i = 0; i < count; ++i) put(case_.dtype, numbers, i, normal_(generator_));
@@ -177,7 +176,7 @@ class Run {
                     nullptr};
     const Dtype wide = arithmetic(case_.dtype);
     const int64_t norms = case_.norms ? D * cell.states * kSteps : 0;
-    if (norms > 0) results_.push_back({g.grad_norms = memory(norms * bytes(wide)), norms, wide});
+    if (norms > 0) results_.push_back({g.grad_norms = memory(norms * number_bytes(wide)), norms, wide});
     return g;
   }
 
