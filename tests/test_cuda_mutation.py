@@ -19,7 +19,7 @@ PERSISTENT = {kind: ("test_persistent.py", f"lstm-dtype{i}-{kind}") for i, kind 
 PARKED = ("test_persistent.py", "parked and polling-1060")
 AHEAD = {kind: ("test_persistent.py", f"run_ahead and {kind}") for kind in KINDS}
 
-# name: (file, what stands there, what is put in its place, the source to compile again, the tests that see it)
+# name: (file, what stands there, what is put there, how sources to compile again begin, the tests that see it)
 FAULTS = {
     "a reset forgets the memory": (
         "step_forward.cuh",
@@ -61,105 +61,105 @@ FAULTS = {
         "persistent.cuh",
         "      __syncthreads();\n",
         "",
-        "persistent_float.cu",
+        "persistent_float",
         PERSISTENT["flags"],
     ),
     "sums of the next step overwrite those of this one": (
         "persistent.cuh",
         "sums + slot % 2 * kSumCount;",
         "sums;",
-        "persistent_float.cu",
+        "persistent_float",
         AHEAD["polling"],
     ),
     "padding is cleared one step late": (
         "persistent_cells.cuh",
         "now.exists && now.time >= length &&",
         "now.exists && now.time > length &&",
-        "persistent_float.cu",
+        "persistent_float",
         PERSISTENT["one"],
     ),
     "a flag is raised before the block is done": (
         "exchange.cuh",
         "    __syncthreads();\n    if (threadIdx.x == 0) store_release",
         "    if (threadIdx.x == 0) store_release",
-        "persistent_float.cu",
+        "persistent_float",
         AHEAD["flags"],
     ),
     "a block looks before all flags are up": (
         "exchange.cuh",
         "keep_polling(kNanoseconds);\n    __syncthreads();",
         "keep_polling(kNanoseconds);",
-        "persistent_float.cu",
+        "persistent_float",
         PERSISTENT["flags"],
     ),
     "bytes arrive before they are expected": (
         "exchange.cuh",
         "    cluster_arrive();  // nothing may come before all this is done\n    cluster_wait();\n",
         "    __syncthreads();\n",
-        "persistent_float.cu",
+        "persistent_float",
         PERSISTENT["cluster"],
     ),
     "the next bytes are never expected": (
         "exchange.cuh",
         "    if (threadIdx.x == 0) mbarrier_arrive_and_expect(counters_ + slot % 2, group_.known_bytes);\n",
         "",
-        "persistent_float.cu",
+        "persistent_float",
         PERSISTENT["cluster"],
     ),
     "what is not there yet is taken for a number": (
         "exchange.cuh",
         "while (loaded.word[0] == ~0u || loaded.word[1] == ~0u || loaded.word[2] == ~0u || loaded.word[3] == ~0u)",
         "while (false)",
-        "persistent_float.cu",
+        "persistent_float",
         PERSISTENT["polling"],
     ),
     "a parked chunk is taken for its neighbour": (
         "warp_weights.cuh",
         "parked_[(((chunk - kHeld) * kTilesM",
         "parked_[(((chunk - kHeld + 1) % kParked * kTilesM",
-        "persistent_float.cu",
+        "persistent_float",
         PARKED,
     ),
     "a chunk is shown over one that is still read": (
         "warp_weights.cuh",
         "    __syncwarp();  // all lanes have read what is there\n",
         "",
-        "persistent_float.cu",
+        "persistent_float",
         PARKED,
     ),
     "a chunk is read before all lanes have shown it": (
         "warp_weights.cuh",
         "    __syncwarp();\n",
         "",
-        "persistent_float.cu",
+        "persistent_float",
         PARKED,
     ),
     "the next chunk's numbers are those of this one": (
         "warp_weights.cuh",
         "fetch(link, from + kStage * kStride, own);",
         "fetch(link, from, own);",
-        "persistent_float.cu",
+        "persistent_float",
         PARKED,
     ),
     "TF32 takes the weights of the other half of a chunk": (
         "arithmetic.cuh",
         "words + 8 * (load % 2) + 4 * pair;",
         "words + 8 * (1 - load % 2) + 4 * pair;",
-        "persistent_float.cu",
+        "persistent_float",
         ("test_persistent.py", "tf32 and cluster-lstm"),
     ),
     "a double is sent by half": (
         "exchange.cuh",
         "      for (int part = 0; part < Four<S>::kPacks; ++part)\n        store_async",
         "      for (int part = 0; part < 1; ++part)\n        store_async",
-        "persistent_double.cu",
+        "persistent_double",
         ("test_persistent.py", "lstm-dtype11-cluster"),
     ),
     "a reset forgets the memory of units in registers": (
         "persistent_cells.cuh",
         "entered_[i] = cut_ ? T(0) : state_[i];",
         "entered_[i] = state_[i];",
-        "persistent_float.cu",
+        "persistent_float",
         PERSISTENT["one"],
     ),
 }
@@ -180,7 +180,8 @@ def test_fault_is_seen(right, fault, tmp_path):
     text = (csrc / "cuda" / name).read_text()
     assert text.count(before) == 1, f"{before!r} occurs {text.count(before)} times in {name}"
     (csrc / "cuda" / name).write_text(text.replace(before, after))
-    library = emulating.build(tmp_path / "build", csrc, changed={source}, others=right)
+    changed = {path.name for path in emulating.ENGINE if path.name.startswith(source)}
+    library = emulating.build(tmp_path / "build", csrc, changed=changed, others=right)
     command = [
         sys.executable,
         "-m",

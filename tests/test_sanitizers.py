@@ -19,7 +19,7 @@ from test_persistent import KINDS
 
 WITHOUT_TORCH = EMULATOR / "without_torch"
 SOURCES = [
-    *(path for path in emulating.ENGINE if path.name not in ("plan_info.cpp", "product.cpp", "persistent_half.cu")),
+    *(path for path in emulating.ENGINE if not path.name.startswith(("plan_info", "product", "persistent_half"))),
     EMULATOR / "engine.cpp",  # stands for what is left out
 ]
 SANITIZERS = {
@@ -110,7 +110,8 @@ FAULTS = {
         ),
     ],
 }
-CHANGED = {"thread": {"persistent_float.cu", "stepwise.cu"}, "address": {"persistent_float.cu"}}
+FLOAT = {f"persistent_float_{way}.cu" for way in ("forward", "backward")}
+CHANGED = {"thread": {*FLOAT, "stepwise.cu"}, "address": FLOAT}
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,20 @@ inline void check_cuda(cudaError_t error, const char* doing) {
   fail("fused_rnn: ", doing, ": ", cudaGetErrorString(error));
 }
 
+// Blocks that wait for each other must all be resident, or they wait for ever. The plan counts on one to a
+// multiprocessor; here it is asked what this kernel really gets.
+template <class Kernel>
+void check_residence(const Launch& how, Kernel kernel) {
+  int device = 0, multiprocessors = 0, each = 0;
+  check_cuda(cudaGetDevice(&device), "asking for the device");
+  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "asking for its size");
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, int(how.block.x), how.shared_bytes),
+             "asking how many blocks are resident");
+  const int64_t resident = int64_t{each} * multiprocessors;
+  FUSED_RNN_CHECK(how.grid.x <= resident, "fused_rnn: a kernel of ", how.grid.x,
+                  " blocks that wait for each other, of which this GPU holds ", resident, " at a time");
+}
+
 // Nothing happens for an empty grid, which CUDA would refuse.
 template <class... Params, class... Args>
 void launch(const Launch& how, void (*kernel)(Params...), const Args&... args) {
@@ -35,6 +49,7 @@ void launch(const Launch& how, void (*kernel)(Params...), const Args&... args) {
   if (how.cluster > kPortableCluster)
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
                "asking for a large cluster");
+  if (how.cooperative) check_residence(how, kernel);
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
   config.gridDim = how.grid;

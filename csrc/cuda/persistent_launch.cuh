@@ -1,5 +1,5 @@
 // Launches of the persistent kernel. Every one that is compiled: the shapes of plan.h, by cell, for the dtypes of the
-// .cu files that include this, each of which takes a compiler a while.
+// .cu files that include this. Each of those takes a compiler a while, so forward and backward have files of their own.
 #pragma once
 #include <iterator>
 #include <tuple>
@@ -72,14 +72,8 @@ void launch_groups(const Plan& plan, const Args& args, const Arrays& arrays, con
 }  // namespace
 }  // namespace fused_rnn
 
-#define FUSED_RNN_LAUNCHES(S, name)                                                                                \
-  namespace fused_rnn {                                                                                            \
-  void launch_##name(const Plan& plan, const Forward& f, const ForwardArrays& a, const Cut& cut, int64_t groups,   \
-                     void* stream) {                                                                               \
-    launch_groups<S, ForwardCell, Direction::kForward>(plan, f, a, cut, groups, stream);                           \
-  }                                                                                                                \
-  void launch_##name(const Plan& plan, const Backward& g, const BackwardArrays& a, const Cut& cut, int64_t groups, \
-                     void* stream) {                                                                               \
-    launch_groups<S, BackwardCell, Direction::kBackward>(plan, g, a, cut, groups, stream);                         \
-  }                                                                                                                \
+#define FUSED_RNN_LAUNCHES(Way, S, name)                                                                      \
+  void fused_rnn::launch_##name(const Plan& plan, const Way& args, const Way##Arrays& arrays, const Cut& cut, \
+                                int64_t groups, void* stream) {                                               \
+    launch_groups<S, Way##Cell, Direction::k##Way>(plan, args, arrays, cut, groups, stream);                  \
   }

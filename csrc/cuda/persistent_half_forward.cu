@@ -1,0 +1,3 @@
+#include "persistent_launch.cuh"
+
+FUSED_RNN_LAUNCHES(Forward, Half, half)
