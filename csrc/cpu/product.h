@@ -130,17 +130,18 @@ void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* pane
     const int64_t first = count * group / groups, rows = count * (group + 1) / groups - first;
     // Even tiles: 16 rows are 6 + 5 + 5, not 6 + 6 + 4.
     const int64_t most = tile_rows(vectors), tiles = (rows + most - 1) / most;
+    const int64_t fetch_rate = (vectors * 256 + tiles - 1) / tiles;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t k0 = lines * block / blocks, deep = lines * (block + 1) / blocks - k0;
       const E* from = panel + k0 * line;
+      // A tile's share of what comes after this block, which is as large.
+      const int64_t share = (deep * vectors + tiles - 1) / tiles;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t i0 = rows * tile / tiles, height = rows * (tile + 1) / tiles - i0;
         const E* a[kMostRows];
         for (int64_t i = 0; i < height; ++i) a[i] = row(first + i0 + i) + k0 * step * kTogether<E>;
         if (block == 0)
           for (int64_t i = 0; i < height; ++i) fetch(first + i0 + i);
-        // Its share of what comes after this block, which is as large.
-        const int64_t share = (deep * vectors + tiles - 1) / tiles, fetch_rate = (vectors * 256 + tiles - 1) / tiles;
         const E* next = from + deep * line + tile * share * (kCacheLine / int64_t(sizeof(E)));
         T* out = results ? results + (first + i0) * width : sums + (blocks > 1 ? i0 * width : 0);
         by_rows[lone ? 0 : height](deep, a, step, from, next, fetch_rate, out, block > 0);

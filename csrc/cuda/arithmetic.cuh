@@ -40,19 +40,44 @@ FUSED_RNN_DEVICE constexpr unsigned slot_byte(int k, int column) {
   return static_cast<unsigned>(((k / kChunk) * kColumns + column) * kChunk + k % kChunk) * sizeof(S);
 }
 
-// 16-bit formats on tensor cores: products and sums in float.
-template <class S, int kTilesN>
-struct TensorCores {
+// What tensor cores leave in a lane: four sums of each tile, which kLoadsOfTile loads add to.
+template <class S, int kTilesN, int kLoadsOfTile>
+struct OnTensorCores {
   static constexpr bool kTensorCores = true;
-  static constexpr int kWords = 8, kLoads = kTilesN, kSums = 4 * kTilesN;
+  static constexpr int kWords = 8 * kLoadsOfTile, kLoads = kLoadsOfTile * kTilesN, kSums = 4 * kTilesN;
   using Storage = S;
   using T = float;
+
+  static FUSED_RNN_DEVICE void finish(const T* sums, int tile, T (&c)[4]) {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) c[i] = sums[4 * tile + i];
+  }
+
+ protected:
+  // Two products, multiply(d, i) the i-th, whose sums stay in registers of their own: an instruction takes all four.
+  template <class Multiply>
+  static FUSED_RNN_DEVICE void add_two(T* sums, int load, Multiply multiply) {
+    T* const of_tile = sums + 4 * (load / kLoadsOfTile);
+    T d[4];
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) d[i] = of_tile[i];
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 2; ++i) multiply(d, i);
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 4; ++i) of_tile[i] = d[i];
+  }
+};
+
+// 16-bit formats: products and sums in float.
+template <class S, int kTilesN>
+struct TensorCores : OnTensorCores<S, kTilesN, 1> {
+  using Base = OnTensorCores<S, kTilesN, 1>;
 
   template <class At>
   static FUSED_RNN_DEVICE void hold(uint32_t* words, At at) {
     const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
     FUSED_RNN_UNROLL
-    for (int i = 0; i < kWords; ++i) {
+    for (int i = 0; i < Base::kWords; ++i) {
       const int row = g + 8 * (i % 2), k = 8 * q + 4 * (i / 4) + 2 * (i / 2 % 2);
       words[i] = at(row, k).bits | uint32_t{at(row, k + 1).bits} << 16;
     }
@@ -62,22 +87,12 @@ struct TensorCores {
   }
   static FUSED_RNN_DEVICE constexpr unsigned byte_of(int load) { return slot_byte<S, 8 * kTilesN>(0, 8 * load); }
 
-  static FUSED_RNN_DEVICE void add(T* sums, const uint32_t* words, int load, const Pack<4>& loaded) {
-    float d[4];
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < 4; ++i) d[i] = sums[4 * load + i];
-    FUSED_RNN_UNROLL
-    for (int half = 0; half < 2; ++half) {
+  static FUSED_RNN_DEVICE void add(float* sums, const uint32_t* words, int load, const Pack<4>& loaded) {
+    Base::add_two(sums, load, [&](float (&d)[4], int half) {
       const uint32_t a[4] = {words[4 * half], words[4 * half + 1], words[4 * half + 2], words[4 * half + 3]};
       const uint32_t b[2] = {loaded.word[2 * half], loaded.word[2 * half + 1]};
       multiply(S{}, d, a, b);
-    }
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < 4; ++i) sums[4 * load + i] = d[i];
-  }
-  static FUSED_RNN_DEVICE void finish(const T* sums, int tile, T (&c)[4]) {
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < 4; ++i) c[i] = sums[4 * tile + i];
+    });
   }
 
  private:
@@ -89,20 +104,17 @@ struct TensorCores {
   }
 };
 
-// float on tensor cores, which round every factor to 11 bits: where torch's settings allow that for its own products.
+// float, every factor of which is rounded to 11 bits: where torch's settings allow that for its own products.
 template <class S, int kTilesN>
-struct Tf32 {
-  static constexpr bool kTensorCores = true;
-  static constexpr int kWords = 16, kLoads = 2 * kTilesN, kSums = 4 * kTilesN;
-  using Storage = S;
-  using T = float;
+struct Tf32 : OnTensorCores<S, kTilesN, 2> {
+  using Base = OnTensorCores<S, kTilesN, 2>;
 
   // Four products' worth, two for each load: of a lane's four numbers of a column one product takes two.
   template <class At>
   static FUSED_RNN_DEVICE void hold(uint32_t* words, At at) {
     const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
     FUSED_RNN_UNROLL
-    for (int i = 0; i < kWords; ++i) {
+    for (int i = 0; i < Base::kWords; ++i) {
       const int row = g + 8 * (i % 2), k = 16 * (i / 8) + 4 * q + 2 * (i / 4 % 2) + i / 2 % 2;
       words[i] = to_tf32(bits_as<uint32_t>(at(row, k)));
     }
@@ -114,23 +126,13 @@ struct Tf32 {
     return slot_byte<S, 8 * kTilesN>(16 * (load % 2), 8 * (load / 2));
   }
 
-  static FUSED_RNN_DEVICE void add(T* sums, const uint32_t* words, int load, const Pack<4>& loaded) {
-    float d[4];
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < 4; ++i) d[i] = sums[4 * (load / 2) + i];
-    FUSED_RNN_UNROLL
-    for (int pair = 0; pair < 2; ++pair) {
+  static FUSED_RNN_DEVICE void add(float* sums, const uint32_t* words, int load, const Pack<4>& loaded) {
+    Base::add_two(sums, load, [&](float (&d)[4], int pair) {
       const uint32_t* w = words + 8 * (load % 2) + 4 * pair;
       const uint32_t a[4] = {w[0], w[1], w[2], w[3]};
       const uint32_t b[2] = {to_tf32(loaded.word[2 * pair]), to_tf32(loaded.word[2 * pair + 1])};
       multiply_tf32(d, a, b);
-    }
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < 4; ++i) sums[4 * (load / 2) + i] = d[i];
-  }
-  static FUSED_RNN_DEVICE void finish(const T* sums, int tile, T (&c)[4]) {
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < 4; ++i) c[i] = sums[4 * tile + i];
+    });
   }
 };
 
