@@ -62,6 +62,11 @@ struct Arguments {
   void read_lengths(const std::optional<Tensor>& lengths);
   void take_reset(const Tensor& reset_mask, const Shape& shape);
 
+  // Of the arrays of problem.h.
+  Shape rows(int64_t width) const { return concat({members, row_shape, {width}}); }
+  Shape states(int64_t width) const { return concat({members, {layer_.directions, layer_.batch, width}}); }
+  Shape saved_shape() const { return concat({members, {layer_.directions}, row_shape, {layer_.saved_width}}); }
+
   const void* hold(const Tensor& t) {
     held_.push_back(t);
     return t.const_data_ptr();

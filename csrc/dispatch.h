@@ -10,7 +10,7 @@ namespace fused_rnn {
 
 // What a cell says of itself, for code that is compiled once for all cells.
 struct CellTraits {
-  int64_t gates, states, saved, params, recurrent, projectable;
+  int64_t gates, states, saved, params, recurrent, projectable, one_gate_gradient;
 };
 
 namespace {
@@ -36,7 +36,8 @@ auto dispatch_cell(int64_t cell, F f) {
 inline CellTraits traits_of(int64_t cell) {
   return dispatch_cell(cell, [](auto c) {
     using Cell = typename decltype(c)::type;
-    return CellTraits{Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kParams, Cell::kRecurrent, Cell::kProjectable};
+    return CellTraits{Cell::kGates,     Cell::kStates,      Cell::kSaved,          Cell::kParams,
+                      Cell::kRecurrent, Cell::kProjectable, Cell::kOneGateGradient};
   });
 }
 

@@ -28,7 +28,7 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cell_count() {
   return count;
 }
 
-// traits: gates, states, saved, params, recurrent, projectable, in the order of CellTraits. `cell` must be one.
+// traits: what CellTraits has, in its order. `cell` must be one.
 FUSED_RNN_EXPORT void fused_rnn_cell_traits(int64_t cell, int64_t* traits) {
   const CellTraits of_cell = traits_of(cell);
   std::memcpy(traits, &of_cell, sizeof of_cell);

@@ -22,6 +22,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
     std::optional<Tensor> reset_mask, bool save, bool cells);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
+    int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
+    std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
+    std::optional<Tensor> reset_mask, Tensor saved, std::optional<Tensor> x, std::optional<Tensor> r,
+    std::optional<Tensor> h, bool cells);
+
 std::vector<Tensor> infer(int64_t cell, int64_t num_layers, bool bias, bool bidirectional, int64_t layout, Tensor input,
                           std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
                           std::vector<Tensor> packed, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
@@ -35,5 +41,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,
     std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved, int64_t wanted,
     int64_t weight_groups, bool norms);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_trace(
+    int64_t cell, bool bias, bool bidirectional, std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,
+    std::optional<Tensor> grad_c_n, std::optional<Tensor> grad_cells, Tensor input, std::optional<Tensor> h0,
+    std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,
+    std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved);
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward_tangent(
+    int64_t cell, bool bias, bool bidirectional, std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,
+    std::optional<Tensor> grad_c_n, std::optional<Tensor> grad_cells, Tensor input, std::optional<Tensor> h0,
+    std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,
+    std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved, Tensor saved_tangent,
+    Tensor states, std::optional<Tensor> h, std::optional<Tensor> wide, int64_t wanted);
 
 }  // namespace fused_rnn

@@ -70,6 +70,13 @@ struct Forward : Layer {
   void* cells;   // [M, N, D*H], the second state after every step; null when not asked for
   // [M, D, N, R]: for the backward pass; the engine decides what lies where. Null in inference.
   void* saved;
+
+  // The derivative of a forward pass along a direction (its *tangent*), where `primal` is given, which is what that
+  // pass saved: then states, results and `saved` are tangents, and so is what stands here. `input` is not read.
+  const void* primal;     // [M, D, N, R]
+  const void* tangent_x;  // [M, N, D, G*H] of x; null: zeros, likewise below
+  const void* tangent_r;  // [M, N, D, G*H] of r, without W_hh times the tangent of h
+  const void* tangent_h;  // [M, N, D, P] with a projection: joins the tangent of h after it
 };
 
 // Reads `saved` and the inputs, changes neither: it may run twice.
@@ -88,6 +95,18 @@ struct Backward : Layer {
   // [M, D, kStates, T] in the arithmetic type (float for 16-bit): norm over batch and units of the gradient of each
   // state after each step; null when not asked for.
   void* grad_norms;
+
+  // What the walk back meets, for second derivatives. Null when not asked for; padding is not written.
+  void* trace_x;       // [M, N, D, G*H] gradient of x
+  void* trace_r;       // [M, N, D, G*H] of r
+  void* trace_states;  // [M, N, D, kStates, H] what reaches each state from outside its step; h before its projection
+  void* trace_output;  // [M, N, D, P] with a projection, that of h
+
+  // The tangent of a backward pass, where `saved_tangent` is given: then gradients, given and wanted, are tangents.
+  const void* saved_tangent;  // [M, D, N, R]
+  const void* traced_states;  // trace_states of that pass
+  const void* added_h;        // [M, N, D, P] joins the gradient of the h that enters a step; null: zeros
+  const void* added_wide;     // [M, N, D, H] with a projection: of the h before it
 };
 
 // Free functions of internal linkage: this header too is compiled for several instruction sets (see cells/math.h).

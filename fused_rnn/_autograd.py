@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _private
+from . import _private, reference
 from ._ops import Layer, Wanted, layer_from_arguments, weight_kinds_of
+from ._tangents import Direction
 from ._vmap import Batching
 
 # A small layer's time passes here, not in the operators, so the common way makes no Layer: arguments stay flat.
@@ -45,11 +46,7 @@ class LayerForward(torch.autograd.Function):
         needs = ctx.needs_input_grad
         if not any([grad is not None for grad in grads]):
             return (None,) * len(needs)
-        wanted = int(Wanted.INPUT) if needs[5] else 0
-        kinds = weight_kinds_of(static[0], static[2], len(tensors) - 6)
-        for kind, needed in zip(kinds, needs[11:], strict=True):
-            if needed:
-                wanted |= int(kind)
+        wanted = _wanted(weight_kinds_of(static[0], static[2], len(tensors) - 6), needs[5], needs[11:])
         arguments = (wanted, 1, False, *grads, saved, *static, *tensors)
         # Dynamo cannot enter a Function inside another's backward.
         if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or _private.in_transform()):
@@ -80,22 +77,22 @@ class LayerBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.static = (inputs[1], *inputs[8:11])
-        ctx.save_for_backward(*inputs[3:7], *inputs[11:])
+        ctx.save_for_backward(*inputs[3:8], *inputs[11:])
         ctx.mark_non_differentiable(output[3])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad_input, grad_h0, grad_c0, _, *grad_weights):
-        from ._double_backward import differentiate_backward
+        from ._second_order import differentiate_backward
 
         groups, *static = ctx.static
         # Read once: a hook on saved tensors may refuse to unpack one twice.
-        grad_output, grad_h_n, grad_c_n, grad_cells, *tensors = ctx.saved_tensors
+        grad_output, grad_h_n, grad_c_n, grad_cells, saved, *tensors = ctx.saved_tensors
         grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
         layer = Layer(*static, *tensors[:6], tuple(tensors[6:]))
-        # Recomputed from the inputs: what the forward pass saved is no input here.
+        wanted = _wanted(layer.weight_kinds, ctx.needs_input_grad[11], ctx.needs_input_grad[17:])
         states, weights, of_grads = differentiate_backward(
-            layer, grads, groups, (grad_input, grad_h0, grad_c0, *grad_weights)
+            layer, saved, grads, groups, (grad_input, grad_h0, grad_c0, *grad_weights), wanted
         )
         return (None,) * 3 + of_grads + (None,) * 4 + states + (None,) * 3 + weights
 
@@ -111,6 +108,14 @@ class LayerBackward(torch.autograd.Function):
         states, state_dims = batching.split(outputs[:4])
         weights, weight_dims = batching.split_weight_grads(outputs[4:], weight_groups)
         return states + weights, state_dims + weight_dims
+
+
+def _wanted(kinds: Sequence[Wanted], input: bool, weights: Sequence[bool]) -> int:
+    wanted = int(Wanted.INPUT) if input else 0
+    for kind, needed in zip(kinds, weights, strict=True):
+        if needed:
+            wanted |= int(kind)
+    return wanted
 
 
 def _layer_of(args: Sequence[Any]) -> Layer:
@@ -132,23 +137,54 @@ def _layer_backward(wanted, weight_groups, norms, grad_output, grad_h_n, grad_c_
     return _below_autograd(_BACKWARD, *args[:3], *grads, *layer, saved, wanted, weight_groups, norms)
 
 
-# ---- forward-mode AD: refused --------------------------------------------------------------------------------------
-
-_NO_FORWARD_AD = (
-    "fused_rnn has no forward-mode AD (jvp, jacfwd, hessian by jacfwd) yet. Use reverse mode (vjp, jacrev, "
-    "jacrev of jacrev), or fused_rnn.reference, whose functions take the same arguments"
-)
-
-
-def _refuse_forward_mode(ctx, *tangents):
-    raise NotImplementedError(_NO_FORWARD_AD)
-
-
+# ---- forward-mode AD -----------------------------------------------------------------------------------------------
 # Dynamo refuses a Function that has a jvp, so only forward-mode AD gets to see one.
-_WITH_JVP = {
-    function: type(function.__name__, (function,), {"jvp": staticmethod(_refuse_forward_mode)})
-    for function in (LayerForward, LayerBackward)
-}
+
+
+class LayerForwardWithTangents(LayerForward):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        LayerForward.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(output[4], *inputs[5:])
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        from . import _second_order
+
+        _, cells, *static = ctx.static
+        saved, *tensors = ctx.saved_tensors
+        layer = Layer(*static, *tensors[:6], tuple(tensors[6:]))
+        direction = Direction(*tangents[5:8], tangents[11:])
+        return (*_second_order.forward_along(layer, saved, direction, cells), None)
+
+
+class LayerBackwardWithTangents(LayerBackward):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        LayerBackward.setup_context(ctx, inputs, output)
+        ctx.wanted = inputs[0]
+        ctx.shapes = [grad.shape for grad in output]
+        ctx.save_for_forward(*inputs[3:8], *inputs[11:])
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        from . import _second_order
+
+        groups, *static = ctx.static
+        *grads, saved, input, h0, c0, lengths, batch_sizes, reset_mask = ctx.saved_tensors[:11]
+        layer = Layer(*static, input, h0, c0, lengths, batch_sizes, reset_mask, tuple(ctx.saved_tensors[11:]))
+        direction = Direction(*tangents[11:14], tangents[17:])
+        states, weights = _second_order.backward_along(
+            layer, saved, tuple(grads), groups, direction, tangents[3:7], ctx.wanted
+        )
+        # torch takes None for the tangent of an output that is not differentiable, and only for that.
+        changes = zip((*states, None, *weights), ctx.shapes, strict=True)
+        changes = [saved.new_zeros(shape) if change is None else change for change, shape in changes]
+        changes[3] = None
+        return tuple(changes)
+
+
+_WITH_JVP = {LayerForward: LayerForwardWithTangents, LayerBackward: LayerBackwardWithTangents}
 
 
 def _apply(function: type[torch.autograd.Function], *args):
@@ -160,9 +196,8 @@ def _apply(function: type[torch.autograd.Function], *args):
 
 
 def _below_autograd(operator: torch._ops.OpOverload, *args):
-    """A raw operator where gradients are seen to: past its own autograd kernel, except where that has an error to raise
-    or Dynamo looks on."""
-    if torch.compiler.is_compiling() or _private.in_forward_mode():
+    """A raw operator where gradients are seen to: past its own autograd kernel, except where Dynamo looks on."""
+    if torch.compiler.is_compiling():
         return operator(*args)
     with _private.below_autograd():
         return _private.bare(operator)(*args)
@@ -197,7 +232,9 @@ def _autograd_kernel(op, with_gradients):
     def kernel(*args):
         tensors = [t for arg in args for t in (arg if isinstance(arg, list) else [arg]) if isinstance(t, Tensor)]
         if _private.in_forward_mode() and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-            raise NotImplementedError(_NO_FORWARD_AD)
+            raise NotImplementedError(
+                "torch.ops.fused_rnn has no forward-mode AD; fused_rnn.functional and the modules have"
+            )
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return with_gradients(*args)
         with _private.below_autograd():
@@ -237,6 +274,14 @@ _fragment.impl("layer_backward", _autograd_kernel(_BACKWARD, _raw_backward), "Au
 _fragment.impl("layer_backward", _batched_gradients, "Batched")
 
 
+def _no_gradient(*args):
+    raise NotImplementedError("fused_rnn: this operator has no gradient; it serves second derivatives of the others")
+
+
+for _name in ("layer_tangent", "layer_trace", "layer_backward_tangent"):
+    _fragment.impl(_name, _autograd_kernel(getattr(torch.ops.fused_rnn, _name).default, _no_gradient), "Autograd")
+
+
 # ---- the way in ----------------------------------------------------------------------------------------------------
 
 
@@ -244,7 +289,10 @@ def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor
     """One layer: output, h_n, c_n and, if asked for, the second state after every step."""
     differentiable = [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
     transformed = _private.in_transform()
-    save = torch.is_grad_enabled() and _private.need_gradient(differentiable)
-    if save or transformed or _private.in_forward_mode():
+    if transformed and _private.in_forward_mode() and _private.in_nested_forward_mode():
+        return reference.run_layer(layer, cells)
+    # A tangent needs what a gradient does.
+    save = _private.in_forward_mode() or (torch.is_grad_enabled() and _private.need_gradient(differentiable))
+    if save or transformed:
         return _apply(LayerForward, save, cells, *layer[:-1], *layer.weights)[:4]
     return _layer_forward(False, cells, *layer[:-1], *layer.weights)[:4]

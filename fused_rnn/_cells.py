@@ -22,11 +22,12 @@ class Cell:
     params: int
     recurrent: bool
     projectable: bool
+    one_gate_gradient: bool
 
 
 def _read(name: str, cell_id: int) -> Cell:
-    gates, states, saved, params, recurrent, projectable = _library.cell_traits(cell_id)
-    return Cell(name, cell_id, gates, states, saved, params, bool(recurrent), bool(projectable))
+    *counts, recurrent, projectable, one_gate_gradient = _library.cell_traits(cell_id)
+    return Cell(name, cell_id, *counts, bool(recurrent), bool(projectable), bool(one_gate_gradient))
 
 
 if len(_NAMES) != _library.cell_count():

@@ -77,10 +77,10 @@ def cell_count() -> int:
 
 
 def cell_traits(cell_id: int) -> tuple[int, ...]:
-    """What ``csrc/cells/`` says of a cell: gates, states, saved, params, recurrent, projectable."""
+    """What ``csrc/cells/`` says of a cell, in the order of ``CellTraits``."""
     if not 0 <= cell_id < cell_count():
         raise ValueError(f"there are cells 0 to {cell_count() - 1}, got {cell_id}")
-    traits = (ctypes.c_int64 * 6)()
+    traits = (ctypes.c_int64 * 7)()
     _library.fused_rnn_cell_traits(cell_id, traits)
     return tuple(traits)
 

@@ -121,6 +121,20 @@ class Layer(NamedTuple):
         )
         return (*states, *grad_weights)
 
+    # What these three are is said where csrc/ops.cpp and csrc/problem.h define them.
+
+    def tangent(self, saved: Tensor, x, r, h, cells: bool) -> tuple[Tensor, ...]:
+        return torch.ops.fused_rnn.layer_tangent(*self[:3], *self._tensors, saved, x, r, h, cells)
+
+    def trace(self, grads: Grads, saved: Tensor) -> tuple[Tensor, ...]:
+        return torch.ops.fused_rnn.layer_trace(*self[:3], *grads, *self._tensors, saved)
+
+    def backward_tangent(self, grads: Grads, saved: Tensor, saved_tangent, states, h, wide, wanted: int):
+        *to_states, to_weights = torch.ops.fused_rnn.layer_backward_tangent(
+            *self[:3], *grads, *self._tensors, saved, saved_tangent, states, h, wide, wanted
+        )
+        return (*to_states, *to_weights)
+
     @property
     def _tensors(self):
         """In the operators' order: the weights stand between the states and the masks."""
@@ -225,3 +239,30 @@ def _backward_shapes(
             for kind, weight in zip(layer.weight_kinds, weights, strict=True)
         ],
     )
+
+
+@torch.library.register_fake("fused_rnn::layer_tangent")
+def _tangent_shapes(*args):
+    return _forward_shapes(*args[:10], True, args[-1])
+
+
+@torch.library.register_fake("fused_rnn::layer_trace")
+def _trace_shapes(*args):
+    layer = layer_from_arguments(*args[:3], *args[7:14])
+    cell, directions, hidden, width, members, rows = layer.sizes
+
+    def new(asked: bool, width: int) -> Tensor:
+        return layer.input.new_empty((*members, *rows, directions * width) if asked else (0,))
+
+    return (
+        new(True, cell.gates * hidden),
+        new(not cell.one_gate_gradient, cell.gates * hidden),
+        new(True, cell.states * hidden),
+        new(layer.weight_kinds[-1] is Wanted.WEIGHT_HR, width),
+    )
+
+
+@torch.library.register_fake("fused_rnn::layer_backward_tangent")
+def _backward_tangent_shapes(*args):
+    grad_input, grad_h0, grad_c0, _, weights = _backward_shapes(*args[:15], args[-1], 1, False)
+    return grad_input, grad_h0, grad_c0, weights

@@ -52,6 +52,35 @@ def need_gradient(tensors: Iterable[Tensor]) -> bool:
     return any(_without_batching(tensor).requires_grad for tensor in tensors)
 
 
+def in_nested_forward_mode() -> bool:
+    """Is a derivative along a direction taken of another? torch then drops, without a word, what a Function's jvp
+    contributes to the outer one."""
+    levels = retrieve_all_functorch_interpreters()
+    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1
+
+
+def innermost_level():
+    """The innermost transform of torch.func that is active."""
+    levels = retrieve_all_functorch_interpreters()
+    return levels[-1] if levels else None
+
+
+def is_of_level(tensor: Tensor, level) -> bool:
+    """Does this transform, a derivative, follow the tensor?"""
+    functorch = torch._C._functorch
+    return functorch.is_gradtrackingtensor(tensor) and functorch.maybe_get_level(tensor) == level.level()
+
+
+def below_level(nested, level):
+    """All in it as it is outside of this transform."""
+    if isinstance(nested, Tensor):
+        return torch._C._functorch.get_unwrapped(nested) if is_of_level(nested, level) else nested
+    if isinstance(nested, (tuple, list)):
+        parts = [below_level(part, level) for part in nested]
+        return type(nested)(*parts) if hasattr(nested, "_fields") else type(nested)(parts)
+    return nested
+
+
 def _without_batching(tensor: Tensor) -> Tensor:
     while torch._C._functorch.is_batchedtensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)

@@ -56,6 +56,8 @@ def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor
         wide = [t.float() if t is not None else None for t in (layer.input, layer.h0, layer.c0)]
         layer = layer._replace(input=wide[0], h0=wide[1], c0=wide[2], weights=tuple(w.float() for w in layer.weights))
         return tuple(t.to(dtype) for t in run_layer(layer, cells))
+    if layer.weights[0].dim() == 3:
+        return _run_members(layer, cells)
     if layer.batch_sizes is not None:
         return _run_packed(layer, cells)
 
@@ -135,6 +137,22 @@ def _run_packed(layer: Layer, cells: bool):
     )
     output, all_cells = (t.flatten(0, 1).index_select(0, place) if t.dim() == 3 else t for t in (output, all_cells))
     return output, h_n, c_n, all_cells
+
+
+def _run_members(layer: Layer, cells: bool):
+    """Each member by itself; they may share input, lengths and reset_mask."""
+    row_dims = 1 if layer.batch_sizes is not None else 2
+    own_dims = {"input": row_dims + 1, "h0": 3, "c0": 3, "lengths": 1, "reset_mask": 2}
+    tensors = {name: tensor for name in own_dims if (tensor := getattr(layer, name)) is not None}
+    dims = {name: 0 if tensor.dim() > own_dims[name] else None for name, tensor in tensors.items()}
+
+    def run(tensors, weights):
+        results = run_layer(layer._replace(**tensors, weights=weights), cells)
+        return tuple(result for result in results if result.shape != (0,))
+
+    found = iter(torch.vmap(run, (dims, 0))(tensors, layer.weights))
+    empty, two_states = layer.input.new_empty(0), layer.sizes[0].states > 1
+    return next(found), next(found), next(found) if two_states else empty, next(found) if cells else empty
 
 
 def _twin(name: str):

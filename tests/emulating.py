@@ -21,7 +21,7 @@ ENGINE = [
     if path.suffix in (".cpp", ".cu") and path.name not in OF_A_GPU
 ]
 SOURCES = [
-    *(CSRC / name for name in ("arguments.cpp", "infer.cpp", "memory.cpp", "ops.cpp", "packed.cpp")),
+    *(CSRC / name for name in ("arguments.cpp", "gradients.cpp", "infer.cpp", "memory.cpp", "ops.cpp", "packed.cpp")),
     *ENGINE,
     EMULATOR / "library.cpp",
 ]

@@ -17,6 +17,10 @@
 //   dparams[kParams])
 //       dstate_next: in, the gradient that reaches the state from outside the step; out, the whole gradient of that
 //       state, including what flows inside the step (LSTM: c_next through h_next).
+//   tangent(saved, state, params, x, r, dstate -> dsaved[kSaved])
+//       how `saved` changes when x, r and the states do, each along a direction; x and r are those directions.
+//
+// advance and backward are also called with numbers that carry a derivative (dual.h): what they call must know these.
 //
 // To add a cell: write its header, include it here and give it a row below. CONTRIBUTING.md walks through it.
 #pragma once

@@ -36,6 +36,15 @@ struct Gru {
   }
 
   template <class T>
+  FUSED_RNN_FN static void tangent(const T* saved, const T*, const T*, const T* x, const T* r, const T*, T* to) {
+    const T reset = saved[0], z = saved[1], n = saved[2], r_n = saved[3];
+    to[0] = dsigmoid(reset) * (x[0] + r[0]);
+    to[1] = dsigmoid(z) * (x[1] + r[1]);
+    to[2] = dtanh(n) * (x[2] + to[0] * r_n + reset * r[2]);
+    to[3] = r[2];
+  }
+
+  template <class T>
   FUSED_RNN_FN static void backward(const T* saved, const T* state, const T*, const T*, T* dstate_next, T* dx, T* dr,
                                     T* dstate, T*) {
     const T reset = saved[0], z = saved[1], n = saved[2], r_n = saved[3], h = state[0];

@@ -35,6 +35,14 @@ struct Lstm {
   }
 
   template <class T>
+  FUSED_RNN_FN static void tangent(const T* saved, const T*, const T*, const T* x, const T* r, const T*, T* to) {
+    to[0] = dsigmoid(saved[0]) * (x[0] + r[0]);
+    to[1] = dsigmoid(saved[1]) * (x[1] + r[1]);
+    to[2] = dtanh(saved[2]) * (x[2] + r[2]);
+    to[3] = dsigmoid(saved[3]) * (x[3] + r[3]);
+  }
+
+  template <class T>
   FUSED_RNN_FN static void backward(const T* saved, const T* state, const T* state_next, const T*, T* dstate_next,
                                     T* dx, T* dr, T* dstate, T*) {
     const T i = saved[0], f = saved[1], g = saved[2], o = saved[3], c = state[1];

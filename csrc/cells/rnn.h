@@ -49,6 +49,11 @@ struct Rnn {
   }
 
   template <class T>
+  FUSED_RNN_FN static void tangent(const T* saved, const T*, const T*, const T* x, const T* r, const T*, T* to) {
+    to[0] = Activation::derivative(saved[0]) * (x[0] + r[0]);
+  }
+
+  template <class T>
   FUSED_RNN_FN static void backward(const T* saved, const T*, const T*, const T*, T* dstate_next, T* dx, T* dr,
                                     T* dstate, T*) {
     dx[0] = dr[0] = dstate_next[0] * Activation::derivative(saved[0]);

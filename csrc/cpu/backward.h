@@ -9,6 +9,7 @@
 // A step of the walk begins with dh = W_hh^T dgates of the step it comes from, a product whose tiles end with the cell,
 // like those of the forward pass. Each sum has one fixed order, whatever the number of threads.
 #pragma once
+#include "../cells/dual.h"
 #include "team.h"
 #include "workspace.h"
 
@@ -258,7 +259,7 @@ class BackwardPass {
         if (i >= step.rows) return;
         const int64_t b = w.run.batch_row(i);
         if (g.grad_output) fetch_row(at<S>(g.grad_output, w.output(step.t, b, g.output_size) + unit), units);
-        if (!projected(g)) fetch_saved(w, step, b, unit, units);
+        if (!projected(g)) fetch_saved<Cell>(g, w.saved(step.t, b), unit, units);
       };
       const auto use = [&](int64_t i, const T* sums) { end_of_product(w, step, panel, i, sums); };
       if (Cell::kRecurrent && step.from_rows > 0)
@@ -267,14 +268,6 @@ class BackwardPass {
       else
         for (int64_t i = 0; i < rows; ++i) use(i, shared.zero_sums);
     }
-  }
-
-  // What the forward pass left lies in memory that no cache holds any more.
-  static void fetch_saved(const Walk& w, const Step& step, int64_t b, int64_t unit, int64_t units) {
-    const S* saved = w.saved(step.t, b) + unit;
-    for (int k = 0; k < Cell::kSaved; ++k) fetch_row(saved + k * w.g.hidden, units);
-    if (!Cell::kProjectable) fetch_row(saved + entering_h<Cell>(w.g), units);
-    if (Cell::kStates > 1) fetch_row(saved + entering_c<Cell>(w.g), units);
   }
 
   static void end_of_product(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* sums) {
@@ -288,6 +281,7 @@ class BackwardPass {
       V dh = load_vector(sums + v * kLanes);
       if (i < step.from_rows) {
         if (!Cell::kProjectable && !cut) dh = dh + load_vector(w.shared.dh + w.state(b, w.shared.unit_stride) + unit);
+        if (g.added_h && !cut) dh = dh + load_vector(at<S>(g.added_h, w.output(step.from_t, b, P) + unit), units);
       } else if (g.grad_h_n) {
         dh = load_vector(at<S>(g.grad_h_n, w.state(b, P) + unit), units);
       }
@@ -298,6 +292,7 @@ class BackwardPass {
       }
       if (g.grad_output) dh = dh + load_vector(at<S>(g.grad_output, w.output(step.t, b, P) + unit), units);
       norm_h = norm_h + dh * dh;
+      if (g.trace_output) store_vector(at<S>(g.trace_output, w.output(step.t, b, P) + unit), dh, units);
       if (projected(g))
         store_vector(w.shared.outputs + (step.slot + b) * w.shared.output_stride + unit, dh, units);
       else
@@ -355,12 +350,9 @@ class BackwardPass {
     const Backward& g = w.g;
     const Shared& shared = w.shared;
     const int64_t H = g.hidden, slot = step.slot + b;
-    const S* saved = w.saved(step.t, b);
     V keep[Cell::kSaved], state[kMaxStates], next[kMaxStates], params[Cell::kParams + 1], dnext[kMaxStates];
     V dx[Cell::kGates], dr[Cell::kGates], dstate[kMaxStates], dparams[Cell::kParams + 1];
-    for (int k = 0; k < Cell::kSaved; ++k) keep[k] = load_vector(saved + k * H + unit, units);
-    if (!Cell::kProjectable) state[0] = load_vector(saved + entering_h<Cell>(g) + unit, units);
-    if (Cell::kStates > 1) state[1] = load_vector(saved + entering_c<Cell>(g) + unit, units);
+    load_saved<Cell>(g, w.saved(step.t, b), unit, units, keep, state);
     for (int p = 0; p < Cell::kParams; ++p)
       params[p] = load_vector(shared.params + (w.run.problem * Cell::kParams + p) * shared.unit_stride + unit);
     dnext[0] = dh;
@@ -369,7 +361,12 @@ class BackwardPass {
       if (g.grad_cells) dnext[1] = dnext[1] + load_vector(at<S>(g.grad_cells, w.output(step.t, b, H) + unit), units);
     }
     Cell::advance(keep, state, next);
-    Cell::backward(keep, state, next, params, dnext, dx, dr, dstate, dparams);
+    if (g.trace_states) trace_states(w, step, b, unit, units, dnext);
+    if (g.saved_tangent)
+      tangent(w, step, b, unit, units, keep, state, params, dnext, dx, dr, dstate, dparams);
+    else
+      Cell::backward(keep, state, next, params, dnext, dx, dr, dstate, dparams);
+    if (g.trace_x) trace_gates(w, step, b, unit, units, dx, dr);
     for (int j = 0; j < Cell::kGates; ++j) {
       store_vector(shared.gates_x + slot * shared.gate_stride + j * H + unit, dx[j], units);
       if (!Cell::kOneGateGradient)
@@ -384,6 +381,55 @@ class BackwardPass {
       store_vector(sum, load_vector(sum) + dparams[p]);
     }
     return Cell::kStates > 1 ? dnext[1] * dnext[1] : V(T(0));
+  }
+
+  static void trace_states(const Walk& w, const Step& step, int64_t b, int64_t unit, int64_t units, const V* dnext) {
+    const int64_t place = w.output(step.t, b, Cell::kStates * w.g.hidden) + unit;
+    for (int s = 0; s < Cell::kStates; ++s)
+      store_vector(at<S>(w.g.trace_states, place + s * w.g.hidden), dnext[s], units);
+  }
+
+  static void trace_gates(const Walk& w, const Step& step, int64_t b, int64_t unit, int64_t units, const V* dx,
+                          const V* dr) {
+    const Backward& g = w.g;
+    for (int j = 0; j < Cell::kGates; ++j) {
+      const int64_t place = w.output(step.t, b, Cell::kGates * g.hidden) + j * g.hidden + unit;
+      store_vector(at<S>(g.trace_x, place), dx[j], units);
+      if (g.trace_r) store_vector(at<S>(g.trace_r, place), dr[j], units);
+    }
+  }
+
+  // In place of Cell::backward: how its results change when what was saved and the states' gradients do. dnext:
+  // tangents of these, in and out.
+  static void tangent(const Walk& w, const Step& step, int64_t b, int64_t unit, int64_t units, const V* keep,
+                      const V* state, const V* params, V* dnext, V* dx, V* dr, V* dstate, V* dparams) {
+    using D = Dual<V>;
+    const Backward& g = w.g;
+    const int64_t H = g.hidden;
+    D keeps[Cell::kSaved], states[kMaxStates], nexts[kMaxStates], constants[Cell::kParams + 1], dnexts[kMaxStates];
+    D dxs[Cell::kGates], drs[Cell::kGates], dstates[kMaxStates], to_params[Cell::kParams + 1];
+    V keep_tangents[Cell::kSaved], state_tangents[kMaxStates];
+    const S* tangents = at<S>(g.saved_tangent, w.saved(step.t, b) - at<S>(g.saved, 0));
+    load_saved<Cell>(g, tangents, unit, units, keep_tangents, state_tangents);
+    for (int k = 0; k < Cell::kSaved; ++k) keeps[k] = {keep[k], keep_tangents[k]};
+    for (int s = Cell::kProjectable; s < Cell::kStates; ++s) states[s] = {state[s], state_tangents[s]};
+    for (int p = 0; p < Cell::kParams; ++p) constants[p] = {params[p], V(T(0))};
+    if (g.added_wide) dnext[0] = dnext[0] + load_vector(at<S>(g.added_wide, w.output(step.t, b, H) + unit), units);
+    for (int s = 0; s < Cell::kStates; ++s) {
+      const int64_t place = w.output(step.t, b, Cell::kStates * H) + s * H + unit;
+      dnexts[s] = {load_vector(at<S>(g.traced_states, place), units), dnext[s]};
+    }
+    Cell::advance(keeps, states, nexts);
+    Cell::backward(keeps, states, nexts, constants, dnexts, dxs, drs, dstates, to_params);
+    for (int j = 0; j < Cell::kGates; ++j) {
+      dx[j] = dxs[j].tangent;
+      dr[j] = drs[j].tangent;
+    }
+    for (int s = 0; s < Cell::kStates; ++s) {
+      dnext[s] = dnexts[s].tangent;
+      dstate[s] = dstates[s].tangent;
+    }
+    for (int p = 0; p < Cell::kParams; ++p) dparams[p] = to_params[p].tangent;
   }
 };
 

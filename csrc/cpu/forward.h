@@ -14,7 +14,10 @@
 //     look_ahead   W_ih x for the next few steps
 //     gates        W_hh h for one step: panels x tiles of rows, the cell after each tile
 //     project      h narrowed, where there is a projection
+//
+// A tangent (problem.h) goes the same way: it has its x from memory, and another cell.
 #pragma once
+#include "../cells/dual.h"
 #include "team.h"
 #include "workspace.h"
 
@@ -68,7 +71,7 @@ class ForwardPass {
       const int64_t Q = problems(f);
       bias_size = panels_of(f).panels() * kWidth;
       params_size = Cell::kParams * panels_of(f).padded_units();
-      ih_size = plan.pack ? bias_size * padded_depth<E>(f.input_size) : 0;
+      ih_size = plan.pack && !f.primal ? bias_size * padded_depth<E>(f.input_size) : 0;
       hh_size = plan.pack && Cell::kRecurrent ? bias_size * padded_depth<E>(f.output_size) : 0;
       hr_size = projected(f) ? projection_of(f).size() : 0;
       ih = carve.take<E>(Q * ih_size);
@@ -96,7 +99,7 @@ class ForwardPass {
     Ahead(const Forward& f, const Plan& plan, Carver& carve) {
       most_rows = steps_ahead(f, plan) * largest_piece(f.batch, plan.row_chunks);
       input_stride = row_stride<E>(f.input_size);
-      sums = carve.take<T>(largest_piece(panels_of(f).panels(), plan.unit_chunks) * most_rows * kWidth);
+      sums = carve.take<T>(f.primal ? 0 : largest_piece(panels_of(f).panels(), plan.unit_chunks) * most_rows * kWidth);
       converted = carve.take<E>(sizeof(S) == sizeof(T) ? 0 : most_rows * input_stride);
       rows = carve.take<const E*>(most_rows);
       first = carve.take<int64_t>(steps_ahead(f, plan));
@@ -182,7 +185,7 @@ class ForwardPass {
     T* bias_hh = packed.bias_hh + problem * packed.bias_size;
     const int64_t last = cut(panels.panels(), plan.threads, piece + 1);
     for (int64_t panel = cut(panels.panels(), plan.threads, piece); panel < last; ++panel) {
-      if (plan.pack) pack(packed.ih + problem * packed.ih_size, at<S>(w.ih, m * GH * I), panel, I);
+      if (packed.ih_size > 0) pack(packed.ih + problem * packed.ih_size, at<S>(w.ih, m * GH * I), panel, I);
       if (plan.pack && Cell::kRecurrent) pack(packed.hh + problem * packed.hh_size, at<S>(w.hh, m * GH * P), panel, P);
       zero_row(bias_ih + panel * kWidth, kWidth);
       zero_row(bias_hh + panel * kWidth, kWidth);
@@ -363,15 +366,17 @@ class ForwardPass {
     const Forward& f = w.f;
     const Ahead& ahead = w.state.ahead[share];
     const int64_t slot = step.number % w.steps_ahead, P = f.output_size, GH = Cell::kGates * f.hidden;
-    if (slot == 0) look_ahead(w, step, share, ahead);
+    if (slot == 0 && !f.primal) look_ahead(w, step, share, ahead);
     const int64_t panel0 = w.first_panel(share), panel1 = w.first_panel(share + 1);
     const E* h = w.state.h[step.number % 2];
     const E* packed = w.packed.hh + w.run.problem * w.packed.hh_size;
     const S* plain = at<S>(f.weights[w.run.d].hh, w.run.m * GH * P);
     for (int64_t panel = panel0; panel < panel1; ++panel) {
-      const T* x = ahead.sums + ((panel - panel0) * ahead.most_rows + ahead.first[slot]) * kWidth;
+      const T* x = f.primal ? nullptr : ahead.sums + ((panel - panel0) * ahead.most_rows + ahead.first[slot]) * kWidth;
       const auto fetch = [&](int64_t i) { fetch_results(w, step, panel, i); };
-      const auto use = [&](int64_t i, const T* r) { cell(w, step, panel, i, x + i * kWidth, r); };
+      const auto use = [&](int64_t i, const T* r) {
+        f.primal ? tangent(w, step, panel, i, r) : cell(w, step, panel, i, x + i * kWidth, r);
+      };
       if (Cell::kRecurrent) {
         product(
             w, packed, plain, panel, step.rows, P, f.batch == 1, [&](int64_t i) { return h + i * w.state.h_stride; },
@@ -391,6 +396,7 @@ class ForwardPass {
       fetch_row_to_write(at<S>(f.output, ((w.run.m * f.rows + row) * f.directions + w.run.d) * f.output_size + unit),
                          units);
     if (!f.saved) return;
+    if (f.primal) fetch_saved<Cell>(f, at<S>(f.primal, (w.run.problem * f.rows + row) * f.saved_width), unit, units);
     S* saved = at<S>(f.saved, (w.run.problem * f.rows + row) * f.saved_width) + unit;
     for (int k = 0; k < Cell::kSaved; ++k) fetch_row_to_write(saved + k * f.hidden, units);
     if (Cell::kStates > 1) fetch_row_to_write(saved + entering_c<Cell>(f), units);
@@ -401,17 +407,13 @@ class ForwardPass {
   static void cell(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* x, const T* r) {
     const Forward& f = w.f;
     const Panels panels = panels_of(f);
-    const int64_t H = f.hidden, P = f.output_size, m = w.run.m, d = w.run.d;
-    const int64_t row = row_of(f, step.t, w.run.batch_row(i));
     const T* bias_ih = w.packed.bias_ih + w.run.problem * w.packed.bias_size + panel * kWidth;
     const T* bias_hh = w.packed.bias_hh + w.run.problem * w.packed.bias_size + panel * kWidth;
     const T* params = w.packed.params + w.run.problem * w.packed.params_size;
     const E* h = w.state.h[step.number % 2] + i * w.state.h_stride;
-    E* h_next = w.state.h[(step.number + 1) % 2] + i * w.state.h_stride;
-    T* c = w.state.c + i * w.state.c_stride;
-    S* saved = at<S>(f.saved, (w.run.problem * f.rows + row) * f.saved_width);
+    const T* c = w.state.c + i * w.state.c_stride;
     for (int u = 0; u < Panels::kUnits; ++u) {
-      const int64_t unit = panels.first_unit(panel) + u * kLanes, units = minimum(kLanes, H - unit);
+      const int64_t unit = panels.first_unit(panel) + u * kLanes, units = minimum(kLanes, f.hidden - unit);
       if (units <= 0) break;
       V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], state[kMaxStates], next[kMaxStates];
       V keep[Cell::kSaved];
@@ -425,21 +427,66 @@ class ForwardPass {
       if (!Cell::kProjectable) state[0] = load_vector(h + unit);
       if (Cell::kStates > 1) state[1] = load_vector(c + unit);
       Cell::forward(xs, rs, state, ps, next, keep);
-      if (saved) {
-        for (int k = 0; k < Cell::kSaved; ++k) store_vector(saved + k * H + unit, keep[k], units);
-        if (Cell::kStates > 1) store_vector(saved + entering_c<Cell>(f) + unit, state[1], units);
-        if (!projected(f)) store_vector(saved + entering_h<Cell>(f) + unit, load_vector(h + unit), units);
+      leave(w, step, i, unit, units, keep, state, next);
+    }
+  }
+
+  // What the cell leaves: for the backward pass, the next step and the user.
+  FUSED_RNN_INLINE static void leave(const Walk& w, const Step& step, int64_t i, int64_t unit, int64_t units,
+                                     const V* keep, const V* state, const V* next) {
+    const Forward& f = w.f;
+    const int64_t H = f.hidden, P = f.output_size, row = row_of(f, step.t, w.run.batch_row(i));
+    const int64_t place = (w.run.m * f.rows + row) * f.directions + w.run.d;
+    const E* h = w.state.h[step.number % 2] + i * w.state.h_stride;
+    E* h_next = w.state.h[(step.number + 1) % 2] + i * w.state.h_stride;
+    if (S* saved = at<S>(f.saved, (w.run.problem * f.rows + row) * f.saved_width)) {
+      for (int k = 0; k < Cell::kSaved; ++k) store_vector(saved + k * H + unit, keep[k], units);
+      if (Cell::kStates > 1) store_vector(saved + entering_c<Cell>(f) + unit, state[1], units);
+      if (!projected(f)) store_vector(saved + entering_h<Cell>(f) + unit, load_vector(h + unit), units);
+    }
+    if (Cell::kStates > 1) {
+      store_vector(w.state.c + i * w.state.c_stride + unit, next[1]);
+      if (f.cells) store_vector(at<S>(f.cells, place * H + unit), next[1], units);
+    }
+    if (projected(f))
+      store_vector(w.state.wide_h + i * w.state.wide_stride + unit, next[0], units);
+    else
+      store_h(at<S>(f.output, place * P + unit), h_next + unit, next[0], units);
+  }
+
+  // In place of `cell`: how all that changes when x, r and the states do.
+  static void tangent(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* r) {
+    const Forward& f = w.f;
+    const Panels panels = panels_of(f);
+    const int64_t H = f.hidden, row = row_of(f, step.t, w.run.batch_row(i));
+    const int64_t place = (w.run.m * f.rows + row) * f.directions + w.run.d;
+    const S* primal = at<S>(f.primal, (w.run.problem * f.rows + row) * f.saved_width);
+    const T* params = w.packed.params + w.run.problem * w.packed.params_size;
+    const E* h = w.state.h[step.number % 2] + i * w.state.h_stride;
+    const T* c = w.state.c + i * w.state.c_stride;
+    for (int u = 0; u < Panels::kUnits; ++u) {
+      const int64_t unit = panels.first_unit(panel) + u * kLanes, units = minimum(kLanes, H - unit);
+      if (units <= 0) break;
+      V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], saved[Cell::kSaved], states[kMaxStates];
+      V keep[Cell::kSaved], dstates[kMaxStates], dnext[kMaxStates];
+      for (int g = 0; g < Cell::kGates; ++g) {
+        const auto given = [&](const void* tangents) {
+          return tangents ? load_vector(at<S>(tangents, (place * Cell::kGates + g) * H + unit), units) : V(T(0));
+        };
+        xs[g] = given(f.tangent_x);
+        if (Cell::kRecurrent) rs[g] = load_vector(r + (g * Panels::kUnits + u) * kLanes) + given(f.tangent_r);
       }
-      if (Cell::kStates > 1) {
-        store_vector(c + unit, next[1]);
-        if (f.cells) store_vector(at<S>(f.cells, ((m * f.rows + row) * f.directions + d) * H + unit), next[1], units);
-      }
-      if (projected(f)) {
-        store_vector(w.state.wide_h + i * w.state.wide_stride + unit, next[0], units);
-      } else {
-        S* output = at<S>(f.output, ((m * f.rows + row) * f.directions + d) * P + unit);
-        store_h(output, h_next + unit, next[0], units);
-      }
+      for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + unit);
+      load_saved<Cell>(f, primal, unit, units, saved, states);
+      if (!Cell::kProjectable) dstates[0] = load_vector(h + unit);
+      if (Cell::kStates > 1) dstates[1] = load_vector(c + unit);
+      Cell::tangent(saved, states, ps, xs, rs, dstates, keep);
+      Dual<V> dual_saved[Cell::kSaved], dual_states[kMaxStates], dual_next[kMaxStates];
+      for (int k = 0; k < Cell::kSaved; ++k) dual_saved[k] = {saved[k], keep[k]};
+      for (int s = Cell::kProjectable; s < Cell::kStates; ++s) dual_states[s] = {states[s], dstates[s]};
+      Cell::advance(dual_saved, dual_states, dual_next);
+      for (int s = 0; s < Cell::kStates; ++s) dnext[s] = dual_next[s].tangent;
+      leave(w, step, i, unit, units, keep, dstates, dnext);
     }
   }
 
@@ -467,9 +514,12 @@ class ForwardPass {
             const int64_t row = row_of(f, step.t, w.run.batch_row(i)), j = i * w.state.h_stride;
             S* output = at<S>(f.output, ((w.run.m * f.rows + row) * f.directions + w.run.d) * P);
             S* saved = at<S>(f.saved, (w.run.problem * f.rows + row) * f.saved_width);
+            const S* added = at<S>(f.tangent_h, ((w.run.m * f.rows + row) * f.directions + w.run.d) * P);
             for (int v = 0; v < vectors; ++v) {
               const int64_t unit = first + v * kLanes, units = minimum(kLanes, P - unit);
-              store_h(output + unit, h_next + j + unit, load_vector(sums + v * kLanes), units);
+              V next = load_vector(sums + v * kLanes);
+              if (added) next = next + load_vector(added + unit, units);
+              store_h(output + unit, h_next + j + unit, next, units);
               if (saved) store_vector(saved + entering_h<Cell>(f) + unit, load_vector(h + j + unit), units);
             }
           });

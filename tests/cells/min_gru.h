@@ -31,6 +31,12 @@ struct MinGru {
   }
 
   template <class T>
+  FUSED_RNN_FN static void tangent(const T* saved, const T*, const T*, const T* x, const T*, const T*, T* to) {
+    to[0] = dsigmoid(saved[0]) * x[0];
+    to[1] = x[1];
+  }
+
+  template <class T>
   FUSED_RNN_FN static void backward(const T* saved, const T* state, const T*, const T*, T* dstate_next, T* dx, T*,
                                     T* dstate, T*) {
     const T z = saved[0], n = saved[1], h = state[0];

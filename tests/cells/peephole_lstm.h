@@ -38,6 +38,17 @@ struct PeepholeLstm {
   }
 
   template <class T>
+  FUSED_RNN_FN static void tangent(const T* saved, const T* state, const T* params, const T* x, const T* r,
+                                   const T* dstate, T* to) {
+    const T i = saved[0], f = saved[1], g = saved[2], c = state[1], dc = dstate[1];
+    to[0] = dsigmoid(i) * (x[0] + r[0] + params[0] * dc);
+    to[1] = dsigmoid(f) * (x[1] + r[1] + params[1] * dc);
+    to[2] = dtanh(g) * (x[2] + r[2]);
+    const T dc_next = f * dc + to[1] * c + i * to[2] + to[0] * g;
+    to[3] = dsigmoid(saved[3]) * (x[3] + r[3] + params[2] * dc_next);
+  }
+
+  template <class T>
   FUSED_RNN_FN static void backward(const T* saved, const T* state, const T* state_next, const T* params,
                                     T* dstate_next, T* dx, T* dr, T* dstate, T* dparams) {
     const T i = saved[0], f = saved[1], g = saved[2], o = saved[3], c = state[1], c_next = state_next[1];

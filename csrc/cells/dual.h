@@ -1,0 +1,34 @@
+// A number and its derivative along some direction. A cell's formulas, instantiated with it, differentiate themselves.
+#pragma once
+#include "math.h"
+
+namespace fused_rnn {
+namespace {
+
+template <class T>
+struct Dual {
+  T value, tangent;
+
+  Dual() = default;
+  FUSED_RNN_FN explicit Dual(int constant) : value(T(constant)), tangent(T(0)) {}
+  FUSED_RNN_FN Dual(T value, T tangent) : value(value), tangent(tangent) {}
+
+  FUSED_RNN_FN friend Dual operator+(Dual a, Dual b) { return {a.value + b.value, a.tangent + b.tangent}; }
+  FUSED_RNN_FN friend Dual operator-(Dual a, Dual b) { return {a.value - b.value, a.tangent - b.tangent}; }
+  FUSED_RNN_FN friend Dual operator*(Dual a, Dual b) {
+    return {a.value * b.value, a.value * b.tangent + a.tangent * b.value};
+  }
+};
+
+template <class T>
+FUSED_RNN_FN Dual<T> tanh(Dual<T> x) {
+  const T y = tanh(x.value);
+  return {y, dtanh(y) * x.tangent};
+}
+template <class T>
+FUSED_RNN_FN Dual<T> positive(Dual<T> x) {
+  return {positive(x.value), T(0)};
+}
+
+}  // namespace
+}  // namespace fused_rnn
