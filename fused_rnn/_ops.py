@@ -37,6 +37,7 @@ from . import _private
 from ._cells import BY_ID, Cell
 
 Grads = tuple[Tensor | None, ...]
+_operators = torch.ops.fused_rnn
 
 
 class Wanted(enum.IntFlag):
@@ -113,10 +114,10 @@ class Layer(NamedTuple):
         return weight_kinds_of(self.cell, self.bidirectional, len(self.weights))
 
     def forward(self, save: bool, cells: bool) -> tuple[Tensor, ...]:
-        return torch.ops.fused_rnn.layer_forward(*self[:3], *self._tensors, save, cells)
+        return _operators.layer_forward(*self[:3], *self._tensors, save, cells)
 
     def backward(self, grads: Grads, saved: Tensor, wanted: int, groups: int, norms: bool) -> tuple[Tensor, ...]:
-        *states, grad_weights = torch.ops.fused_rnn.layer_backward(
+        *states, grad_weights = _operators.layer_backward(
             *self[:3], *grads, *self._tensors, saved, wanted, groups, norms
         )
         return (*states, *grad_weights)
@@ -124,13 +125,13 @@ class Layer(NamedTuple):
     # What these three are is said where csrc/ops.cpp and csrc/problem.h define them.
 
     def tangent(self, saved: Tensor, x, r, h, cells: bool) -> tuple[Tensor, ...]:
-        return torch.ops.fused_rnn.layer_tangent(*self[:3], *self._tensors, saved, x, r, h, cells)
+        return _operators.layer_tangent(*self[:3], *self._tensors, saved, x, r, h, cells)
 
     def trace(self, grads: Grads, saved: Tensor) -> tuple[Tensor, ...]:
-        return torch.ops.fused_rnn.layer_trace(*self[:3], *grads, *self._tensors, saved)
+        return _operators.layer_trace(*self[:3], *grads, *self._tensors, saved)
 
     def backward_tangent(self, grads: Grads, saved: Tensor, saved_tangent, states, h, wide, wanted: int):
-        *to_states, to_weights = torch.ops.fused_rnn.layer_backward_tangent(
+        *to_states, to_weights = _operators.layer_backward_tangent(
             *self[:3], *grads, *self._tensors, saved, saved_tangent, states, h, wide, wanted
         )
         return (*to_states, *to_weights)

@@ -40,7 +40,7 @@ def are_compiled(layer: Layer, groups: int = 1) -> bool:
     return (
         groups == 1
         and layer.weights[0].dim() == 2
-        and layer.input.is_cpu
+        and layer.input.device.type != "meta"
         and not layer.sizes[0].params
         and not _private.in_transform()
     )

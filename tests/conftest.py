@@ -4,7 +4,7 @@ import pytest
 import torch
 from common import tf32
 
-from fused_rnn import _autograd, _inference, _library, reference
+from fused_rnn import _autograd, _inference, _library, _ops, reference
 
 # The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough
 hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True)
@@ -42,6 +42,7 @@ def emulator():
         patch.setattr(_autograd, "_FORWARD", operators.layer_forward.default)
         patch.setattr(_autograd, "_BACKWARD", operators.layer_backward.default)
         patch.setattr(_inference, "_infer", operators.infer.default)
+        patch.setattr(_ops, "_operators", operators)
         yield library
     library.emulator_fill_memory(False)
     _library.fill_memory(False)

@@ -274,3 +274,14 @@ def test_operators_refuse_what_does_not_fit(what):
     arguments[at] = torch.zeros(2, 2, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=what):
         torch.ops.fused_rnn.layer_tangent(*arguments)
+
+
+# ---- the CUDA kernels; last, as the emulator stays until the end of this file -----------------------------------------
+
+
+@pytest.mark.parametrize("size", ["small", "tails"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_cuda_kernels_equal_the_formula(emulator, cell, form, size, monkeypatch):
+    emulator.emulator_schedule(len(form + cell))
+    compare(problem_of(cell, form, size), torch.float64, 1e-10, monkeypatch)

@@ -80,5 +80,14 @@ FUSED_RNN_FN int64_t entering_c(const Layer& layer, int64_t kept) {
   return entering_h(layer, kept) + layer.output_size;
 }
 
+// Of one unit, from where its row of `saved` has the first number.
+template <class Cell, class S, class T>
+FUSED_RNN_DEVICE void load_saved(const Layer& layer, const S* saved, T* kept, T* state) {
+  FUSED_RNN_UNROLL
+  for (int k = 0; k < Cell::kSaved; ++k) kept[k] = load(saved[k * layer.hidden]);
+  if (!Cell::kProjectable) state[0] = load(saved[entering_h(layer, Cell::kSaved)]);
+  if (Cell::kStates > 1) state[1] = load(saved[entering_c(layer, Cell::kSaved)]);
+}
+
 }  // namespace
 }  // namespace fused_rnn

@@ -12,7 +12,11 @@ inline const char* obstacle(const Layer& layer) {
   if (layer.rows > INT32_MAX) return "the sequence has more than 2^31 rows";
   return nullptr;
 }
+inline const char* obstacle(const Forward& f) {
+  return f.primal ? kTangentObstacle : obstacle(static_cast<const Layer&>(f));
+}
 inline const char* obstacle(const Backward& g) {
+  if (g.trace_states || g.saved_tangent) return kTangentObstacle;
   if (g.grad_norms) return "norms of gradients are taken step by step";
   return obstacle(static_cast<const Layer&>(g));
 }

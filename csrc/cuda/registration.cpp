@@ -52,5 +52,8 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CUDA, m) {
   m.impl("infer", TORCH_BOX(&fused_rnn::infer));
   m.impl("pack_weights", TORCH_BOX(&fused_rnn::pack_weights));
   m.impl("layer_backward", TORCH_BOX(&fused_rnn::layer_backward));
+  m.impl("layer_tangent", TORCH_BOX(&fused_rnn::layer_tangent));
+  m.impl("layer_trace", TORCH_BOX(&fused_rnn::layer_trace));
+  m.impl("layer_backward_tangent", TORCH_BOX(&fused_rnn::layer_backward_tangent));
   m.impl("cuda_identity", TORCH_BOX(&fused_rnn::cuda_identity));
 }

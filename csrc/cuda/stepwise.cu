@@ -35,8 +35,10 @@ void dispatch(Dtype dtype, Format to, Format from, F f) {
 
 void launch_forward_step(const Forward& f, const Step& step, const ForwardArrays& a, void* stream) {
   dispatch(f.cell, f.dtype, [&](auto c, auto s) {
+    using Cell = typename decltype(c)::type;
+    using S = typename decltype(s)::type;
     launch(one_thread_each(f.hidden, step.rows, problems(f), stream),
-           forward_step<typename decltype(c)::type, typename decltype(s)::type>, f, step, a);
+           f.primal ? tangent_step<Cell, S> : forward_step<Cell, S>, f, step, a);
   });
 }
 
@@ -56,8 +58,10 @@ void launch_backward_projection(const Backward& g, const Step& step, const Backw
 
 void launch_backward_step(const Backward& g, const Step& step, const BackwardArrays& a, void* stream) {
   dispatch(g.cell, g.dtype, [&](auto c, auto s) {
+    using Cell = typename decltype(c)::type;
+    using S = typename decltype(s)::type;
     launch(one_thread_each(g.hidden, step.rows, problems(g), stream),
-           backward_step<typename decltype(c)::type, typename decltype(s)::type>, g, step, a);
+           g.saved_tangent ? backward_step<Cell, S, true> : backward_step<Cell, S, false>, g, step, a);
   });
 }
 

@@ -30,8 +30,8 @@ class BackwardLoop : Arrays {
   void begin() {
     const int64_t Q = problems_, B = g_.batch, D = g_.directions, H = g_.hidden, P = g_.output_size;
     const int64_t GH = gate_rows(), rows = g_.members * g_.rows * D, params = Q * B * cell_.params * H;
-    arrays_.gates_x = take(kS, rows * GH);
-    arrays_.gates_r = one_gate_gradient_ ? arrays_.gates_x : take(kS, rows * GH);
+    arrays_.gates_x = g_.trace_x ? g_.trace_x : take(kS, rows * GH);
+    arrays_.gates_r = cell_.one_gate_gradient ? arrays_.gates_x : g_.trace_r ? g_.trace_r : take(kS, rows * GH);
     if (cell_.recurrent && !persistent_) {
       arrays_.step_gates = take(kS, Q * B * GH);
       arrays_.through_gates = take(kT, Q * B * P);
@@ -51,7 +51,7 @@ class BackwardLoop : Arrays {
       if (cell_.states > 1) arrays_.whole[1] = take(kT, Q * B * H);
     }
     if (!projected(g_)) return;
-    arrays_.outputs = take(kS, rows * P);
+    arrays_.outputs = g_.trace_output ? g_.trace_output : take(kS, rows * P);
     arrays_.step_outputs = take(kS, Q * B * P);
     arrays_.wide = take(kT, Q * B * H);
     arrays_.wide_h = take(kS, rows * H);
@@ -184,7 +184,7 @@ class BackwardLoop : Arrays {
       const void* const wide_h = offset(arrays_.wide_h, kS, d * H);
       multiply(by_group(outputs, N * D * P, D * P, P), P, by_group(wide_h, N * D * H, D * H, H), H, out.hr);
     }
-    if (one_gate_gradient_) {
+    if (cell_.one_gate_gradient) {
       sum_gates(gates_x, out.bias_ih, out.bias_hh);
     } else {
       sum_gates(gates_x, out.bias_ih, nullptr);
@@ -201,7 +201,6 @@ class BackwardLoop : Arrays {
   const Backward& g_;
   const Backward on_device_;
   const CellTraits cell_;
-  const bool one_gate_gradient_ = has_one_gate_gradient(g_.cell);
   const Times times_;
   const PersistentRuns<Backward, BackwardArrays> persistent_;
   BackwardArrays arrays_ = {};

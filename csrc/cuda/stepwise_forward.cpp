@@ -39,7 +39,7 @@ class ForwardLoop : Arrays {
   void run_stepwise() {
     StepProduct recurrent = recurrent_product(), projection = projection_product();
     for (int64_t number = 0; number < f_.steps; ++number) {
-      if (number % steps_ahead_ == 0) project_inputs(number, std::min(f_.steps, number + steps_ahead_));
+      if (number % steps_ahead_ == 0 && !f_.primal) project_inputs(number, std::min(f_.steps, number + steps_ahead_));
       const Step step = times_.step(number, false);
       if (cell_.recurrent) recurrent.run(step.rows);
       launch_forward_step(on_device_, step, arrays_, machine_.stream);
@@ -55,7 +55,7 @@ class ForwardLoop : Arrays {
     const int64_t QB = problems_ * f_.batch, a_step = problems_ * f_.batch * gate_rows() * bytes(kT);
     steps_ahead_ = std::clamp<int64_t>(FUSED_RNN_AHEAD_BYTES / std::max<int64_t>(a_step, 1), 1, f_.steps);
     arrays_.x_rows = steps_ahead_ * f_.batch;
-    arrays_.x = take(kT, problems_ * arrays_.x_rows * gate_rows());
+    if (!f_.primal) arrays_.x = take(kT, problems_ * arrays_.x_rows * gate_rows());
     if (cell_.recurrent && !persistent_) arrays_.r = take(kT, QB * gate_rows());
     arrays_.h = f_.h_n;  // the state is where it is wanted in the end
     copy(arrays_.h, kS, f_.h0, kS, QB * f_.output_size);

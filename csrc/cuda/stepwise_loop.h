@@ -10,10 +10,6 @@
 namespace fused_rnn {
 namespace {
 
-inline bool has_one_gate_gradient(int64_t cell) {
-  return dispatch_cell(cell, [](auto c) { return decltype(c)::type::kOneGateGradient; });
-}
-
 // The same for kernels, which cannot read what packed input has on the host: Step tells them.
 template <class Args>
 Args on_device(Args args) {

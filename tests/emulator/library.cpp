@@ -27,6 +27,9 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn_emulated, CPU, m) {
   m.impl("layer_forward", TORCH_BOX(&fused_rnn::layer_forward));
   m.impl("infer", TORCH_BOX(&fused_rnn::infer));
   m.impl("layer_backward", TORCH_BOX(&fused_rnn::layer_backward));
+  m.impl("layer_tangent", TORCH_BOX(&fused_rnn::layer_tangent));
+  m.impl("layer_trace", TORCH_BOX(&fused_rnn::layer_trace));
+  m.impl("layer_backward_tangent", TORCH_BOX(&fused_rnn::layer_backward_tangent));
 }
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
