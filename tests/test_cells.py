@@ -20,6 +20,8 @@ LIMITS = {
     "finite_differences_saturated": 1e-7,
     "whole_gradient": 1e-7,
     "whole_gradient_saturated": 1e-7,
+    "tangents": 1e-7,
+    "tangents_saturated": 1e-7,
     "advance_float": 0,
     "advance_double": 0,
     "vector": 0,

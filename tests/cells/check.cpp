@@ -218,6 +218,56 @@ struct Check {
     return worst;
   }
 
+  // Tangents of what a step saves, and with them of its states and gradients, along any direction but the parameters'.
+  double tangents(bool saturated) {
+    double worst = 0;
+    for (int draws = 0; draws < kDraws; ++draws) {
+      const Inputs<Cell> in = draw(saturated);
+      Inputs<Cell> change = draw(false);
+      for (double& p : change.params) p = 0;
+      Step<Cell, double> step(&in);
+      const auto moved = [&](double by) {
+        Inputs<Cell> there = in;
+        for (int g = 0; g < Cell::kGates; ++g) there.x[g] += by * change.x[g];
+        for (int g = 0; g < Cell::kGates; ++g) there.r[g] += by * change.r[g];
+        for (int s = 0; s < Cell::kStates; ++s) there.state[s] += by * change.state[s];
+        for (int s = 0; s < Cell::kStates; ++s) there.gradient[s] += by * change.gradient[s];
+        return Step<Cell, double>(&there);
+      };
+      Step<Cell, double> above = moved(kDelta), below = moved(-kDelta);
+
+      using D = Dual<double>;
+      double kept[Cell::kSaved];
+      D saved[Cell::kSaved], state[Cell::kStates], next[Cell::kStates], params[Cell::kParams + 1],
+          gradient[Cell::kStates];
+      D dx[Cell::kGates], dr[Cell::kGates], dstate[Cell::kStates], dparams[Cell::kParams + 1];
+      Cell::tangent(step.saved, step.state, step.params, change.x, change.r, change.state, kept);
+      for (int k = 0; k < Cell::kSaved; ++k) saved[k] = {step.saved[k], kept[k]};
+      for (int s = 0; s < Cell::kStates; ++s) state[s] = {step.state[s], change.state[s]};
+      for (int s = 0; s < Cell::kStates; ++s) gradient[s] = {in.gradient[s], change.gradient[s]};
+      for (int p = 0; p < Cell::kParams; ++p) params[p] = {step.params[p], 0.};
+      Cell::advance(saved, state, next);
+      Cell::backward(saved, state, next, params, gradient, dx, dr, dstate, dparams);
+
+      std::vector<double> found, expected;
+      const auto compare = [&](const D* dual, double* above, double* below, int count) {
+        for (int i = 0; i < count; ++i) {
+          found.push_back(dual[i].tangent);
+          expected.push_back((above[i] - below[i]) / (2 * kDelta));
+        }
+      };
+      compare(saved, above.saved, below.saved, Cell::kSaved);
+      compare(next, above.state_next, below.state_next, Cell::kStates);
+      compare(gradient, above.dstate_next, below.dstate_next, Cell::kStates);
+      compare(dx, above.dx, below.dx, Cell::kGates);
+      if (Cell::kRecurrent) compare(dr, above.dr, below.dr, Cell::kGates);
+      compare(dstate, above.dstate, below.dstate, Cell::kStates);
+      compare(dparams, above.dparams, below.dparams, Cell::kParams);
+      worst = std::max(worst, distance(found, expected));
+    }
+    return worst;
+  }
+
   // The gradient that backward leaves in dstate_next. Nothing leads on from h_next inside the step; c enters the step
   // through c_next alone, so that dloss/dc = dloss/dc_next * dc_next/dc.
   double whole_gradient(bool saturated) {
@@ -328,6 +378,8 @@ struct Check {
     report("finite_differences_saturated", finite_differences(true));
     report("whole_gradient", whole_gradient(false));
     report("whole_gradient_saturated", whole_gradient(true));
+    report("tangents", tangents(false));
+    report("tangents_saturated", tangents(true));
     report("advance_float", advance<float>());
     report("advance_double", advance<double>());
     report("vector", vector());

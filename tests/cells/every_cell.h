@@ -1,6 +1,7 @@
 // The library's cells, and two that are not its own.
 #pragma once
 #include "cells/cells.h"
+#include "cells/dual.h"
 #include "min_gru.h"
 #include "peephole_lstm.h"
 
