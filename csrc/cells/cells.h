@@ -20,7 +20,7 @@
 //   tangent(saved, state, params, x, r, dstate -> dsaved[kSaved])
 //       how `saved` changes when x, r and the states do, each along a direction; x and r are those directions.
 //
-// advance and backward are also called with numbers that carry a derivative (dual.h): what they call must know these.
+// advance and backward are also called with numbers that carry a derivative (dual.h).
 //
 // To add a cell: write its header, include it here and give it a row below. CONTRIBUTING.md walks through it.
 #pragma once

@@ -246,6 +246,10 @@ struct Check {
       for (int s = 0; s < Cell::kStates; ++s) state[s] = {step.state[s], change.state[s]};
       for (int s = 0; s < Cell::kStates; ++s) gradient[s] = {in.gradient[s], change.gradient[s]};
       for (int p = 0; p < Cell::kParams; ++p) params[p] = {step.params[p], 0.};
+      D x[Cell::kGates], r[Cell::kGates], next_again[Cell::kStates], saved_again[Cell::kSaved];
+      for (int g = 0; g < Cell::kGates; ++g) x[g] = {in.x[g], change.x[g]};
+      for (int g = 0; g < Cell::kGates; ++g) r[g] = {in.r[g], change.r[g]};
+      Cell::forward(x, r, state, params, next_again, saved_again);
       Cell::advance(saved, state, next);
       Cell::backward(saved, state, next, params, gradient, dx, dr, dstate, dparams);
 
@@ -256,6 +260,7 @@ struct Check {
           expected.push_back((above[i] - below[i]) / (2 * kDelta));
         }
       };
+      compare(saved_again, above.saved, below.saved, Cell::kSaved);
       compare(saved, above.saved, below.saved, Cell::kSaved);
       compare(next, above.state_next, below.state_next, Cell::kStates);
       compare(gradient, above.dstate_next, below.dstate_next, Cell::kStates);
