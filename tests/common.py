@@ -1,6 +1,10 @@
 """What several test files share: the same layer from this library and from torch.nn, and how the two are compared."""
 
+import os
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +132,21 @@ def assert_same_results(ours: nn.Module, theirs: nn.Module, *args, tolerance=Non
     assert_close(found, expected, tolerance)
     for name, tensor in expected.items():
         assert tensor is None or found[name].dtype == tensor.dtype, name
+
+
+def run_python(*command) -> str:
+    """What a process of its own prints, which has one thread and the library under test."""
+    found = str(Path(fused_rnn.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env=os.environ | {"PYTHONPATH": found, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
+    return done.stdout
 
 
 def error_of(call, *args, **options) -> Exception:
