@@ -155,7 +155,7 @@ def _first_layer(module: nn.Module, inputs, lengths, reset_mask) -> Layer:
     try:
         if type(module) in _LAYERS:
             options = module._options(lengths, reset_mask)
-            _LAYERS[type(module)](stop, input, hx, module._flat_weights, **options)
+            _LAYERS[type(module)](stop, input, hx, **options)
         else:
             kind = _CELLS[type(module)] or f"rnn_{module.nonlinearity}"
             weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)

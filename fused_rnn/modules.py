@@ -54,15 +54,11 @@ class _Recurrent(nn.RNNBase):
         )
 
     def _options(self, lengths, reset_mask) -> dict:
-        parameters = self._parameters
-        # As `_update_flat_weights` asks, but at the price of a look: are these weights still the module's?
-        if torch.compiler.is_compiling() or not all(
-            map(is_, map(parameters.get, self._flat_weights_names), self._flat_weights)
-        ):
-            self._update_flat_weights()
+        weights = self._current_weights()
         if self._frozen is not None:
-            self._frozen.check(self._flat_weights)
+            self._frozen.check(weights)
         return {
+            "weights": weights,
             "num_layers": self.num_layers,
             "bidirectional": self.bidirectional,
             "batch_first": self.batch_first,
@@ -71,6 +67,17 @@ class _Recurrent(nn.RNNBase):
             "lengths": lengths,
             "reset_mask": reset_mask,
         }
+
+    def _current_weights(self) -> list[Tensor | None]:
+        if torch.compiler.is_exporting():  # which warns of attributes that are assigned
+            return [getattr(self, name, None) for name in self._flat_weights_names]
+        parameters = self._parameters
+        # As `_update_flat_weights` asks, but at the price of a look: are these weights still the module's?
+        if torch.compiler.is_compiling() or not all(
+            map(is_, map(parameters.get, self._flat_weights_names), self._flat_weights)
+        ):
+            self._update_flat_weights()
+        return self._flat_weights
 
     # ---- frozen weights: where torch changes the weights of a module as a whole, they are packed anew ----
 
@@ -156,8 +163,8 @@ class LSTM(_Recurrent):
             return short[0], (short[1], short[2])
         options = self._options(lengths, reset_mask)
         if self._frozen is not None:
-            return self._frozen.run(_stack.lstm, input, hx, self._flat_weights, options)
-        return functional.lstm(input, hx, self._flat_weights, **options)
+            return self._frozen.run(_stack.lstm, input, hx, options)
+        return functional.lstm(input, hx, **options)
 
 
 class GRU(_Recurrent):
@@ -185,8 +192,8 @@ class GRU(_Recurrent):
             return short[0], short[1]
         options = self._options(lengths, reset_mask)
         if self._frozen is not None:
-            return self._frozen.run(_stack.gru, input, hx, self._flat_weights, options)
-        return functional.gru(input, hx, self._flat_weights, **options)
+            return self._frozen.run(_stack.gru, input, hx, options)
+        return functional.gru(input, hx, **options)
 
 
 class RNN(_Recurrent):
@@ -221,8 +228,8 @@ class RNN(_Recurrent):
             return short[0], short[1]
         options = self._options(lengths, reset_mask)
         if self._frozen is not None:
-            return self._frozen.run(_stack.rnn, input, hx, self._flat_weights, options)
-        return functional.rnn(input, hx, self._flat_weights, **options)
+            return self._frozen.run(_stack.rnn, input, hx, options)
+        return functional.rnn(input, hx, **options)
 
     def _options(self, lengths, reset_mask) -> dict:
         # From `mode`, not `nonlinearity`: layers pickled by old versions of torch have no such attribute.
