@@ -13,7 +13,7 @@ from operator import is_
 import torch
 from torch import Tensor, nn
 
-from . import _private
+from . import _autograd, _private
 from ._cells import Cell
 from ._inference import TIME_MAJOR
 from ._ops import Layer
@@ -58,8 +58,10 @@ class Frozen:
                 f"torch.inference_mode(), or {_THAW}"
             )
 
-    def run(self, stack, input, hx, weights, options: dict):
+    def run(self, stack, input, hx, options: dict):
         """``stack``, a function of :mod:`fused_rnn._stack`, on the packed weights: the complete way of a call."""
+        if torch.compiler.is_exporting():  # for other processes, where what is packed here would be refused
+            return stack(_autograd.run_layer, input, hx, **options)
         packed = iter(self.packed)
 
         def run_layer(layer: Layer):
@@ -71,7 +73,7 @@ class Frozen:
                 results = _infer_layer(layer, own)
             return (*results, *[layer.input.new_empty(0)] * (4 - len(results)))
 
-        return stack(run_layer, input, hx, weights, **options)
+        return stack(run_layer, input, hx, **options)
 
 
 def _infer_layer(layer: Layer, packed: Tensor) -> list[Tensor]:
