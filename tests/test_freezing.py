@@ -259,6 +259,16 @@ def test_compiled(backend):
         compiled(input)
 
 
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # torch.export's own
+def test_an_exported_layer_is_of_use_to_other_processes():
+    layer, input = fused_rnn.freeze(fused_rnn.LSTM(3, 4, num_layers=2)), torch.randn(5, 2, 3)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(layer, (input,)), file)
+    file.seek(0)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.load(file).module()(input), layer(input))
+
+
 # ---- freeze and thaw themselves ------------------------------------------------------------------------------------
 
 
