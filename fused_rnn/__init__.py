@@ -4,6 +4,7 @@ Put ``fused_rnn.LSTM`` where ``torch.nn.LSTM`` was, or call ``fused_rnn.swap(mod
 """
 
 from . import functional, reference
+from . import onnx as onnx  # not in __all__: a star import would hide the package of that name
 from ._version import __version__
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import restore, swap

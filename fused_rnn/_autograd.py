@@ -289,6 +289,8 @@ def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor
     """One layer: output, h_n, c_n and, if asked for, the second state after every step."""
     differentiable = [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
     transformed = _private.in_transform()
+    if transformed and torch.compiler.is_exporting():  # which would fail with an assertion of torch's own
+        raise NotImplementedError("fused_rnn: torch.export does not take vmap and torch.func's other transforms")
     if transformed and _private.in_forward_mode() and _private.in_nested_forward_mode():
         return reference.run_layer(layer, cells)
     # A tangent needs what a gradient does.

@@ -200,6 +200,8 @@ def _state_dims_message(input_dims: int, states: tuple[Tensor, ...]) -> str:
 
 
 def _enter_packed(options: _Options, packed: PackedSequence, hx, lengths, reset_mask):
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # here, as tracing may not get to the layer
+        raise NotImplementedError("fused_rnn: ONNX has no PackedSequence; pass padded input and lengths")
     data, batch_sizes, sorted_indices, unsorted_indices = packed
     if lengths is not None:
         raise ValueError(f"{options.name}: a PackedSequence has its lengths already, so lengths must be None")

@@ -1,0 +1,95 @@
+"""Export to ONNX: each layer becomes one LSTM, GRU or RNN node, of one direction or both.
+
+``torch.onnx.export(model, args, dynamo=True, custom_translation_table=fused_rnn.onnx.translations())``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ._cells import BY_ID
+from ._ops import Layer, Wanted, layer_from_arguments
+
+__all__ = ["translations"]
+
+# Of each cell: its node, the order of that node's gates in places of torch's (i f g o; r z n), attributes of its own.
+_NODES = {
+    "lstm": ("LSTM", [0, 3, 1, 2], {}),
+    "gru": ("GRU", [1, 0, 2], {"linear_before_reset": 1}),  # the reset gate acts after the recurrent product
+    "rnn_tanh": ("RNN", [0], {"activations": ["Tanh"]}),
+    "rnn_relu": ("RNN", [0], {"activations": ["Relu"]}),
+}
+
+
+def translations() -> dict[torch._ops.OpOverload, Callable]:
+    """What ``torch.onnx.export`` takes as ``custom_translation_table``."""
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("export to ONNX needs onnx and onnxscript: pip install onnx onnxscript") from error
+    return {torch.ops.fused_rnn.layer_forward.default: _translate}
+
+
+def _translate(*args):
+    """The operator's arguments, with values of ONNX's graph for tensors, to nodes of that graph: the five outputs."""
+    import onnx_ir
+    from onnxscript import opset18 as op
+
+    layer, (_, cells) = layer_from_arguments(*args[:10]), args[10:]
+    _check(layer, cells, onnx_ir)
+    node, order, attributes = _NODES[BY_ID[layer.cell].name]
+    directions = 1 + layer.bidirectional
+    input_size, hidden = layer.weights[0].shape[1], layer.weights[1].shape[1]
+    if "activations" in attributes:
+        attributes = {"activations": attributes["activations"] * directions}
+
+    def stack(tensors, *shape):
+        by_gate = op.Reshape(op.Concat(*tensors, axis=0), [len(tensors), len(order), -1])
+        return op.Reshape(op.Gather(by_gate, order, axis=1), [directions, *shape])
+
+    per_direction = len(layer.weights) // directions
+    weight_ih, weight_hh = (stack(layer.weights[k::per_direction], -1, n) for k, n in enumerate((input_size, hidden)))
+    bias = stack([w for w in layer.weights if len(w.shape) == 1], -1) if layer.bias else None
+    lengths = None if layer.lengths is None else op.Cast(layer.lengths, to=onnx_ir.DataType.INT32)
+    states = (layer.h0, layer.c0)[: BY_ID[layer.cell].states]
+    output, *finals = getattr(op, node)(
+        layer.input,
+        weight_ih,
+        weight_hh,
+        bias,
+        lengths,
+        *states,
+        direction="bidirectional" if layer.bidirectional else "forward",
+        hidden_size=hidden,
+        **attributes,
+    )
+    if layer.bidirectional:  # [T, D, B, H] to [T, B, D*H]
+        output = op.Reshape(op.Transpose(output, perm=[0, 2, 1, 3]), [0, 0, directions * hidden])
+    else:
+        output = op.Squeeze(output, [1])
+    if lengths is not None and layer.h0 is not None:
+        # The final state of a row without steps is its initial one; ONNX does not say so, and its runtimes give zero.
+        empty = op.Reshape(op.Equal(layer.lengths, 0), [-1, 1])
+        finals = [op.Where(empty, *pair) for pair in zip(states, finals, strict=True)]
+    unused = [onnx_ir.Value() for _ in range(4 - len(finals))]  # no node makes them, as none reads them
+    return (output, *finals, *unused)
+
+
+def _check(layer: Layer, cells: bool, onnx_ir) -> None:
+    """Raises for what no node of ONNX computes."""
+    cell = BY_ID[layer.cell].name
+    if cell not in _NODES:
+        raise NotImplementedError(f"fused_rnn: ONNX has no node for the cell {cell}")
+    lacking = {
+        "reset_mask": layer.reset_mask is not None,
+        "PackedSequence (pass padded input and lengths)": layer.batch_sizes is not None,
+        "proj_size": layer.weight_kinds[-1] is Wanted.WEIGHT_HR,
+        "vmap over weights": len(layer.weights[0].shape) == 3,
+        "the LSTM's cell state after every step": cells,
+        "bfloat16 (export model.float())": layer.input.dtype == onnx_ir.DataType.BFLOAT16,
+    }
+    for what, given in lacking.items():
+        if given:
+            raise NotImplementedError(f"fused_rnn: ONNX's {_NODES[cell][0]} node has no {what}")
