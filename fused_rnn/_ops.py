@@ -153,6 +153,7 @@ def layer_from_arguments(cell, bias, bidirectional, input, h0, c0, weights, leng
 
 @torch.library.register_fake("fused_rnn::layer_forward")
 def _forward_shapes(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask, save, cells):
+    _check_devices(input, batch_sizes, h0, c0, *weights, lengths, reset_mask)
     layer = layer_from_arguments(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask)
     kind, directions, hidden, width, members, rows = layer.sizes
     batch = _batch_of(input, h0, batch_sizes)
@@ -170,6 +171,17 @@ def _forward_shapes(cell, bias, bidirectional, input, h0, c0, weights, lengths, 
     )
 
 
+def _check_devices(input: Tensor, batch_sizes: Tensor | None, *others: Tensor | None) -> None:
+    """One argument on meta is enough for a call to come here: results without data, were the others on the CPU."""
+    if batch_sizes is not None and batch_sizes.device.type != "meta":
+        batch_sizes = None  # may be on the CPU
+    for tensor in (batch_sizes, *others):
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"fused_rnn: all arguments must be on the input's device, {input.device}; one is on {tensor.device}"
+            )
+
+
 def _batch_of(input: Tensor, h0: Tensor | None, batch_sizes: Tensor | None):
     if batch_sizes is None:
         return input.shape[-2]
@@ -184,6 +196,7 @@ def _batch_of(input: Tensor, h0: Tensor | None, batch_sizes: Tensor | None):
 def _infer_shapes(
     cell, num_layers, bias, bidirectional, layout, input, h0, c0, weights, packed, lengths, batch_sizes, reset_mask
 ):
+    _check_devices(input, batch_sizes, h0, c0, *weights, *packed, lengths, reset_mask)
     per_layer = tuple(weights[: len(weights) // num_layers])
     layer = Layer(cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, per_layer)
     kind, directions, hidden, width, _, _ = layer.sizes
@@ -220,6 +233,8 @@ def _backward_shapes(
     weight_groups,
     norms,
 ):
+    grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
+    _check_devices(input, batch_sizes, *grads, h0, c0, *weights, lengths, reset_mask, saved)
     layer = layer_from_arguments(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask)
     kind, directions, hidden, width, members, rows = layer.sizes
     steps = batch_sizes.shape[0] if batch_sizes is not None else rows[0]
