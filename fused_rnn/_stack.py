@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _library
+from . import _library, _refusals
 from ._cells import CELLS, Cell
 from ._ops import LAYOUTS, Layer, Wanted
 
@@ -37,7 +37,17 @@ def rnn(run_layer: RunLayer, input, hx, weights, *, nonlinearity: str = "tanh", 
     return run(run_layer, "RNN", NONLINEARITIES[nonlinearity], input, hx, weights, **options)[:2]
 
 
-def run(
+def run(run_layer: RunLayer, name: str, cell: Cell, input, hx, weights, **options):
+    """A stack of layers: (output, h_n, c_n); c_n is empty for cells of one state."""
+    try:
+        return _run(run_layer, name, cell, input, hx, weights, **options)
+    except Exception as error:
+        masks = {what: options.get(what) for what in ("lengths", "reset_mask")}
+        _refusals.explain(error, name, input, hx=hx, weights=weights, **masks)
+        raise
+
+
+def _run(
     run_layer: RunLayer,
     name: str,
     cell: Cell,
@@ -53,7 +63,6 @@ def run(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor, Tensor]:
-    """A stack of layers: (output, h_n, c_n); c_n is empty for cells of one state."""
     options = _Options(name, cell, num_layers, bidirectional, batch_first)
     bias, kinds = _weight_layout(options, weights)
     per_direction = len(kinds)
@@ -86,7 +95,16 @@ def run(
     return leave(data, h_n, c_n)
 
 
-def single_step(
+def single_step(run_layer: RunLayer, name: str, cell: Cell, input, hx, weights: Sequence[Tensor]):
+    """One step of one cell: the new states. ``weights``: weight_ih, weight_hh and, if any, bias_ih, bias_hh."""
+    try:
+        return _single_step(run_layer, name, cell, input, hx, weights)
+    except Exception as error:
+        _refusals.explain(error, name, input, hx=hx, weights=weights)
+        raise
+
+
+def _single_step(
     run_layer: RunLayer,
     name: str,
     cell: Cell,
@@ -94,7 +112,6 @@ def single_step(
     hx: tuple[Tensor, Tensor] | Tensor | None,
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """One step of one cell: the new states. ``weights``: weight_ih, weight_hh and, if any, bias_ih, bias_hh."""
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}: input must be a Tensor, got {type(input).__name__}")
     if input.dim() not in (1, 2):
@@ -208,7 +225,7 @@ def _enter_packed(options: _Options, packed: PackedSequence, hx, lengths, reset_
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
     states = _states_of(hx, options.name, options.cell)
-    steps, batch = batch_sizes.shape[0], int(batch_sizes[0])
+    steps, batch = batch_sizes.shape[0], _packed_batch(options, packed, states, reset_mask)
     mask = _time_major_mask(options, reset_mask, steps, batch, data.device)
     rows = _Rows(data, steps, batch, reset_mask=mask, batch_sizes=batch_sizes, order=sorted_indices)
 
@@ -219,6 +236,18 @@ def _enter_packed(options: _Options, packed: PackedSequence, hx, lengths, reset_
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n, c_n
 
     return rows, states, leave
+
+
+def _packed_batch(options: _Options, packed: PackedSequence, states: tuple[Tensor, ...], mask) -> int:
+    if torch.compiler.is_compiling():
+        # What a graph reads from a tensor it cannot compare with sizes. So the others say it; the operator compares.
+        if packed.sorted_indices is not None:
+            return packed.sorted_indices.shape[0]
+        if states and states[0].dim() == 3:
+            return states[0].shape[1]
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            return mask.shape[0 if options.batch_first else 1]
+    return int(packed.batch_sizes[0])
 
 
 def _lengths_tensor(lengths, batched: bool, batch: int, device) -> Tensor | None:
