@@ -295,6 +295,7 @@ def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor
         return reference.run_layer(layer, cells)
     # A tangent needs what a gradient does.
     save = _private.in_forward_mode() or (torch.is_grad_enabled() and _private.need_gradient(differentiable))
-    if save or transformed:
+    # Of a Function an export keeps what its forward does and drops its gradient. The operator has one of its own.
+    if (save or transformed) and not torch.compiler.is_exporting():
         return _apply(LayerForward, save, cells, *layer[:-1], *layer.weights)[:4]
-    return _layer_forward(False, cells, *layer[:-1], *layer.weights)[:4]
+    return _layer_forward(save, cells, *layer[:-1], *layer.weights)[:4]
