@@ -29,6 +29,7 @@ KINDS = {
 LAYERS = tuple(kind for kind in KINDS if not kind.endswith("_cell"))
 CELLS = tuple(kind for kind in KINDS if kind.endswith("_cell"))
 F64 = torch.float64
+DEEP = {"num_layers": 2, "bidirectional": True}
 
 
 def make_pair(kind: str, *sizes: int, dtype: torch.dtype = F64, **options) -> tuple[nn.Module, nn.Module]:

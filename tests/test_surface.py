@@ -11,6 +11,7 @@ import pytest
 import torch
 from common import (
     CELLS,
+    DEEP,
     F64,
     KINDS,
     LAYERS,
@@ -44,7 +45,6 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 every_layer = pytest.mark.parametrize("kind", LAYERS)
 unprojected = pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
 every_cell = pytest.mark.parametrize("kind", CELLS)
-DEEP = {"num_layers": 2, "bidirectional": True}
 
 
 def weight_hh(module):
@@ -842,6 +842,41 @@ def test_edits_in_place_of_what_the_backward_needs_are_noticed(kind, edited):
 
 
 @every_kind
+def test_tensors_of_inference_mode_are_used_outside_as_those_of_torch(kind):
+    ours, theirs = make_pair(kind)
+    with torch.inference_mode():
+        args = input_and_states(theirs)
+        made_inside = copy.deepcopy(ours), copy.deepcopy(theirs)
+        outputs = [tensors_of(module(*args))[0] for module in (ours, theirs)]
+    assert_same_error(*(lambda output=output: output.add_(1) for output in outputs))
+    assert_same_error(*(lambda output=output: (output * nn.Parameter(output.clone())).sum() for output in outputs))
+    assert_same_error(ours, theirs, *args)
+    plain = torch.utils._pytree.tree_map(torch.clone, args)
+    assert_same_error(*made_inside, *plain)
+    assert_same_results(ours, theirs, *plain)
+    with torch.no_grad():
+        for module in (ours, made_inside[0]):
+            for given in (args, plain):
+                found = tensors_of(module(*given))[0]
+                assert torch.equal(found, outputs[0])
+                assert not found.is_inference()
+
+
+@every_kind
+def test_lazily_negated_and_zero_tensors(kind):
+    ours, theirs = make_pair(kind)
+    args = input_and_states(theirs)
+    negated = torch.utils._pytree.tree_map(torch._neg_view, args)
+    zero = torch.utils._pytree.tree_map(lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype), args)
+    for lazy, plain in ((negated, lambda t: -t), (zero, torch.zeros_like)):
+        expected = tensors_of(ours(*torch.utils._pytree.tree_map(plain, args)))
+        for mode in (torch.enable_grad, torch.no_grad):
+            with mode():
+                found = tensors_of(ours(*lazy))
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@every_kind
 def test_retained_graph_gives_the_same_bits_twice(kind):
     for ours, _, args in layouts_of(kind):
         leaves = as_leaves(args)
@@ -1023,49 +1058,6 @@ def test_every_dtype_against_float64(kind, dtype):
     found = results_of(ours, *args)
     assert {tensor.dtype for tensor in found.values()} == {dtype}
     assert_close(found, results_of(theirs, *wide_args))
-
-
-@every_kind
-def test_autocast_gives_bfloat16_and_trains_float32_weights(kind):
-    ours, _ = make_pair(kind, 3, 8, dtype=torch.float32, **{"num_layers": 2} if kind in LAYERS else {})
-    head = nn.Linear(make_states(ours)[0].shape[-1], 1)
-    optimizer = torch.optim.Adam([*ours.parameters(), *head.parameters()], lr=0.02)
-    input, losses = make_input(ours, batch=16, dtype=torch.float32), []
-    target = input.sum(-1, keepdim=True).tanh()
-    for _ in range(30):
-        optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            outputs = tensors_of(ours(input))
-            assert {output.dtype for output in outputs} == {torch.bfloat16}
-            predicted = head(outputs[0])
-        loss = (predicted.float() - target).square().mean()
-        loss.backward()
-        assert {parameter.grad.dtype for parameter in ours.parameters()} == {torch.float32}
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
-
-
-@every_kind
-def test_autocast_refuses_integers_as_torch_does(kind):
-    for module in make_pair(kind, dtype=torch.float32):
-        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises((RuntimeError, ValueError), match="dtype"):
-            module(make_input(module).long())
-
-
-@every_kind
-def test_autocast_computes_what_a_bfloat16_module_computes(kind):
-    ours, _ = make_pair(kind, dtype=torch.float32)
-    args = make_input(ours, dtype=torch.float32), make_states(ours, dtype=torch.float32)
-    low = copy.deepcopy(ours).bfloat16()
-    expected = tensors_of(low(*torch.utils._pytree.tree_map(lambda tensor: tensor.bfloat16(), args)))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = tensors_of(ours(*args))
-        with torch.autocast("cpu", enabled=False):
-            assert tensors_of(ours(*args))[0].dtype == torch.float32
-        double, _ = make_pair(kind)
-        assert tensors_of(double(make_input(double)))[0].dtype == F64
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
