@@ -848,17 +848,19 @@ def test_tensors_of_inference_mode_are_used_outside_as_those_of_torch(kind):
         args = input_and_states(theirs)
         made_inside = copy.deepcopy(ours), copy.deepcopy(theirs)
         outputs = [tensors_of(module(*args))[0] for module in (ours, theirs)]
+        expected = outputs[0].clone()
     assert_same_error(*(lambda output=output: output.add_(1) for output in outputs))
     assert_same_error(*(lambda output=output: (output * nn.Parameter(output.clone())).sum() for output in outputs))
     assert_same_error(ours, theirs, *args)
     plain = torch.utils._pytree.tree_map(torch.clone, args)
-    assert_same_error(*made_inside, *plain)
+    if kind in LAYERS:  # some of torch's cells save none of such weights, and run
+        assert_same_error(*made_inside, *plain)
     assert_same_results(ours, theirs, *plain)
     with torch.no_grad():
         for module in (ours, made_inside[0]):
             for given in (args, plain):
                 found = tensors_of(module(*given))[0]
-                assert torch.equal(found, outputs[0])
+                assert torch.equal(found, expected)
                 assert not found.is_inference()
 
 
