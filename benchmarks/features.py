@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import torch
@@ -21,6 +22,7 @@ LENGTHS = [STEPS - 2 * row for row in range(BATCH)]
 AVERAGE_LENGTH = sum(LENGTHS) // BATCH
 RESET_SHARE = 0.02
 MEMBERS, MEMBER_HIDDEN = 8, 64
+COMPILED_STEPS, COMPILED_HIDDEN = 32, 64  # few: each of torch.nn's steps is compiled by itself
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,11 @@ class Feature:
     build: Callable[[], dict[str, Run]]
     target: float | None = None  # the largest factor between the first and the others
     same_results: bool = True  # whether the runs compute the same numbers, which is then checked
+    once: bool = False  # whether each is timed once, the first time
 
 
-def features() -> list[Feature]:
+def features(full: bool = False) -> list[Feature]:
+    """``full``: those too that take minutes."""
     found = []
     for layer, mode in product(("LSTM", "GRU"), ("inference", "training")):
         found += [
@@ -46,6 +50,10 @@ def features() -> list[Feature]:
             Feature(f"{layer} training: ensemble of {MEMBERS}", lambda a=layer: _ensemble(a)),
             Feature(f"{layer} per-sample gradients", lambda a=layer: _per_sample(a)),
         ]
+    if full:
+        name = f"LSTM training, torch.compile, T {COMPILED_STEPS}"
+        found += [Feature(f"{name}: the first step", _compiling, once=True, same_results=False)]
+        found += [Feature(f"{name}: a step", _models)]
     return found
 
 
@@ -127,6 +135,45 @@ def _per_sample(layer: str) -> dict[str, Run]:
     if layer == "LSTM":  # torch.nn's others raise under vmap
         runs["torch.nn vmap(grad)"] = lambda: at_once(theirs)
     return runs
+
+
+class _Model(nn.Module):
+    def __init__(self, lstm: nn.Module):
+        super().__init__()
+        self.enter = nn.Linear(COMPILED_HIDDEN, COMPILED_HIDDEN)
+        self.lstm = lstm
+        self.leave = nn.Linear(COMPILED_HIDDEN, COMPILED_HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.lstm(self.enter(x).relu())[0])
+
+
+@cache
+def _models() -> dict[str, Run]:
+    """A training step of each, on the same numbers; it is compiled when it runs first."""
+    ours = _Model(_layer("LSTM", COMPILED_HIDDEN))
+    theirs = _Model(_twin(ours.lstm))
+    theirs.load_state_dict(ours.state_dict())
+    torch._dynamo.config.allow_rnn = True  # which torch.compile refuses otherwise
+    torch._inductor.config.force_disable_caches = True
+    x = torch.randn(COMPILED_STEPS, BATCH, COMPILED_HIDDEN)
+    return {"ours": _training(ours, x), "torch.nn": _training(theirs, x)}
+
+
+def _training(model: nn.Module, x: Tensor) -> Run:
+    compiled = torch.compile(model, dynamic=False)
+
+    def step() -> list[Tensor]:
+        output = compiled(x)
+        return [output, *torch.autograd.grad(output.square().sum(), list(model.parameters()))]
+
+    return step
+
+
+def _compiling() -> dict[str, Run]:
+    models = _models()
+    _training(nn.Linear(2, 2), torch.randn(2, 2))()  # every process's first time takes longer
+    return models
 
 
 def _layer(layer: str, hidden: int) -> nn.Module:

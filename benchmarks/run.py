@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -39,6 +39,7 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
     # torch.nn says this of itself, for projected layers and under vmap.
     warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
     warnings.filterwarnings("ignore", "There is a performance drop")
+    warnings.filterwarnings("ignore", "dynamo_pgo force disabled")  # for the time that compiling takes
     limits = Limits(threads)
     results = Results(
         suite=suite,
@@ -55,7 +56,8 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
         for key, value in facts.items():
             print(f"{key + ':':29} {value}")
     if suite == "features":
-        for feature in _shown([f for f in features() if asked(f.name, only)], lambda f: f.name):
+        found = [f for f in features(full=effort.name == "full") if asked(f.name, only)]
+        for feature in _shown(found, lambda f: f.name):
             results.features.append(measure_feature(feature, effort))
             _print(table.feature_row(results.features[-1]))
         return results
@@ -122,6 +124,8 @@ def measure_feature(feature: Feature, effort: Effort) -> dict:
     runs = feature.build()
     if feature.same_results:
         check(feature.name, {name: Side(run) for name, run in runs.items()}, next(iter(runs)))
+    if feature.once:
+        effort = replace(effort, seconds=0, fewest_rounds=1)
     times = time_interleaved(runs, effort)
     sides = {name: asdict(timing) for name, timing in times.items()}
     return {"name": feature.name, "target": feature.target, "sides": sides}

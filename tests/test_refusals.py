@@ -48,7 +48,8 @@ def process_group(tmp_path_factory):
 
 
 def distributed(tensor):
-    from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, distribute_tensor
 
     return distribute_tensor(tensor, init_device_mesh("cpu", (1,)), [Replicate()])
 
@@ -163,8 +164,9 @@ def test_operators_refuse_one_argument_on_meta(operator):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_parameters_of_fully_sharded_modules_are_taken(kind, process_group):
     """Distributed between calls, plain inside of them."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor, init_device_mesh
+    from torch.distributed.tensor import DTensor
 
     ours, _ = make_pair(kind)
     expected, sharded = (nn.Sequential(module) for module in (ours, copy.deepcopy(ours)))
