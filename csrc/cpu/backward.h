@@ -383,14 +383,15 @@ class BackwardPass {
     return Cell::kStates > 1 ? dnext[1] * dnext[1] : V(T(0));
   }
 
-  static void trace_states(const Walk& w, const Step& step, int64_t b, int64_t unit, int64_t units, const V* dnext) {
+  FUSED_RNN_INLINE static void trace_states(const Walk& w, const Step& step, int64_t b, int64_t unit, int64_t units,
+                                            const V* dnext) {
     const int64_t place = w.output(step.t, b, Cell::kStates * w.g.hidden) + unit;
     for (int s = 0; s < Cell::kStates; ++s)
       store_vector(at<S>(w.g.trace_states, place + s * w.g.hidden), dnext[s], units);
   }
 
-  static void trace_gates(const Walk& w, const Step& step, int64_t b, int64_t unit, int64_t units, const V* dx,
-                          const V* dr) {
+  FUSED_RNN_INLINE static void trace_gates(const Walk& w, const Step& step, int64_t b, int64_t unit, int64_t units,
+                                           const V* dx, const V* dr) {
     const Backward& g = w.g;
     for (int j = 0; j < Cell::kGates; ++j) {
       const int64_t place = w.output(step.t, b, Cell::kGates * g.hidden) + j * g.hidden + unit;
@@ -401,8 +402,9 @@ class BackwardPass {
 
   // In place of Cell::backward: how its results change when what was saved and the states' gradients do. dnext:
   // tangents of these, in and out.
-  static void tangent(const Walk& w, const Step& step, int64_t b, int64_t unit, int64_t units, const V* keep,
-                      const V* state, const V* params, V* dnext, V* dx, V* dr, V* dstate, V* dparams) {
+  FUSED_RNN_INLINE static void tangent(const Walk& w, const Step& step, int64_t b, int64_t unit, int64_t units,
+                                       const V* keep, const V* state, const V* params, V* dnext, V* dx, V* dr,
+                                       V* dstate, V* dparams) {
     using D = Dual<V>;
     const Backward& g = w.g;
     const int64_t H = g.hidden;

@@ -154,6 +154,29 @@ class ForwardPass {
     int64_t number, t, rows, next_rows;
   };
 
+  // Row i of a walk in one step: where it lies in arrays [M, N, D] and [M, D, N], and in those the cell writes.
+  struct Place {
+    int64_t by_row, by_direction;
+    const E* h;  // as it enters the step
+    E *h_next, *wide_h;
+    T* c;
+    S *saved, *output, *cells;
+
+    FUSED_RNN_INLINE Place(const Walk& w, const Step& step, int64_t i) {
+      const Forward& f = w.f;
+      const int64_t row = row_of(f, step.t, w.run.batch_row(i));
+      by_row = (w.run.m * f.rows + row) * f.directions + w.run.d;
+      by_direction = w.run.problem * f.rows + row;
+      h = w.state.h[step.number % 2] + i * w.state.h_stride;
+      h_next = w.state.h[(step.number + 1) % 2] + i * w.state.h_stride;
+      wide_h = w.state.wide_h + i * w.state.wide_stride;
+      c = w.state.c + i * w.state.c_stride;
+      saved = at<S>(f.saved, by_direction * f.saved_width);
+      output = at<S>(f.output, by_row * f.output_size);
+      cells = at<S>(f.cells, by_row * f.hidden);
+    }
+  };
+
   static int64_t packed_bytes_here(const Forward& f, const Plan& plan) {
     return f.packed ? 0 : size_of<Packed>(f, plan);
   }
@@ -410,8 +433,7 @@ class ForwardPass {
     const T* bias_ih = w.packed.bias_ih + w.run.problem * w.packed.bias_size + panel * kWidth;
     const T* bias_hh = w.packed.bias_hh + w.run.problem * w.packed.bias_size + panel * kWidth;
     const T* params = w.packed.params + w.run.problem * w.packed.params_size;
-    const E* h = w.state.h[step.number % 2] + i * w.state.h_stride;
-    const T* c = w.state.c + i * w.state.c_stride;
+    const Place place(w, step, i);
     for (int u = 0; u < Panels::kUnits; ++u) {
       const int64_t unit = panels.first_unit(panel) + u * kLanes, units = minimum(kLanes, f.hidden - unit);
       if (units <= 0) break;
@@ -424,46 +446,39 @@ class ForwardPass {
         if (Cell::kRecurrent && !Cell::kOneGateGradient) rs[g] = rs[g] + load_vector(bias_hh + j);
       }
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + unit);
-      if (!Cell::kProjectable) state[0] = load_vector(h + unit);
-      if (Cell::kStates > 1) state[1] = load_vector(c + unit);
+      if (!Cell::kProjectable) state[0] = load_vector(place.h + unit);
+      if (Cell::kStates > 1) state[1] = load_vector(place.c + unit);
       Cell::forward(xs, rs, state, ps, next, keep);
-      leave(w, step, i, unit, units, keep, state, next);
+      leave(f, place, unit, units, keep, state, next);
     }
   }
 
   // What the cell leaves: for the backward pass, the next step and the user.
-  FUSED_RNN_INLINE static void leave(const Walk& w, const Step& step, int64_t i, int64_t unit, int64_t units,
-                                     const V* keep, const V* state, const V* next) {
-    const Forward& f = w.f;
-    const int64_t H = f.hidden, P = f.output_size, row = row_of(f, step.t, w.run.batch_row(i));
-    const int64_t place = (w.run.m * f.rows + row) * f.directions + w.run.d;
-    const E* h = w.state.h[step.number % 2] + i * w.state.h_stride;
-    E* h_next = w.state.h[(step.number + 1) % 2] + i * w.state.h_stride;
-    if (S* saved = at<S>(f.saved, (w.run.problem * f.rows + row) * f.saved_width)) {
-      for (int k = 0; k < Cell::kSaved; ++k) store_vector(saved + k * H + unit, keep[k], units);
+  FUSED_RNN_INLINE static void leave(const Forward& f, const Place& place, int64_t unit, int64_t units, const V* keep,
+                                     const V* state, const V* next) {
+    if (S* saved = place.saved) {
+      for (int k = 0; k < Cell::kSaved; ++k) store_vector(saved + k * f.hidden + unit, keep[k], units);
       if (Cell::kStates > 1) store_vector(saved + entering_c<Cell>(f) + unit, state[1], units);
-      if (!projected(f)) store_vector(saved + entering_h<Cell>(f) + unit, load_vector(h + unit), units);
+      if (!projected(f)) store_vector(saved + entering_h<Cell>(f) + unit, load_vector(place.h + unit), units);
     }
     if (Cell::kStates > 1) {
-      store_vector(w.state.c + i * w.state.c_stride + unit, next[1]);
-      if (f.cells) store_vector(at<S>(f.cells, place * H + unit), next[1], units);
+      store_vector(place.c + unit, next[1]);
+      if (f.cells) store_vector(place.cells + unit, next[1], units);
     }
     if (projected(f))
-      store_vector(w.state.wide_h + i * w.state.wide_stride + unit, next[0], units);
+      store_vector(place.wide_h + unit, next[0], units);
     else
-      store_h(at<S>(f.output, place * P + unit), h_next + unit, next[0], units);
+      store_h(place.output + unit, place.h_next + unit, next[0], units);
   }
 
   // In place of `cell`: how all that changes when x, r and the states do.
   static void tangent(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* r) {
     const Forward& f = w.f;
     const Panels panels = panels_of(f);
-    const int64_t H = f.hidden, row = row_of(f, step.t, w.run.batch_row(i));
-    const int64_t place = (w.run.m * f.rows + row) * f.directions + w.run.d;
-    const S* primal = at<S>(f.primal, (w.run.problem * f.rows + row) * f.saved_width);
+    const int64_t H = f.hidden;
+    const Place place(w, step, i);
+    const S* primal = at<S>(f.primal, place.by_direction * f.saved_width);
     const T* params = w.packed.params + w.run.problem * w.packed.params_size;
-    const E* h = w.state.h[step.number % 2] + i * w.state.h_stride;
-    const T* c = w.state.c + i * w.state.c_stride;
     for (int u = 0; u < Panels::kUnits; ++u) {
       const int64_t unit = panels.first_unit(panel) + u * kLanes, units = minimum(kLanes, H - unit);
       if (units <= 0) break;
@@ -471,22 +486,22 @@ class ForwardPass {
       V keep[Cell::kSaved], dstates[kMaxStates], dnext[kMaxStates];
       for (int g = 0; g < Cell::kGates; ++g) {
         const auto given = [&](const void* tangents) {
-          return tangents ? load_vector(at<S>(tangents, (place * Cell::kGates + g) * H + unit), units) : V(T(0));
+          return tangents ? load_vector(at<S>(tangents, (place.by_row * Cell::kGates + g) * H + unit), units) : V(T(0));
         };
         xs[g] = given(f.tangent_x);
         if (Cell::kRecurrent) rs[g] = load_vector(r + (g * Panels::kUnits + u) * kLanes) + given(f.tangent_r);
       }
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + unit);
       load_saved<Cell>(f, primal, unit, units, saved, states);
-      if (!Cell::kProjectable) dstates[0] = load_vector(h + unit);
-      if (Cell::kStates > 1) dstates[1] = load_vector(c + unit);
+      if (!Cell::kProjectable) dstates[0] = load_vector(place.h + unit);
+      if (Cell::kStates > 1) dstates[1] = load_vector(place.c + unit);
       Cell::tangent(saved, states, ps, xs, rs, dstates, keep);
       Dual<V> dual_saved[Cell::kSaved], dual_states[kMaxStates], dual_next[kMaxStates];
       for (int k = 0; k < Cell::kSaved; ++k) dual_saved[k] = {saved[k], keep[k]};
       for (int s = Cell::kProjectable; s < Cell::kStates; ++s) dual_states[s] = {states[s], dstates[s]};
       Cell::advance(dual_saved, dual_states, dual_next);
       for (int s = 0; s < Cell::kStates; ++s) dnext[s] = dual_next[s].tangent;
-      leave(w, step, i, unit, units, keep, dstates, dnext);
+      leave(f, place, unit, units, keep, dstates, dnext);
     }
   }
 
@@ -501,8 +516,6 @@ class ForwardPass {
     const Forward& f = w.f;
     const int64_t P = f.output_size;
     const Plain<E> hr = projection_of(f);
-    const E* h = w.state.h[step.number % 2];
-    E* h_next = w.state.h[(step.number + 1) % 2];
     const int64_t last = cut(hr.panels(), w.plan.unit_chunks, share + 1);
     for (int64_t panel = cut(hr.panels(), w.plan.unit_chunks, share); panel < last; ++panel) {
       const int64_t first = hr.first_column(panel);
@@ -511,16 +524,15 @@ class ForwardPass {
           step.rows, f.hidden, [&](int64_t i) { return w.state.wide_h + i * w.state.wide_stride; }, 1,
           w.packed.hr + w.run.problem * w.packed.hr_size + hr.offset(panel), vectors, f.batch == 1, FetchNothing{},
           [&](int64_t i, const T* sums) {
-            const int64_t row = row_of(f, step.t, w.run.batch_row(i)), j = i * w.state.h_stride;
-            S* output = at<S>(f.output, ((w.run.m * f.rows + row) * f.directions + w.run.d) * P);
-            S* saved = at<S>(f.saved, (w.run.problem * f.rows + row) * f.saved_width);
-            const S* added = at<S>(f.tangent_h, ((w.run.m * f.rows + row) * f.directions + w.run.d) * P);
+            const Place place(w, step, i);
+            const S* added = at<S>(f.tangent_h, place.by_row * P);
             for (int v = 0; v < vectors; ++v) {
               const int64_t unit = first + v * kLanes, units = minimum(kLanes, P - unit);
               V next = load_vector(sums + v * kLanes);
               if (added) next = next + load_vector(added + unit, units);
-              store_h(output + unit, h_next + j + unit, next, units);
-              if (saved) store_vector(saved + entering_h<Cell>(f) + unit, load_vector(h + j + unit), units);
+              store_h(place.output + unit, place.h_next + unit, next, units);
+              if (place.saved)
+                store_vector(place.saved + entering_h<Cell>(f) + unit, load_vector(place.h + unit), units);
             }
           });
     }
