@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn
@@ -49,6 +49,8 @@ def features(full: bool = False) -> list[Feature]:
         found += [
             Feature(f"{layer} training: ensemble of {MEMBERS}", lambda a=layer: _ensemble(a)),
             Feature(f"{layer} per-sample gradients", lambda a=layer: _per_sample(a)),
+            Feature(f"{layer} gradient penalty, float64", lambda a=layer: _second_order(a, _penalty)),
+            Feature(f"{layer} jvp, float64", lambda a=layer: _second_order(a, _jvp)),
         ]
     if full:
         name = f"LSTM training, torch.compile, T {COMPILED_STEPS}"
@@ -135,6 +137,31 @@ def _per_sample(layer: str) -> dict[str, Run]:
     if layer == "LSTM":  # torch.nn's others raise under vmap
         runs["torch.nn vmap(grad)"] = lambda: at_once(theirs)
     return runs
+
+
+def _second_order(layer: str, derivative: Callable[[Callable, Tensor, list[Tensor]], list[Tensor]]) -> dict[str, Run]:
+    ours = _layer(layer, MEMBER_HIDDEN).double()
+    theirs = _twin(ours).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(STEPS, BATCH, MEMBER_HIDDEN, dtype=torch.float64)
+    weights, loop = list(ours.parameters()), getattr(fused_rnn.reference, layer.lower())
+    return {
+        "ours": lambda: derivative(lambda x: ours(x)[0], x, weights),
+        "torch.nn": lambda: derivative(lambda x: theirs(x)[0], x, list(theirs.parameters())),
+        "cell loop": lambda: derivative(lambda x: loop(x, None, weights)[0], x, weights),
+    }
+
+
+def _penalty(run: Callable, x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """A training step whose loss is a norm of a gradient."""
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(run(leaf).square().sum(), leaf, create_graph=True)
+    return [gradient, *torch.autograd.grad(gradient.square().sum(), [leaf, *weights])]
+
+
+def _jvp(run: Callable, x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    with torch.no_grad():
+        return list(jvp(run, (x,), (x,)))
 
 
 class _Model(nn.Module):

@@ -124,7 +124,7 @@ def test_padding_may_hold_anything():
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-# ---- torch.func and forward_ad ---------------------------------------------------------------------------------------
+# ---- torch.func and forward_ad -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["LSTM", "GRU", "RNN"])
@@ -227,7 +227,60 @@ def test_tangent_of_per_sample_gradients(layer):
     torch.testing.assert_close(*results)
 
 
-# ---- the operators ---------------------------------------------------------------------------------------------------
+# ---- what people do with second derivatives ------------------------------------------------------------------------
+
+
+def gradient_penalty(module, x):
+    own = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(module(own)[0].square().sum(), own, create_graph=True)
+    return torch.autograd.grad((gradient.norm() - 1).square(), [own, *module.parameters()])
+
+
+def hessian_vector_product(module, x):
+    """In all weights and states, by double backward."""
+    weights = list(module.parameters())
+    first = torch.autograd.grad(module(x)[0].square().sum(), weights, create_graph=True)
+    return torch.autograd.grad(first, weights, [w.detach().sin() for w in weights])
+
+
+def learn_to_learn(module, x, steps=2):
+    """MAML: the gradient, by the first weights, of the loss after some steps of descent."""
+    first = dict(module.named_parameters())
+    weights = first
+
+    def loss(weights):
+        return torch.func.functional_call(module, weights, (x,))[0].square().sum()
+
+    for _ in range(steps):
+        gradients = torch.autograd.grad(loss(weights), list(weights.values()), create_graph=True)
+        weights = {name: w - 0.1 * g for (name, w), g in zip(weights.items(), gradients, strict=True)}
+    return torch.autograd.grad(loss(weights), list(first.values()))
+
+
+def learn_to_learn_by_transforms(module, x):
+    def loss(weights):
+        return torch.func.functional_call(module, weights, (x,))[0].square().sum()
+
+    def after_a_step(weights):
+        gradients = torch.func.grad(loss)(weights)
+        return loss({name: weights[name] - 0.1 * gradients[name] for name in weights})
+
+    # Detached: else plain autograd might ask for a third derivative.
+    return list(torch.func.grad(after_a_step)({name: w.detach() for name, w in module.named_parameters()}).values())
+
+
+USES = (gradient_penalty, hessian_vector_product, learn_to_learn, learn_to_learn_by_transforms)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_uses_of_second_derivatives(layer, use, request):
+    ours, theirs, x = layer
+    if use is not learn_to_learn:  # whose second step of descent is differentiated for the third time
+        request.getfixturevalue("no_reference")
+    torch.testing.assert_close(use(ours, x), use(theirs, x))
+
+
+# ---- the operators -------------------------------------------------------------------------------------------------
 
 
 def calls_of(cell, members):
@@ -276,7 +329,7 @@ def test_operators_refuse_what_does_not_fit(what):
         torch.ops.fused_rnn.layer_tangent(*arguments)
 
 
-# ---- the CUDA kernels; last, as the emulator stays until the end of this file -----------------------------------------
+# ---- the CUDA kernels; last, as the emulator stays until the end of this file --------------------------------------
 
 
 @pytest.mark.parametrize("size", ["small", "tails"])
