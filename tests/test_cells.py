@@ -32,7 +32,7 @@ LIMITS = {
     "lost_nans_double": 0,
     "recurrent": 0,
     "one_gate_gradient": 0,
-    "projectable": 0,
+    "reads_h": 0,
 }
 
 

@@ -9,7 +9,8 @@
 //   kParams           per-unit parameters (peepholes), read from `params`
 //   kRecurrent        false: there is no W_hh, r is not read and dr is not written
 //   kOneGateGradient  true: dr equals dx, or there is no dr; engines keep one copy
-//   kProjectable      true: state[0] is never read directly, so h may be projected to another width (proj_size)
+//   kReadsH           false: state[0] is never read, h enters through r alone, and dstate[0] is zero
+//   kProjectable      true: h may be projected to another width (proj_size), which needs kReadsH false
 //
 //   forward(x[kGates], r[kGates], state[kStates], params[kParams] -> state_next[kStates], saved[kSaved])
 //   advance(saved, state -> state_next)     the end of forward, again, from what was saved

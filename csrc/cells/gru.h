@@ -15,6 +15,7 @@ struct Gru {
   static constexpr int kParams = 0;
   static constexpr bool kRecurrent = true;
   static constexpr bool kOneGateGradient = false;  // the candidate's x and r enter differently
+  static constexpr bool kReadsH = true;
   static constexpr bool kProjectable = false;
 
   template <class T>

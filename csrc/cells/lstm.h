@@ -15,6 +15,7 @@ struct Lstm {
   static constexpr int kParams = 0;
   static constexpr bool kRecurrent = true;
   static constexpr bool kOneGateGradient = true;
+  static constexpr bool kReadsH = false;
   static constexpr bool kProjectable = true;
 
   template <class T>

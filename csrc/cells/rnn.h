@@ -35,6 +35,7 @@ struct Rnn {
   static constexpr int kParams = 0;
   static constexpr bool kRecurrent = true;
   static constexpr bool kOneGateGradient = true;
+  static constexpr bool kReadsH = false;
   static constexpr bool kProjectable = false;
 
   template <class T>

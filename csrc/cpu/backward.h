@@ -66,7 +66,7 @@ struct Gradients {
     gates_r = Cell::kOneGateGradient ? gates_x : carve.take<E>(Q * slots * g.batch * gate_stride);
     outputs = carve.take<E>(projected(g) ? Q * slots * g.batch * output_stride : 0);
     wide_h = carve.take<E>(projected(g) ? Q * slots * g.batch * wide_stride : 0);
-    dh = carve.take<T>(Cell::kProjectable ? 0 : Q * g.batch * unit_stride);
+    dh = carve.take<T>(!Cell::kReadsH ? 0 : Q * g.batch * unit_stride);
     dc = carve.take<T>(Cell::kStates > 1 ? Q * g.batch * unit_stride : 0);
     row_params = carve.take<T>(Q * g.batch * Cell::kParams * unit_stride);
     norms = carve.take<T>(g.grad_norms ? Q * Cell::kStates * g.steps * g.batch * norm_panels : 0);
@@ -280,7 +280,7 @@ class BackwardPass {
       const int64_t unit = hh.first_column(panel) + v * kLanes, units = minimum(kLanes, P - unit);
       V dh = load_vector(sums + v * kLanes);
       if (i < step.from_rows) {
-        if (!Cell::kProjectable && !cut) dh = dh + load_vector(w.shared.dh + w.state(b, w.shared.unit_stride) + unit);
+        if (Cell::kReadsH && !cut) dh = dh + load_vector(w.shared.dh + w.state(b, w.shared.unit_stride) + unit);
         if (g.added_h && !cut) dh = dh + load_vector(at<S>(g.added_h, w.output(step.from_t, b, P) + unit), units);
       } else if (g.grad_h_n) {
         dh = load_vector(at<S>(g.grad_h_n, w.state(b, P) + unit), units);
@@ -372,7 +372,7 @@ class BackwardPass {
       if (!Cell::kOneGateGradient)
         store_vector(shared.gates_r + slot * shared.gate_stride + j * H + unit, dr[j], units);
     }
-    if (!Cell::kProjectable) store_vector(shared.dh + w.state(b, shared.unit_stride) + unit, dstate[0]);
+    if (Cell::kReadsH) store_vector(shared.dh + w.state(b, shared.unit_stride) + unit, dstate[0]);
     if (Cell::kStates > 1) store_vector(shared.dc + w.state(b, shared.unit_stride) + unit, dstate[1]);
     if (projected(g)) store_vector(shared.wide_h + slot * shared.wide_stride + unit, next[0], units);
     for (int p = 0; p < Cell::kParams; ++p) {
@@ -414,7 +414,7 @@ class BackwardPass {
     const S* tangents = at<S>(g.saved_tangent, w.saved(step.t, b) - at<S>(g.saved, 0));
     load_saved<Cell>(g, tangents, unit, units, keep_tangents, state_tangents);
     for (int k = 0; k < Cell::kSaved; ++k) keeps[k] = {keep[k], keep_tangents[k]};
-    for (int s = Cell::kProjectable; s < Cell::kStates; ++s) states[s] = {state[s], state_tangents[s]};
+    for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) states[s] = {state[s], state_tangents[s]};
     for (int p = 0; p < Cell::kParams; ++p) constants[p] = {params[p], V(T(0))};
     if (g.added_wide) dnext[0] = dnext[0] + load_vector(at<S>(g.added_wide, w.output(step.t, b, H) + unit), units);
     for (int s = 0; s < Cell::kStates; ++s) {

@@ -446,7 +446,7 @@ class ForwardPass {
         if (Cell::kRecurrent && !Cell::kOneGateGradient) rs[g] = rs[g] + load_vector(bias_hh + j);
       }
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + unit);
-      if (!Cell::kProjectable) state[0] = load_vector(place.h + unit);
+      if (Cell::kReadsH) state[0] = load_vector(place.h + unit);
       if (Cell::kStates > 1) state[1] = load_vector(place.c + unit);
       Cell::forward(xs, rs, state, ps, next, keep);
       leave(f, place, unit, units, keep, state, next);
@@ -493,12 +493,12 @@ class ForwardPass {
       }
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + unit);
       load_saved<Cell>(f, primal, unit, units, saved, states);
-      if (!Cell::kProjectable) dstates[0] = load_vector(place.h + unit);
+      if (Cell::kReadsH) dstates[0] = load_vector(place.h + unit);
       if (Cell::kStates > 1) dstates[1] = load_vector(place.c + unit);
       Cell::tangent(saved, states, ps, xs, rs, dstates, keep);
       Dual<V> dual_saved[Cell::kSaved], dual_states[kMaxStates], dual_next[kMaxStates];
       for (int k = 0; k < Cell::kSaved; ++k) dual_saved[k] = {saved[k], keep[k]};
-      for (int s = Cell::kProjectable; s < Cell::kStates; ++s) dual_states[s] = {states[s], dstates[s]};
+      for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) dual_states[s] = {states[s], dstates[s]};
       Cell::advance(dual_saved, dual_states, dual_next);
       for (int s = 0; s < Cell::kStates; ++s) dnext[s] = dual_next[s].tangent;
       leave(f, place, unit, units, keep, dstates, dnext);

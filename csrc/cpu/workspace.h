@@ -122,14 +122,14 @@ int64_t entering_c(const Layer& layer) {
 template <class Cell, class S, class V>
 FUSED_RNN_INLINE void load_saved(const Layer& layer, const S* saved, int64_t unit, int64_t units, V* keep, V* state) {
   for (int k = 0; k < Cell::kSaved; ++k) keep[k] = load_vector(saved + k * layer.hidden + unit, units);
-  if (!Cell::kProjectable) state[0] = load_vector(saved + entering_h<Cell>(layer) + unit, units);
+  if (Cell::kReadsH) state[0] = load_vector(saved + entering_h<Cell>(layer) + unit, units);
   if (Cell::kStates > 1) state[1] = load_vector(saved + entering_c<Cell>(layer) + unit, units);
 }
 // It lies in memory that no cache holds any more.
 template <class Cell, class S>
 void fetch_saved(const Layer& layer, const S* saved, int64_t unit, int64_t units) {
   for (int k = 0; k < Cell::kSaved; ++k) fetch_row(saved + k * layer.hidden + unit, units);
-  if (!Cell::kProjectable) fetch_row(saved + entering_h<Cell>(layer) + unit, units);
+  if (Cell::kReadsH) fetch_row(saved + entering_h<Cell>(layer) + unit, units);
   if (Cell::kStates > 1) fetch_row(saved + entering_c<Cell>(layer) + unit, units);
 }
 

@@ -85,7 +85,7 @@ template <class Cell, class S, class T>
 FUSED_RNN_DEVICE void load_saved(const Layer& layer, const S* saved, T* kept, T* state) {
   FUSED_RNN_UNROLL
   for (int k = 0; k < Cell::kSaved; ++k) kept[k] = load(saved[k * layer.hidden]);
-  if (!Cell::kProjectable) state[0] = load(saved[entering_h(layer, Cell::kSaved)]);
+  if (Cell::kReadsH) state[0] = load(saved[entering_h(layer, Cell::kSaved)]);
   if (Cell::kStates > 1) state[1] = load(saved[entering_c(layer, Cell::kSaved)]);
 }
 

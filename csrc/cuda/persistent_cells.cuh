@@ -199,7 +199,7 @@ class BackwardCell {
     const Storage* saved = at<Storage>(g.saved, (place_.problem * g.rows + row) * g.saved_width + place_.unit);
     FUSED_RNN_UNROLL
     for (int k = 0; k < Cell::kSaved; ++k) kept_[k] = saved[k * H];
-    if (!Cell::kProjectable) entered_[0] = saved[entering_h(g, Cell::kSaved)];
+    if (Cell::kReadsH) entered_[0] = saved[entering_h(g, Cell::kSaved)];
     if (Cell::kStates > 1) entered_[1] = saved[entering_c(g, Cell::kSaved)];
     const int64_t by_row = ((place_.m * g.rows + row) * g.directions + place_.d) * H + place_.unit;
     grad_output_ = g.grad_output ? *at<Storage>(g.grad_output, by_row) : Storage{};
@@ -215,7 +215,7 @@ class BackwardCell {
     T dr[Cell::kGates], dparams[Cell::kParams + 1];
     FUSED_RNN_UNROLL
     for (int k = 0; k < Cell::kSaved; ++k) kept[k] = load(kept_[k]);
-    if (!Cell::kProjectable) state[0] = load(entered_[0]);
+    if (Cell::kReadsH) state[0] = load(entered_[0]);
     if (Cell::kStates > 1) state[1] = load(entered_[1]);
     dnext[0] = dh_ + load(grad_output_);
     if (Cell::kStates > 1) dnext[1] = dc_ + load(grad_cells_);
@@ -226,7 +226,7 @@ class BackwardCell {
       dr_[j] = Cell::kOneGateGradient ? dx_[j] : dr[j];
       if (!cut_) store_one(shown[j], dr_[j]);
     }
-    dh_ = Cell::kProjectable || cut_ ? T(0) : dstate[0];
+    dh_ = !Cell::kReadsH || cut_ ? T(0) : dstate[0];
     if (Cell::kStates > 1) dc_ = cut_ ? T(0) : dstate[1];
     FUSED_RNN_UNROLL
     for (int i = 0; i < Cell::kParams; ++i) dparams_[i] += dparams[i];

@@ -74,7 +74,7 @@ FUSED_RNN_DEVICE void tangent_backward(const Backward& g, const Place& p, int64_
   FUSED_RNN_UNROLL
   for (int k = 0; k < Cell::kSaved; ++k) keeps[k] = {kept[k], kept_tangents[k]};
   FUSED_RNN_UNROLL
-  for (int s = Cell::kProjectable; s < Cell::kStates; ++s) states[s] = {state[s], state_tangents[s]};
+  for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) states[s] = {state[s], state_tangents[s]};
   FUSED_RNN_UNROLL
   for (int i = 0; i < Cell::kParams; ++i) constants[i] = {params[i], T(0)};
   if (g.added_wide) dnext[0] += load(*at<S>(g.added_wide, p.by_row(g) * H + unit));
@@ -137,7 +137,7 @@ __global__ void backward_step(const Backward g, const Step step, const BackwardA
       if (!Cell::kOneGateGradient) store(*at<S>(a.gates_r, p.by_row(g) * GH + j * H + unit), dr_j);
       store(*at<S>(a.step_gates, p.state * GH + j * H + unit), cut ? T(0) : dr_j);
     }
-    if (!Cell::kProjectable) *at<T>(a.dh, state_unit) = (cut ? T(0) : dstate[0]) + added_dh<S>(g, p, step, b, unit);
+    if (Cell::kReadsH) *at<T>(a.dh, state_unit) = (cut ? T(0) : dstate[0]) + added_dh<S>(g, p, step, b, unit);
     if (Cell::kStates > 1) *at<T>(a.dc, state_unit) = cut ? T(0) : dstate[1];
     if (projected(g)) store(*at<S>(a.wide_h, p.by_row(g) * H + unit), next[0]);
     if (Cell::kStates > 1 && a.whole[1]) *at<T>(a.whole[1], state_unit) = dnext[1];

@@ -82,7 +82,7 @@ __global__ void forward_step(const Forward f, const Step step, const ForwardArra
     }
     FUSED_RNN_UNROLL
     for (int i = 0; i < Cell::kParams; ++i) params[i] = load(*at<S>(w.params, (p.m * Cell::kParams + i) * H + unit));
-    if (!Cell::kProjectable) state[0] = cut ? T(0) : load(*at<S>(a.h, p.state * P + unit));
+    if (Cell::kReadsH) state[0] = cut ? T(0) : load(*at<S>(a.h, p.state * P + unit));
     if (Cell::kStates > 1) state[1] = cut ? T(0) : *at<T>(a.c, p.state * H + unit);
     Cell::forward(x, r, state, params, next, kept);
     leave<Cell, S>(f, p, a, unit, cut, kept, state, next);
@@ -115,13 +115,13 @@ __global__ void tangent_step(const Forward f, const Step step, const ForwardArra
     for (int i = 0; i < Cell::kParams; ++i)
       params[i] = load(*at<S>(pick(f.weights, p.d).params, (p.m * Cell::kParams + i) * H + unit));
     load_saved<Cell>(f, at<S>(f.primal, p.by_direction(f) * f.saved_width + unit), saved, states);
-    if (!Cell::kProjectable) state[0] = cut ? T(0) : load(*at<S>(a.h, p.state * f.output_size + unit));
+    if (Cell::kReadsH) state[0] = cut ? T(0) : load(*at<S>(a.h, p.state * f.output_size + unit));
     if (Cell::kStates > 1) state[1] = cut ? T(0) : *at<T>(a.c, p.state * H + unit);
     Cell::tangent(saved, states, params, x, r, state, kept);
     FUSED_RNN_UNROLL
     for (int k = 0; k < Cell::kSaved; ++k) dual_saved[k] = {saved[k], kept[k]};
     FUSED_RNN_UNROLL
-    for (int s = Cell::kProjectable; s < Cell::kStates; ++s) dual_state[s] = {states[s], state[s]};
+    for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) dual_state[s] = {states[s], state[s]};
     Cell::advance(dual_saved, dual_state, dual_next);
     FUSED_RNN_UNROLL
     for (int s = 0; s < Cell::kStates; ++s) next[s] = dual_next[s].tangent;

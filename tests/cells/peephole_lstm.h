@@ -16,6 +16,7 @@ struct PeepholeLstm {
   static constexpr int kParams = 3;
   static constexpr bool kRecurrent = true;
   static constexpr bool kOneGateGradient = true;
+  static constexpr bool kReadsH = false;
   static constexpr bool kProjectable = true;
 
   template <class T>
