@@ -126,14 +126,15 @@ def differentiate_backward(
     reached = [i for i, grad in enumerate(grad_grads) if grad is not None]
     products: list[Tensor | None] = [None] * len(inputs)
     count = len(inputs) - len(grads)
-    if reached and not _is_differentiable((*inputs, *grad_grads)) and _tangents.are_compiled(layer, groups):
+    plain = _is_differentiable((*inputs, *grad_grads)) or _are_batched(grad_grads)
+    if reached and not plain and _tangents.are_compiled(layer, groups):
         direction = Direction(*grad_grads[:3], grad_grads[3:])
         with _private.below_autograd():
             outputs, states = _tangents.of_backward(layer, saved, grads, direction, (None,) * len(grads), wanted)
         products = [*states, *outputs]
     elif reached:
-        plain = groups == 1 and layer.weights[0].dim() == 2 and not _private.in_transform()
-        differentiate = _by_autograd if plain else _by_transforms
+        by_autograd = groups == 1 and layer.weights[0].dim() == 2 and not _private.in_transform()
+        differentiate = _by_autograd if by_autograd else _by_transforms
         products = differentiate(layer, groups, inputs, reached, [grad_grads[i] for i in reached])
     pairs = zip(inputs, products, strict=True)
     products = [None if t is None or product is None or product.shape == (0,) else product for t, product in pairs]
@@ -142,6 +143,11 @@ def differentiate_backward(
 
 def _inputs(layer: Layer) -> tuple[Tensor | None, ...]:
     return (layer.input, layer.h0, layer.c0, *layer.weights)
+
+
+def _are_batched(tensors: Grads) -> bool:
+    """By ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
+    return any(tensor is not None and _private.is_legacy_batched(tensor) for tensor in tensors)
 
 
 def _is_differentiable(tensors: Grads) -> bool:

@@ -196,6 +196,29 @@ def test_vmap_over_weights(layer, no_reference, inputs_too):
         torch.testing.assert_close({name: g[i] for name, g in gradients.items()}, expected)
 
 
+@pytest.mark.parametrize("over", ["inputs", "weights", "both", "samples"])
+def test_calls_of_the_operators(layer, over, monkeypatch):
+    """Whatever is mapped over, each layer is one call forward and one back."""
+    ours, *_ = layer
+    calls = []
+    for name in ("_layer_forward", "_layer_backward"):
+        function = getattr(_autograd, name)
+        monkeypatch.setattr(_autograd, name, lambda *a, f=function, n=name: (calls.append(n), f(*a))[1])
+    weights = {name: w.detach() for name, w in ours.named_parameters()}
+    stacked = {name: torch.stack([w, -w, 2 * w]) for name, w in weights.items()}
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    xs = torch.stack([x, 2 * x, -x])
+    loss = loss_of(ours)
+    runs = {
+        "inputs": lambda: torch.func.grad(lambda xs: torch.vmap(loss, (None, 0))(weights, xs).sum())(xs),
+        "weights": lambda: torch.func.grad(lambda w: torch.vmap(loss, (0, None))(w, x).sum())(stacked),
+        "both": lambda: torch.func.grad(lambda w: torch.vmap(loss, (0, 0))(w, xs).sum())(stacked),
+        "samples": lambda: torch.vmap(torch.func.grad(loss), (None, 0))(weights, xs),
+    }
+    runs[over]()
+    assert calls == ["_layer_forward"] * 2 + ["_layer_backward"] * 2
+
+
 @pytest.mark.parametrize("members_first", [False, True])
 def test_nested_vmap(layer, no_reference, members_first):
     """Per-sample gradients of every member of an ensemble, in either order of nesting."""
@@ -390,6 +413,15 @@ def test_batched_gradients(layer, no_reference):
     torch.testing.assert_close(
         torch.autograd.functional.jacobian(lambda x: ours(x)[0], x, vectorize=True),
         torch.autograd.functional.jacobian(lambda x: theirs(x)[0], x),
+    )
+
+
+def test_batched_second_derivatives(layer):
+    ours, theirs, x = layer
+    hessian = torch.autograd.functional.hessian
+    torch.testing.assert_close(
+        hessian(lambda x: ours(x)[0].square().sum(), x, vectorize=True),
+        hessian(lambda x: theirs(x)[0].square().sum(), x),
     )
 
 

@@ -139,15 +139,12 @@ def test_vmapped_gradients_are_those_of_a_loop(cell, mapped):
         return sum(t.square().sum() for t in _autograd.run_layer(layer._replace(weights=weights, **given))[:2])
 
     def sample_loss(weights, sample):
-        return loss(weights, {
-name: t.unsqueeze(batch_dim[name]) for name, t in sample.items()})
+        return loss(weights, {name: t.unsqueeze(batch_dim[name]) for name, t in sample.items()})
 
     if mapped == "samples":
-        in_dims = (None, {
-name: batch_dim[name] for name in given})
+        in_dims = (None, {name: batch_dim[name] for name in given})
         found = torch.vmap(torch.func.grad(sample_loss), in_dims)(layer.weights, given)
-        each = [{
-name: t.select(batch_dim[name], b) for name, t in given.items()} for b in range(BATCH)]
+        each = [{name: t.select(batch_dim[name], b) for name, t in given.items()} for b in range(BATCH)]
         expected = [torch.func.grad(sample_loss)(layer.weights, sample) for sample in each]
     else:
         ensemble = tuple(torch.stack([w, 0.5 * w, -w]) for w in layer.weights)
