@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -73,10 +73,25 @@ def is_of_level(tensor: Tensor, level) -> bool:
 
 def below_level(nested, level):
     """All in it as it is outside of this transform."""
+    return _map_tensors(lambda t: torch._C._functorch.get_unwrapped(t) if is_of_level(t, level) else t, nested)
+
+
+def without_the_dead(nested):
+    """All in it as it is outside of transforms that are over."""
+
+    def unwrap(tensor: Tensor) -> Tensor:
+        while (inner := _unwrap_if_dead(tensor)) is not tensor:
+            tensor = inner
+        return tensor
+
+    return _map_tensors(unwrap, nested)
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], nested):
     if isinstance(nested, Tensor):
-        return torch._C._functorch.get_unwrapped(nested) if is_of_level(nested, level) else nested
+        return function(nested)
     if isinstance(nested, (tuple, list)):
-        parts = [below_level(part, level) for part in nested]
+        parts = [_map_tensors(function, part) for part in nested]
         return type(nested)(*parts) if hasattr(nested, "_fields") else type(nested)(parts)
     return nested
 

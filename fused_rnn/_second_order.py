@@ -21,13 +21,13 @@ def _outside(function):
     transform itself: it is computed as if that were not there. Only by those around it, if any."""
 
     @functools.wraps(function)
-    def called(layer, saved, *args):
-        level = _private.innermost_level()
-        # One that is over has left its tensors behind, and the innermost is then another one.
+    def called(*args):
+        level, saved = _private.innermost_level(), args[1]
+        # A transform that is over has left its tensors behind, and the innermost is then another one.
         if level is None or not _private.is_of_level(saved, level):
-            return function(layer, saved, *args)
+            return function(*_private.without_the_dead(args))
         with level.lower():
-            return function(*_private.below_level((layer, saved, *args), level))
+            return function(*_private.below_level(args, level))
 
     return called
 
