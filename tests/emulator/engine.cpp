@@ -81,6 +81,7 @@ struct Case {
   int64_t output_size;  // another than `hidden`: with a projection
   bool norms = false;
   int64_t weight_groups = 1;
+  bool tangents = false;  // and what second derivatives need
 };
 
 // One layer, all of its arrays, each by itself in memory, so that AddressSanitizer sees where they end.
@@ -94,6 +95,11 @@ class Run {
     const Machine machine = {{}, nullptr, scratch};
     stepwise_forward(forward(), machine);
     stepwise_backward(backward(), machine);
+    if (case_.tangents) {
+      stepwise_forward(tangent(), machine);
+      stepwise_backward(trace(), machine);
+      stepwise_backward(backward_tangent(), machine);
+    }
     std::vector<std::vector<double>> all;
     for (const auto& [numbers, count, dtype] : results_) {
       all.emplace_back();
@@ -180,11 +186,48 @@ class Run {
     return g;
   }
 
+  // Of the forward pass, which has run.
+  Forward& tangent() {
+    Forward& f = tangent_;
+    f = forward_;
+    const int64_t gates = f.rows * f.directions * traits_of(f.cell).gates * f.hidden;
+    f.input = nullptr;
+    f.primal = forward_.saved;
+    f.tangent_x = random(gates);
+    f.tangent_r = random(gates);
+    if (projected(f)) f.tangent_h = random(f.rows * f.directions * f.output_size);
+    f.saved = array(f.directions * f.rows * f.saved_width);
+    return f;
+  }
+
+  Backward& trace() {
+    Backward& g = backward_;
+    const CellTraits cell = traits_of(g.cell);
+    const int64_t gates = g.rows * g.directions * cell.gates * g.hidden;
+    // Of padding the engine writes nothing here, and nobody reads it.
+    g.trace_x = array(gates);
+    g.trace_r = cell.one_gate_gradient ? nullptr : array(gates);
+    g.trace_states = array(g.rows * g.directions * cell.states * g.hidden);
+    g.trace_output = projected(g) ? array(g.rows * g.directions * g.output_size) : nullptr;
+    return g;
+  }
+
+  Backward& backward_tangent() {
+    Backward& g = tangent_back_;
+    g = backward_;
+    g.trace_x = g.trace_r = g.trace_states = g.trace_output = nullptr;
+    g.saved_tangent = tangent_.saved;
+    g.traced_states = backward_.trace_states;
+    g.added_h = random(g.rows * g.directions * g.output_size);
+    if (projected(g)) g.added_wide = random(g.rows * g.directions * g.hidden);
+    return g;
+  }
+
   static constexpr int64_t kSteps = 5, kBatch = 3, kInputs = 2;
 
   const Case case_;
-  Forward forward_ = {};
-  Backward backward_ = {};
+  Forward forward_ = {}, tangent_ = {};
+  Backward backward_ = {}, tangent_back_ = {};
   std::mt19937 generator_{0};
   std::normal_distribution<double> normal_{0, 0.3};
   std::vector<std::unique_ptr<unsigned char[]>> memory_;
@@ -215,7 +258,9 @@ std::vector<Case> cases(const std::string& engine) {
   if (engine == "stepwise")
     return {{0, Dtype::kFloat, Rows::kPadded, 2, 5, 3, true, 3},
             {1, Dtype::kBFloat16, Rows::kPacked, 2, 33, 33},
-            {1, Dtype::kDouble, Rows::kAll, 1, 5, 5, true}};
+            {1, Dtype::kDouble, Rows::kAll, 1, 5, 5, true},
+            {0, Dtype::kFloat, Rows::kPadded, 2, 5, 3, false, 1, true},
+            {1, Dtype::kDouble, Rows::kPacked, 2, 5, 5, false, 1, true}};
   // As many units as make two blocks of the backward pass, where one must not hold all.
   const int64_t hidden = engine == "one" ? 5 : 18, directions = 1 + (engine == "one" || engine == "cluster");
   std::vector<Case> all = {{0, Dtype::kFloat, Rows::kPadded, directions, hidden, hidden},
