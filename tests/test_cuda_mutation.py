@@ -16,6 +16,7 @@ TESTS = Path(__file__).resolve().parent
 STEPWISE = ("test_stepwise.py", "operators_equal")
 PERSISTENT = {kind: ("test_persistent.py", f"lstm-dtype{i}-{kind}") for i, kind in enumerate(KINDS)}  # in float32
 
+TANGENTS = ("test_tangents.py", "cuda_kernels and lstm and resets-small")
 PARKED = ("test_persistent.py", "parked and polling-1060")
 AHEAD = {kind: ("test_persistent.py", f"run_ahead and {kind}") for kind in KINDS}
 
@@ -23,10 +24,24 @@ AHEAD = {kind: ("test_persistent.py", f"run_ahead and {kind}") for kind in KINDS
 FAULTS = {
     "a reset forgets the memory": (
         "step_forward.cuh",
-        "state[1] = cut ? T(0) : *c;",
-        "state[1] = *c;",
+        "state[1] = cut ? T(0) : *at<T>(a.c, p.state * H + unit);\n    Cell::forward",
+        "state[1] = *at<T>(a.c, p.state * H + unit);\n    Cell::forward",
         "stepwise.cu",
         STEPWISE,
+    ),
+    "a reset forgets the memory's tangent": (
+        "step_forward.cuh",
+        "state[1] = cut ? T(0) : *at<T>(a.c, p.state * H + unit);\n    Cell::tangent",
+        "state[1] = *at<T>(a.c, p.state * H + unit);\n    Cell::tangent",
+        "stepwise.cu",
+        TANGENTS,
+    ),
+    "a tangent of gradients flows through a reset": (
+        "step_backward.cuh",
+        "if (!g.added_h || p.is_cut(g, step, b))",
+        "if (!g.added_h)",
+        "stepwise.cu",
+        TANGENTS,
     ),
     "gradients flow through a reset": (
         "step_backward.cuh",

@@ -338,3 +338,8 @@ def test_operators_refuse_what_does_not_fit(what):
 def test_cuda_kernels_equal_the_formula(emulator, cell, form, size, monkeypatch):
     emulator.emulator_schedule(len(form + cell))
     compare(problem_of(cell, form, size), torch.float64, 1e-10, monkeypatch)
+
+
+def test_an_engine_that_is_forced_computes_the_first_derivatives(emulator, monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "one")
+    compare(problem_of("gru", "lengths and resets", "small"), torch.float64, 1e-10, monkeypatch)

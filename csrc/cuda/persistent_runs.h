@@ -12,14 +12,14 @@ inline const char* obstacle(const Layer& layer) {
   if (layer.rows > INT32_MAX) return "the sequence has more than 2^31 rows";
   return nullptr;
 }
-inline const char* obstacle(const Forward& f) {
-  return f.primal ? kTangentObstacle : obstacle(static_cast<const Layer&>(f));
-}
 inline const char* obstacle(const Backward& g) {
-  if (g.trace_states || g.saved_tangent) return kTangentObstacle;
   if (g.grad_norms) return "norms of gradients are taken step by step";
   return obstacle(static_cast<const Layer&>(g));
 }
+
+// Second derivatives and what they need go step by step, whichever engine is wanted for the first ones.
+inline bool is_of_second_order(const Forward& f) { return f.primal; }
+inline bool is_of_second_order(const Backward& g) { return g.trace_states || g.saved_tangent; }
 
 template <class Args, class ArraysOfPass>
 class PersistentRuns {
@@ -43,6 +43,7 @@ class PersistentRuns {
 
  private:
   static Plan choose(const Args& args, Direction direction) {
+    if (is_of_second_order(args)) return {};
     const bool tf32 = args.dtype == Dtype::kFloat && tf32_allowed();
     const Task task = {args.cell,  args.dtype,  direction, args.members * args.directions,
                        args.batch, args.hidden, tf32,      obstacle(args)};

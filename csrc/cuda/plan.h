@@ -146,7 +146,6 @@ struct Task {
   const char* obstacle;  // what is asked for that only the stepwise engine does; null: nothing
 };
 
-constexpr const char* kTangentObstacle = "tangents and what they need are computed step by step";
 constexpr const char* kProjectionObstacle = "a projection has a product of its own in every step";
 
 // What this GPU has, asked of CUDA.
