@@ -1,4 +1,4 @@
-"""The two operators for autograd, torch.func and torch.compile."""
+"""The operators for autograd, torch.func and torch.compile."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class LayerForward(torch.autograd.Function):
         wanted = _wanted(weight_kinds_of(static[0], static[2], len(tensors) - 6), needs[5], needs[11:])
         arguments = (wanted, 1, False, *grads, saved, *static, *tensors)
         # Dynamo cannot enter a Function inside another's backward.
-        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or _private.in_transform()):
+        followed = torch.is_grad_enabled() or _private.in_transform() or _private.in_forward_mode()
+        if torch.compiler.is_compiling() or not followed:
             grad_input, grad_h0, grad_c0, _, weights = _layer_backward(*arguments)
         else:
             grad_input, grad_h0, grad_c0, _, *weights = _apply(LayerBackward, *arguments)
@@ -189,10 +190,21 @@ _WITH_JVP = {LayerForward: LayerForwardWithTangents, LayerBackward: LayerBackwar
 
 def _apply(function: type[torch.autograd.Function], *args):
     if _private.in_forward_mode():
+        if function is LayerBackward and _private.in_nested_forward_mode():
+            return _plain_backward(*args)
         return _WITH_JVP[function].apply(*args)
     if torch.compiler.is_compiling() or _private.in_transform():
         return function.apply(*args)
     return _private.apply_function(function, *args)
+
+
+def _plain_backward(wanted, weight_groups, norms, *args):
+    """LayerBackward.apply, by the formula in plain PyTorch."""
+    from . import _second_order
+
+    layer = _layer_of(args[5:])
+    results = _second_order.plain_backward(layer, weight_groups, args[:4])
+    return (*results[:3], None, *results[3:])
 
 
 def _below_autograd(operator: torch._ops.OpOverload, *args):

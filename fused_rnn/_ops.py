@@ -1,4 +1,4 @@
-"""The two operators: their arguments, and their shapes without data.
+"""The operators: their arguments, and their shapes without data.
 
 ``torch.ops.fused_rnn.layer_forward`` and ``layer_backward`` run one layer, both directions, over a whole sequence.
 Shape letters: M members, D directions, T steps, B batch, I input, H hidden, P width of h (H or proj_size), G gates,
@@ -41,7 +41,7 @@ _operators = torch.ops.fused_rnn
 
 
 class Wanted(enum.IntFlag):
-    """Gradients that ``layer_backward`` is asked for; the bits of ``Wanted`` in csrc/ops.cpp."""
+    """Gradients that ``layer_backward`` is asked for; the bits of ``Wanted`` in csrc/gradients.cpp."""
 
     INPUT = 1
     WEIGHT_IH = 2

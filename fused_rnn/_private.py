@@ -56,13 +56,21 @@ def in_nested_forward_mode() -> bool:
     """Is a derivative along a direction taken of another? torch then drops, without a word, what a Function's jvp
     contributes to the outer one."""
     levels = retrieve_all_functorch_interpreters()
-    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1
+    return sum(map(is_jvp, levels)) > 1
 
 
 def innermost_level():
     """The innermost transform of torch.func that is active."""
     levels = retrieve_all_functorch_interpreters()
     return levels[-1] if levels else None
+
+
+def is_jvp(level) -> bool:
+    return level.key() == torch._C._functorch.TransformType.Jvp
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def is_of_level(tensor: Tensor, level) -> bool:

@@ -17,15 +17,14 @@ from ._tangents import Direction
 
 
 def _outside(function):
-    """``function(layer, saved, ..)`` computes a derivative for a transform of torch.func, which is no concern of that
-    transform itself: it is computed as if that were not there. Only by those around it, if any."""
+    """``function(layer, saved, ..)`` computes a derivative along a direction, which is no concern of the jvp of
+    torch.func that asks for it: it is computed as if that were not there. Only by the transforms around it, if any."""
 
     @functools.wraps(function)
     def called(*args):
         level, saved = _private.innermost_level(), args[1]
-        # A transform that is over has left its tensors behind, and the innermost is then another one.
-        if level is None or not _private.is_of_level(saved, level):
-            return function(*_private.without_the_dead(args))
+        if level is None or not _private.is_jvp(level) or not _private.is_of_level(saved, level):
+            return function(*args)
         with level.lower():
             return function(*_private.below_level(args, level))
 
@@ -71,10 +70,11 @@ def _along(layer: Layer, groups: int, plain, compiled, inputs: Grads, changes: G
     """How ``plain(*inputs)`` changes: compiled() where that can be, with a gradient where one may be asked for."""
     if not _tangents.are_compiled(layer, groups):
         return _push_forward(plain, inputs, changes)
-    if _is_differentiable((*inputs, *changes)):
-        return _Along.apply(plain, compiled, *inputs, *changes)
-    with _private.below_autograd():
-        return compiled()
+    with _without_autocast(layer):
+        if _is_differentiable((*inputs, *changes)):
+            return _Along.apply(plain, compiled, *inputs, *changes)
+        with _private.below_autograd():
+            return compiled()
 
 
 class _Along(torch.autograd.Function):
@@ -110,7 +110,6 @@ class _Along(torch.autograd.Function):
         return (None, None, *found)
 
 
-@_outside
 def differentiate_backward(
     layer: Layer, saved: Tensor, grads: Grads, groups: int, grad_grads: Grads, wanted: int
 ) -> tuple[Grads, Grads, Grads]:
@@ -119,6 +118,7 @@ def differentiate_backward(
     ``layer_backward`` maps (input, h0, c0, weights, grads) to the gradients of (input, h0, c0, weights); ``grad_grads``
     are the vectors for those, None for zeros. Returns the products for (input, h0, c0), the weights and ``grads``.
     """
+    layer, saved, grads, grad_grads = _private.without_the_dead((layer, saved, grads, grad_grads))
     inputs = (*_inputs(layer), *grads)
     # A tracer may give zeros in place of None, also for gradients that were not asked for and are empty.
     pairs = zip(grad_grads, inputs, strict=False)
@@ -129,7 +129,7 @@ def differentiate_backward(
     plain = _is_differentiable((*inputs, *grad_grads)) or _are_batched(grad_grads)
     if reached and not plain and _tangents.are_compiled(layer, groups):
         direction = Direction(*grad_grads[:3], grad_grads[3:])
-        with _private.below_autograd():
+        with _private.below_autograd(), _without_autocast(layer):
             outputs, states = _tangents.of_backward(layer, saved, grads, direction, (None,) * len(grads), wanted)
         products = [*states, *outputs]
     elif reached:
@@ -139,6 +139,11 @@ def differentiate_backward(
     pairs = zip(inputs, products, strict=True)
     products = [None if t is None or product is None or product.shape == (0,) else product for t, product in pairs]
     return tuple(products[:3]), tuple(products[3:count]), tuple(products[count:])
+
+
+def plain_backward(layer: Layer, groups: int, grads: Grads) -> Grads:
+    """``layer_backward``'s gradients of (input, h0, c0, weights), by the formula."""
+    return tuple(_backward(layer, groups, [*_inputs(layer), *grads]))
 
 
 def _inputs(layer: Layer) -> tuple[Tensor | None, ...]:
@@ -151,7 +156,15 @@ def _are_batched(tensors: Grads) -> bool:
 
 
 def _is_differentiable(tensors: Grads) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    given = [tensor for tensor in tensors if tensor is not None]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        return True
+    return _private.in_forward_mode() and any(map(_private.has_tangent, given))
+
+
+def _without_autocast(layer: Layer):
+    """All have their dtypes already."""
+    return torch.autocast(layer.input.device.type, enabled=False)
 
 
 def _flat(direction: Direction) -> tuple[Tensor | None, ...]:
@@ -182,12 +195,12 @@ def _outputs(layer: Layer, inputs, cells: bool) -> tuple[Tensor, ...]:
     return reference.run_layer(own, cells)
 
 
-def _by_autograd(layer: Layer, groups: int, inputs, wanted: list[int], vectors: list[Tensor]):
+def _by_autograd(layer: Layer, _groups: int, inputs, wanted: list[int], vectors: list[Tensor]):
     """Differentiates twice with plain autograd, which goes with hooks on saved tensors; torch.func does not."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, so that gradients stop here and yet a further derivative goes on to what the user holds.
-        own = [t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        own = [t if t is None else t.view_as(t) if t.requires_grad else t.view_as(t).requires_grad_() for t in inputs]
         outputs, grads = _outputs_with_gradients(layer, own)
         first = torch.autograd.grad(outputs, [own[i] for i in wanted], grads, create_graph=True, allow_unused=True)
         reached = [(f, v) for f, v in zip(first, vectors, strict=True) if f is not None and f.requires_grad]

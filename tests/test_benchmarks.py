@@ -31,6 +31,8 @@ def measured():
 
 @pytest.fixture
 def small_features(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "allow_rnn", False)  # put back in the end, as are these
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", False)
     monkeypatch.setattr(features, "STEPS", 9)
     monkeypatch.setattr(features, "BATCH", 4)
     monkeypatch.setattr(features, "HIDDEN", 5)
