@@ -31,14 +31,15 @@ def measured():
 
 @pytest.fixture
 def small_features(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "allow_rnn", False)  # put back in the end, as are these
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", False)
     monkeypatch.setattr(features, "STEPS", 9)
     monkeypatch.setattr(features, "BATCH", 4)
     monkeypatch.setattr(features, "HIDDEN", 5)
     monkeypatch.setattr(features, "MEMBER_HIDDEN", 3)
     monkeypatch.setattr(features, "LENGTHS", [9, 7, 5, 3])
     monkeypatch.setattr(features, "AVERAGE_LENGTH", 6)
+    # Which one line sets, for a process of its own. pytest's way to put things back would hide the second one.
+    with torch._dynamo.config.patch(allow_rnn=False), torch._inductor.config.patch(force_disable_caches=False):
+        yield
 
 
 # ---- what is measured ----------------------------------------------------------------------------------------------
@@ -88,8 +89,6 @@ def test_features_agree(small_features, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # takes minutes
     monkeypatch.setattr(features, "COMPILED_HIDDEN", 3)
     features._models.cache_clear()
-    monkeypatch.setattr(torch._dynamo.config, "allow_rnn", False)  # and back, whatever was set
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", False)
     for feature in features.features(full=True):
         runs = feature.build()
         found = {name: problem.Side(run) for name, run in runs.items()}
