@@ -1,7 +1,7 @@
 """Derivatives of ``layer_forward`` along a direction, and all derivatives of ``layer_backward``.
 
 By the compiled operators (:mod:`fused_rnn._tangents`) wherever these can. Where torch.func maps over this (jacfwd,
-hessian) or takes the gradient of its own gradient, and for third derivatives, the reference's formula is differentiated.
+hessian) or takes the gradient of its own gradient, and for third derivatives, the reference's formula is used.
 """
 
 from __future__ import annotations
