@@ -16,7 +16,6 @@ void unknown_value(const char* what, int64_t value) { fail("fused_rnn: unknown "
 namespace {
 
 using torch::headeronly::DeviceType;
-using torch::headeronly::ScalarType;
 
 std::array<const Engine*, 2>& engines() {
   static std::array<const Engine*, 2> table = {};

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import _private, reference
 from ._ops import Layer, Wanted, layer_from_arguments, weight_kinds_of
@@ -243,7 +242,7 @@ def _raw_backward(*args):
 def _autograd_kernel(op, with_gradients):
     def kernel(*args):
         tensors = [t for arg in args for t in (arg if isinstance(arg, list) else [arg]) if isinstance(t, Tensor)]
-        if _private.in_forward_mode() and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        if _private.in_forward_mode() and any(map(_private.has_tangent, tensors)):
             raise NotImplementedError(
                 "torch.ops.fused_rnn has no forward-mode AD; fused_rnn.functional and the modules have"
             )

@@ -81,7 +81,7 @@ def is_of_level(tensor: Tensor, level) -> bool:
 
 def below_level(nested, level):
     """All in it as it is outside of this transform."""
-    return _map_tensors(lambda t: torch._C._functorch.get_unwrapped(t) if is_of_level(t, level) else t, nested)
+    return map_tensors(lambda t: torch._C._functorch.get_unwrapped(t) if is_of_level(t, level) else t, nested)
 
 
 def without_the_dead(nested):
@@ -92,14 +92,15 @@ def without_the_dead(nested):
             tensor = inner
         return tensor
 
-    return _map_tensors(unwrap, nested)
+    return map_tensors(unwrap, nested)
 
 
-def _map_tensors(function: Callable[[Tensor], Tensor], nested):
+def map_tensors(function: Callable[[Tensor], Tensor], nested):
+    """Tuples and lists as they were, with other tensors; named ones too."""
     if isinstance(nested, Tensor):
         return function(nested)
     if isinstance(nested, (tuple, list)):
-        parts = [_map_tensors(function, part) for part in nested]
+        parts = [map_tensors(function, part) for part in nested]
         return type(nested)(*parts) if hasattr(nested, "_fields") else type(nested)(parts)
     return nested
 

@@ -134,8 +134,11 @@ def differentiate_backward(
         products = [*states, *outputs]
     elif reached:
         by_autograd = groups == 1 and layer.weights[0].dim() == 2 and not _private.in_transform()
-        differentiate = _by_autograd if by_autograd else _by_transforms
-        products = differentiate(layer, groups, inputs, reached, [grad_grads[i] for i in reached])
+        vectors = [grad_grads[i] for i in reached]
+        if by_autograd:
+            products = _by_autograd(layer, inputs, reached, vectors)
+        else:
+            products = _by_transforms(layer, groups, inputs, reached, vectors)
     pairs = zip(inputs, products, strict=True)
     products = [None if t is None or product is None or product.shape == (0,) else product for t, product in pairs]
     return tuple(products[:3]), tuple(products[3:count]), tuple(products[count:])
@@ -195,12 +198,12 @@ def _outputs(layer: Layer, inputs, cells: bool) -> tuple[Tensor, ...]:
     return reference.run_layer(own, cells)
 
 
-def _by_autograd(layer: Layer, _groups: int, inputs, wanted: list[int], vectors: list[Tensor]):
+def _by_autograd(layer: Layer, inputs, wanted: list[int], vectors: list[Tensor]):
     """Differentiates twice with plain autograd, which goes with hooks on saved tensors; torch.func does not."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, so that gradients stop here and yet a further derivative goes on to what the user holds.
-        own = [t if t is None else t.view_as(t) if t.requires_grad else t.view_as(t).requires_grad_() for t in inputs]
+        own = [None if t is None else t.view_as(t).requires_grad_() for t in inputs]
         outputs, grads = _outputs_with_gradients(layer, own)
         first = torch.autograd.grad(outputs, [own[i] for i in wanted], grads, create_graph=True, allow_unused=True)
         reached = [(f, v) for f, v in zip(first, vectors, strict=True) if f is not None and f.requires_grad]
@@ -239,8 +242,7 @@ def _outputs_with_gradients(layer: Layer, inputs) -> tuple[list[Tensor], list[Te
     """Those outputs of the reference whose gradient is given, and these gradients."""
     count = 3 + len(layer.weights)
     grads = inputs[count:]
-    replaced = layer._replace(input=inputs[0], h0=inputs[1], c0=inputs[2], weights=tuple(inputs[3:count]))
-    outputs = reference.run_layer(replaced, cells=grads[3] is not None)
+    outputs = _outputs(layer, inputs[:count], cells=grads[3] is not None)
     pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
     return [output for output, _ in pairs], [grad for _, grad in pairs]
 

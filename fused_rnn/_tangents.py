@@ -210,11 +210,5 @@ def _in_float(layer: Layer, *nested) -> tuple[Callable, tuple]:
     if dtype not in HALF:
         return tuple, (layer, *nested)
 
-    def widen(part):
-        if isinstance(part, Tensor):
-            return part.float() if part.dtype == dtype else part
-        if isinstance(part, (Layer, Direction)):
-            return type(part)(*map(widen, part))
-        return tuple(map(widen, part)) if isinstance(part, (tuple, list)) else part
-
-    return (lambda results: tuple(t.to(dtype) for t in results)), tuple(map(widen, (layer, *nested)))
+    wide = _private.map_tensors(lambda t: t.float() if t.dtype == dtype else t, (layer, *nested))
+    return (lambda results: tuple(t.to(dtype) for t in results)), wide

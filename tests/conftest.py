@@ -4,6 +4,7 @@ import pytest
 import torch
 from common import tf32
 
+import fused_rnn
 from fused_rnn import _autograd, _inference, _library, _ops, reference
 
 # The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough
@@ -47,6 +48,15 @@ def emulator():
     library.emulator_fill_memory(False)
     _library.fill_memory(False)
     library.emulator_schedule(0)
+
+
+@pytest.fixture(params=["LSTM", "GRU", "RNN"])
+def layer(request):
+    """Ours, torch.nn's with the same weights, and an input."""
+    ours = getattr(fused_rnn, request.param)(3, 4, 2, bidirectional=True, dtype=torch.float64)
+    theirs = getattr(torch.nn, request.param)(3, 4, 2, bidirectional=True, dtype=torch.float64)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs, torch.randn(5, 2, 3, dtype=torch.float64)
 
 
 @pytest.fixture

@@ -102,15 +102,6 @@ def loss_of(module):
     return loss
 
 
-@pytest.fixture(params=["LSTM", "GRU", "RNN"])
-def layer(request):
-    """Ours, torch.nn's with the same weights, and an input."""
-    ours = getattr(fused_rnn, request.param)(3, 4, 2, bidirectional=True, dtype=torch.float64)
-    theirs = getattr(torch.nn, request.param)(3, 4, 2, bidirectional=True, dtype=torch.float64)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs, torch.randn(5, 2, 3, dtype=torch.float64)
-
-
 def test_func_grad(layer, no_reference):
     ours, theirs, x = layer
     parameters = dict(ours.named_parameters())

@@ -246,6 +246,7 @@ def test_what_changes_the_meaning_of_tensors_goes_the_complete_way(ways):
     assert isinstance(ways.assert_passed_over(module, input.as_subclass(Tagged))[0], Tagged)
     assert isinstance(ways.assert_passed_over(module, input, torch.zeros(1, 2, 4).as_subclass(Tagged))[1], Tagged)
     _, tangent = torch.func.jvp(lambda x: ways.assert_passed_over(module, x)[0], (input,), (input,))
+    # A finite difference, in float32: few digits.
     difference = module(1.01 * input)[0] - module(0.99 * input)[0]
     torch.testing.assert_close(tangent, difference / 0.02, rtol=1e-2, atol=1e-3)
     with torch._subclasses.FakeTensorMode() as mode:

@@ -127,15 +127,6 @@ def test_padding_may_hold_anything():
 # ---- torch.func and forward_ad -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["LSTM", "GRU", "RNN"])
-def layer(request):
-    """Ours, torch.nn's with the same weights, and an input."""
-    ours = getattr(fused_rnn, request.param)(3, 4, 2, bidirectional=True, dtype=torch.float64)
-    theirs = getattr(torch.nn, request.param)(3, 4, 2, bidirectional=True, dtype=torch.float64)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs, torch.randn(5, 2, 3, dtype=torch.float64)
-
-
 def along(run, x, change):
     with forward_ad.dual_level():
         return forward_ad.unpack_dual(run(forward_ad.make_dual(x, change))).tangent
