@@ -37,7 +37,7 @@ inline CellTraits traits_of(int64_t cell) {
   return dispatch_cell(cell, [](auto c) {
     using Cell = typename decltype(c)::type;
     return CellTraits{Cell::kGates,     Cell::kStates,      Cell::kSaved,          Cell::kParams,
-                      Cell::kRecurrent, Cell::kProjectable, Cell::kOneGateGradient};
+                      Cell::kRecurrent, Cell::kProjectable, kOneGateGradient<Cell>};
   });
 }
 

@@ -31,7 +31,7 @@ LIMITS = {
     "lost_nans_float": 0,
     "lost_nans_double": 0,
     "recurrent": 0,
-    "one_gate_gradient": 0,
+    "shared_gates": 0,
     "reads_h": 0,
 }
 

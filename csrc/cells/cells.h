@@ -8,7 +8,7 @@
 //   kSaved            values that forward leaves for backward
 //   kParams           per-unit parameters (peepholes), read from `params`
 //   kRecurrent        false: there is no W_hh, r is not read and dr is not written
-//   kOneGateGradient  true: dr equals dx, or there is no dr; engines keep one copy
+//   kSharedGates      of the first so many gates dr equals dx, or there is no dr
 //   kReadsH           false: state[0] is never read, h enters through r alone, and dstate[0] is zero
 //   kProjectable      true: h may be projected to another width (proj_size), which needs kReadsH false
 //
@@ -28,6 +28,16 @@
 #include "gru.h"
 #include "lstm.h"
 #include "rnn.h"
+
+namespace fused_rnn {
+namespace {
+
+// Then one copy of the gates' gradients will do.
+template <class Cell>
+constexpr bool kOneGateGradient = Cell::kSharedGates == Cell::kGates;
+
+}  // namespace
+}  // namespace fused_rnn
 
 // X(id, type). Ids are part of the operators' contract: append, never renumber. fused_rnn/_cells.py names them.
 #define FUSED_RNN_CELLS(X) \

@@ -14,7 +14,7 @@ struct Gru {
   static constexpr int kSaved = 4;
   static constexpr int kParams = 0;
   static constexpr bool kRecurrent = true;
-  static constexpr bool kOneGateGradient = false;  // the candidate's x and r enter differently
+  static constexpr int kSharedGates = 2;  // the candidate's x and r enter differently
   static constexpr bool kReadsH = true;
   static constexpr bool kProjectable = false;
 

@@ -14,7 +14,7 @@ struct Lstm {
   static constexpr int kSaved = 4;
   static constexpr int kParams = 0;
   static constexpr bool kRecurrent = true;
-  static constexpr bool kOneGateGradient = true;
+  static constexpr int kSharedGates = kGates;
   static constexpr bool kReadsH = false;
   static constexpr bool kProjectable = true;
 

@@ -34,7 +34,7 @@ struct Rnn {
   static constexpr int kSaved = 1;
   static constexpr int kParams = 0;
   static constexpr bool kRecurrent = true;
-  static constexpr bool kOneGateGradient = true;
+  static constexpr int kSharedGates = kGates;
   static constexpr bool kReadsH = false;
   static constexpr bool kProjectable = false;
 

@@ -63,7 +63,7 @@ struct Gradients {
     hr = carve.take<E>(projected(g) ? Q * projection(g).size() : 0);
     params = carve.take<T>(Q * Cell::kParams * unit_stride);
     gates_x = carve.take<E>(Q * slots * g.batch * gate_stride);
-    gates_r = Cell::kOneGateGradient ? gates_x : carve.take<E>(Q * slots * g.batch * gate_stride);
+    gates_r = kOneGateGradient<Cell> ? gates_x : carve.take<E>(Q * slots * g.batch * gate_stride);
     outputs = carve.take<E>(projected(g) ? Q * slots * g.batch * output_stride : 0);
     wide_h = carve.take<E>(projected(g) ? Q * slots * g.batch * wide_stride : 0);
     dh = carve.take<T>(!Cell::kReadsH ? 0 : Q * g.batch * unit_stride);
@@ -369,7 +369,7 @@ class BackwardPass {
     if (g.trace_x) trace_gates(w, step, b, unit, units, dx, dr);
     for (int j = 0; j < Cell::kGates; ++j) {
       store_vector(shared.gates_x + slot * shared.gate_stride + j * H + unit, dx[j], units);
-      if (!Cell::kOneGateGradient)
+      if (!kOneGateGradient<Cell>)
         store_vector(shared.gates_r + slot * shared.gate_stride + j * H + unit, dr[j], units);
     }
     if (Cell::kReadsH) store_vector(shared.dh + w.state(b, shared.unit_stride) + unit, dstate[0]);

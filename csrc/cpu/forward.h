@@ -27,24 +27,36 @@ namespace {
 template <class Cell, class T>
 struct GatePanels {
   static constexpr int kLanes = Vec<T>::kLanes;
-  static constexpr int kUnits = Cell::kGates > 2 ? 1 : 2;  // vectors of units in a panel
-  static constexpr int kVectors = Cell::kGates * kUnits;
-  static constexpr int kWidth = kVectors * kLanes;
-  static_assert(kVectors <= kMostVectors, "a cell of more than four gates needs wider panels");
+  static constexpr int kUnits = kMostVectors / Cell::kGates;  // vectors of units in a panel, but for the last one
+  static constexpr int kWidth = Cell::kGates * kUnits * kLanes;
+  static_assert(kUnits > 0, "a cell of more than four gates needs wider panels");
 
   int64_t hidden;
 
-  int64_t panels() const { return (hidden + kUnits * kLanes - 1) / (kUnits * kLanes); }
-  int64_t padded_units() const { return panels() * kUnits * kLanes; }
+  int64_t unit_vectors() const { return (hidden + kLanes - 1) / kLanes; }
+  int64_t padded_units() const { return unit_vectors() * kLanes; }
+  int64_t panels() const { return (unit_vectors() + kUnits - 1) / kUnits; }
   int64_t first_unit(int64_t panel) const { return panel * kUnits * kLanes; }
+  // Of the panel: vectors of units, all vectors, numbers in a line of it.
+  int units(int64_t panel) const { return int(minimum(kUnits, unit_vectors() - panel * kUnits)); }
+  int vectors(int64_t panel) const { return Cell::kGates * units(panel); }
+  int64_t width(int64_t panel) const { return vectors(panel) * kLanes; }
 
-  // f(vector of the panel, gate, first unit, how many units) for every vector that has any.
+  // f(units(panel)) as a type, so that loops over them are unrolled when compiled.
+  template <int kCount = kUnits, class F>
+  void with_units(int64_t panel, F f) const {
+    if constexpr (kCount > 1)
+      if (units(panel) < kCount) return with_units<kCount - 1>(panel, f);
+    f(std::integral_constant<int, kCount>());
+  }
+
+  // f(vector of the panel, gate, first unit, how many units) for every vector of the panel.
   template <class F>
   void for_vectors(int64_t panel, F f) const {
     for (int g = 0; g < Cell::kGates; ++g)
-      for (int u = 0; u < kUnits; ++u) {
+      for (int u = 0; u < units(panel); ++u) {
         const int64_t unit = first_unit(panel) + u * kLanes;
-        if (unit < hidden) f(g * kUnits + u, g, unit, minimum(kLanes, hidden - unit));
+        f(g * units(panel) + u, g, unit, minimum(kLanes, hidden - unit));
       }
   }
 };
@@ -69,7 +81,7 @@ class ForwardPass {
 
     Packed(const Forward& f, const Plan& plan, Carver& carve) {
       const int64_t Q = problems(f);
-      bias_size = panels_of(f).panels() * kWidth;
+      bias_size = Cell::kGates * panels_of(f).padded_units();
       params_size = Cell::kParams * panels_of(f).padded_units();
       ih_size = plan.pack && !f.primal ? bias_size * padded_depth<E>(f.input_size) : 0;
       hh_size = plan.pack && Cell::kRecurrent ? bias_size * padded_depth<E>(f.output_size) : 0;
@@ -90,7 +102,7 @@ class ForwardPass {
 
   // What is computed ahead for one share of the units.
   struct Ahead {
-    T* sums;         // [panels of the share, rows, kWidth]
+    T* sums;         // [panels of the share, rows, width of the panel]
     E* converted;    // [rows, I]: 16-bit input as the products want it
     const E** rows;  // the input rows of some steps, step after step
     int64_t* first;  // [steps]: where each step's rows begin
@@ -99,10 +111,14 @@ class ForwardPass {
     Ahead(const Forward& f, const Plan& plan, Carver& carve) {
       most_rows = steps_ahead(f, plan) * largest_piece(f.batch, plan.row_chunks);
       input_stride = row_stride<E>(f.input_size);
-      sums = carve.take<T>(f.primal ? 0 : largest_piece(panels_of(f).panels(), plan.unit_chunks) * most_rows * kWidth);
+      const int64_t panels = largest_piece(panels_of(f).panels(), plan.unit_chunks);
+      sums = carve.take<T>(f.primal ? 0 : panels * most_rows * panels_of(f).width(0));
       converted = carve.take<E>(sizeof(S) == sizeof(T) ? 0 : most_rows * input_stride);
       rows = carve.take<const E*>(most_rows);
       first = carve.take<int64_t>(steps_ahead(f, plan));
+    }
+    T* of_panel(const Panels& panels, int64_t panel_of_share) const {
+      return sums + panel_of_share * most_rows * panels.width(0);  // but for the last one all are as wide as the first
     }
   };
 
@@ -201,7 +217,8 @@ class ForwardPass {
     const auto pack = [&](E* to, const S* from, int64_t panel, int64_t depth) {
       E* start = to + panel * kWidth * padded_depth<E>(depth);
       panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
-        pack_transposed(start + v * kLanes * kTogether<E>, kWidth, depth, from + (g * H + unit) * depth, depth, units);
+        pack_transposed(start + v * kLanes * kTogether<E>, panels.width(panel), depth, from + (g * H + unit) * depth,
+                        depth, units);
       });
     };
     T* bias_ih = packed.bias_ih + problem * packed.bias_size;
@@ -210,15 +227,13 @@ class ForwardPass {
     for (int64_t panel = cut(panels.panels(), plan.threads, piece); panel < last; ++panel) {
       if (packed.ih_size > 0) pack(packed.ih + problem * packed.ih_size, at<S>(w.ih, m * GH * I), panel, I);
       if (plan.pack && Cell::kRecurrent) pack(packed.hh + problem * packed.hh_size, at<S>(w.hh, m * GH * P), panel, P);
-      zero_row(bias_ih + panel * kWidth, kWidth);
-      zero_row(bias_hh + panel * kWidth, kWidth);
       panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
         const auto bias = [&](const void* b) {
           return b ? load_vector(at<S>(b, m * GH + g * H + unit), units) : V(T(0));
         };
         const V ih = bias(w.bias_ih), hh = bias(w.bias_hh);
         // A cell whose gradients of x and r are the same knows only their sum, and that of the biases.
-        store_vector(bias_ih + panel * kWidth + v * kLanes, Cell::kOneGateGradient ? ih + hh : ih);
+        store_vector(bias_ih + panel * kWidth + v * kLanes, kOneGateGradient<Cell> ? ih + hh : ih);
         store_vector(bias_hh + panel * kWidth + v * kLanes, hh);
       });
     }
@@ -359,25 +374,28 @@ class ForwardPass {
       }
     }
     const int64_t panel0 = w.first_panel(share), panel1 = w.first_panel(share + 1);
+    const Panels panels = panels_of(f);
     const E* packed = w.packed.ih + w.run.problem * w.packed.ih_size;
     const S* plain = at<S>(f.weights[w.run.d].ih, w.run.m * GH * I);
     for (int64_t panel = panel0; panel < panel1; ++panel)
       product(
-          w, packed, plain, panel, count, I, f.rows == 1, [&](int64_t i) { return ahead.rows[i]; }, FetchNothing{},
-          UseNothing{}, ahead.sums + (panel - panel0) * ahead.most_rows * kWidth);
+          w, packed, plain, panel, panels.vectors(panel), count, I, f.rows == 1,
+          [&](int64_t i) { return ahead.rows[i]; }, FetchNothing{}, UseNothing{},
+          ahead.of_panel(panels, panel - panel0));
   }
 
   // Panel `panel` of W times rows, from packed weights or, for a step or two, from W as it is.
   template <class Row, class Fetch, class Use>
-  static void product(const Walk& w, const E* packed, const S* plain, int64_t panel, int64_t rows, int64_t depth,
-                      bool lone, Row row, Fetch fetch, Use use, T* results = nullptr) {
+  static void product(const Walk& w, const E* packed, const S* plain, int64_t panel, int vectors, int64_t rows,
+                      int64_t depth, bool lone, Row row, Fetch fetch, Use use, T* results = nullptr) {
+    const Panels panels = panels_of(w.f);
     if (w.plan.pack)
-      return multiply(rows, depth, row, 1, packed + panel * kWidth * padded_depth<E>(depth), Panels::kVectors, lone,
-                      fetch, use, results);
+      return multiply(rows, depth, row, 1, packed + panel * kWidth * padded_depth<E>(depth), vectors, lone, fetch, use,
+                      results);
     T buffer[kWidth] __attribute__((aligned(64))) = {};
     for (int64_t i = 0; i < rows; ++i) {
-      T* sums = results ? results + i * kWidth : buffer;
-      panels_of(w.f).for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
+      T* sums = results ? results + i * vectors * kLanes : buffer;
+      panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
         store_vector(sums + v * kLanes,
                      dot_products(depth, plain + (g * w.f.hidden + unit) * depth, depth, units, row(i)));
       });
@@ -394,19 +412,25 @@ class ForwardPass {
     const E* h = w.state.h[step.number % 2];
     const E* packed = w.packed.hh + w.run.problem * w.packed.hh_size;
     const S* plain = at<S>(f.weights[w.run.d].hh, w.run.m * GH * P);
+    const Panels panels = panels_of(f);
     for (int64_t panel = panel0; panel < panel1; ++panel) {
-      const T* x = f.primal ? nullptr : ahead.sums + ((panel - panel0) * ahead.most_rows + ahead.first[slot]) * kWidth;
+      const T* first =
+          f.primal ? nullptr : ahead.of_panel(panels, panel - panel0) + ahead.first[slot] * panels.width(panel);
       const auto fetch = [&](int64_t i) { fetch_results(w, step, panel, i); };
-      const auto use = [&](int64_t i, const T* r) {
-        f.primal ? tangent(w, step, panel, i, r) : cell(w, step, panel, i, x + i * kWidth, r);
-      };
-      if (Cell::kRecurrent) {
-        product(
-            w, packed, plain, panel, step.rows, P, f.batch == 1, [&](int64_t i) { return h + i * w.state.h_stride; },
-            fetch, use);
-      } else {
-        for (int64_t i = 0; i < step.rows; ++i) use(i, nullptr);
-      }
+      panels.with_units(panel, [&](auto known) {
+        constexpr int kUnits = decltype(known)::value, kVectors = Cell::kGates * kUnits;
+        const auto use = [&](int64_t i, const T* r) {
+          f.primal ? tangent<kUnits>(w, step, panel, i, r)
+                   : cell<kUnits>(w, step, panel, i, first + i * kVectors * kLanes, r);
+        };
+        if (Cell::kRecurrent) {
+          product(
+              w, packed, plain, panel, kVectors, step.rows, P, f.batch == 1,
+              [&](int64_t i) { return h + i * w.state.h_stride; }, fetch, use);
+        } else {
+          for (int64_t i = 0; i < step.rows; ++i) use(i, nullptr);
+        }
+      });
     }
   }
 
@@ -427,6 +451,7 @@ class ForwardPass {
   }
 
   // The cell for row i and the units of one panel. x, r: [kVectors, L].
+  template <int kUnits>
   static void cell(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* x, const T* r) {
     const Forward& f = w.f;
     const Panels panels = panels_of(f);
@@ -434,16 +459,16 @@ class ForwardPass {
     const T* bias_hh = w.packed.bias_hh + w.run.problem * w.packed.bias_size + panel * kWidth;
     const T* params = w.packed.params + w.run.problem * w.packed.params_size;
     const Place place(w, step, i);
-    for (int u = 0; u < Panels::kUnits; ++u) {
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; ++u) {
       const int64_t unit = panels.first_unit(panel) + u * kLanes, units = minimum(kLanes, f.hidden - unit);
-      if (units <= 0) break;
       V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], state[kMaxStates], next[kMaxStates];
       V keep[Cell::kSaved];
       for (int g = 0; g < Cell::kGates; ++g) {
-        const int64_t j = (g * Panels::kUnits + u) * kLanes;
+        const int64_t j = (g * kUnits + u) * kLanes;
         xs[g] = load_vector(x + j) + load_vector(bias_ih + j);
         if (Cell::kRecurrent) rs[g] = load_vector(r + j);
-        if (Cell::kRecurrent && !Cell::kOneGateGradient) rs[g] = rs[g] + load_vector(bias_hh + j);
+        if (Cell::kRecurrent && !kOneGateGradient<Cell>) rs[g] = rs[g] + load_vector(bias_hh + j);
       }
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + unit);
       if (Cell::kReadsH) state[0] = load_vector(place.h + unit);
@@ -472,6 +497,7 @@ class ForwardPass {
   }
 
   // In place of `cell`: how all that changes when x, r and the states do.
+  template <int kUnits>
   static void tangent(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* r) {
     const Forward& f = w.f;
     const Panels panels = panels_of(f);
@@ -479,9 +505,8 @@ class ForwardPass {
     const Place place(w, step, i);
     const S* primal = at<S>(f.primal, place.by_direction * f.saved_width);
     const T* params = w.packed.params + w.run.problem * w.packed.params_size;
-    for (int u = 0; u < Panels::kUnits; ++u) {
+    for (int u = 0; u < kUnits; ++u) {
       const int64_t unit = panels.first_unit(panel) + u * kLanes, units = minimum(kLanes, H - unit);
-      if (units <= 0) break;
       V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], saved[Cell::kSaved], states[kMaxStates];
       V keep[Cell::kSaved], dstates[kMaxStates], dnext[kMaxStates];
       for (int g = 0; g < Cell::kGates; ++g) {
@@ -489,7 +514,7 @@ class ForwardPass {
           return tangents ? load_vector(at<S>(tangents, (place.by_row * Cell::kGates + g) * H + unit), units) : V(T(0));
         };
         xs[g] = given(f.tangent_x);
-        if (Cell::kRecurrent) rs[g] = load_vector(r + (g * Panels::kUnits + u) * kLanes) + given(f.tangent_r);
+        if (Cell::kRecurrent) rs[g] = load_vector(r + (g * kUnits + u) * kLanes) + given(f.tangent_r);
       }
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + unit);
       load_saved<Cell>(f, primal, unit, units, saved, states);

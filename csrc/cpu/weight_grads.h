@@ -179,12 +179,11 @@ class WeightGradientsPass {
                           sums.bias_ih + own * GH};
       const Product hh = {out.hh ? sums.h : nullptr, P, result(out.hh, sums.hh, own, theirs, GH * P),
                           sums.bias_hh + own * GH};
-      if (Cell::kOneGateGradient) {
-        left.add(shared.gates_x, shared.gate_stride, j0, j1, ih, hh);
-      } else {
-        left.add(shared.gates_x, shared.gate_stride, j0, j1, ih, {});
-        left.add(shared.gates_r, shared.gate_stride, j0, j1, hh, {});
-      }
+      // Where gates_x and gates_r are the same, each strip serves both products.
+      const int64_t both = Cell::kSharedGates * H, j_both = minimum(j1, both), j_apart = maximum(j0, both);
+      left.add(shared.gates_x, shared.gate_stride, j0, j_both, ih, hh);
+      left.add(shared.gates_x, shared.gate_stride, j_apart, j1, ih, {});
+      left.add(shared.gates_r, shared.gate_stride, j_apart, j1, hh, {});
       if (!out.hr) continue;
       const Product hr = {sums.wide_h, H, result(out.hr, sums.hr, own, theirs, P * H), nullptr};
       left.add(shared.outputs, shared.output_stride, cut(P, plan.threads, piece), cut(P, plan.threads, piece + 1), hr,
@@ -239,23 +238,34 @@ class WeightGradientsPass {
       return at<T>(out, theirs * size);
   }
 
-  // row(k): where the wanted columns of row k begin.
+  // row(k): where the wanted columns of row k begin. Their sums over k come along: `row_sums`, of whole vectors.
+  // Some rows at a time, which then stay in the first-level cache.
   template <class Row>
-  static void copy_strip(E* strip, Row row, int64_t depth, int64_t width) {
-    if constexpr (!kTurned) {
-      for (int64_t j = 0; j < width; j += kTileColumns)
-        for (int64_t k = 0; k < depth; ++k)  // what lies beyond the width is not used
-          memcpy(strip + j * depth + k * kTileColumns, row(k) + j, sizeof(E) * kTileColumns);
-    } else {
-      for (int64_t j = 0; j < width; j += kLanes)
-        for (int64_t k = 0; k < depth; k += kLanes * kTogether<E>) {
-          typename V::Native square[kLanes];
-          for (int64_t i = 0; i < kLanes; ++i)
-            square[i] = load_line<E>(row, k / kTogether<E> + i, depth, j, width - j).v;
-          transpose<T>(square);
-          for (int64_t i = 0; i < minimum(kLanes, width - j); ++i)
-            store_lanes(strip + (j + i) * kTurnedColumn + k, square[i]);
-        }
+  static void copy_strip(E* strip, Row row, int64_t depth, int64_t width, V* row_sums) {
+    constexpr int64_t kRowsAtOnce = 128;
+    for (int64_t j = 0; j < width; j += kLanes) row_sums[j / kLanes] = V(T(0));
+    for (int64_t k0 = 0; k0 < depth; k0 += kRowsAtOnce) {
+      const int64_t k1 = minimum(depth, k0 + kRowsAtOnce);
+      for (int64_t j = 0; j < width; j += kLanes) {  // rows are as long as whole vectors
+        V sum = row_sums[j / kLanes];
+        for (int64_t k = k0; k < k1; ++k) sum = sum + load_vector(row(k) + j);
+        row_sums[j / kLanes] = sum;
+      }
+      if constexpr (!kTurned) {
+        for (int64_t j = 0; j < width; j += kTileColumns)
+          for (int64_t k = k0; k < k1; ++k)  // what lies beyond the width is not used
+            memcpy(strip + j * depth + k * kTileColumns, row(k) + j, sizeof(E) * kTileColumns);
+      } else {
+        for (int64_t j = 0; j < width; j += kLanes)
+          for (int64_t k = k0; k < k1; k += kLanes * kTogether<E>) {
+            typename V::Native square[kLanes];
+            for (int64_t i = 0; i < kLanes; ++i)
+              square[i] = load_line<E>(row, k / kTogether<E> + i, depth, j, width - j).v;
+            transpose<T>(square);
+            for (int64_t i = 0; i < minimum(kLanes, width - j); ++i)
+              store_lanes(strip + (j + i) * kTurnedColumn + k, square[i]);
+          }
+      }
     }
   }
   // Where column j of a strip begins; its numbers are kStep apart.
@@ -294,26 +304,22 @@ class WeightGradientsPass {
         for (int64_t j = j0; j < j1; j += kStrip) {
           const int64_t width = minimum(kStrip, j1 - j), depth = rows.block_size(block);
           const int64_t* slots = rows.slots + block * kRoundRows;
-          if (one.bias) add_biases(block, from + j, stride, slots, j, width, one.bias, two.bias);
-          copy_strip(strip, [&](int64_t k) { return from + slots[k] * stride + j; }, depth, width);
-          for (const Product* p : {&one, &two})
+          V row_sums[(kStrip + kLanes - 1) / kLanes];
+          copy_strip(strip, [&](int64_t k) { return from + slots[k] * stride + j; }, depth, width, row_sums);
+          for (const Product* p : {&one, &two}) {
+            if (p->bias) add_bias(block, p->bias + j, width, row_sums);
             if (p->panels) add_strip(block, j, width, *p);
+          }
         }
     }
 
     bool is_first(int64_t block) const { return round == 0 && block == 0; }
 
-    void add_biases(int64_t block, const E* from, int64_t stride, const int64_t* slots, int64_t j0, int64_t width,
-                    T* one, T* two) const {
-      for (int64_t j = 0; j < width; j += kLanes) {  // rows of `from` are as long as whole vectors
-        V sum(T(0));
-        for (int64_t k = 0; k < rows.block_size(block); ++k) sum = sum + load_vector(from + slots[k] * stride + j);
-        for (T* bias : {one, two}) {
-          if (!bias) continue;
-          const int64_t n = minimum(kLanes, width - j);
-          T* to = bias + j0 + j;
-          store_vector(to, is_first(block) ? sum : load_vector(to, n) + sum, n);
-        }
+    void add_bias(int64_t block, T* bias, int64_t width, const V* row_sums) const {
+      for (int64_t j = 0; j < width; j += kLanes) {
+        const int64_t n = minimum(kLanes, width - j);
+        const V sum = row_sums[j / kLanes];
+        store_vector(bias + j, is_first(block) ? sum : load_vector(bias + j, n) + sum, n);
       }
     }
 

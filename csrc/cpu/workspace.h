@@ -2,6 +2,7 @@
 #pragma once
 #include <math.h>
 
+#include "../cells/cells.h"
 #include "../problem.h"
 #include "amx.h"
 #include "plan.h"

@@ -1,5 +1,6 @@
 // What the stepwise engine's kernels share: who computes what, and where it lies.
 #pragma once
+#include "../cells/cells.h"
 #include "../problem.h"
 #include "launch.h"
 #include "step_kernels.h"

@@ -223,7 +223,7 @@ class BackwardCell {
     Cell::backward(kept, state, next, params_, dnext, dx_, dr, dstate, dparams);
     FUSED_RNN_UNROLL
     for (int j = 0; j < Cell::kGates; ++j) {
-      dr_[j] = Cell::kOneGateGradient ? dx_[j] : dr[j];
+      dr_[j] = kOneGateGradient<Cell> ? dx_[j] : dr[j];
       if (!cut_) store_one(shown[j], dr_[j]);
     }
     dh_ = !Cell::kReadsH || cut_ ? T(0) : dstate[0];
@@ -240,7 +240,7 @@ class BackwardCell {
     FUSED_RNN_UNROLL
     for (int j = 0; j < Cell::kGates; ++j) {
       store_one(at<Storage>(a.gates_x, gates)[j * H], part ? dx_[j] : T(0));
-      if (!Cell::kOneGateGradient) store_one(at<Storage>(a.gates_r, gates)[j * H], part ? dr_[j] : T(0));
+      if (!kOneGateGradient<Cell>) store_one(at<Storage>(a.gates_r, gates)[j * H], part ? dr_[j] : T(0));
     }
   }
 

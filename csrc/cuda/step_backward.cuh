@@ -86,7 +86,7 @@ FUSED_RNN_DEVICE void tangent_backward(const Backward& g, const Place& p, int64_
   FUSED_RNN_UNROLL
   for (int j = 0; j < Cell::kGates; ++j) {
     dx[j] = dxs[j].tangent;
-    if (!Cell::kOneGateGradient) dr[j] = drs[j].tangent;
+    if (!kOneGateGradient<Cell>) dr[j] = drs[j].tangent;
   }
   FUSED_RNN_UNROLL
   for (int s = 0; s < Cell::kStates; ++s) {
@@ -133,8 +133,8 @@ __global__ void backward_step(const Backward g, const Step step, const BackwardA
     for (int j = 0; j < G; ++j) {
       store(*at<S>(a.gates_x, p.by_row(g) * GH + j * H + unit), dx[j]);
       if (!Cell::kRecurrent) continue;
-      const T dr_j = Cell::kOneGateGradient ? dx[j] : dr[j];
-      if (!Cell::kOneGateGradient) store(*at<S>(a.gates_r, p.by_row(g) * GH + j * H + unit), dr_j);
+      const T dr_j = kOneGateGradient<Cell> ? dx[j] : dr[j];
+      if (!kOneGateGradient<Cell>) store(*at<S>(a.gates_r, p.by_row(g) * GH + j * H + unit), dr_j);
       store(*at<S>(a.step_gates, p.state * GH + j * H + unit), cut ? T(0) : dr_j);
     }
     if (Cell::kReadsH) *at<T>(a.dh, state_unit) = (cut ? T(0) : dstate[0]) + added_dh<S>(g, p, step, b, unit);

@@ -14,7 +14,7 @@ struct MinGru {
   static constexpr int kSaved = 2;
   static constexpr int kParams = 0;
   static constexpr bool kRecurrent = false;
-  static constexpr bool kOneGateGradient = true;  // there is no dr to keep
+  static constexpr int kSharedGates = kGates;  // there is no dr to keep
   static constexpr bool kReadsH = true;
   static constexpr bool kProjectable = false;
 

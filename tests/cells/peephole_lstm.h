@@ -15,7 +15,7 @@ struct PeepholeLstm {
   static constexpr int kSaved = 4;
   static constexpr int kParams = 3;
   static constexpr bool kRecurrent = true;
-  static constexpr bool kOneGateGradient = true;
+  static constexpr int kSharedGates = kGates;
   static constexpr bool kReadsH = false;
   static constexpr bool kProjectable = true;
 
