@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,13 +44,14 @@ class LayerForward(torch.autograd.Function):
         # A tracer may give zeros in place of None, also for outputs that were not asked for and are empty.
         grads = [None if grad is None or grad.shape == (0,) else grad for grad in grads[:4]]
         needs = ctx.needs_input_grad
-        if not any([grad is not None for grad in grads]):
+        if grads[0] is None and not any([grad is not None for grad in grads]):
             return (None,) * len(needs)
-        wanted = _wanted(weight_kinds_of(static[0], static[2], len(tensors) - 6), needs[5], needs[11:])
+        compiling = torch.compiler.is_compiling()
+        wanted = (_wanted_by if compiling else _wanted_again)(needs, static[0], static[2])
         arguments = (wanted, 1, False, *grads, saved, *static, *tensors)
         # Dynamo cannot enter a Function inside another's backward.
         followed = torch.is_grad_enabled() or _private.in_transform() or _private.in_forward_mode()
-        if torch.compiler.is_compiling() or not followed:
+        if compiling or not followed:
             grad_input, grad_h0, grad_c0, _, weights = _layer_backward(*arguments)
         else:
             grad_input, grad_h0, grad_c0, _, *weights = _apply(LayerBackward, *arguments)
@@ -108,6 +110,14 @@ class LayerBackward(torch.autograd.Function):
         states, state_dims = batching.split(outputs[:4])
         weights, weight_dims = batching.split_weight_grads(outputs[4:], weight_groups)
         return states + weights, state_dims + weight_dims
+
+
+def _wanted_by(needs: tuple[bool, ...], cell: int, bidirectional: bool) -> int:
+    """What LayerForward's backward asks for; ``needs``: its context's needs_input_grad."""
+    return _wanted(weight_kinds_of(cell, bidirectional, len(needs) - 11), needs[5], needs[11:])
+
+
+_wanted_again = lru_cache(maxsize=1024)(_wanted_by)  # Dynamo cannot enter it
 
 
 def _wanted(kinds: Sequence[Wanted], input: bool, weights: Sequence[bool]) -> int:

@@ -1,26 +1,28 @@
-"""The short way of a plain inference call: from the module straight to the operator ``infer``.
+"""The short ways of plain calls: from the module straight to the operators.
 
-Only a short cut: no checks, no messages, no options of its own. Whatever is not surely plain is passed over, and so is
-what the operator refuses; the complete way then computes it, or says what is wrong.
+Only short cuts: no checks, no messages, no options of their own. Whatever is not surely plain is passed over, and so is
+what an operator refuses; the complete way then computes it, or says what is wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
-from . import _private
+from . import _autograd, _private
 from ._cells import Cell
 
 TIME_MAJOR, BATCH_FIRST, ONE_STEP = range(3)  # as in csrc/infer.cpp
 
 _infer = _private.bare(torch.ops.fused_rnn.infer.default)
 _PLAIN = frozenset((Tensor, nn.Parameter))  # subclasses may mean anything
+_REQUIRES_GRAD = attrgetter("requires_grad")
 
 
-def run(
+def infer(
     cell: Cell,
     input,
     hx,
@@ -34,22 +36,12 @@ def run(
     reset_mask=None,
 ) -> Sequence[Tensor] | None:
     """Output, h_n and, of a cell with two states, c_n; None when the complete way has to be gone."""
-    if not _nothing_special():
+    if torch.is_grad_enabled():
         return None
-    if hx is None:
-        h0 = c0 = None
-    elif cell.states == 1:
-        h0, c0 = hx, None
-        if type(h0) not in _PLAIN:
-            return None
-    else:
-        if type(hx) is not tuple or len(hx) != 2:
-            return None
-        h0, c0 = hx
-        if type(h0) not in _PLAIN or type(c0) not in _PLAIN:
-            return None
-    if type(input) not in _PLAIN or not _PLAIN.issuperset(map(type, weights)):
+    states = _plain_states(cell, input, hx, weights)
+    if states is None:
         return None
+    h0, c0 = states
     try:
         return _infer(
             cell.id, num_layers, bias, bidirectional, layout, input, h0, c0, weights, packed, lengths, None, reset_mask
@@ -58,13 +50,71 @@ def run(
         return None
 
 
-def _nothing_special() -> bool:
-    """No gradient is wanted, and nothing looks into the call or changes what its tensors mean."""
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
+def train(
+    cell: Cell,
+    input,
+    hx,
+    weights: list[Tensor | None],
+    num_layers: int,
+    bidirectional: bool,
+    bias: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Output, h_n and c_n of a batch [T, B, I] whose gradients are wanted; None when the complete way has to be gone."""
+    states = _plain_states(cell, input, hx, weights)
+    if states is None or input.dim() != 3 or not any(map(_REQUIRES_GRAD, (input, *weights))):
+        return None
+    if batch_first:
+        input = input.transpose(0, 1)
+    if not input.shape[0]:
+        return None
+    data, finals = input.contiguous(), []
+    directions = 2 if bidirectional else 1
+    per_layer = len(weights) // num_layers
+    try:
+        for k in range(num_layers):
+            h0, c0 = states
+            if h0 is not None and num_layers > 1:
+                span = slice(k * directions, (k + 1) * directions)
+                h0, c0 = h0[span], None if c0 is None else c0[span]
+            data, h_n, c_n, _, _ = _private.apply_function(
+                _autograd.LayerForward,
+                True,
+                False,
+                cell.id,
+                bias,
+                bidirectional,
+                data,
+                h0,
+                c0,
+                None,
+                None,
+                None,
+                *weights[k * per_layer : (k + 1) * per_layer],
+            )
+            finals.append((h_n, c_n))
+    except (RuntimeError, TypeError):
+        return None
+    h_n, c_n = finals[0] if num_layers == 1 else map(torch.cat, zip(*finals, strict=True))
+    return data.transpose(0, 1) if batch_first else data, h_n, c_n
+
+
+def _plain_states(cell: Cell, input, hx, weights) -> tuple[Tensor | None, Tensor | None] | None:
+    """(h0, c0); None unless there are only plain tensors, and nothing looks into the call or changes their meaning."""
+    if (
+        torch.compiler.is_compiling()
         or _private.in_transform()
         or _private.in_forward_mode()
         or _private.dispatch_modes()
         or _private.any_autocast()
-    )
+        or type(input) not in _PLAIN
+        or not _PLAIN.issuperset(map(type, weights))
+    ):
+        return None
+    if hx is None:
+        return None, None
+    if cell.states == 1:
+        return (hx, None) if type(hx) in _PLAIN else None
+    if type(hx) is not tuple or len(hx) != 2 or not _PLAIN.issuperset(map(type, hx)):
+        return None
+    return hx

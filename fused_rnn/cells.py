@@ -14,7 +14,7 @@ def _short_way(module: nn.RNNCellBase, cell: Cell, input, hx):
     """The new states of a plain inference call; None: go the complete way."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if module.bias else ("weight_ih", "weight_hh")
     weights = [module._parameters.get(name) for name in names]
-    results = _inference.run(cell, input, hx, weights, _inference.ONE_STEP, bias=module.bias)
+    results = _inference.infer(cell, input, hx, weights, _inference.ONE_STEP, bias=module.bias)
     return None if results is None else results[1:]
 
 

@@ -29,17 +29,22 @@ class _Recurrent(nn.RNNBase):
     _frozen: Frozen | None = None  # what freezing.freeze made; not in state dicts, pickled as a mark
 
     def _short_way(self, input, hx, lengths, reset_mask):
-        """The results of a plain inference call, as a list; None: go the complete way."""
-        if torch.is_grad_enabled() or (self.training and self.dropout):
+        """The results of a plain call: output, h_n and, of an LSTM, c_n; None: go the complete way."""
+        if self.training and self.dropout:
             return None
         # From where parameters live: `_flat_weights` costs more to bring up to date than the rest of this call.
         parameters = self._parameters
         weights = [parameters.get(name) for name in self._flat_weights_names]
+        if torch.is_grad_enabled():
+            if self._frozen is not None or lengths is not None or reset_mask is not None:
+                return None
+            layer = (self.num_layers, self.bidirectional, self.bias, self.batch_first)
+            return _inference.train(_CELLS[self.mode], input, hx, weights, *layer)
         packed = ()
         if self._frozen is not None:
             self._frozen.check(weights)
             packed = self._frozen.packed
-        return _inference.run(
+        return _inference.infer(
             _CELLS[self.mode],
             input,
             hx,
