@@ -5,34 +5,50 @@
 #include "../engine.h"
 #include "../ops.h"
 #include "select.h"
+#include "team.h"
 
 namespace fused_rnn {
 namespace {
 
-template <class Args>
-void run(const Phase<Args>& phase, const Args& args, const Plan& plan, void* workspace, int64_t round) {
-  // Calls a pointer to the chosen instruction set's code: what stands here is compiled for the plain one.
-  const auto run_tasks = [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) phase.run(args, plan, workspace, round, task);
-  };
-  const int64_t tasks = phase.count(args, plan);
-  if (plan.threads == 1 || tasks == 1)
-    run_tasks(0, tasks);
-  else
-    torch::stable::parallel_for(0, tasks, 1, run_tasks);
-}
-
-template <class Args>
-void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scratch& scratch) {
-  void* workspace = scratch(pass.workspace_bytes(args, plan));
+// f(phase, round) for all phases of a pass in their order.
+template <class Args, class F>
+void for_phases(const Pass<Args>& pass, const Args& args, F f) {
   const auto run_all = [&](const Phase<Args>(&phases)[kMostPhases], int64_t round) {
     for (const Phase<Args>& phase : phases)
-      if (phase.run != nullptr) run(phase, args, plan, workspace, round);
+      if (phase.run != nullptr) f(phase, round);
   };
   const int64_t rounds = pass.rounds(args);
   run_all(pass.first, 0);
   for (int64_t round = 0; round < rounds; ++round) run_all(pass.each, round);
   run_all(pass.last, rounds);
+}
+
+// Threads are called up once for all phases, and meet between them: to call them up costs more than a phase of a small
+// layer. Those that do not come are not waited for.
+template <class Args>
+void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scratch& scratch) {
+  void* workspace = scratch(pass.workspace_bytes(args, plan));
+  const int64_t size = plan.threads;
+  const Team team(size > 1 ? static_cast<Team::Member*>(scratch(size * sizeof(Team::Member))) : nullptr, size);
+  const auto take_part = [&](int64_t member) {
+    int64_t stretch = 0;
+    team.join(member);
+    for_phases(pass, args, [&](const Phase<Args>& phase, int64_t round) {
+      // Calls a pointer to the chosen instruction set's code: what stands here is compiled for the plain one.
+      const int64_t tasks = phase.count(args, plan);
+      if (tasks == 0) return;
+      team.together(member, stretch++, [&](int64_t share) {
+        for (int64_t task = tasks * share / size; task < tasks * (share + 1) / size; ++task)
+          phase.run(args, plan, workspace, round, task);
+      });
+    });
+    team.leave(member);
+  };
+  if (size == 1) return take_part(0);
+  team.clear();
+  torch::stable::parallel_for(0, size, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t member = begin; member < end; ++member) take_part(member);
+  });
 }
 
 // A plan for a call, with the order of its rows.
@@ -77,7 +93,9 @@ int64_t packed_bytes(const Layer& layer) {
 }
 void pack(const Layer& layer, void* packed) {
   const PackingCall call(layer);
-  run(call.packing.phase, call.forward, call.plan, packed, 0);
+  const Phase<Forward>& phase = call.packing.phase;
+  for (int64_t task = 0; task < phase.count(call.forward, call.plan); ++task)
+    phase.run(call.forward, call.plan, packed, 0, task);
 }
 int64_t packed_format() { return static_cast<int64_t>(best_isa()); }
 
