@@ -1,7 +1,7 @@
 """``LSTM``, ``GRU`` and ``RNN``: torch.nn's layers on this library's operators.
 
-Constructors, parameters, state dicts and errors are those of ``torch.nn``. ``forward`` takes two more, keyword-only:
-``lengths`` and ``reset_mask``.
+Constructors, parameters, state dicts and errors are those of ``torch.nn``. ``forward`` takes more, keyword-only:
+``lengths`` and ``reset_mask``, and an LSTM's ``return_cells``.
 """
 
 from __future__ import annotations
@@ -161,12 +161,16 @@ class LSTM(_Recurrent):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset_mask: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-        """``output [T, B, D*P], (h_n [L*D, B, P], c_n [L*D, B, H])``; see :func:`fused_rnn.functional.lstm`."""
-        short = self._short_way(input, hx, lengths, reset_mask)
+        return_cells: bool = False,
+    ) -> tuple:
+        """``output [T, B, D*P], (h_n [L*D, B, P], c_n [L*D, B, H])``; see :func:`fused_rnn.functional.lstm`.
+
+        With ``return_cells`` a third result: the last layer's c after every step, ``[T, B, D*H]``.
+        """
+        short = None if return_cells else self._short_way(input, hx, lengths, reset_mask)
         if short is not None:
             return short[0], (short[1], short[2])
-        options = self._options(lengths, reset_mask)
+        options = self._options(lengths, reset_mask) | {"return_cells": return_cells}
         if self._frozen is not None:
             return self._frozen.run(_stack.lstm, input, hx, options)
         return functional.lstm(input, hx, **options)
