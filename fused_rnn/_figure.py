@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import cycle, product
 from pathlib import Path
 
 
@@ -18,6 +20,11 @@ def figure(width: float, height: float, panels: int = 1):
         one.grid(color="#e4e4e4", lw=0.7)
         one.set_axisbelow(True)
     return made, axes
+
+
+def styles() -> Iterator[dict]:
+    """Of line after line: ten colours, then again with another dash."""
+    return cycle({"color": f"C{color}", "ls": dash} for dash, color in product(("-", "--", ":"), range(10)))
 
 
 def save(made, path: str | Path) -> Path:

@@ -195,9 +195,9 @@ class Flow:
         """Draws the norms, of h and c together, against time: a line for each layer and direction."""
         made, (axes,) = _figure.figure(7, 4)
         curves = self._curves()
-        for name, states in curves.items():
+        for (name, states), style in zip(curves.items(), _figure.styles(), strict=False):
             norms = [norm if 0 < norm < math.inf else math.nan for norm in _together(states)]
-            axes.plot(range(len(norms)), norms, label=name, lw=1.5, marker="o" if len(norms) == 1 else None)
+            axes.plot(range(len(norms)), norms, label=name, **style, marker="o" if len(norms) == 1 else None)
         axes.set_yscale("log")
         axes.invert_xaxis()
         axes.set_xlabel("steps before the last one that the direction takes")

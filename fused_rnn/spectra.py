@@ -68,11 +68,15 @@ class Spectrum:
     def plot(self, path: str | Path) -> Path:
         """Draws the singular values, and the eigenvalues about the unit circle."""
         made, (values, plane) = _figure.figure(9, 4, panels=2)
-        for block in self.blocks:
-            values.plot(range(1, len(block.singular_values) + 1), block.singular_values, ".-", ms=4, label=block.name)
-            plane.plot([z.real for z in block.eigenvalues], [z.imag for z in block.eigenvalues], ".", ms=5)
+        for block, style in zip(self.blocks, _figure.styles(), strict=False):
+            numbers = range(1, len(block.singular_values) + 1)
+            values.plot(numbers, block.singular_values, **style, marker=".", ms=4, label=block.name)
+            plane.plot(
+                [z.real for z in block.eigenvalues], [z.imag for z in block.eigenvalues], ".", color=style["color"]
+            )
         values.axhline(1, color="black", lw=0.8)
-        values.set_xlabel("number")
+        values.set_xlabel("from the largest on")
+        values.xaxis.get_major_locator().set_params(integer=True)
         values.set_ylabel("singular value")
         circle = [2 * math.pi * k / 200 for k in range(201)]
         plane.plot([math.cos(a) for a in circle], [math.sin(a) for a in circle], color="black", lw=0.8)
@@ -86,10 +90,10 @@ class Spectrum:
 def spectrum(module: nn.Module) -> Spectrum:
     """Singular values and spectral radius of each gate's block of W_hh, of each layer and direction.
 
-    ``module``: an LSTM, GRU, RNN or a cell, of this library or of torch.nn. For a vanilla RNN the largest singular value
-    bounds what a step can do to a gradient, as tanh and relu have a slope of at most 1: below 1 the gradient must
-    vanish, at the rate of its powers at least; above 1 it may explode, but need not. The work is that of an SVD and of
-    an eigenvalue decomposition in float64 of each block.
+    ``module``: an LSTM, GRU, RNN or a cell, of this library or of torch.nn. For a vanilla RNN the largest singular
+    value bounds what a step can do to a gradient, as tanh and relu have a slope of at most 1: below 1 the gradient must
+    vanish, as fast as its powers at least; above 1 it may explode, but need not. The work is that of an SVD and of an
+    eigenvalue decomposition in float64 of each block.
     """
     if isinstance(module, nn.RNNCellBase):
         weights = {"": (module.weight_hh, None)}
