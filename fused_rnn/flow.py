@@ -106,9 +106,10 @@ class Watch:
         self.directions = 1 + module.bidirectional
         self.states = 2 if module.mode == "LSTM" else 1
         self.keys = [(name, k) for k in range(module.num_layers)]
-        # One column more: it counts the calls.
-        weight = next(module.parameters())
-        self.places = [] if steps is None else [self.place(k, steps + 1, weight) for k in range(module.num_layers)]
+        self.places: list[Tensor] = []
+        if steps is not None:  # one column more: it counts the calls
+            weight = next(module.parameters())
+            self.places = [self.place(k, steps + 1, weight) for k in range(module.num_layers)]
 
     def run(self, stack, input, hx, options: dict):
         """``stack``, a function of :mod:`fused_rnn._stack`, watched."""
