@@ -40,9 +40,9 @@ def gradient_flow(model: nn.Module, probe: str = "last", *, steps: int | None = 
         model: its cells (``LSTMCell`` and so on) and torch.nn's layers are passed over, with a warning.
         probe: "last": how much would a loss of the last step alone reach back? Each layer for itself: h after the last
             step that a direction takes gets a gradient of ones, and nothing else does. That is one more walk back
-            in every backward pass, and part of no one's gradient. Of rows of different lengths the longest count, of
-            rows with resets those without one on the way, if there are any.
-            "all": the gradients of the real loss, as every step adds to them.
+            in every backward pass, about a fifth of a training step, and part of no one's gradient. Of rows of
+            different lengths the longest count, of rows with resets those without one on the way, if there are any.
+            "all": the gradients of the real loss, as every step adds to them; it costs next to nothing.
         steps: the most steps a call will take. Needed under ``torch.compile``, for which the place of the norms has to
             be there beforehand; there, one call of a module for each backward pass. The context stays outside of what
             is compiled.

@@ -34,6 +34,13 @@ MASKS = {
     "both": {"lengths": LENGTHS, "reset_mask": RESETS},
     "some whole rows": {"lengths": LENGTHS, "reset_mask": RESETS & (torch.arange(5) != 2)},
 }
+AT_THE_START, BEHIND_THE_END = torch.zeros_like(RESETS), torch.zeros_like(RESETS)
+AT_THE_START[[0, 1], [0, 2]] = True
+BEHIND_THE_END[[5, 1], [0, 2]] = True
+MASKS |= {
+    "a reset that cuts off nothing": {"lengths": LENGTHS, "reset_mask": AT_THE_START},
+    "a reset behind the end": {"lengths": LENGTHS.clamp(max=4), "reset_mask": BEHIND_THE_END},
+}
 
 
 # ---- by autograd: every state a tensor that keeps its gradient -----------------------------------------------------
