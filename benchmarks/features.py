@@ -47,6 +47,7 @@ def features(full: bool = False) -> list[Feature]:
         ]
     for layer in ("LSTM", "GRU"):
         found += [
+            Feature(f"{layer} training: with gradient norms", lambda a=layer: _norms(a), 1.03),
             Feature(f"{layer} training: ensemble of {MEMBERS}", lambda a=layer: _ensemble(a)),
             Feature(f"{layer} per-sample gradients", lambda a=layer: _per_sample(a)),
             Feature(f"{layer} gradient penalty, float64", lambda a=layer: _second_order(a, _penalty)),
@@ -78,6 +79,27 @@ def _resets(layer: str, mode: str) -> dict[str, Run]:
     ours, x = _layer(layer, HIDDEN), torch.randn(STEPS, BATCH, HIDDEN)
     resets = torch.rand(STEPS, BATCH) < RESET_SHARE
     return {"no resets": _call(ours, mode, x), "reset_mask": _call(ours, mode, x, reset_mask=resets)}
+
+
+def _norms(layer: str) -> dict[str, Run]:
+    """A training step, watched and not."""
+    ours = _layer(layer, HIDDEN)
+    x = torch.randn(STEPS, BATCH, HIDDEN).requires_grad_()
+    gradient = torch.randn(STEPS, BATCH, HIDDEN)
+    leaves = [x, *ours.parameters()]
+
+    def step() -> list[Tensor]:
+        for leaf in leaves:
+            leaf.grad = None
+        output = ours(x)[0]
+        output.backward(gradient)
+        return [output, *(leaf.grad for leaf in leaves)]
+
+    def watched() -> list[Tensor]:
+        with fused_rnn.gradient_flow(ours, "all"):
+            return step()
+
+    return {"not watched": step, "gradient norms": watched}
 
 
 def _ensemble(layer: str) -> dict[str, Run]:

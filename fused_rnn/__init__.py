@@ -10,8 +10,11 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import restore, swap
 from .diagnostics import explain, info
 from .engines import cuda_engine
+from .flow import gradient_flow
 from .freezing import freeze, thaw
+from .gates import gate_statistics
 from .modules import GRU, LSTM, RNN
+from .spectra import spectrum
 from .verification import verify
 
 __all__ = [
@@ -26,9 +29,12 @@ __all__ = [
     "explain",
     "freeze",
     "functional",
+    "gate_statistics",
+    "gradient_flow",
     "info",
     "reference",
     "restore",
+    "spectrum",
     "swap",
     "thaw",
     "verify",

@@ -37,26 +37,30 @@ class LayerForward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        save, _, *static = ctx.static
+        return LayerForward.gradients(ctx.static, ctx.saved_tensors, ctx.needs_input_grad, grads)[1]
+
+    @staticmethod
+    def gradients(static, saved_tensors, needs, grads, norms=False):
+        """The norms of the states' gradients, empty if not asked for, and the gradients of all arguments."""
+        save, _, *static = static
         if not save:
             raise RuntimeError("fused_rnn: nothing was saved for this gradient; run layer_forward with save=True")
-        saved, *tensors = ctx.saved_tensors
+        saved, *tensors = saved_tensors
         # A tracer may give zeros in place of None, also for outputs that were not asked for and are empty.
         grads = [None if grad is None or grad.shape == (0,) else grad for grad in grads[:4]]
-        needs = ctx.needs_input_grad
         if grads[0] is None and not any([grad is not None for grad in grads]):
-            return (None,) * len(needs)
+            return None, (None,) * len(needs)
         compiling = torch.compiler.is_compiling()
         wanted = (_wanted_by if compiling else _wanted_again)(needs, static[0], static[2])
-        arguments = (wanted, 1, False, *grads, saved, *static, *tensors)
+        arguments = (wanted, 1, norms, *grads, saved, *static, *tensors)
         # Dynamo cannot enter a Function inside another's backward.
         followed = torch.is_grad_enabled() or _private.in_transform() or _private.in_forward_mode()
         if compiling or not followed:
-            grad_input, grad_h0, grad_c0, _, weights = _layer_backward(*arguments)
+            grad_input, grad_h0, grad_c0, norms, weights = _layer_backward(*arguments)
         else:
-            grad_input, grad_h0, grad_c0, _, *weights = _apply(LayerBackward, *arguments)
+            grad_input, grad_h0, grad_c0, norms, *weights = _apply(LayerBackward, *arguments)
         results = (None, None, None, None, None, grad_input, grad_h0, grad_c0, None, None, None, *weights)
-        return tuple([result if needed else None for result, needed in zip(results, needs, strict=True)])
+        return norms, tuple([result if needed else None for result, needed in zip(results, needs, strict=True)])
 
     @staticmethod
     def vmap(info, in_dims, save, cells, *args):

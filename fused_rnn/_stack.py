@@ -18,13 +18,14 @@ from . import _library, _refusals
 from ._cells import CELLS, Cell
 from ._ops import LAYOUTS, Layer, Wanted
 
-RunLayer = Callable[[Layer], tuple[Tensor, Tensor, Tensor, Tensor]]
+# (layer, whether the second state after every step is wanted) -> output, h_n, c_n, that state
+RunLayer = Callable[[Layer, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
 NONLINEARITIES = {"tanh": CELLS["rnn_tanh"], "relu": CELLS["rnn_relu"]}
 
 
-def lstm(run_layer: RunLayer, input, hx, weights, **options):
-    output, h_n, c_n = run(run_layer, "LSTM", CELLS["lstm"], input, hx, weights, **options)
-    return output, (h_n, c_n)
+def lstm(run_layer: RunLayer, input, hx, weights, *, return_cells: bool = False, **options):
+    output, h_n, c_n, *cells = run(run_layer, "LSTM", CELLS["lstm"], input, hx, weights, return_cells, **options)
+    return output, (h_n, c_n), *cells
 
 
 def gru(run_layer: RunLayer, input, hx, weights, **options):
@@ -37,10 +38,10 @@ def rnn(run_layer: RunLayer, input, hx, weights, *, nonlinearity: str = "tanh", 
     return run(run_layer, "RNN", NONLINEARITIES[nonlinearity], input, hx, weights, **options)[:2]
 
 
-def run(run_layer: RunLayer, name: str, cell: Cell, input, hx, weights, **options):
-    """A stack of layers: (output, h_n, c_n); c_n is empty for cells of one state."""
+def run(run_layer: RunLayer, name: str, cell: Cell, input, hx, weights, cells: bool = False, /, **options):
+    """A stack of layers: (output, h_n, c_n), c_n empty for cells of one state; with ``cells`` the last layer's too."""
     try:
-        return _run(run_layer, name, cell, input, hx, weights, **options)
+        return _run(run_layer, name, cell, input, hx, weights, cells, **options)
     except Exception as error:
         masks = {what: options.get(what) for what in ("lengths", "reset_mask")}
         _refusals.explain(error, name, input, hx=hx, weights=weights, **masks)
@@ -54,6 +55,7 @@ def _run(
     input: Tensor | PackedSequence,
     hx: tuple[Tensor, Tensor] | Tensor | None,
     weights: Sequence[Tensor],
+    with_cells: bool,
     *,
     num_layers: int = 1,
     bidirectional: bool = False,
@@ -62,7 +64,7 @@ def _run(
     training: bool = False,
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence, Tensor, Tensor]:
+) -> tuple:
     options = _Options(name, cell, num_layers, bidirectional, batch_first)
     bias, kinds = _weight_layout(options, weights)
     per_direction = len(kinds)
@@ -87,12 +89,12 @@ def _run(
             mask,
             tuple(weights[span.start * per_direction : span.stop * per_direction]),
         )
-        data, h_n, c_n, _ = run_layer(layer)
+        data, h_n, c_n, cells = run_layer(layer, with_cells and k + 1 == num_layers)
         finals.append((h_n, c_n))
         if training and dropout and k + 1 < num_layers:
             data = torch.dropout(data, dropout, True)
     h_n, c_n = finals[0] if len(finals) == 1 else (torch.cat(layers) for layers in zip(*finals, strict=True))
-    return leave(data, h_n, c_n)
+    return leave(data, h_n, c_n, *([cells] if with_cells else []))
 
 
 def single_step(run_layer: RunLayer, name: str, cell: Cell, input, hx, weights: Sequence[Tensor]):
@@ -141,7 +143,7 @@ def _single_step(
     _check_state_dtypes(states, input.dtype)
     h0, c0 = _two(tuple(state.unsqueeze(0) for state in states))
     layer = Layer(cell.id, len(weights) == 4, False, input.unsqueeze(0), h0, c0, None, None, None, tuple(weights))
-    new_states = [state[0] if batched else state[0, 0] for state in run_layer(layer)[1 : 1 + cell.states]]
+    new_states = [state[0] if batched else state[0, 0] for state in run_layer(layer, False)[1 : 1 + cell.states]]
     return tuple(new_states)
 
 
@@ -200,10 +202,15 @@ def _enter_padded(options: _Options, input: Tensor, hx, lengths, reset_mask):
         reset_mask=_time_major_mask(options, reset_mask, steps, batch if batched else None, input.device),
     )
 
-    def leave(output, h_n, c_n):
+    def lay_out(sequence):
         if not batched:
-            return output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1) if c_n.dim() == 3 else c_n
-        return output.transpose(0, 1) if options.batch_first else output, h_n, c_n
+            return sequence.squeeze(1)
+        return sequence.transpose(0, 1) if options.batch_first else sequence
+
+    def leave(output, h_n, c_n, *cells):
+        if not batched:
+            h_n, c_n = h_n.squeeze(1), c_n.squeeze(1) if c_n.dim() == 3 else c_n
+        return lay_out(output), h_n, c_n, *map(lay_out, cells)
 
     return rows, states, leave
 
@@ -229,11 +236,14 @@ def _enter_packed(options: _Options, packed: PackedSequence, hx, lengths, reset_
     mask = _time_major_mask(options, reset_mask, steps, batch, data.device)
     rows = _Rows(data, steps, batch, reset_mask=mask, batch_sizes=batch_sizes, order=sorted_indices)
 
-    def leave(output, h_n, c_n):
+    def lay_out(sequence):
+        return PackedSequence(sequence, batch_sizes, sorted_indices, unsorted_indices)
+
+    def leave(output, h_n, c_n, *cells):
         if unsorted_indices is not None:
             h_n = h_n.index_select(1, unsorted_indices)
             c_n = c_n.index_select(1, unsorted_indices) if c_n.dim() == 3 else c_n
-        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n, c_n
+        return lay_out(output), h_n, c_n, *map(lay_out, cells)
 
     return rows, states, leave
 

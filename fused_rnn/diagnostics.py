@@ -148,7 +148,7 @@ class _Stop(Exception):
 def _first_layer(module: nn.Module, inputs, lengths, reset_mask) -> Layer:
     """What ``module(*inputs)`` asks of the operator first, after all checks."""
 
-    def stop(layer: Layer):
+    def stop(layer: Layer, cells: bool):
         raise _Stop(layer)
 
     input, hx = (*inputs, None)[:2]

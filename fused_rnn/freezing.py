@@ -64,12 +64,13 @@ class Frozen:
             return stack(_autograd.run_layer, input, hx, **options)
         packed = iter(self.packed)
 
-        def run_layer(layer: Layer):
+        def run_layer(layer: Layer, cells: bool):
             self.check_call(layer)
             own = next(packed)
             with torch.no_grad():
-                if layer.weights[0].dtype != self.weights[0].dtype:  # autocast's copies
-                    return layer.forward(save=False, cells=False)[:4]
+                are_others = layer.weights[0].dtype != self.weights[0].dtype  # autocast's copies
+                if cells or are_others:  # for cells `infer` has no place
+                    return layer.forward(save=False, cells=cells)[:4]
                 results = _infer_layer(layer, own)
             return (*results, *[layer.input.new_empty(0)] * (4 - len(results)))
 

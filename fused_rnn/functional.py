@@ -32,7 +32,8 @@ def lstm(
     training: bool = False,
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
-) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+    return_cells: bool = False,
+) -> tuple:
     """Long short-term memory over whole sequences.
 
     Args:
@@ -49,9 +50,12 @@ def lstm(
         reset_mask: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` unbatched; rows of a ``PackedSequence``
             in the user's order). True at (t, b) cuts row b between steps t-1 and t: nothing, neither state nor
             gradient, passes in either direction, in any layer.
+        return_cells: also return the last layer's c after every step, differentiable. Where a row has ended it is zero,
+            as the output is.
 
     Returns:
-        ``output [T, B, D*P]`` laid out as the input was, and ``(h_n [L*D, B, P], c_n [L*D, B, H])``.
+        ``output [T, B, D*P]`` laid out as the input was, and ``(h_n [L*D, B, P], c_n [L*D, B, H])``. With
+        ``return_cells``, thirdly, ``cells [T, B, D*H]`` laid out as the output is: packed if that is.
     """
     return _stack.lstm(
         run_layer,
@@ -65,6 +69,7 @@ def lstm(
         training=training,
         lengths=lengths,
         reset_mask=reset_mask,
+        return_cells=return_cells,
     )
 
 

@@ -1,7 +1,7 @@
 """``LSTM``, ``GRU`` and ``RNN``: torch.nn's layers on this library's operators.
 
-Constructors, parameters, state dicts and errors are those of ``torch.nn``. ``forward`` takes two more, keyword-only:
-``lengths`` and ``reset_mask``.
+Constructors, parameters, state dicts and errors are those of ``torch.nn``. ``forward`` takes more, keyword-only:
+``lengths`` and ``reset_mask``, and an LSTM's ``return_cells``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _inference, _stack, functional
 from ._cells import CELLS
+from .flow import Watch
 from .freezing import Frozen
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -27,6 +28,7 @@ class _Recurrent(nn.RNNBase):
     # nn.RNNBase, not nn.LSTM and its like: torch.compile refuses every instance of the public three.
 
     _frozen: Frozen | None = None  # what freezing.freeze made; not in state dicts, pickled as a mark
+    _watch: Watch | None = None  # while flow.gradient_flow looks on; neither pickled nor copied
 
     def _short_way(self, input, hx, lengths, reset_mask):
         """The results of a plain call: output, h_n and, of an LSTM, c_n; None: go the complete way."""
@@ -36,7 +38,7 @@ class _Recurrent(nn.RNNBase):
         parameters = self._parameters
         weights = [parameters.get(name) for name in self._flat_weights_names]
         if torch.is_grad_enabled():
-            if self._frozen is not None or lengths is not None or reset_mask is not None:
+            if self._frozen is not None or self._watch is not None or lengths is not None or reset_mask is not None:
                 return None
             layer = (self.num_layers, self.bidirectional, self.bias, self.batch_first)
             return _inference.train(_CELLS[self.mode], input, hx, weights, *layer)
@@ -57,6 +59,11 @@ class _Recurrent(nn.RNNBase):
             lengths,
             reset_mask,
         )
+
+    def _own_way(self):
+        """``run(stack, input, hx, options)``, where layers are not simply run."""
+        special = self._frozen or self._watch
+        return special and special.run
 
     def _options(self, lengths, reset_mask) -> dict:
         weights = self._current_weights()
@@ -105,6 +112,7 @@ class _Recurrent(nn.RNNBase):
 
     def __getstate__(self):
         state = super().__getstate__()
+        state.pop("_watch", None)
         if self._frozen is not None:
             state["_frozen"] = True  # the packed copy is this process's and this processor's
         return state
@@ -161,14 +169,19 @@ class LSTM(_Recurrent):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset_mask: Tensor | None = None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-        """``output [T, B, D*P], (h_n [L*D, B, P], c_n [L*D, B, H])``; see :func:`fused_rnn.functional.lstm`."""
-        short = self._short_way(input, hx, lengths, reset_mask)
+        return_cells: bool = False,
+    ) -> tuple:
+        """``output [T, B, D*P], (h_n [L*D, B, P], c_n [L*D, B, H])``; see :func:`fused_rnn.functional.lstm`.
+
+        With ``return_cells`` a third result: the last layer's c after every step, ``[T, B, D*H]``.
+        """
+        short = None if return_cells else self._short_way(input, hx, lengths, reset_mask)
         if short is not None:
             return short[0], (short[1], short[2])
-        options = self._options(lengths, reset_mask)
-        if self._frozen is not None:
-            return self._frozen.run(_stack.lstm, input, hx, options)
+        options = self._options(lengths, reset_mask) | {"return_cells": return_cells}
+        run = self._own_way()
+        if run is not None:
+            return run(_stack.lstm, input, hx, options)
         return functional.lstm(input, hx, **options)
 
 
@@ -196,8 +209,9 @@ class GRU(_Recurrent):
         if short is not None:
             return short[0], short[1]
         options = self._options(lengths, reset_mask)
-        if self._frozen is not None:
-            return self._frozen.run(_stack.gru, input, hx, options)
+        run = self._own_way()
+        if run is not None:
+            return run(_stack.gru, input, hx, options)
         return functional.gru(input, hx, **options)
 
 
@@ -232,8 +246,9 @@ class RNN(_Recurrent):
         if short is not None:
             return short[0], short[1]
         options = self._options(lengths, reset_mask)
-        if self._frozen is not None:
-            return self._frozen.run(_stack.rnn, input, hx, options)
+        run = self._own_way()
+        if run is not None:
+            return run(_stack.rnn, input, hx, options)
         return functional.rnn(input, hx, **options)
 
     def _options(self, lengths, reset_mask) -> dict:

@@ -18,25 +18,42 @@ from ._ops import Layer, Wanted
 # ---- the cells: x = W_ih x_t + b_ih and r = W_hh h + b_hh, each [B, G*H]; then the states, then per-unit parameters --
 
 
-def lstm_step(x: Tensor, r: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def lstm_gates(x: Tensor, r: Tensor) -> tuple[Tensor, ...]:
     i, f, g, o = (x + r).chunk(4, -1)
-    c_next = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c_next.tanh(), c_next
+    return i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+
+
+def lstm_step(x: Tensor, r: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    i, f, g, o = lstm_gates(x, r)
+    c_next = f * c + i * g
+    return o * c_next.tanh(), c_next
+
+
+def gru_gates(x: Tensor, r: Tensor) -> tuple[Tensor, ...]:
+    (x_reset, x_z, x_n), (r_reset, r_z, r_n) = x.chunk(3, -1), r.chunk(3, -1)
+    reset = (x_reset + r_reset).sigmoid()
+    return reset, (x_z + r_z).sigmoid(), (x_n + reset * r_n).tanh()
 
 
 def gru_step(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
-    (x_reset, x_z, x_n), (r_reset, r_z, r_n) = x.chunk(3, -1), r.chunk(3, -1)
-    z = (x_z + r_z).sigmoid()
-    n = (x_n + (x_reset + r_reset).sigmoid() * r_n).tanh()
+    _, z, n = gru_gates(x, r)
     return ((1 - z) * n + z * h,)
 
 
-def rnn_tanh_step(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
+def rnn_tanh_gates(x: Tensor, r: Tensor) -> tuple[Tensor]:
     return ((x + r).tanh(),)
 
 
-def rnn_relu_step(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
+def rnn_tanh_step(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
+    return rnn_tanh_gates(x, r)
+
+
+def rnn_relu_gates(x: Tensor, r: Tensor) -> tuple[Tensor]:
     return ((x + r).relu(),)
+
+
+def rnn_relu_step(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
+    return rnn_relu_gates(x, r)
 
 
 # By the cells' ids, like _cells.BY_ID.
