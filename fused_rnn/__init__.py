@@ -8,6 +8,7 @@ from . import onnx as onnx  # not in __all__: a star import would hide the packa
 from ._version import __version__
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import restore, swap
+from .deep import Stack
 from .diagnostics import explain, info
 from .engines import cuda_engine
 from .freezing import freeze, thaw
@@ -21,6 +22,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "Stack",
     "__version__",
     "cuda_engine",
     "explain",
