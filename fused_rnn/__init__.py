@@ -3,7 +3,7 @@
 Put ``fused_rnn.LSTM`` where ``torch.nn.LSTM`` was, or call ``fused_rnn.swap(model)``; nothing else changes.
 """
 
-from . import functional, reference
+from . import functional, init, reference
 from . import onnx as onnx  # not in __all__: a star import would hide the package of that name
 from ._version import __version__
 from .cells import GRUCell, LSTMCell, RNNCell
@@ -29,6 +29,7 @@ __all__ = [
     "freeze",
     "functional",
     "info",
+    "init",
     "reference",
     "restore",
     "swap",
