@@ -13,6 +13,7 @@ from .diagnostics import explain, info
 from .engines import cuda_engine
 from .freezing import freeze, thaw
 from .modules import GRU, LSTM, RNN
+from .training import tbptt
 from .verification import verify
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "reference",
     "restore",
     "swap",
+    "tbptt",
     "thaw",
     "verify",
 ]
