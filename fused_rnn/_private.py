@@ -96,9 +96,11 @@ def without_the_dead(nested):
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], nested):
-    """Tuples and lists as they were, with other tensors; named ones too."""
+    """Tuples, named ones too, lists and dicts as they were, with other tensors."""
     if isinstance(nested, Tensor):
         return function(nested)
+    if isinstance(nested, dict):
+        return {key: map_tensors(function, part) for key, part in nested.items()}
     if isinstance(nested, (tuple, list)):
         parts = [map_tensors(function, part) for part in nested]
         return type(nested)(*parts) if hasattr(nested, "_fields") else type(nested)(parts)

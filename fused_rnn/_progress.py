@@ -9,14 +9,22 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def progress(items: Iterable[Item], total: int, describe=str, show: bool = True) -> Iterator[Item]:
-    """Yields ``items``, drawing a bar with ``describe(item)`` beside it."""
+def progress(items: Iterable[Item], total: int | None, describe=str, show: bool = True) -> Iterator[Item]:
+    """Yields ``items``, drawing a bar with ``describe(item)`` beside it; only a count where the total is unknown."""
     show = show and sys.stderr.isatty()
-    for done, item in enumerate(items):
+    try:
+        for done, item in enumerate(items):
+            if show:
+                line = f"{_bar(done, total)} {describe(item)}"
+                print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+            yield item
+    finally:  # left early or with an error, too
         if show:
-            filled = 24 * done // total
-            bar = "█" * filled + "░" * (24 - filled)
-            print(f"\r\033[K{bar} {done}/{total} {describe(item)}", end="", file=sys.stderr, flush=True)
-        yield item
-    if show:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _bar(done: int, total: int | None) -> str:
+    if total is None:
+        return f"{done}"
+    filled = 24 * min(done, total) // total
+    return "█" * filled + "░" * (24 - filled) + f" {done}/{total}"

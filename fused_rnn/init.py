@@ -1,0 +1,215 @@
+"""Weights that recurrent layers begin with, and a state that they learn to begin with.
+
+In the manner of ``torch.nn.init``, but for layers: each function changes the weights of ``module`` in place and returns
+it. ``module`` is a layer or a cell, this library's or torch.nn's, or a model: then every layer and cell of it, all of
+which must be of a kind that the function is for. All layers and both directions are changed. Where anything is refused,
+nothing has been changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import cells
+from ._cells import CELLS, Cell
+from .deep import Stack
+
+__all__ = ["InitialState", "chrono_", "forget_bias_", "identity_", "orthogonal_", "update_bias_"]
+
+# Which of the gates, in torch's order: i f g o of the LSTM, r z n of the GRU.
+_INPUT, _FORGET, _UPDATE = 0, 1, 1
+
+
+@torch.no_grad()
+def forget_bias_(module: nn.Module, value: float) -> nn.Module:
+    """LSTM: the forget gate begins at ``sigmoid(value)`` for all units; at 1, say, it is open, and memory is kept.
+
+    The gate sees the sum of two biases: bias_ih gets the value, bias_hh zero. (One parameter in both places: half.)
+    """
+    for block in _blocks("forget_bias_", module, ("lstm",), _BIASES):
+        block.set_bias(_FORGET, value)
+    return module
+
+
+@torch.no_grad()
+def update_bias_(module: nn.Module, value: float) -> nn.Module:
+    """GRU: the update gate z begins at ``sigmoid(value)`` for all units; the greater, the longer memory is kept.
+
+    PyTorch's GRU keeps its state where z = 1: ``h = (1 - z) * n + z * h``. Textbooks that write ``h = z * n + (1 - z) *
+    h`` mean 1 - z by their z: a bias of -2 there is ``value = 2`` here. The sum of both biases is set, as by
+    :func:`forget_bias_`.
+    """
+    for block in _blocks("update_bias_", module, ("gru",), _BIASES):
+        block.set_bias(_UPDATE, value)
+    return module
+
+
+@torch.no_grad()
+def chrono_(module: nn.Module, longest: int, generator: torch.Generator | None = None) -> nn.Module:
+    """LSTM and GRU: units begin with memories of different lengths, up to ``longest`` steps.
+
+    The bias of the forget gate (LSTM) or of the update gate (GRU) is the logarithm of a number drawn evenly from 1 to
+    ``longest - 1``, so that the unit forgets to 1 / e in about as many steps. The LSTM's input gate gets minus that:
+    who keeps much lets little in. After Tallec and Ollivier, "Can recurrent neural networks warp time?" (2018).
+    """
+    if not longest >= 2:
+        raise ValueError(f"chrono_: longest must be at least 2 steps, got {longest}")
+    for block in _blocks("chrono_", module, ("lstm", "gru"), _BIASES):
+        bias = torch.empty_like(block.gate("bias_ih", 0)).uniform_(1, longest - 1, generator=generator).log_()
+        if block.cell is CELLS["lstm"]:
+            block.set_bias(_FORGET, bias)
+            block.set_bias(_INPUT, -bias)
+        else:
+            block.set_bias(_UPDATE, bias)
+    return module
+
+
+@torch.no_grad()
+def orthogonal_(module: nn.Module, gain: float = 1.0, generator: torch.Generator | None = None) -> nn.Module:
+    """Each gate's block ``[H, P]`` of every weight_hh becomes a random orthogonal matrix, times ``gain``.
+
+    ``torch.nn.init.orthogonal_(layer.weight_hh_l0)`` would instead make the columns of the whole ``[G*H, P]``
+    orthonormal, so that no single gate's block is orthogonal. With ``proj_size`` a block's columns are orthonormal.
+    """
+    for block in _blocks("orthogonal_", module, tuple(CELLS), ("weight_hh",)):
+        for gate in range(block.cell.gates):
+            weight = block.gate("weight_hh", gate)
+            dtype = torch.promote_types(weight.dtype, torch.float32)  # there is no decomposition in 16 bits
+            weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=dtype), gain, generator))
+    return module
+
+
+@torch.no_grad()
+def identity_(module: nn.Module, scale: float = 1.0) -> nn.Module:
+    """ReLU RNN: every weight_hh becomes ``scale`` times the identity, every bias zero; weight_ih stays.
+
+    A unit then adds up what comes in (at a scale of 1), and gradients pass through time unchanged where it is active.
+    After Le, Jaitly and Hinton, "A simple way to initialize recurrent networks of rectified linear units" (2015).
+    """
+    for block in _blocks("identity_", module, ("rnn_relu",), ("weight_hh", *_BIASES)):
+        nn.init.eye_(block.weights["weight_hh"]).mul_(scale)
+        for bias in _BIASES:
+            if bias in block.weights:
+                block.weights[bias].zero_()
+    return module
+
+
+class InitialState(nn.Module):
+    """A state to begin with that is learned, zeros at first: ``module(input, initial(batch))``.
+
+    Args: ``module``, a layer, a cell or a :class:`fused_rnn.Stack`. Nothing of it is kept but sizes, dtype and device.
+
+    Parameters: ``h_0 [L*D, 1, P]``, of a cell ``[1, H]``; for the LSTM also ``c_0 [L*D, 1, H]``, of a cell ``[1, H]``;
+    for a stack those of each of its layers. A step cut off by ``reset_mask`` begins at zero, not at this state.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(map(InitialState, module.layers)) if isinstance(module, Stack) else None
+        if self.layers is not None:
+            return
+        cell = _cell_of(module)
+        if cell is None:
+            raise TypeError(f"InitialState is for a layer, a cell or a fused_rnn.Stack, got {type(module).__name__}")
+        rows, width = (1,), module.hidden_size
+        if isinstance(module, nn.RNNBase):
+            rows, width = (module.num_layers * (1 + module.bidirectional), 1), module.proj_size or width
+        like = next(module.parameters())
+        self.h_0 = nn.Parameter(like.new_zeros(*rows, width))
+        if cell.states == 2:
+            self.c_0 = nn.Parameter(like.new_zeros(*rows, module.hidden_size))
+
+    def forward(self, batch: int | None = None):
+        """``hx`` for so many rows, as ``module`` takes it; None: for unbatched input."""
+        if self.layers is not None:
+            return tuple(layer(batch) for layer in self.layers)
+        states = (self.h_0, self.c_0) if hasattr(self, "c_0") else (self.h_0,)
+        if batch is None:
+            states = tuple(state.squeeze(-2) for state in states)
+        else:
+            states = tuple(state.expand(*state.shape[:-2], batch, -1) for state in states)
+        return states if len(states) == 2 else states[0]
+
+
+# ---- the weights of a module ---------------------------------------------------------------------------------------
+
+_BIASES = ("bias_ih", "bias_hh")
+_CELL_CLASSES = {
+    "lstm": (nn.LSTMCell, cells.LSTMCell),
+    "gru": (nn.GRUCell, cells.GRUCell),
+    "rnn": (nn.RNNCell, cells.RNNCell),
+}
+
+
+class _Block(NamedTuple):
+    """The weights of one direction of one layer, or of a cell, by their names in a cell: "weight_hh"."""
+
+    cell: Cell
+    weights: dict[str, Tensor]
+
+    def gate(self, name: str, gate: int) -> Tensor:
+        """One gate's part of a weight or bias: a view."""
+        return self.weights[name].chunk(self.cell.gates)[gate]
+
+    def set_bias(self, gate: int, value: float | Tensor) -> None:
+        """What the gate's two biases add up to."""
+        bias_ih, bias_hh = (self.gate(name, gate) for name in _BIASES)
+        bias_ih[:] = value
+        if self.weights["bias_ih"] is self.weights["bias_hh"]:
+            bias_ih.div_(2)
+        else:
+            bias_hh.zero_()
+
+
+def _cell_of(module: nn.Module) -> Cell | None:
+    """Of a layer or a cell; None of any other module."""
+    if isinstance(module, nn.RNNBase):
+        return CELLS.get(module.mode.lower())
+    for name, classes in _CELL_CLASSES.items():
+        if isinstance(module, classes):
+            return CELLS.get(f"rnn_{module.nonlinearity}" if name == "rnn" else name)
+    return None
+
+
+def _blocks(function: str, module: nn.Module, allowed: tuple[str, ...], wanted: tuple[str, ...]) -> list[_Block]:
+    """All blocks of all layers of ``module`` with the ``wanted`` weights; raises if one of them cannot be set."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{function}: module must be a torch.nn.Module, got {type(module).__name__}")
+    layers = [(name, layer, cell) for name, layer in module.named_modules() if (cell := _cell_of(layer)) is not None]
+    if not layers:
+        raise TypeError(f"{function}: {type(module).__name__} is no recurrent layer or cell, and has none")
+    blocks = []
+    for name, layer, cell in layers:
+        who = f"{name} ({type(layer).__name__})" if name else f"this {type(layer).__name__}"
+        if cell.name not in allowed:
+            raise TypeError(f"{function} is for cells of kind {' and '.join(allowed)}, but {who} is {cell.name}")
+        if getattr(layer, "_frozen", None) is not None:
+            raise RuntimeError(f"{function}: {who} is frozen; call fused_rnn.thaw(model) first")
+        if not layer.bias and wanted == _BIASES:
+            raise ValueError(f"{function}: {who} has no biases (bias=False)")
+        names = [weight for weight in wanted if layer.bias or weight not in _BIASES]
+        for suffix in _suffixes(layer):
+            weights = {weight: layer._parameters.get(weight + suffix) for weight in names}
+            for weight, parameter in weights.items():
+                if parameter is None:
+                    raise RuntimeError(
+                        f"{function}: {weight}{suffix} of {who} is no parameter but computed from others; initialise "
+                        "first, then parametrize or prune"
+                    )
+            blocks.append(_Block(cell, weights))
+    return blocks
+
+
+def _suffixes(module: nn.Module) -> Iterator[str]:
+    """What the names of weights end in, for each layer and direction: _l0, _l0_reverse ... Nothing in a cell."""
+    if not isinstance(module, nn.RNNBase):
+        yield ""
+        return
+    for k in range(module.num_layers):
+        yield f"_l{k}"
+        if module.bidirectional:
+            yield f"_l{k}_reverse"
