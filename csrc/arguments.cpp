@@ -35,6 +35,11 @@ Tensor Checker::as(const Tensor& t, const char* name, const Shape& shape, Scalar
   return t.is_contiguous() ? t : torch::stable::contiguous(t);  // asked first: the operator costs a dispatch
 }
 
+double clip_of(std::optional<double> grad_clip) {
+  FUSED_RNN_CHECK(!grad_clip || *grad_clip > 0, "fused_rnn: grad_clip must be above 0, got ", *grad_clip);
+  return grad_clip.value_or(0);
+}
+
 Arguments::Arguments(Layer& layer, int64_t cell_id, bool bias, bool bidirectional, const Tensor& input,
                      std::span<const Tensor> weights)
     : cell(traits_of(cell_id)), checked(input), layer_(layer) {

@@ -34,6 +34,9 @@ class Checker {
   torch::stable::Device device_;
 };
 
+// Backward::grad_clip.
+double clip_of(std::optional<double> grad_clip);
+
 // Fills in a Layer, group by group, and keeps alive what it then points to. The tensors given must outlive this.
 struct Arguments {
   CellTraits cell;

@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     int64_t cell, bool bias, bool bidirectional, Gradient grad_output, Gradient grad_h_n, Gradient grad_c_n,
     Gradient grad_cells, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
     std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved,
-    int64_t wanted, int64_t weight_groups, bool norms) {
+    int64_t wanted, int64_t weight_groups, bool norms, std::optional<double> grad_clip) {
   BackwardCall call(cell, bias, bidirectional, input, weights);
   Backward& g = call.g;
   call.args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
@@ -100,6 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
                   " rows");
   call.read(grad_output, grad_h_n, grad_c_n, grad_cells, saved);
   g.weight_groups = weight_groups;
+  g.grad_clip = clip_of(grad_clip);
   call.write(wanted);
   const ScalarType arithmetic = g.dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
   const Shape norm_shape = concat({call.args.members, {g.directions, call.args.cell.states, g.steps}});

@@ -67,10 +67,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_forward(Forward& f, const
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
     std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
-    std::optional<Tensor> reset_mask, bool save, bool cells) {
+    std::optional<Tensor> reset_mask, bool save, bool cells, std::optional<double> grad_clip) {
   Forward f = {};
   Arguments args(f, cell, bias, bidirectional, input, weights);
   args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
+  clip_of(grad_clip);
   return run_forward(f, args, input, save, cells);
 }
 
@@ -100,12 +101,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
 FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
   m.def(
       "layer_forward(int cell, bool bias, bool bidirectional, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, "
-      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, bool save, bool cells) "
+      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, bool save, bool cells, float? grad_clip=None) "
       "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def(
       "layer_backward(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, "
       "Tensor? grad_c_n, Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
-      "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, int wanted, int weight_groups, bool norms) "
+      "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, int wanted, int weight_groups, bool norms, "
+      "float? grad_clip=None) "
       "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor grad_norms, Tensor[] grad_weights)");
   // For second derivatives; problem.h says what passes over time these are. The derivative of layer_forward along the
   // direction that x, r and h (Forward::tangent_x and so on), h0 and c0 are.

@@ -20,7 +20,7 @@ using torch::stable::Tensor;
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
     std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
-    std::optional<Tensor> reset_mask, bool save, bool cells);
+    std::optional<Tensor> reset_mask, bool save, bool cells, std::optional<double> grad_clip);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
     int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     std::optional<Tensor> grad_c_n, std::optional<Tensor> grad_cells, Tensor input, std::optional<Tensor> h0,
     std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,
     std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved, int64_t wanted,
-    int64_t weight_groups, bool norms);
+    int64_t weight_groups, bool norms, std::optional<double> grad_clip);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> layer_trace(
     int64_t cell, bool bias, bool bidirectional, std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,

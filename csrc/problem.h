@@ -92,8 +92,10 @@ struct Backward : Layer {
   void* grad_h0;          // [M, D, B, P]
   void* grad_c0;          // [M, D, B, H]; cells with a second state only
   WeightGradients grads[kMaxDirections];
+  // Above 0: dL/dh after each step is cut off at -grad_clip and grad_clip once all has joined it, and so flows on.
+  double grad_clip;
   // [M, D, kStates, T] in the arithmetic type (float for 16-bit): norm over batch and units of the gradient of each
-  // state after each step; null when not asked for.
+  // state after each step, after clipping; null when not asked for.
   void* grad_norms;
 
   // What the walk back meets, for second derivatives. Null when not asked for; padding is not written.

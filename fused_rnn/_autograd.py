@@ -21,17 +21,17 @@ from ._vmap import Batching
 class LayerForward(torch.autograd.Function):
     """``layer_forward`` for autograd, torch.func and torch.compile.
 
-    ``apply(save, cells, *Layer's fields but weights, *weights)``
+    ``apply(save, cells, grad_clip, *Layer's fields but weights, *weights)``
     """
 
     @staticmethod
-    def forward(save, cells, *args):
+    def forward(save, cells, grad_clip, *args):
         return _layer_forward(save, cells, *args)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.static = inputs[:5]
-        ctx.save_for_backward(output[4], *inputs[5:])
+        ctx.static = inputs[:6]
+        ctx.save_for_backward(output[4], *inputs[6:])
         ctx.mark_non_differentiable(output[4])
         ctx.set_materialize_grads(False)
 
@@ -42,7 +42,7 @@ class LayerForward(torch.autograd.Function):
     @staticmethod
     def gradients(static, saved_tensors, needs, grads, norms=False):
         """The norms of the states' gradients, empty if not asked for, and the gradients of all arguments."""
-        save, _, *static = static
+        save, _, grad_clip, *static = static
         if not save:
             raise RuntimeError("fused_rnn: nothing was saved for this gradient; run layer_forward with save=True")
         saved, *tensors = saved_tensors
@@ -52,27 +52,27 @@ class LayerForward(torch.autograd.Function):
             return None, (None,) * len(needs)
         compiling = torch.compiler.is_compiling()
         wanted = (_wanted_by if compiling else _wanted_again)(needs, static[0], static[2])
-        arguments = (wanted, 1, norms, *grads, saved, *static, *tensors)
+        arguments = (wanted, 1, norms, grad_clip, *grads, saved, *static, *tensors)
         # Dynamo cannot enter a Function inside another's backward.
         followed = torch.is_grad_enabled() or _private.in_transform() or _private.in_forward_mode()
         if compiling or not followed:
             grad_input, grad_h0, grad_c0, norms, weights = _layer_backward(*arguments)
         else:
             grad_input, grad_h0, grad_c0, norms, *weights = _apply(LayerBackward, *arguments)
-        results = (None, None, None, None, None, grad_input, grad_h0, grad_c0, None, None, None, *weights)
+        results = (None, None, None, None, None, None, grad_input, grad_h0, grad_c0, None, None, None, *weights)
         return norms, tuple([result if needed else None for result, needed in zip(results, needs, strict=True)])
 
     @staticmethod
-    def vmap(info, in_dims, save, cells, *args):
-        batching = Batching(info.batch_size, _layer_of(args), _layer_of(in_dims[2:]))
-        outputs = _apply(LayerForward, save, cells, *batching.layer[:-1], *batching.layer.weights)
+    def vmap(info, in_dims, save, cells, grad_clip, *args):
+        batching = Batching(info.batch_size, _layer_of(args), _layer_of(in_dims[3:]))
+        outputs = _apply(LayerForward, save, cells, grad_clip, *batching.layer[:-1], *batching.layer.weights)
         return batching.split(outputs)
 
 
 class LayerBackward(torch.autograd.Function):
     """``layer_backward`` likewise; its own gradient is the double backward.
 
-    ``apply(wanted, weight_groups, norms, *four gradients, saved, *Layer's fields but weights, *weights)``
+    ``apply(wanted, weight_groups, norms, grad_clip, *four gradients, saved, *Layer's fields but weights, *weights)``
     """
 
     @staticmethod
@@ -82,8 +82,8 @@ class LayerBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.static = (inputs[1], *inputs[8:11])
-        ctx.save_for_backward(*inputs[3:8], *inputs[11:])
+        ctx.static = (inputs[1], inputs[3], *inputs[9:12])
+        ctx.save_for_backward(*inputs[4:9], *inputs[12:])
         ctx.mark_non_differentiable(output[3])
         ctx.set_materialize_grads(False)
 
@@ -91,26 +91,27 @@ class LayerBackward(torch.autograd.Function):
     def backward(ctx, grad_input, grad_h0, grad_c0, _, *grad_weights):
         from ._second_order import differentiate_backward
 
-        groups, *static = ctx.static
+        groups, grad_clip, *static = ctx.static
+        _refuse_derivatives(grad_clip)
         # Read once: a hook on saved tensors may refuse to unpack one twice.
         grad_output, grad_h_n, grad_c_n, grad_cells, saved, *tensors = ctx.saved_tensors
         grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
         layer = Layer(*static, *tensors[:6], tuple(tensors[6:]))
-        wanted = _wanted(layer.weight_kinds, ctx.needs_input_grad[11], ctx.needs_input_grad[17:])
+        wanted = _wanted(layer.weight_kinds, ctx.needs_input_grad[12], ctx.needs_input_grad[18:])
         states, weights, of_grads = differentiate_backward(
             layer, saved, grads, groups, (grad_input, grad_h0, grad_c0, *grad_weights), wanted
         )
-        return (None,) * 3 + of_grads + (None,) * 4 + states + (None,) * 3 + weights
+        return (None,) * 4 + of_grads + (None,) * 4 + states + (None,) * 3 + weights
 
     @staticmethod
-    def vmap(info, in_dims, wanted, weight_groups, norms, *args):
+    def vmap(info, in_dims, wanted, weight_groups, norms, grad_clip, *args):
         if norms:
             raise NotImplementedError("fused_rnn: gradient norms under vmap are not implemented")
-        batching = Batching(info.batch_size, _layer_of(args[5:]), _layer_of(in_dims[8:]))
-        grads_and_saved = [batching.join(t, dim, -2) for t, dim in zip(args[:5], in_dims[3:8], strict=True)]
+        batching = Batching(info.batch_size, _layer_of(args[5:]), _layer_of(in_dims[9:]))
+        grads_and_saved = [batching.join(t, dim, -2) for t, dim in zip(args[:5], in_dims[4:9], strict=True)]
         groups = weight_groups if batching.as_members else weight_groups * info.batch_size
         layer = batching.layer
-        outputs = _apply(LayerBackward, wanted, groups, norms, *grads_and_saved, *layer[:-1], *layer.weights)
+        outputs = _apply(LayerBackward, wanted, groups, norms, grad_clip, *grads_and_saved, *layer[:-1], *layer.weights)
         states, state_dims = batching.split(outputs[:4])
         weights, weight_dims = batching.split_weight_grads(outputs[4:], weight_groups)
         return states + weights, state_dims + weight_dims
@@ -118,7 +119,7 @@ class LayerBackward(torch.autograd.Function):
 
 def _wanted_by(needs: tuple[bool, ...], cell: int, bidirectional: bool) -> int:
     """What LayerForward's backward asks for; ``needs``: its context's needs_input_grad."""
-    return _wanted(weight_kinds_of(cell, bidirectional, len(needs) - 11), needs[5], needs[11:])
+    return _wanted(weight_kinds_of(cell, bidirectional, len(needs) - 12), needs[6], needs[12:])
 
 
 _wanted_again = lru_cache(maxsize=1024)(_wanted_by)  # Dynamo cannot enter it
@@ -130,6 +131,15 @@ def _wanted(kinds: Sequence[Wanted], input: bool, weights: Sequence[bool]) -> in
         if needed:
             wanted |= int(kind)
     return wanted
+
+
+def _refuse_derivatives(grad_clip: float | None) -> None:
+    """A clipped gradient is no derivative, so nothing that takes derivatives of it, or along it, has a meaning."""
+    if grad_clip is not None:
+        raise NotImplementedError(
+            "fused_rnn: grad_clip goes with first derivatives in reverse mode only, not with double backward or "
+            "forward-mode AD (jvp, jacfwd, hessian, linearize)"
+        )
 
 
 def _layer_of(args: Sequence[Any]) -> Layer:
@@ -144,11 +154,11 @@ def _layer_forward(save, cells, *args):
     return _below_autograd(_FORWARD, *args[:6], list(args[9:]), *args[6:9], save, cells)
 
 
-def _layer_backward(wanted, weight_groups, norms, grad_output, grad_h_n, grad_c_n, grad_cells, saved, *args):
+def _layer_backward(wanted, weight_groups, norms, grad_clip, grad_output, grad_h_n, grad_c_n, grad_cells, saved, *args):
     """Likewise for those of ``LayerBackward.apply``."""
     grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
     layer = (*args[3:6], list(args[9:]), *args[6:9])
-    return _below_autograd(_BACKWARD, *args[:3], *grads, *layer, saved, wanted, weight_groups, norms)
+    return _below_autograd(_BACKWARD, *args[:3], *grads, *layer, saved, wanted, weight_groups, norms, grad_clip)
 
 
 # ---- forward-mode AD -----------------------------------------------------------------------------------------------
@@ -159,16 +169,17 @@ class LayerForwardWithTangents(LayerForward):
     @staticmethod
     def setup_context(ctx, inputs, output):
         LayerForward.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(output[4], *inputs[5:])
+        ctx.save_for_forward(output[4], *inputs[6:])
 
     @staticmethod
     def jvp(ctx, *tangents):
         from . import _second_order
 
-        _, cells, *static = ctx.static
+        _, cells, grad_clip, *static = ctx.static
+        _refuse_derivatives(grad_clip)
         saved, *tensors = ctx.saved_tensors
         layer = Layer(*static, *tensors[:6], tuple(tensors[6:]))
-        direction = Direction(*tangents[5:8], tangents[11:])
+        direction = Direction(*tangents[6:9], tangents[12:])
         return (*_second_order.forward_along(layer, saved, direction, cells), None)
 
 
@@ -178,18 +189,19 @@ class LayerBackwardWithTangents(LayerBackward):
         LayerBackward.setup_context(ctx, inputs, output)
         ctx.wanted = inputs[0]
         ctx.shapes = [grad.shape for grad in output]
-        ctx.save_for_forward(*inputs[3:8], *inputs[11:])
+        ctx.save_for_forward(*inputs[4:9], *inputs[12:])
 
     @staticmethod
     def jvp(ctx, *tangents):
         from . import _second_order
 
-        groups, *static = ctx.static
+        groups, grad_clip, *static = ctx.static
+        _refuse_derivatives(grad_clip)
         *grads, saved, input, h0, c0, lengths, batch_sizes, reset_mask = ctx.saved_tensors[:11]
         layer = Layer(*static, input, h0, c0, lengths, batch_sizes, reset_mask, tuple(ctx.saved_tensors[11:]))
-        direction = Direction(*tangents[11:14], tangents[17:])
+        direction = Direction(*tangents[12:15], tangents[18:])
         states, weights = _second_order.backward_along(
-            layer, saved, tuple(grads), groups, direction, tangents[3:7], ctx.wanted
+            layer, saved, tuple(grads), groups, direction, tangents[4:8], ctx.wanted
         )
         # torch takes None for the tangent of an output that is not differentiable, and only for that.
         changes = zip((*states, None, *weights), ctx.shapes, strict=True)
@@ -211,10 +223,11 @@ def _apply(function: type[torch.autograd.Function], *args):
     return _private.apply_function(function, *args)
 
 
-def _plain_backward(wanted, weight_groups, norms, *args):
+def _plain_backward(wanted, weight_groups, norms, grad_clip, *args):
     """LayerBackward.apply, by the formula in plain PyTorch."""
     from . import _second_order
 
+    _refuse_derivatives(grad_clip)
     layer = _layer_of(args[5:])
     results = _second_order.plain_backward(layer, weight_groups, args[:4])
     return (*results[:3], None, *results[3:])
@@ -230,18 +243,19 @@ def _below_autograd(operator: torch._ops.OpOverload, *args):
 
 # ---- the raw operators ---------------------------------------------------------------------------------------------
 # Called by themselves they have the same gradients. Not torch.library.register_autograd: an operator that has only that
-# drops the tangents of forward-mode AD without a word.
+# drops the tangents of forward-mode AD without a word. torch leaves out a last argument that has its default value.
 
 
 def _forward_arguments(*args):
     """From the operator's own order to that of ``LayerForward.apply``."""
-    layer, (save, cells) = layer_from_arguments(*args[:10]), args[10:]
-    return (save, cells, *layer[:-1], *layer.weights)
+    layer, (save, cells, grad_clip) = layer_from_arguments(*args[:10]), (*args[10:], None)[:3]
+    return (save, cells, grad_clip, *layer[:-1], *layer.weights)
 
 
 def _backward_arguments(*args):
-    layer, (saved, wanted, groups, norms) = layer_from_arguments(*args[:3], *args[7:14]), args[14:]
-    return (wanted, groups, norms, *args[3:7], saved, *layer[:-1], *layer.weights)
+    layer = layer_from_arguments(*args[:3], *args[7:14])
+    saved, wanted, groups, norms, grad_clip = (*args[14:], None)[:5]
+    return (wanted, groups, norms, grad_clip, *args[3:7], saved, *layer[:-1], *layer.weights)
 
 
 def _raw_forward(*args):
@@ -310,17 +324,22 @@ for _name in ("layer_tangent", "layer_trace", "layer_backward_tangent"):
 # ---- the way in ----------------------------------------------------------------------------------------------------
 
 
-def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def run_layer(
+    layer: Layer, cells: bool = False, grad_clip: float | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer: output, h_n, c_n and, if asked for, the second state after every step."""
     differentiable = [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
     transformed = _private.in_transform()
     if transformed and torch.compiler.is_exporting():  # which would fail with an assertion of torch's own
         raise NotImplementedError("fused_rnn: torch.export does not take vmap and torch.func's other transforms")
     if transformed and _private.in_forward_mode() and _private.in_nested_forward_mode():
+        _refuse_derivatives(grad_clip)
         return reference.run_layer(layer, cells)
     # A tangent needs what a gradient does.
     save = _private.in_forward_mode() or (torch.is_grad_enabled() and _private.need_gradient(differentiable))
     # Of a Function an export keeps what its forward does and drops its gradient. The operator has one of its own.
-    if (save or transformed) and not torch.compiler.is_exporting():
-        return _apply(LayerForward, save, cells, *layer[:-1], *layer.weights)[:4]
+    if save and torch.compiler.is_exporting():
+        return layer.forward(save, cells, grad_clip)[:4]
+    if save or transformed:
+        return _apply(LayerForward, save, cells, grad_clip, *layer[:-1], *layer.weights)[:4]
     return _layer_forward(save, cells, *layer[:-1], *layer.weights)[:4]

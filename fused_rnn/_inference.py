@@ -81,6 +81,7 @@ def train(
                 _autograd.LayerForward,
                 True,
                 False,
+                None,
                 cell.id,
                 bias,
                 bidirectional,

@@ -11,14 +11,18 @@ from ._autograd import LayerForward
 from ._ops import Layer
 
 
-def run_layer(layer: Layer, cells: bool, norms: Tensor, of_last: bool) -> tuple[Tensor, ...]:
+def run_layer(
+    layer: Layer, cells: bool, norms: Tensor, of_last: bool, grad_clip: float | None = None
+) -> tuple[Tensor, ...]:
     """As ``_autograd.run_layer``, for layers of which a gradient is asked.
 
     ``norms [D, kStates, C]``, C >= T, requires gradients and is not read. What a backward pass gives as its gradient
     are the norms, over batch and units, of the gradients of h (and c) after each step; -1 in columns behind the last
-    step. ``of_last``: not of the gradients of that pass, but of one that begins with ones; see :func:`_of_last`.
+    step. ``of_last``: not of the gradients of that pass, but of one that begins with ones; see :func:`_of_last`. What
+    ``grad_clip`` cuts off is not in the former; the latter are never clipped.
     """
-    return _autograd._apply(_LayerForwardWithNorms, norms, of_last, True, cells, *layer[:-1], *layer.weights)[:4]
+    arguments = (norms, of_last, True, cells, grad_clip, *layer[:-1], *layer.weights)
+    return _autograd._apply(_LayerForwardWithNorms, *arguments)[:4]
 
 
 def are_refused() -> str | None:
@@ -35,7 +39,7 @@ class _LayerForwardWithNorms(LayerForward):
 
     @staticmethod
     def forward(norms, of_last, *args):
-        return _autograd._layer_forward(*args)
+        return LayerForward.forward(*args)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -53,7 +57,7 @@ class _LayerForwardWithNorms(LayerForward):
         norms, gradients = LayerForward.gradients(ctx.static, saved_tensors, needs, grads, not ctx.of_last)
         if norms is not None:
             if ctx.of_last:
-                norms = _of_last(ctx.static[2:], saved_tensors, ctx.states_shape)
+                norms = _of_last(ctx.static[3:], saved_tensors, ctx.states_shape)
             if ctx.columns != norms.shape[-1]:
                 norms = pad(norms, (0, ctx.columns - norms.shape[-1]), value=-1.0)
         return norms, None, *gradients
@@ -68,7 +72,7 @@ def _of_last(static, saved_tensors, states_shape) -> Tensor:
     rows = _whole_rows(layer, states_shape[-2])
     if rows is not None:
         ones = ones * rows.unsqueeze(-1)
-    arguments = (0, 1, True, None, ones, None, None, saved, *layer[:-1], *layer.weights)
+    arguments = (0, 1, True, None, None, ones, None, None, saved, *layer[:-1], *layer.weights)
     return _autograd._layer_backward(*arguments)[3]
 
 

@@ -17,6 +17,7 @@ batch_sizes    [T] int64, CPU        of packed input, as in ``PackedSequence``
 reset_mask     [T, B] bool           True at (t, b) cuts row b between steps t-1 and t
 save           bool                  keep what the backward needs
 cells          bool                  also return the second state after every step, [rows, D*H]
+grad_clip      float                 the gradient of h is cut off there after every step, on its way back; None: never
 =============  ====================  =======================================================================
 
 With ``weights`` of one more leading dimension M, M members run side by side; outputs and states then carry M in front,
@@ -113,12 +114,14 @@ class Layer(NamedTuple):
     def weight_kinds(self) -> tuple[Wanted, ...]:
         return weight_kinds_of(self.cell, self.bidirectional, len(self.weights))
 
-    def forward(self, save: bool, cells: bool) -> tuple[Tensor, ...]:
-        return _operators.layer_forward(*self[:3], *self._tensors, save, cells)
+    def forward(self, save: bool, cells: bool, grad_clip: float | None = None) -> tuple[Tensor, ...]:
+        return _operators.layer_forward(*self[:3], *self._tensors, save, cells, grad_clip)
 
-    def backward(self, grads: Grads, saved: Tensor, wanted: int, groups: int, norms: bool) -> tuple[Tensor, ...]:
+    def backward(
+        self, grads: Grads, saved: Tensor, wanted: int, groups: int, norms: bool, grad_clip: float | None = None
+    ) -> tuple[Tensor, ...]:
         *states, grad_weights = _operators.layer_backward(
-            *self[:3], *grads, *self._tensors, saved, wanted, groups, norms
+            *self[:3], *grads, *self._tensors, saved, wanted, groups, norms, grad_clip
         )
         return (*states, *grad_weights)
 
@@ -152,7 +155,21 @@ def layer_from_arguments(cell, bias, bidirectional, input, h0, c0, weights, leng
 
 
 @torch.library.register_fake("fused_rnn::layer_forward")
-def _forward_shapes(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask, save, cells):
+def _forward_shapes(
+    cell,
+    bias,
+    bidirectional,
+    input,
+    h0,
+    c0,
+    weights,
+    lengths,
+    batch_sizes,
+    reset_mask,
+    save,
+    cells,
+    grad_clip=None,
+):
     _check_devices(input, batch_sizes, h0, c0, *weights, lengths, reset_mask)
     layer = layer_from_arguments(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask)
     kind, directions, hidden, width, members, rows = layer.sizes
@@ -232,6 +249,7 @@ def _backward_shapes(
     wanted,
     weight_groups,
     norms,
+    grad_clip=None,
 ):
     grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
     _check_devices(input, batch_sizes, *grads, h0, c0, *weights, lengths, reset_mask, saved)

@@ -64,8 +64,11 @@ def _run(
     training: bool = False,
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
+    grad_clip: float | None = None,
 ) -> tuple:
     options = _Options(name, cell, num_layers, bidirectional, batch_first)
+    if grad_clip is not None:
+        run_layer = partial(run_layer, grad_clip=checked_grad_clip(grad_clip))
     bias, kinds = _weight_layout(options, weights)
     per_direction = len(kinds)
     enter = _enter_packed if isinstance(input, PackedSequence) else _enter_padded
@@ -95,6 +98,14 @@ def _run(
             data = torch.dropout(data, dropout, True)
     h_n, c_n = finals[0] if len(finals) == 1 else (torch.cat(layers) for layers in zip(*finals, strict=True))
     return leave(data, h_n, c_n, *([cells] if with_cells else []))
+
+
+def checked_grad_clip(grad_clip: float) -> float:
+    if isinstance(grad_clip, bool) or not isinstance(grad_clip, (int, float)):
+        raise TypeError(f"grad_clip must be a number above 0, or None, got {type(grad_clip).__name__}")
+    if not grad_clip > 0:
+        raise ValueError(f"grad_clip must be a number above 0, or None, got {grad_clip}")
+    return float(grad_clip)
 
 
 def single_step(run_layer: RunLayer, name: str, cell: Cell, input, hx, weights: Sequence[Tensor]):

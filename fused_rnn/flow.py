@@ -118,12 +118,12 @@ class Watch:
             raise NotImplementedError(f"fused_rnn.gradient_flow does not go with {keep_off}; make this call outside")
         layers = iter(range(len(self.keys)))
 
-        def run_layer(layer: Layer, cells: bool):
+        def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None):
             k = next(layers)
             tensors = [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
             if not (torch.is_grad_enabled() and _private.need_gradient(tensors)):
-                return _autograd.run_layer(layer, cells)  # no backward pass will come by
-            return _norms.run_layer(layer, cells, self.place_for(k, layer), self.of_last)
+                return _autograd.run_layer(layer, cells, grad_clip)  # no backward pass will come by
+            return _norms.run_layer(layer, cells, self.place_for(k, layer), self.of_last, grad_clip)
 
         return stack(run_layer, input, hx, **options)
 

@@ -64,7 +64,7 @@ class Frozen:
             return stack(_autograd.run_layer, input, hx, **options)
         packed = iter(self.packed)
 
-        def run_layer(layer: Layer, cells: bool):
+        def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None):  # there is no gradient to clip
             self.check_call(layer)
             own = next(packed)
             with torch.no_grad():

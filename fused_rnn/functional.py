@@ -32,6 +32,7 @@ def lstm(
     training: bool = False,
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
+    grad_clip: float | None = None,
     return_cells: bool = False,
 ) -> tuple:
     """Long short-term memory over whole sequences.
@@ -50,6 +51,9 @@ def lstm(
         reset_mask: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` unbatched; rows of a ``PackedSequence``
             in the user's order). True at (t, b) cuts row b between steps t-1 and t: nothing, neither state nor
             gradient, passes in either direction, in any layer.
+        grad_clip: above 0. On its way back through time the gradient of h ``[B, P]`` is cut off at -grad_clip and
+            grad_clip after every step, in every layer and direction, once the gradients of that step's output and, at
+            the last one, of h_n have joined it. That of h_0 is left as it comes. Reverse mode only, and only once.
         return_cells: also return the last layer's c after every step, differentiable. Where a row has ended it is zero,
             as the output is.
 
@@ -69,6 +73,7 @@ def lstm(
         training=training,
         lengths=lengths,
         reset_mask=reset_mask,
+        grad_clip=grad_clip,
         return_cells=return_cells,
     )
 
@@ -85,6 +90,7 @@ def gru(
     training: bool = False,
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
+    grad_clip: float | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Gated recurrent unit over whole sequences: as :func:`lstm` with ``hx`` a single ``h_0 [L*D, B, H]``.
 
@@ -103,6 +109,7 @@ def gru(
         training=training,
         lengths=lengths,
         reset_mask=reset_mask,
+        grad_clip=grad_clip,
     )
 
 
@@ -119,6 +126,7 @@ def rnn(
     training: bool = False,
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
+    grad_clip: float | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Elman network over whole sequences, ``nonlinearity`` "tanh" or "relu": otherwise as :func:`gru`."""
     return _stack.rnn(
@@ -134,6 +142,7 @@ def rnn(
         training=training,
         lengths=lengths,
         reset_mask=reset_mask,
+        grad_clip=grad_clip,
     )
 
 

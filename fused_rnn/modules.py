@@ -1,7 +1,7 @@
 """``LSTM``, ``GRU`` and ``RNN``: torch.nn's layers on this library's operators.
 
 Constructors, parameters, state dicts and errors are those of ``torch.nn``. ``forward`` takes more, keyword-only:
-``lengths`` and ``reset_mask``, and an LSTM's ``return_cells``.
+``lengths``, ``reset_mask`` and ``grad_clip``, and an LSTM's ``return_cells``.
 """
 
 from __future__ import annotations
@@ -30,8 +30,12 @@ class _Recurrent(nn.RNNBase):
     _frozen: Frozen | None = None  # what freezing.freeze made; not in state dicts, pickled as a mark
     _watch: Watch | None = None  # while flow.gradient_flow looks on; neither pickled nor copied
 
-    def _short_way(self, input, hx, lengths, reset_mask):
+    def _short_way(self, input, hx, lengths, reset_mask, grad_clip):
         """The results of a plain call: output, h_n and, of an LSTM, c_n; None: go the complete way."""
+        if grad_clip is not None:
+            _stack.checked_grad_clip(grad_clip)
+            if torch.is_grad_enabled():
+                return None
         if self.training and self.dropout:
             return None
         # From where parameters live: `_flat_weights` costs more to bring up to date than the rest of this call.
@@ -65,7 +69,7 @@ class _Recurrent(nn.RNNBase):
         special = self._frozen or self._watch
         return special and special.run
 
-    def _options(self, lengths, reset_mask) -> dict:
+    def _options(self, lengths, reset_mask, grad_clip=None) -> dict:
         weights = self._current_weights()
         if self._frozen is not None:
             self._frozen.check(weights)
@@ -78,6 +82,7 @@ class _Recurrent(nn.RNNBase):
             "training": self.training,
             "lengths": lengths,
             "reset_mask": reset_mask,
+            "grad_clip": grad_clip,
         }
 
     def _current_weights(self) -> list[Tensor | None]:
@@ -169,16 +174,17 @@ class LSTM(_Recurrent):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset_mask: Tensor | None = None,
+        grad_clip: float | None = None,
         return_cells: bool = False,
     ) -> tuple:
         """``output [T, B, D*P], (h_n [L*D, B, P], c_n [L*D, B, H])``; see :func:`fused_rnn.functional.lstm`.
 
         With ``return_cells`` a third result: the last layer's c after every step, ``[T, B, D*H]``.
         """
-        short = None if return_cells else self._short_way(input, hx, lengths, reset_mask)
+        short = None if return_cells else self._short_way(input, hx, lengths, reset_mask, grad_clip)
         if short is not None:
             return short[0], (short[1], short[2])
-        options = self._options(lengths, reset_mask) | {"return_cells": return_cells}
+        options = self._options(lengths, reset_mask, grad_clip) | {"return_cells": return_cells}
         run = self._own_way()
         if run is not None:
             return run(_stack.lstm, input, hx, options)
@@ -203,12 +209,13 @@ class GRU(_Recurrent):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset_mask: Tensor | None = None,
+        grad_clip: float | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
-        short = self._short_way(input, hx, lengths, reset_mask)
+        short = self._short_way(input, hx, lengths, reset_mask, grad_clip)
         if short is not None:
             return short[0], short[1]
-        options = self._options(lengths, reset_mask)
+        options = self._options(lengths, reset_mask, grad_clip)
         run = self._own_way()
         if run is not None:
             return run(_stack.gru, input, hx, options)
@@ -240,21 +247,22 @@ class RNN(_Recurrent):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset_mask: Tensor | None = None,
+        grad_clip: float | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
-        short = self._short_way(input, hx, lengths, reset_mask)
+        short = self._short_way(input, hx, lengths, reset_mask, grad_clip)
         if short is not None:
             return short[0], short[1]
-        options = self._options(lengths, reset_mask)
+        options = self._options(lengths, reset_mask, grad_clip)
         run = self._own_way()
         if run is not None:
             return run(_stack.rnn, input, hx, options)
         return functional.rnn(input, hx, **options)
 
-    def _options(self, lengths, reset_mask) -> dict:
+    def _options(self, lengths, reset_mask, grad_clip=None) -> dict:
         # From `mode`, not `nonlinearity`: layers pickled by old versions of torch have no such attribute.
         nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
-        return super()._options(lengths, reset_mask) | {"nonlinearity": nonlinearity}
+        return super()._options(lengths, reset_mask, grad_clip) | {"nonlinearity": nonlinearity}
 
 
 def _refuse_projection(kwargs: dict) -> None:

@@ -63,7 +63,27 @@ STEPS = (lstm_step, gru_step, rnn_tanh_step, rnn_relu_step)
 # ---- the loop over time --------------------------------------------------------------------------------------------
 
 
-def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class _ClipGradient(torch.autograd.Function):
+    """The same tensor; on the way back its gradient is cut off at -limit and limit."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor, limit):
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.limit = inputs[1]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.clamp(-ctx.limit, ctx.limit), None
+
+
+def run_layer(
+    layer: Layer, cells: bool = False, grad_clip: float | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer over a whole sequence, as ``_autograd.run_layer``: output, h_n, c_n, the second state after every step.
 
     16-bit tensors are computed in float32 and rounded at the end.
@@ -72,11 +92,11 @@ def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor
     if dtype in (torch.float16, torch.bfloat16):
         wide = [t.float() if t is not None else None for t in (layer.input, layer.h0, layer.c0)]
         layer = layer._replace(input=wide[0], h0=wide[1], c0=wide[2], weights=tuple(w.float() for w in layer.weights))
-        return tuple(t.to(dtype) for t in run_layer(layer, cells))
+        return tuple(t.to(dtype) for t in run_layer(layer, cells, grad_clip))
     if layer.weights[0].dim() == 3:
-        return _run_members(layer, cells)
+        return _run_members(layer, cells, grad_clip)
     if layer.batch_sizes is not None:
-        return _run_packed(layer, cells)
+        return _run_packed(layer, cells, grad_clip)
 
     _, directions, *_ = layer.sizes
     per_direction = len(layer.weights) // directions
@@ -84,7 +104,7 @@ def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor
     for d in range(directions):
         weights = layer.weights[d * per_direction : (d + 1) * per_direction]
         states = [s[d] if s is not None else None for s in (layer.h0, layer.c0)]
-        results.append(_run_direction(layer, weights, states, reverse=d == 1))
+        results.append(_run_direction(layer, weights, states, reverse=d == 1, grad_clip=grad_clip))
     outputs, h_ns, c_ns, all_cells = zip(*results, strict=True)
     empty = layer.input.new_empty(0)
     two_states = layer.sizes[0].states > 1
@@ -96,7 +116,7 @@ def run_layer(layer: Layer, cells: bool = False) -> tuple[Tensor, Tensor, Tensor
     )
 
 
-def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tensor | None], reverse: bool):
+def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tensor | None], reverse: bool, grad_clip):
     cell, _, hidden, width, _, (steps, batch) = layer.sizes
     by_kind = dict(zip(layer.weight_kinds, weights, strict=False))  # a kind stands once for each direction
     w_hr = by_kind.get(Wanted.WEIGHT_HR)
@@ -118,6 +138,8 @@ def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tenso
             gates_r = linear(h, by_kind[Wanted.WEIGHT_HH], by_kind.get(Wanted.BIAS_HH))
         new = STEPS[layer.cell](gates_x, gates_r, *(h, c)[: cell.states], *params)
         h_new, c_new = new[0] if w_hr is None else new[0] @ w_hr.T, new[-1]
+        if grad_clip is not None:
+            h_new = _ClipGradient.apply(h_new, grad_clip)
         if active is None:
             h, c = h_new, c_new
             steps_done.append((h, c))
@@ -142,7 +164,7 @@ def _column(mask: Tensor) -> Tensor:
     return mask.unsqueeze(-1)
 
 
-def _run_packed(layer: Layer, cells: bool):
+def _run_packed(layer: Layer, cells: bool, grad_clip):
     """Packed input by way of padding: the rows of step t are the first batch_sizes[t] of the batch."""
     sizes = layer.batch_sizes.tolist()
     steps, batch = len(sizes), sizes[0]
@@ -150,13 +172,13 @@ def _run_packed(layer: Layer, cells: bool):
     padded = layer.input.new_zeros(steps * batch, layer.input.shape[-1]).index_copy(0, place, layer.input)
     lengths = torch.tensor([sum(n > b for n in sizes) for b in range(batch)], device=layer.input.device)
     output, h_n, c_n, all_cells = run_layer(
-        layer._replace(input=padded.unflatten(0, (steps, batch)), lengths=lengths, batch_sizes=None), cells
+        layer._replace(input=padded.unflatten(0, (steps, batch)), lengths=lengths, batch_sizes=None), cells, grad_clip
     )
     output, all_cells = (t.flatten(0, 1).index_select(0, place) if t.dim() == 3 else t for t in (output, all_cells))
     return output, h_n, c_n, all_cells
 
 
-def _run_members(layer: Layer, cells: bool):
+def _run_members(layer: Layer, cells: bool, grad_clip):
     """Each member by itself; they may share input, lengths and reset_mask."""
     row_dims = 1 if layer.batch_sizes is not None else 2
     own_dims = {"input": row_dims + 1, "h0": 3, "c0": 3, "lengths": 1, "reset_mask": 2}
@@ -164,7 +186,7 @@ def _run_members(layer: Layer, cells: bool):
     dims = {name: 0 if tensor.dim() > own_dims[name] else None for name, tensor in tensors.items()}
 
     def run(tensors, weights):
-        results = run_layer(layer._replace(**tensors, weights=weights), cells)
+        results = run_layer(layer._replace(**tensors, weights=weights), cells, grad_clip)
         return tuple(result for result in results if result.shape != (0,))
 
     found = iter(torch.vmap(run, (dims, 0))(tensors, layer.weights))

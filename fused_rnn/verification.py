@@ -49,6 +49,7 @@ class Case:
     packed: bool = False
     reset: bool = False
     saturate: float = 0.0  # magnitude that biases alternate between, in sign
+    grad_clip: float | None = None
 
 
 CASES = (
@@ -66,6 +67,7 @@ CASES = (
     Case("lengths and reset", lengths=True, reset=True, bidirectional=True, num_layers=2),
     Case("saturated", saturate=120.0),
     Case("projection", proj_size=4, num_layers=2, bidirectional=True, lengths=True, reset=True),
+    Case("clipped gradients", grad_clip=0.5, bidirectional=True, lengths=True, reset=True),
 )
 
 
@@ -138,7 +140,8 @@ def verify(
         if CELLS[name].projectable or not case.proj_size
     ]
     # Made small for finite differences, a wider case is the plain one.
-    gradient_checks = [c for c in checks if c[1] == torch.float64 and c[2].name != "wider" and not quick]
+    without = ("wider", "clipped gradients")  # and clipped ones are no derivatives
+    gradient_checks = [c for c in checks if c[1] == torch.float64 and c[2].name not in without and not quick]
     total = len(checks) + len(gradient_checks)
     work = [(_compare, check) for check in checks] + [(_finite_differences, check) for check in gradient_checks]
     report = Report()
@@ -179,6 +182,7 @@ class Problem:
             "bidirectional": case.bidirectional,
             "batch_first": case.batch_first,
             "reset_mask": self.reset_mask,
+            "grad_clip": case.grad_clip,
         }
         if case.packed:
             input = pack_padded_sequence(input, self.lengths.cpu(), case.batch_first, enforce_sorted=False)

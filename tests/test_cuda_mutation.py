@@ -17,6 +17,7 @@ STEPWISE = ("test_stepwise.py", "operators_equal")
 PERSISTENT = {kind: ("test_persistent.py", f"lstm-dtype{i}-{kind}") for i, kind in enumerate(KINDS)}  # in float32
 
 TANGENTS = ("test_tangents.py", "cuda_kernels and lstm and resets-small")
+CLIPPED = ("test_grad_clip_cuda.py", "lstm and float32")
 PARKED = ("test_persistent.py", "parked and polling-1060")
 AHEAD = {kind: ("test_persistent.py", f"run_ahead and {kind}") for kind in KINDS}
 
@@ -56,6 +57,20 @@ FAULTS = {
         "is_active(g, m, t - 1, b)",
         "stepwise.cu",
         STEPWISE,
+    ),
+    "gradients are clipped before the output's has joined them": (
+        "step_backward.cuh",
+        "  T dh = incoming_dh<T>(g, a, p.state, b, unit);",
+        "  T dh = clipped(g, incoming_dh<T>(g, a, p.state, b, unit));",
+        "stepwise.cu",
+        CLIPPED,
+    ),
+    "gradients of units in registers are not clipped": (
+        "persistent_cells.cuh",
+        "clipped(g, dh_ + load(grad_output_))",
+        "dh_ + load(grad_output_)",
+        "persistent_float",
+        CLIPPED,
     ),
     "norms without their barrier": ("step_backward.cuh", "    __syncthreads();\n", "", "stepwise.cu", STEPWISE),
     "rows of a packed step are mixed up": (

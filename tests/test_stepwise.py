@@ -86,7 +86,7 @@ def test_vmapped_gradients(emulator, name, count, steps, batch, ragged, ensemble
 
 OPTIONS = (
     *("bidirectional", "bias", "projected", "states", "cells", "norms", "reset"),
-    *("own_input", "own_lengths", "own_reset", "every_gradient"),
+    *("own_input", "own_lengths", "own_reset", "every_gradient", "clip"),
 )
 calls = st.builds(
     SimpleNamespace,
@@ -148,7 +148,8 @@ def run_operators(operators, cell, call, dtype):
     if not has.every_gradient:
         grads[::2] = None, None
     groups = call.groups if batch_sizes is None and batch % call.groups == 0 else 1
-    arguments = (input, h0, c0, weights, *masks, outputs[4], call.wanted, groups, has.norms)
+    clip = 0.1 if has.clip else None
+    arguments = (input, h0, c0, weights, *masks, outputs[4], call.wanted, groups, has.norms, clip)
     *states, grad_weights = operators.layer_backward(*layer, *grads, *arguments)
     return [*outputs, *states, *grad_weights]
 

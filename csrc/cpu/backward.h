@@ -291,6 +291,7 @@ class BackwardPass {
         continue;
       }
       if (g.grad_output) dh = dh + load_vector(at<S>(g.grad_output, w.output(step.t, b, P) + unit), units);
+      if (g.grad_clip > 0) dh = clamp(dh, T(-g.grad_clip), T(g.grad_clip));
       norm_h = norm_h + dh * dh;
       if (g.trace_output) store_vector(at<S>(g.trace_output, w.output(step.t, b, P) + unit), dh, units);
       if (projected(g))

@@ -90,5 +90,13 @@ FUSED_RNN_DEVICE void load_saved(const Layer& layer, const S* saved, T* kept, T*
   if (Cell::kStates > 1) state[1] = load(saved[entering_c(layer, Cell::kSaved)]);
 }
 
+// What grad_clip leaves of dL/dh; NaN stays NaN.
+template <class T>
+FUSED_RNN_DEVICE T clipped(const Backward& g, T dh) {
+  if (!(g.grad_clip > 0)) return dh;
+  const T most = static_cast<T>(g.grad_clip);
+  return dh > most ? most : dh < -most ? -most : dh;
+}
+
 }  // namespace
 }  // namespace fused_rnn

@@ -206,7 +206,7 @@ class BackwardCell {
     if (Cell::kStates > 1) grad_cells_ = g.grad_cells ? *at<Storage>(g.grad_cells, by_row) : Storage{};
   }
 
-  FUSED_RNN_DEVICE void advance(const Args&, const Moment& now, const T* sums, Storage* shown) {
+  FUSED_RNN_DEVICE void advance(const Args& g, const Moment& now, const T* sums, Storage* shown) {
     dh_ += sums[0];
     FUSED_RNN_UNROLL
     for (int j = 0; j < Cell::kGates; ++j) store_one(shown[j], T(0));
@@ -217,7 +217,7 @@ class BackwardCell {
     for (int k = 0; k < Cell::kSaved; ++k) kept[k] = load(kept_[k]);
     if (Cell::kReadsH) state[0] = load(entered_[0]);
     if (Cell::kStates > 1) state[1] = load(entered_[1]);
-    dnext[0] = dh_ + load(grad_output_);
+    dnext[0] = clipped(g, dh_ + load(grad_output_));
     if (Cell::kStates > 1) dnext[1] = dc_ + load(grad_cells_);
     Cell::advance(kept, state, next);
     Cell::backward(kept, state, next, params_, dnext, dx_, dr, dstate, dparams);

@@ -31,6 +31,7 @@ FUSED_RNN_DEVICE Arithmetic<S> whole_dh(const Backward& g, const Place& p, const
   *at<T>(a.dh, i) = p.active ? added_dh<S>(g, p, step, b, unit) : dh;
   if (!p.active) dh = T(0);
   if (p.active && g.grad_output) dh += load(*at<S>(g.grad_output, p.by_row(g) * g.output_size + unit));
+  dh = clipped(g, dh);
   if (a.whole[0]) *at<T>(a.whole[0], i) = dh;
   return dh;
 }
