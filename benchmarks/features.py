@@ -21,6 +21,7 @@ STEPS, BATCH, HIDDEN = 100, 32, 256
 LENGTHS = [STEPS - 2 * row for row in range(BATCH)]
 AVERAGE_LENGTH = sum(LENGTHS) // BATCH
 RESET_SHARE = 0.02
+VOCABULARY, READER_HIDDEN = 128, 128
 MEMBERS, MEMBER_HIDDEN = 8, 64
 COMPILED_STEPS, COMPILED_HIDDEN = 32, 64  # few: each of torch.nn's steps is compiled by itself
 
@@ -44,6 +45,7 @@ def features(full: bool = False) -> list[Feature]:
             Feature(f"{layer} {mode}: packed", lambda a=layer, b=mode: _packed(a, b), 1.1, same_results=False),
             Feature(f"{layer} {mode}: lengths", lambda a=layer, b=mode: _lengths(a, b), same_results=False),
             Feature(f"{layer} {mode}: reset_mask", lambda a=layer, b=mode: _resets(a, b), 1.05, same_results=False),
+            Feature(f"{layer} {mode}: ids", lambda a=layer, b=mode: _ids(a, b)),
         ]
     for layer in ("LSTM", "GRU"):
         found += [
@@ -100,6 +102,34 @@ def _norms(layer: str) -> dict[str, Run]:
             return step()
 
     return {"not watched": step, "gradient norms": watched}
+
+
+def _ids(layer: str, mode: str) -> dict[str, Run]:
+    """Characters, say: as ids, spelled out as one-hot rows beforehand, and by an embedding that spells them out."""
+    ours = _layer(layer, VOCABULARY, READER_HIDDEN)
+    theirs = _twin(ours)
+    ids = torch.randint(0, VOCABULARY, (STEPS, BATCH))
+    rows = nn.functional.one_hot(ids, VOCABULARY).float()
+    spell_out = nn.Embedding.from_pretrained(torch.eye(VOCABULARY))
+    gradient = torch.randn(STEPS, BATCH, READER_HIDDEN)
+
+    def call(module: nn.Module, read: Callable[[], Tensor]) -> Run:
+        def infer() -> list[Tensor]:
+            with torch.inference_mode():
+                return [module(read())[0]]
+
+        def train() -> list[Tensor]:
+            output = module(read())[0]
+            return [output, *torch.autograd.grad(output, list(module.parameters()), gradient)]
+
+        return train if mode == "training" else infer
+
+    return {
+        "ids": call(ours, lambda: ids),
+        "one-hot": call(ours, lambda: rows),
+        "torch.nn one-hot": call(theirs, lambda: rows),
+        "torch.nn embedding": call(theirs, lambda: spell_out(ids)),
+    }
 
 
 def _ensemble(layer: str) -> dict[str, Run]:
@@ -225,8 +255,8 @@ def _compiling() -> dict[str, Run]:
     return models
 
 
-def _layer(layer: str, hidden: int) -> nn.Module:
-    return getattr(fused_rnn, layer)(hidden, hidden)
+def _layer(layer: str, input_size: int, hidden: int | None = None) -> nn.Module:
+    return getattr(fused_rnn, layer)(input_size, hidden or input_size)
 
 
 def _twin(module: nn.Module) -> nn.Module:

@@ -42,9 +42,9 @@ double clip_of(std::optional<double> grad_clip) {
 
 Arguments::Arguments(Layer& layer, int64_t cell_id, bool bias, bool bidirectional, const Tensor& input,
                      std::span<const Tensor> weights)
-    : cell(traits_of(cell_id)), checked(input), layer_(layer) {
+    : cell(traits_of(cell_id)), checked(like_of(input, weights)), layer_(layer) {
   layer.cell = cell_id;
-  layer.dtype = dtype_of(input);
+  layer.dtype = dtype_of(like_of(input, weights));
   layer.device = input.get_device_index();
   layer.directions = bidirectional ? 2 : 1;
   held_.reserve(weights.size() + 8);
@@ -59,6 +59,7 @@ void Arguments::read(const Tensor& input, const std::optional<Tensor>& h0, const
   read_weights(weights);
   read_states(h0, c0);
   read_masks(lengths, reset_mask);
+  check_tokens();
 }
 
 void Arguments::read_weight_layout(bool bias, std::span<const Tensor> weights) {
@@ -87,13 +88,14 @@ void Arguments::read_weight_layout(bool bias, std::span<const Tensor> weights) {
 }
 
 void Arguments::read_rows(const Tensor& input, const std::optional<Tensor>& batch_sizes) {
-  const int64_t row_dims = batch_sizes ? 1 : 2;
-  const bool own = per_member(input, row_dims + 1);
-  FUSED_RNN_CHECK(own || input.dim() == row_dims + 1, "fused_rnn: input must be ",
-                  batch_sizes ? "[rows, I]" : "[T, B, I]", members.empty() ? "" : ", members first if each has its own",
-                  ", got ", text(input.sizes()));
+  const bool tokens = holds_tokens(input);
+  const int64_t dims = (batch_sizes ? 1 : 2) + !tokens;
+  const bool own = per_member(input, dims);
+  FUSED_RNN_CHECK(own || input.dim() == dims, "fused_rnn: input must be ", batch_sizes ? "[rows" : "[T, B",
+                  tokens ? "] of ids" : ", I]", members.empty() ? "" : ", members first if each has its own", ", got ",
+                  text(input.sizes()));
   const Shape shape = shape_of(input);
-  row_shape = Shape(shape.begin() + own, shape.end() - 1);
+  row_shape = Shape(shape.begin() + own, shape.end() - !tokens);
   if (batch_sizes) {
     read_batch_sizes(*batch_sizes);
   } else {
@@ -102,17 +104,40 @@ void Arguments::read_rows(const Tensor& input, const std::optional<Tensor>& batc
     layer_.rows = layer_.steps * layer_.batch;
   }
   FUSED_RNN_CHECK(layer_.steps > 0, "Expected sequence length to be larger than 0 in RNN");
-  layer_.input_member_stride = own ? layer_.rows * layer_.input_size : 0;
-  layer_.input = hold(checked(input, "input", concat({own ? members : Shape{}, row_shape, {layer_.input_size}})));
+  take_input(input, concat({own ? members : Shape{}, row_shape}), own);
 }
 
-void Arguments::take_rows(const Tensor& input, int64_t steps, int64_t batch) {
+void Arguments::take_input(const Tensor& input, const Shape& rows, bool own) {
+  if (holds_tokens(input)) {
+    layer_.tokens = static_cast<const int64_t*>(hold(checked.as(input, "input", rows, ScalarType::Long)));
+    layer_.input_member_stride = own ? layer_.rows : 0;
+    may_read_tokens_ = input.device().type() == DeviceType::CPU;
+  } else {
+    layer_.input = hold(checked(input, "input", concat({rows, {layer_.input_size}})));
+    layer_.input_member_stride = own ? layer_.rows * layer_.input_size : 0;
+  }
+}
+
+void Arguments::check_tokens() const {
+  if (!layer_.tokens || !may_read_tokens_) return;  // elsewhere the kernel that looks them up asserts it
+  const int64_t M = layer_.input_member_stride || layer_.lengths_member_stride ? layer_.members : 1;
+  for (int64_t m = 0; m < M; ++m)
+    for (int64_t t = 0; t < layer_.steps; ++t)
+      for (int64_t b = 0; b < layer_.batch; ++b) {
+        if (!is_active(layer_, m, t, b)) continue;
+        const int64_t id = layer_.tokens[m * layer_.input_member_stride + row_of(layer_, t, b)];
+        FUSED_RNN_CHECK(0 <= id && id < layer_.input_size, "fused_rnn: ids must lie between 0 and ",
+                        layer_.input_size - 1, ", as input_size is ", layer_.input_size, "; got ", id, " at step ", t,
+                        " of row ", b);
+      }
+}
+
+void Arguments::take_rows(const Tensor& input, const Shape& rows, int64_t steps, int64_t batch) {
   row_shape = {steps, batch};
   layer_.steps = steps;
   layer_.batch = batch;
   layer_.rows = steps * batch;
-  layer_.input_member_stride = 0;
-  layer_.input = hold(input);
+  take_input(input, rows, false);
 }
 
 void Arguments::read_batch_sizes(const Tensor& batch_sizes) {

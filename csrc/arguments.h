@@ -21,6 +21,13 @@ inline Shape shape_of(const Tensor& t) {
   return Shape(sizes.begin(), sizes.end());
 }
 
+// Ids in place of input: each stands for a one-hot row.
+inline bool holds_tokens(const Tensor& input) { return input.scalar_type() == torch::headeronly::ScalarType::Long; }
+// What has the layer's dtype, and its device.
+inline const Tensor& like_of(const Tensor& input, std::span<const Tensor> weights) {
+  return holds_tokens(input) && !weights.empty() ? weights[0] : input;
+}
+
 // The tensor, contiguous, after it was found to have this shape and the input's dtype and device.
 class Checker {
  public:
@@ -46,7 +53,7 @@ struct Arguments {
   int64_t weights_per_direction = 0;
   bool has_bias = false, has_projection = false;
 
-  // The layer's sizes, from its weights; `input` gives dtype and device only.
+  // The layer's sizes, from its weights; `input` gives dtype and device only, of tokens the weights do.
   Arguments(Layer& layer, int64_t cell_id, bool bias, bool bidirectional, const Tensor& input,
             std::span<const Tensor> weights);
   Arguments(const Arguments&) = delete;
@@ -61,9 +68,15 @@ struct Arguments {
   void read_masks(const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset_mask);
 
   // Of a layer without members, by parts, where [T, B] is written otherwise though it lies in memory just so.
-  void take_rows(const Tensor& input, int64_t steps, int64_t batch);
+  void take_rows(const Tensor& input, const Shape& rows, int64_t steps, int64_t batch);
   void read_lengths(const std::optional<Tensor>& lengths);
   void take_reset(const Tensor& reset_mask, const Shape& shape);
+  // When lengths are known: what lies behind them may be anything.
+  void check_tokens() const;
+  // Second derivatives are told of the rows themselves.
+  void refuse_tokens() const {
+    FUSED_RNN_CHECK(!layer_.tokens, "fused_rnn: this operator takes one-hot input, not ids");
+  }
 
   // Of the arrays of problem.h.
   Shape rows(int64_t width) const { return concat({members, row_shape, {width}}); }
@@ -84,8 +97,10 @@ struct Arguments {
 
   void read_weight_layout(bool bias, std::span<const Tensor> weights);
   void read_batch_sizes(const Tensor& batch_sizes);
+  void take_input(const Tensor& input, const Shape& rows, bool own);
 
   Layer& layer_;
+  bool may_read_tokens_ = false;  // without waiting for a device
   std::vector<Tensor> held_;
   std::vector<int64_t> offsets_, packed_lengths_;
 };

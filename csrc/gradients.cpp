@@ -27,16 +27,16 @@ enum Wanted : int64_t {
 // One call: its arguments, and the results as they are asked for.
 struct BackwardCall {
   Backward g = {};
-  const Tensor& input;
+  const Tensor& like;
   std::span<const Tensor> weights;
   Arguments args;
   Tensor grad_input, grad_h0, grad_c0;
   std::vector<Tensor> grad_weights;
 
   BackwardCall(int64_t cell, bool bias, bool bidirectional, const Tensor& input, std::span<const Tensor> weights)
-      : input(input), weights(weights), args(g, cell, bias, bidirectional, input, weights) {}
+      : like(like_of(input, weights)), weights(weights), args(g, cell, bias, bidirectional, input, weights) {}
 
-  Tensor allocate(bool asked, const Shape& shape) const { return new_tensor(input, asked ? shape : Shape{0}); }
+  Tensor allocate(bool asked, const Shape& shape) const { return new_tensor(like, asked ? shape : Shape{0}); }
 
   void read(const Gradient& output, const Gradient& h_n, const Gradient& c_n, const Gradient& cells,
             const Tensor& saved) {
@@ -55,6 +55,7 @@ struct BackwardCall {
   void write(int64_t wanted) {
     const int64_t K = g.weight_groups;
     const bool to_input = wanted & kInput, two_states = args.cell.states > 1;
+    FUSED_RNN_CHECK(!to_input || !g.tokens, "fused_rnn: ids have no gradient");
     grad_input = allocate(to_input, args.rows(g.input_size));
     grad_h0 = allocate(true, args.states(g.output_size));
     grad_c0 = allocate(two_states, args.states(g.hidden));
@@ -80,8 +81,8 @@ struct BackwardCall {
   }
 
   void run() {
-    CallScratch scratch(input);
-    engine_for(input.device().type()).backward(g, [&](int64_t bytes) { return scratch.take(bytes); });
+    CallScratch scratch(like);
+    engine_for(like.device().type()).backward(g, [&](int64_t bytes) { return scratch.take(bytes); });
   }
 };
 
@@ -104,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   call.write(wanted);
   const ScalarType arithmetic = g.dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
   const Shape norm_shape = concat({call.args.members, {g.directions, call.args.cell.states, g.steps}});
-  Tensor grad_norms = new_tensor(input, norms ? norm_shape : Shape{0}, arithmetic);
+  Tensor grad_norms = new_tensor(call.like, norms ? norm_shape : Shape{0}, arithmetic);
   g.grad_norms = norms ? grad_norms.data_ptr() : nullptr;
   call.run();
   return {call.grad_input, call.grad_h0, call.grad_c0, grad_norms, call.grad_weights};
@@ -119,6 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_trace(int64_t cell, bool bias, 
   BackwardCall call(cell, bias, bidirectional, input, weights);
   Backward& g = call.g;
   call.args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
+  call.args.refuse_tokens();
   call.read(grad_output, grad_h_n, grad_c_n, grad_cells, saved);
   call.write(0);
   const auto trace = [&](bool asked, int64_t width) {
@@ -146,6 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward_tangent(
   Backward& g = call.g;
   Arguments& args = call.args;
   args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
+  args.refuse_tokens();
   call.read(grad_output, grad_h_n, grad_c_n, grad_cells, saved);
   g.saved_tangent = args.hold(args.checked(saved_tangent, "saved_tangent", args.saved_shape()));
   g.traced_states = args.hold(args.checked(states, "states", args.rows(g.directions * args.cell.states * g.hidden)));

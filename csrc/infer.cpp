@@ -18,6 +18,7 @@ enum Layout : int64_t {
   kBatchFirst = 1,  // input [B, T, I] with B = 1 or T = 1, which lies in memory as [T, B, I] does; or unbatched
   kOneStep = 2,     // input [B, I], states [B, H]: a cell's
 };
+// Ids are laid out likewise, without I; a cell takes none.
 
 // The sizes before the last one: of input and output, and of the states.
 struct Outline {
@@ -26,10 +27,11 @@ struct Outline {
 };
 
 Outline outline_of(const Tensor& input, int64_t layout, int64_t states, bool packed) {
-  const auto sizes = input.sizes();
-  const int64_t dims = static_cast<int64_t>(sizes.size());
-  const bool fits = layout == kOneStep ? dims == 2 && !packed : dims == 3 || dims == 2;
+  const bool tokens = holds_tokens(input);
+  const int64_t dims = input.dim() + tokens;
+  const bool fits = layout == kOneStep ? dims == 2 && !packed && !tokens : dims == 3 || dims == 2;
   FUSED_RNN_CHECK(fits, "fused_rnn: infer takes no input of ", dims, " dimensions in layout ", layout);
+  const Shape sizes = shape_of(input);
   if (layout == kOneStep) {
     FUSED_RNN_CHECK(states == 1, "fused_rnn: a single step is one layer's, in one direction");
     return {1, sizes[0], {sizes[0]}, {sizes[0]}};
@@ -66,7 +68,8 @@ std::vector<Tensor> infer(int64_t cell, int64_t num_layers, bool bias, bool bidi
   const Engine& engine = engine_for(input.device().type());
   Outline outline = outline_of(input, layout, L * D, batch_sizes.has_value());
 
-  const int64_t element = static_cast<int64_t>(input.element_size());
+  const Tensor& like = like_of(input, weights);
+  const int64_t element = static_cast<int64_t>(like.element_size());
   Tensor data = input;
   std::optional<Tensor> held_h0, held_c0, h_n, c_n;
   for (int64_t k = 0; k < L; ++k) {
@@ -79,11 +82,12 @@ std::vector<Tensor> infer(int64_t cell, int64_t num_layers, bool bias, bool bidi
       outline = {f.steps, f.batch, args.row_shape, {L * D, f.batch}};
     } else {
       FUSED_RNN_CHECK(outline.steps > 0, "fused_rnn: infer needs a step to take");
-      args.take_rows(args.checked(data, "input", concat({outline.rows, {f.input_size}})), outline.steps, outline.batch);
+      args.take_rows(data, outline.rows, outline.steps, outline.batch);
     }
     args.read_weights(own_weights);
     if (!packed.empty()) f.packed = unpacked(packed[k], f, bias, own_weights, engine);
     if (lengths) args.read_lengths(lengths);
+    args.check_tokens();
     if (reset_mask) args.take_reset(*reset_mask, batch_sizes ? Shape{f.steps, f.batch} : outline.rows);
 
     const int64_t P = f.output_size, H = f.hidden;
@@ -94,20 +98,20 @@ std::vector<Tensor> infer(int64_t cell, int64_t num_layers, bool bias, bool bidi
       if (h0) held_h0 = args.checked(*h0, "h0", h_shape);
       if (c0) held_c0 = args.checked(*c0, "c0", c_shape);
       FUSED_RNN_CHECK(!c0 || two_states, "fused_rnn: this cell has no second state, but c0 was given");
-      h_n = new_tensor(input, h_shape);
-      if (two_states) c_n = new_tensor(input, c_shape);
+      h_n = new_tensor(like, h_shape);
+      if (two_states) c_n = new_tensor(like, c_shape);
     }
     FUSED_RNN_CHECK(same(h_n->sizes(), h_shape) && (!c_n || same(c_n->sizes(), c_shape)),
                     "fused_rnn: layers of a stack must be of one width");
     const int64_t h_bytes = k * D * f.batch * P * element, c_bytes = k * D * f.batch * H * element;
     f.h0 = offset(held_h0 ? held_h0->const_data_ptr() : nullptr, h_bytes);
     f.c0 = offset(held_c0 ? held_c0->const_data_ptr() : nullptr, c_bytes);
-    Tensor output = new_tensor(input, concat({outline.rows, {D * P}}));
+    Tensor output = new_tensor(like, concat({outline.rows, {D * P}}));
     f.output = output.data_ptr();
     f.h_n = offset(h_n->data_ptr(), h_bytes);
     f.c_n = offset(c_n ? c_n->data_ptr() : nullptr, c_bytes);
 
-    CallScratch scratch(input);
+    CallScratch scratch(like);
     engine.forward(f, [&](int64_t bytes) { return scratch.take(bytes); });
     data = output;
   }

@@ -38,11 +38,11 @@ const Engine& engine_for(DeviceType device) {
 namespace {
 
 // A forward pass or its tangent; `f` has its arguments but not yet what it writes.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_forward(Forward& f, const Arguments& args, const Tensor& input,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_forward(Forward& f, const Arguments& args, const Tensor& like,
                                                                bool save, bool cells) {
   FUSED_RNN_CHECK(!cells || args.cell.states > 1, "fused_rnn: this cell has no second state to return at every step");
   const auto allocate = [&](bool asked, Shape shape) {
-    return new_tensor(input, asked ? concat({args.members, shape}) : Shape{0});
+    return new_tensor(like, asked ? concat({args.members, shape}) : Shape{0});
   };
   const int64_t D = f.directions, B = f.batch, H = f.hidden, P = f.output_size;
   const bool two_states = args.cell.states > 1;
@@ -50,15 +50,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_forward(Forward& f, const
   Tensor h_n = allocate(true, {D, B, P});
   Tensor c_n = allocate(two_states, {D, B, H});
   Tensor all_cells = allocate(cells, concat({args.row_shape, {D * H}}));
-  Tensor saved = save ? recycled_tensor(input, args.saved_shape()) : new_tensor(input, {0});
+  Tensor saved = save ? recycled_tensor(like, args.saved_shape()) : new_tensor(like, {0});
   f.output = output.data_ptr();
   f.h_n = h_n.data_ptr();
   f.c_n = two_states ? c_n.data_ptr() : nullptr;
   f.cells = cells ? all_cells.data_ptr() : nullptr;
   f.saved = save ? saved.data_ptr() : nullptr;
 
-  CallScratch scratch(input);
-  engine_for(input.device().type()).forward(f, [&](int64_t bytes) { return scratch.take(bytes); });
+  CallScratch scratch(like);
+  engine_for(like.device().type()).forward(f, [&](int64_t bytes) { return scratch.take(bytes); });
   return {output, h_n, c_n, all_cells, saved};
 }
 
@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
   Arguments args(f, cell, bias, bidirectional, input, weights);
   args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
   clip_of(grad_clip);
-  return run_forward(f, args, input, save, cells);
+  return run_forward(f, args, like_of(input, weights), save, cells);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
@@ -83,6 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
   Forward f = {};
   Arguments args(f, cell, bias, bidirectional, input, weights);
   args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
+  args.refuse_tokens();
   const Shape gates = args.rows(f.directions * args.cell.gates * f.hidden);
   f.primal = args.hold(args.checked(saved, "saved", args.saved_shape()));
   f.tangent_x = args.optional_data(x, "x", gates);

@@ -47,7 +47,8 @@ struct Layer {
   int64_t saved_width;                                                               // R
 
   const void* input;            // [M, N, I]
-  int64_t input_member_stride;  // N*I, or 0 when the members share one input
+  const int64_t* tokens;        // [M, N], in place of `input`: row n is one-hot, with its one at tokens[n]
+  int64_t input_member_stride;  // N*I, of tokens N; 0 when the members share one input
   const void* h0;               // [M, D, B, P]; null: zeros
   const void* c0;               // [M, D, B, H]; null: zeros
   Weights weights[kMaxDirections];

@@ -68,7 +68,7 @@ def _of_last(static, saved_tensors, states_shape) -> Tensor:
     takes, in the rows that :func:`_whole_rows` names."""
     saved, input, h0, c0, lengths, batch_sizes, reset_mask, *weights = saved_tensors
     layer = Layer(*static, input, h0, c0, lengths, batch_sizes, reset_mask, tuple(weights))
-    ones = input.new_ones(states_shape)
+    ones = layer.weights[0].new_ones(states_shape)
     rows = _whole_rows(layer, states_shape[-2])
     if rows is not None:
         ones = ones * rows.unsqueeze(-1)
@@ -103,4 +103,4 @@ def _whole_rows(layer: Layer, batch: int) -> Tensor | None:
 
 
 def steps_of(layer: Layer) -> int:
-    return layer.input.shape[-3] if layer.batch_sizes is None else layer.batch_sizes.shape[0]
+    return layer.sizes[-1][0] if layer.batch_sizes is None else layer.batch_sizes.shape[0]

@@ -8,7 +8,7 @@ R saved values a row. ``rows`` stands for ``T, B``, or, when packed, for the num
 cell           int                   index in ``_cells.BY_ID``
 bias           bool                  are there biases in ``weights``
 bidirectional  bool
-input          [rows, I]
+input          [rows, I]             or ids, [rows] int64: row n is one-hot, with its one at input[n]
 h0, c0         [D, B, P], [D, B, H]  None: zeros. c0 only for cells with a second state
 weights        list                  torch's order, per direction: weight_ih [GH, I], weight_hh [GH, P],
                                      bias_ih [GH], bias_hh [GH], weight_hr [P, H]
@@ -106,9 +106,21 @@ class Layer(NamedTuple):
         cell, hidden = BY_ID[self.cell], self.weights[0].shape[-2] // BY_ID[self.cell].gates
         projected = self.weight_kinds[-1] is Wanted.WEIGHT_HR
         width = self.weights[-1].shape[-2] if projected else hidden
-        first = -2 if self.batch_sizes is not None else -3
-        members, rows = tuple(self.weights[0].shape[:-2]), tuple(self.input.shape[first:-1])
+        shape = self.input.shape if self.reads_tokens else self.input.shape[:-1]
+        members, rows = tuple(self.weights[0].shape[:-2]), tuple(shape[-1 if self.batch_sizes is not None else -2 :])
         return cell, 1 + self.bidirectional, hidden, width, members, rows
+
+    @property
+    def reads_tokens(self) -> bool:
+        return self.input.dtype == torch.int64
+
+    def with_numbers(self) -> Layer:
+        """With one-hot rows in the place of ids."""
+        if not self.reads_tokens:
+            return self
+        weight = self.weights[0]
+        ids = torch.arange(weight.shape[-1], device=self.input.device)
+        return self._replace(input=(self.input.unsqueeze(-1) == ids).to(weight.dtype))
 
     @property
     def weight_kinds(self) -> tuple[Wanted, ...]:
@@ -173,11 +185,11 @@ def _forward_shapes(
     _check_devices(input, batch_sizes, h0, c0, *weights, lengths, reset_mask)
     layer = layer_from_arguments(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask)
     kind, directions, hidden, width, members, rows = layer.sizes
-    batch = _batch_of(input, h0, batch_sizes)
+    batch = _batch_of(rows, h0, batch_sizes)
     saved_width = (kind.saved + kind.states - 1) * hidden + width
 
     def new(asked: bool, *shape: int) -> Tensor:
-        return input.new_empty((*members, *shape) if asked else (0,))
+        return weights[0].new_empty((*members, *shape) if asked else (0,))
 
     return (
         new(True, *rows, directions * width),
@@ -199,9 +211,9 @@ def _check_devices(input: Tensor, batch_sizes: Tensor | None, *others: Tensor | 
             )
 
 
-def _batch_of(input: Tensor, h0: Tensor | None, batch_sizes: Tensor | None):
+def _batch_of(rows: tuple[int, ...], h0: Tensor | None, batch_sizes: Tensor | None):
     if batch_sizes is None:
-        return input.shape[-2]
+        return rows[-1]
     if h0 is not None:
         return h0.shape[-2]
     if isinstance(batch_sizes, _private.FakeTensor):
@@ -216,17 +228,16 @@ def _infer_shapes(
     _check_devices(input, batch_sizes, h0, c0, *weights, *packed, lengths, reset_mask)
     per_layer = tuple(weights[: len(weights) // num_layers])
     layer = Layer(cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, per_layer)
-    kind, directions, hidden, width, _, _ = layer.sizes
-    rows = tuple(input.shape[:-1])
+    kind, directions, hidden, width, _, rows = layer.sizes
     if layout == 2:  # a single step
         states = rows
     elif batch_sizes is None and len(rows) == 1:  # unbatched
         states = (num_layers * directions,)
     else:
-        batch = rows[0] if layout == 1 else _batch_of(input, h0, batch_sizes)
+        batch = rows[0] if layout == 1 else _batch_of(rows, h0, batch_sizes)
         states = (num_layers * directions, batch)
     widths = (width, hidden)[: kind.states]
-    return [input.new_empty((*rows, directions * width)), *(input.new_empty((*states, w)) for w in widths)]
+    return [weights[0].new_empty((*rows, directions * width)), *(weights[0].new_empty((*states, w)) for w in widths)]
 
 
 @torch.library.register_fake("fused_rnn::layer_backward")
@@ -256,13 +267,13 @@ def _backward_shapes(
     layer = layer_from_arguments(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask)
     kind, directions, hidden, width, members, rows = layer.sizes
     steps = batch_sizes.shape[0] if batch_sizes is not None else rows[0]
-    batch = _batch_of(input, grad_h_n if grad_h_n is not None else h0, batch_sizes)
+    batch = _batch_of(rows, grad_h_n if grad_h_n is not None else h0, batch_sizes)
     groups = (weight_groups,) if weight_groups > 1 else ()
 
     def new(asked, *shape, dtype=None):
-        return input.new_empty(shape if asked else (0,), dtype=dtype)
+        return weights[0].new_empty(shape if asked else (0,), dtype=dtype)
 
-    norm_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    norm_dtype = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
     return (
         new(wanted & Wanted.INPUT, *members, *rows, input.shape[-1]),
         new(True, *members, directions, batch, width),

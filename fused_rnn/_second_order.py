@@ -1,5 +1,6 @@
 """Derivatives of ``layer_forward`` along a direction, and all derivatives of ``layer_backward``.
 
+All of them know numbers only: where a layer reads ids they take one-hot rows.
 By the compiled operators (:mod:`fused_rnn._tangents`) wherever these can. Where torch.func maps over this (jacfwd,
 hessian) or takes the gradient of its own gradient, and for third derivatives, the reference's formula is used.
 """
@@ -34,6 +35,7 @@ def _outside(function):
 @_outside
 def forward_along(layer: Layer, saved: Tensor, direction: Direction, cells: bool) -> tuple[Tensor, ...]:
     """How output, h_n, c_n and cells change when the layer's arguments do."""
+    layer = layer.with_numbers()
 
     def plain(*inputs: Tensor | None) -> Grads:
         return _outputs(layer, inputs, cells)
@@ -50,6 +52,7 @@ def backward_along(
 ) -> tuple[Grads, Grads]:
     """How the gradients of (input, h0, c0) and of the weights change when the layer's arguments and ``grads`` do; None
     for those that were not wanted."""
+    layer = layer.with_numbers()
     asked = (wanted & Wanted.INPUT, True, True, *(wanted & kind for kind in layer.weight_kinds))
 
     def only_wanted(results) -> Grads:
@@ -119,6 +122,7 @@ def differentiate_backward(
     are the vectors for those, None for zeros. Returns the products for (input, h0, c0), the weights and ``grads``.
     """
     layer, saved, grads, grad_grads = _private.without_the_dead((layer, saved, grads, grad_grads))
+    of_tokens, layer = layer.reads_tokens, layer.with_numbers()
     inputs = (*_inputs(layer), *grads)
     # A tracer may give zeros in place of None, also for gradients that were not asked for and are empty.
     pairs = zip(grad_grads, inputs, strict=False)
@@ -141,11 +145,14 @@ def differentiate_backward(
             products = _by_transforms(layer, groups, inputs, reached, vectors)
     pairs = zip(inputs, products, strict=True)
     products = [None if t is None or product is None or product.shape == (0,) else product for t, product in pairs]
+    if of_tokens:  # which have no gradient
+        products[0] = None
     return tuple(products[:3]), tuple(products[3:count]), tuple(products[count:])
 
 
 def plain_backward(layer: Layer, groups: int, grads: Grads) -> Grads:
     """``layer_backward``'s gradients of (input, h0, c0, weights), by the formula."""
+    layer = layer.with_numbers()
     return tuple(_backward(layer, groups, [*_inputs(layer), *grads]))
 
 

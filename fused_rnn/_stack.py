@@ -73,7 +73,7 @@ def _run(
     per_direction = len(kinds)
     enter = _enter_packed if isinstance(input, PackedSequence) else _enter_padded
     rows, states, leave = enter(options, input, hx, lengths, reset_mask)
-    data, states, weights = _in_one_dtype(rows.data, states, weights)
+    data, states, weights = _in_one_dtype(rows.data, states, weights, rows.of_tokens)
     _check_sizes(options, rows, states, weights, kinds)
     states = tuple(map(rows.sort, states))
     mask = rows.sort(rows.reset_mask)
@@ -171,7 +171,7 @@ class _Options(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """How the sequence lies in ``data``: padded [T, B, I] or packed [rows, I]."""
+    """How the sequence lies in ``data``: padded [T, B, I] or packed [rows, I]; of ids [T, B] or [rows]."""
 
     data: Tensor
     steps: int
@@ -180,6 +180,7 @@ class _Rows(NamedTuple):
     reset_mask: Tensor | None = None  # [T, B] in the user's order of rows
     batch_sizes: Tensor | None = None
     order: Tensor | None = None  # packed: which of the user's rows comes where
+    of_tokens: bool = False  # ids: each stands for a one-hot row
 
     def sort(self, tensor: Tensor | None) -> Tensor | None:
         """A [.., B, ..] tensor of the user's, its rows (dimension 1) in the order of ``data``."""
@@ -189,17 +190,24 @@ class _Rows(NamedTuple):
 # ---- the sequence in and out ---------------------------------------------------------------------------------------
 
 
+def _holds_tokens(input: Tensor, most_dims: int) -> bool:
+    """Integers with a dimension for each number of a row are no ids, but numbers of a dtype that no layer takes."""
+    return input.dtype in (torch.int64, torch.int32) and 0 < input.dim() <= most_dims
+
+
 def _enter_padded(options: _Options, input: Tensor, hx, lengths, reset_mask):
     name = options.name
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}: input must be a Tensor or a PackedSequence, got {type(input).__name__}")
-    if input.dim() not in (2, 3):
+    of_tokens = _holds_tokens(input, 2)
+    dims = input.dim() + of_tokens
+    if dims not in (2, 3):
         tensor = " tensor" if name == "RNN" else ""
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead")
-    batched = input.dim() == 3
+    batched = dims == 3
     states = _states_of(hx, name, options.cell)
-    if states and any(state.dim() != input.dim() for state in states):
-        raise RuntimeError(_state_dims_message(input.dim(), states))
+    if states and any(state.dim() != dims for state in states):
+        raise RuntimeError(_state_dims_message(dims, states, of_tokens))
     if not batched:
         input, states = input.unsqueeze(1), tuple(state.unsqueeze(1) for state in states)
     elif options.batch_first:
@@ -211,6 +219,7 @@ def _enter_padded(options: _Options, input: Tensor, hx, lengths, reset_mask):
         batch,
         lengths=_lengths_tensor(lengths, batched, batch, input.device),
         reset_mask=_time_major_mask(options, reset_mask, steps, batch if batched else None, input.device),
+        of_tokens=of_tokens,
     )
 
     def lay_out(sequence):
@@ -226,8 +235,10 @@ def _enter_padded(options: _Options, input: Tensor, hx, lengths, reset_mask):
     return rows, states, leave
 
 
-def _state_dims_message(input_dims: int, states: tuple[Tensor, ...]) -> str:
+def _state_dims_message(input_dims: int, states: tuple[Tensor, ...], of_tokens: bool) -> str:
     kind = "batched 3-D" if input_dims == 3 else "unbatched 2-D"
+    if of_tokens:  # [T, B] or [T], as if it were spelled out
+        kind = "batched ids, like 3-D" if input_dims == 3 else "unbatched ids, like 2-D"
     if len(states) == 1:
         return f"For {kind} input, hx should also be {input_dims}-D but got {states[0].dim()}-D tensor"
     found = ", ".join(f"{state.dim()}-D" for state in states)
@@ -240,12 +251,15 @@ def _enter_packed(options: _Options, packed: PackedSequence, hx, lengths, reset_
     data, batch_sizes, sorted_indices, unsorted_indices = packed
     if lengths is not None:
         raise ValueError(f"{options.name}: a PackedSequence has its lengths already, so lengths must be None")
-    if data.dim() != 2:
+    of_tokens = _holds_tokens(data, 1)
+    if data.dim() != 2 - of_tokens:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
     states = _states_of(hx, options.name, options.cell)
     steps, batch = batch_sizes.shape[0], _packed_batch(options, packed, states, reset_mask)
     mask = _time_major_mask(options, reset_mask, steps, batch, data.device)
-    rows = _Rows(data, steps, batch, reset_mask=mask, batch_sizes=batch_sizes, order=sorted_indices)
+    rows = _Rows(
+        data, steps, batch, reset_mask=mask, batch_sizes=batch_sizes, order=sorted_indices, of_tokens=of_tokens
+    )
 
     def lay_out(sequence):
         return PackedSequence(sequence, batch_sizes, sorted_indices, unsorted_indices)
@@ -352,20 +366,28 @@ def _two(states: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
     return h0, c0
 
 
-def _in_one_dtype(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor]):
-    """All in one dtype, autocast's if that is on, on one supported device; or an error that says what differs."""
+def _in_one_dtype(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor], of_tokens: bool = False):
+    """All in one dtype, autocast's if that is on, on one supported device; or an error that says what differs. Ids are
+    left out of it."""
     device = input.device
     check_device(device)
+
+    def is_cast(tensor: Tensor) -> bool:
+        return tensor.is_floating_point() and tensor.dtype != torch.float64
+
     for what, tensor in (("weights", weights[0]), *(("hx", state) for state in states)):
         if tensor.device != device:
             raise RuntimeError(f"Input and {what} are not on the same device: {device} and {tensor.device}")
     if (
         device.type != "meta"
         and torch.is_autocast_enabled(device.type)
-        and all(t.is_floating_point() and t.dtype != torch.float64 for t in (input, *states, weights[0]))
+        and (of_tokens or is_cast(input))
+        and all(map(is_cast, (*states, weights[0])))
     ):
         cast = partial(torch.Tensor.to, dtype=torch.get_autocast_dtype(device.type))
-        return cast(input), tuple(map(cast, states)), tuple(map(cast, weights))
+        return input.long() if of_tokens else cast(input), tuple(map(cast, states)), tuple(map(cast, weights))
+    if of_tokens:
+        return input.long(), states, tuple(weights)
     dtype = weights[0].dtype
     if input.dtype != dtype:
         raise ValueError(
@@ -399,7 +421,7 @@ def check_device(device: torch.device) -> None:
 
 def _check_sizes(options: _Options, rows: _Rows, states, weights, kinds: tuple[Wanted, ...]) -> None:
     input_size, given = weights[0].shape[-1], rows.data.shape[-1]
-    if given != input_size:
+    if not rows.of_tokens and given != input_size:  # in this order: no guess about B is left to a compiler
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {given}")
     hidden = weights[0].shape[0] // options.cell.gates
     width = weights[len(kinds) - 1].shape[0] if kinds[-1] is Wanted.WEIGHT_HR else hidden

@@ -24,8 +24,9 @@ class Batching:
         self.had_members = len(shape) - (dims.weights[0] is not None) == 3
         self.as_members = layer.batch_sizes is not None or any(dim is not None for dim in dims.weights)
         row_dims = 1 if layer.batch_sizes is not None else 2
+        batch_dim, own_dims = (-1, row_dims) if layer.reads_tokens else (-2, row_dims + 1)
         self.layer = layer._replace(
-            input=self._join_shared(layer.input, dims.input, -2, row_dims + 1, shape),
+            input=self._join_shared(layer.input, dims.input, batch_dim, own_dims, shape),
             h0=self.join(layer.h0, dims.h0, -2),
             c0=self.join(layer.c0, dims.c0, -2),
             lengths=self._join_shared(layer.lengths, dims.lengths, -1, 1, shape),

@@ -20,6 +20,8 @@ _CELLS = {cells.LSTMCell: "lstm", cells.GRUCell: "gru", cells.RNNCell: None}  # 
 
 _FROZEN = "The weights are frozen: packed once by fused_rnn.freeze, for calls without gradients"
 
+_TOKENS = "Ids are looked up in weight_ih, of which nothing is multiplied. "
+
 _STEPWISE = (
     "a matrix product of torch's for all directions together, then one kernel for the rest of the step, for every size "
     "and dtype"
@@ -74,15 +76,14 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None, engine: s
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
     if layer.input.device.type == "cuda":
         return explain_cuda(layer, _library.gpu(layer.input.device), engine)
-    cell, directions, hidden, width, _, _ = layer.sizes
-    batch = int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.input.shape[-2]
+    cell, directions, hidden, width, _, rows = layer.sizes
     plan = _library.cpu_plan(
         cell.id,
-        layer.input.dtype,
+        layer.weights[0].dtype,
         directions=directions,
-        rows=layer.input.shape[:-1].numel(),
-        batch=batch,
-        input_size=layer.input.shape[-1],
+        rows=math.prod(rows),
+        batch=_batch_of(layer),
+        input_size=0 if layer.reads_tokens else layer.input.shape[-1],
         hidden=hidden,
         output_size=width,
         packed=bool(getattr(module, "_frozen", None)),
@@ -94,6 +95,7 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None, engine: s
         f"CPU tensors run the whole time loop in one call, on {_count(plan.threads, 'thread')}: "
         f"{_count(directions, 'direction')} x {_spread(plan)}. "
         "The instruction set is the best of this processor, or FUSED_RNN_ISA. "
+        + (_TOKENS if layer.reads_tokens else "")
         + (
             _FROZEN if getattr(module, "_frozen", None) else "A gradient of the gradient is recomputed in plain PyTorch"
         ),
@@ -105,7 +107,7 @@ def explain_cuda(layer: Layer, gpu: _library.Gpu, wanted: str | None = None) -> 
     cell, directions, hidden, width, members, _ = layer.sizes
     sizes = {
         "problems": directions * math.prod(members),
-        "batch": int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.input.shape[-2],
+        "batch": _batch_of(layer),
         "hidden": hidden,
         "tf32": _tf32_allowed(),
         "projected": width != hidden,
@@ -113,12 +115,17 @@ def explain_cuda(layer: Layer, gpu: _library.Gpu, wanted: str | None = None) -> 
     }
     try:
         forward, backward = (
-            _library.cuda_plan(cell.id, layer.input.dtype, gpu, backward=back, **sizes) for back in (False, True)
+            _library.cuda_plan(cell.id, layer.weights[0].dtype, gpu, backward=back, **sizes) for back in (False, True)
         )
     except RuntimeError as error:
         return Explanation("none", None, str(error))
     engine = "persistent" if forward.blocks_kind else "stepwise"
-    return Explanation(engine, None, f"forward {_describe(forward)}; backward {_describe(backward)}")
+    tokens = _TOKENS if layer.reads_tokens else ""
+    return Explanation(engine, None, f"{tokens}forward {_describe(forward)}; backward {_describe(backward)}")
+
+
+def _batch_of(layer: Layer) -> int:
+    return int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.sizes[-1][-1]
 
 
 def _tf32_allowed() -> bool:

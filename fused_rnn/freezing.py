@@ -72,7 +72,7 @@ class Frozen:
                 if cells or are_others:  # for cells `infer` has no place
                     return layer.forward(save=False, cells=cells)[:4]
                 results = _infer_layer(layer, own)
-            return (*results, *[layer.input.new_empty(0)] * (4 - len(results)))
+            return (*results, *[results[0].new_empty(0)] * (4 - len(results)))
 
         return stack(run_layer, input, hx, **options)
 

@@ -38,7 +38,8 @@ def lstm(
     """Long short-term memory over whole sequences.
 
     Args:
-        input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a ``PackedSequence``.
+        input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a ``PackedSequence``. Or ids,
+            int64 or int32, laid out likewise without I: as one-hot rows of a vocabulary of I, but looked up.
         hx: ``(h_0 [L*D, B, P], c_0 [L*D, B, H])``, without B when unbatched; None for zeros.
         weights: flat, in torch's order (see the module's docstring); with or without biases and projection.
         num_layers: L.

@@ -132,7 +132,7 @@ def _of_direction(layer: Layer, d: int, results, margin: float):
     lengths = torch.full_like(step[:1], steps) if layer.lengths is None else layer.lengths
     active = (step < lengths).expand(output.shape[:2])  # [T, B]
     h = _h_before(layer, d, output, step, lengths).to(dtype)
-    x = linear(layer.input.to(dtype), weights[Wanted.WEIGHT_IH], weights.get(Wanted.BIAS_IH))
+    x = linear(layer.with_numbers().input.to(dtype), weights[Wanted.WEIGHT_IH], weights.get(Wanted.BIAS_IH))
     found = {}
     values = formula(x, linear(h, weights[Wanted.WEIGHT_HH], weights.get(Wanted.BIAS_HH)))
     for name, gate, (low, high) in zip(GATE_NAMES[len(values)], values, ends, strict=True):

@@ -39,6 +39,10 @@ def _translate(*args):
 
     layer, (_, cells) = layer_from_arguments(*args[:10]), args[10:]
     _check(layer, cells, onnx_ir)
+    if layer.input.dtype == onnx_ir.DataType.INT64:  # ids, which no node for a layer takes
+        off_and_on = op.CastLike(op.Constant(value_floats=[0.0, 1.0]), layer.weights[0])
+        depth = op.Constant(value_int=layer.weights[0].shape[1])
+        layer = layer._replace(input=op.OneHot(layer.input, depth, off_and_on, axis=-1))
     node, order, attributes = _NODES[BY_ID[layer.cell].name]
     directions = 1 + layer.bidirectional
     input_size, hidden = layer.weights[0].shape[1], layer.weights[1].shape[1]
@@ -88,7 +92,7 @@ def _check(layer: Layer, cells: bool, onnx_ir) -> None:
         "proj_size": layer.weight_kinds[-1] is Wanted.WEIGHT_HR,
         "vmap over weights": len(layer.weights[0].shape) == 3,
         "the LSTM's cell state after every step": cells,
-        "bfloat16 (export model.float())": layer.input.dtype == onnx_ir.DataType.BFLOAT16,
+        "bfloat16 (export model.float())": layer.weights[0].dtype == onnx_ir.DataType.BFLOAT16,
     }
     for what, given in lacking.items():
         if given:

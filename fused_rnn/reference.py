@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from . import _stack
+from . import _private, _stack
 from ._ops import Layer, Wanted
 
 # ---- the cells: x = W_ih x_t + b_ih and r = W_hh h + b_hh, each [B, G*H]; then the states, then per-unit parameters --
@@ -88,6 +88,9 @@ def run_layer(
 
     16-bit tensors are computed in float32 and rounded at the end.
     """
+    if layer.reads_tokens:
+        _check_ids(layer)
+        layer = layer.with_numbers()
     dtype = layer.input.dtype
     if dtype in (torch.float16, torch.bfloat16):
         wide = [t.float() if t is not None else None for t in (layer.input, layer.h0, layer.c0)]
@@ -114,6 +117,16 @@ def run_layer(
         torch.stack(c_ns) if two_states else empty,
         torch.cat(all_cells, -1) if cells else empty,
     )
+
+
+def _check_ids(layer: Layer) -> None:
+    if _private.in_transform():  # which cannot look at numbers
+        return
+    known = (layer.input >= 0) & (layer.input < layer.weights[0].shape[-1])
+    if layer.lengths is not None:  # padding may hold anything
+        known |= torch.arange(known.shape[-2], device=known.device).unsqueeze(1) >= layer.lengths.unsqueeze(-2)
+    if not known.all():
+        raise RuntimeError(f"ids must lie between 0 and {layer.weights[0].shape[-1] - 1}")
 
 
 def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tensor | None], reverse: bool, grad_clip):

@@ -18,6 +18,7 @@ PERSISTENT = {kind: ("test_persistent.py", f"lstm-dtype{i}-{kind}") for i, kind 
 
 TANGENTS = ("test_tangents.py", "cuda_kernels and lstm and resets-small")
 CLIPPED = ("test_grad_clip_cuda.py", "lstm and float32")
+TOKENS = ("test_tokens_cuda.py", "lstm and float32")
 PARKED = ("test_persistent.py", "parked and polling-1060")
 AHEAD = {kind: ("test_persistent.py", f"run_ahead and {kind}") for kind in KINDS}
 
@@ -71,6 +72,20 @@ FAULTS = {
         "dh_ + load(grad_output_)",
         "persistent_float",
         CLIPPED,
+    ),
+    "a look-up is one row off": (
+        "tokens.cuh",
+        "const int64_t row = l.first_row + i;",
+        "const int64_t row = l.first_row + (i > 0 ? i - 1 : i);",
+        "stepwise.cu",
+        TOKENS,
+    ),
+    "the id before padding is passed over": (
+        "tokens.cuh",
+        "!is_active(g, m, t, b)) continue;",
+        "!is_active(g, m, t + 1, b)) continue;",
+        "stepwise.cu",
+        TOKENS,
     ),
     "norms without their barrier": ("step_backward.cuh", "    __syncthreads();\n", "", "stepwise.cu", STEPWISE),
     "rows of a packed step are mixed up": (

@@ -86,7 +86,7 @@ def test_vmapped_gradients(emulator, name, count, steps, batch, ragged, ensemble
 
 OPTIONS = (
     *("bidirectional", "bias", "projected", "states", "cells", "norms", "reset"),
-    *("own_input", "own_lengths", "own_reset", "every_gradient", "clip"),
+    *("own_input", "own_lengths", "own_reset", "every_gradient"),
 )
 calls = st.builds(
     SimpleNamespace,
@@ -105,7 +105,7 @@ calls = st.builds(
 def run_operators(operators, cell, call, dtype):
     """Everything that the two operators return, as one list; the same random numbers every time."""
     seed = torch.Generator().manual_seed(0)
-    has = SimpleNamespace(**call.options)
+    has = SimpleNamespace(**{"clip": False, "tokens": False} | call.options)
     members = () if call.members is None else (call.members,)
     directions, hidden, batch, steps = 1 + has.bidirectional, call.hidden, call.batch, call.steps
     width = hidden - 1 if has.projected and cell.projectable else hidden
@@ -136,6 +136,10 @@ def run_operators(operators, cell, call, dtype):
         if not (own and not has.own_input and members):  # padding may hold anything
             past_end = torch.arange(steps)[:, None] >= lengths[..., None, :]
             input[past_end.expand(input.shape[:-1])] = torch.nan
+    wanted = call.wanted
+    if has.tokens and call.input_size > 0:  # they have no gradient, and padding may hold anything too
+        padding, wanted = input.isnan().any(-1), wanted & ~1
+        input = torch.randint(0, call.input_size, input.shape[:-1], generator=seed).masked_fill(padding, -1)
     own = members if has.own_reset else ()
     reset = torch.rand(*own, steps, batch, generator=seed) < 0.3 if has.reset else None
     h0 = random(directions, batch, width) if has.states else None
@@ -149,7 +153,7 @@ def run_operators(operators, cell, call, dtype):
         grads[::2] = None, None
     groups = call.groups if batch_sizes is None and batch % call.groups == 0 else 1
     clip = 0.1 if has.clip else None
-    arguments = (input, h0, c0, weights, *masks, outputs[4], call.wanted, groups, has.norms, clip)
+    arguments = (input, h0, c0, weights, *masks, outputs[4], wanted, groups, has.norms, clip)
     *states, grad_weights = operators.layer_backward(*layer, *grads, *arguments)
     return [*outputs, *states, *grad_weights]
 
@@ -168,6 +172,22 @@ def test_operators_equal_those_of_the_cpu(emulator, cell, dtype, call, schedule)
     for i, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert (one.shape, one.dtype) == (other.shape, other.dtype), f"result {i}"
         assert relative_error(one, other) <= tolerance, f"result {i}"
+
+
+@pytest.mark.parametrize("options", [{"clip": True}, {"tokens": True}, {"clip": True, "tokens": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("cell", BY_ID, ids=lambda cell: cell.name)
+@given(call=calls, schedule=st.sampled_from(SCHEDULES))
+@settings(max_examples=15)
+def test_clipped_gradients_and_ids(emulator, cell, dtype, options, call, schedule):
+    emulator.emulator_schedule(schedule)
+    call = SimpleNamespace(**vars(call) | {"options": call.options | options})
+    found, expected = (
+        run_operators(operators, cell, call, dtype) for operators in (torch.ops.fused_rnn_emulated, torch.ops.fused_rnn)
+    )
+    for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype), f"result {i}"
+        assert relative_error(one, other) <= TOLERANCE[dtype], f"result {i}"
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

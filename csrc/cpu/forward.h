@@ -19,6 +19,7 @@
 #pragma once
 #include "../cells/dual.h"
 #include "team.h"
+#include "tokens.h"
 #include "workspace.h"
 
 namespace fused_rnn {
@@ -70,6 +71,14 @@ class ForwardPass {
   static constexpr int64_t kLanes = V::kLanes, kWidth = Panels::kWidth;
   static constexpr int64_t kAheadRows = 96;  // about as many rows are projected ahead at once
 
+  static constexpr int64_t kLookUpsToPackFor = 8;  // one in so many of the ids there are
+
+  // Does W_ih have panels? Of a large vocabulary a few columns are read as they lie.
+  static bool packs_input(const Forward& f, const Plan& plan) {
+    if (f.tokens && !f.packed && f.rows * kLookUpsToPackFor < f.input_size) return false;
+    return plan.pack && !f.primal;
+  }
+
   static Panels panels_of(const Layer& f) { return {f.hidden}; }
   static Plain<E> projection_of(const Layer& f) { return {f.hidden, f.output_size}; }
 
@@ -83,7 +92,7 @@ class ForwardPass {
       const int64_t Q = problems(f);
       bias_size = Cell::kGates * panels_of(f).padded_units();
       params_size = Cell::kParams * panels_of(f).padded_units();
-      ih_size = plan.pack && !f.primal ? bias_size * padded_depth<E>(f.input_size) : 0;
+      ih_size = packs_input(f, plan) ? bias_size * padded_depth<E>(f.input_size) : 0;
       hh_size = plan.pack && Cell::kRecurrent ? bias_size * padded_depth<E>(f.output_size) : 0;
       hr_size = projected(f) ? projection_of(f).size() : 0;
       ih = carve.take<E>(Q * ih_size);
@@ -102,10 +111,11 @@ class ForwardPass {
 
   // What is computed ahead for one share of the units.
   struct Ahead {
-    T* sums;         // [panels of the share, rows, width of the panel]
-    E* converted;    // [rows, I]: 16-bit input as the products want it
-    const E** rows;  // the input rows of some steps, step after step
-    int64_t* first;  // [steps]: where each step's rows begin
+    T* sums;          // [panels of the share, rows, width of the panel]
+    E* converted;     // [rows, I]: 16-bit input as the products want it
+    const E** rows;   // the input rows of some steps, step after step
+    int64_t* tokens;  // [rows], in place of both
+    int64_t* first;   // [steps]: where each step's rows begin
     int64_t most_rows, input_stride;
 
     Ahead(const Forward& f, const Plan& plan, Carver& carve) {
@@ -113,8 +123,9 @@ class ForwardPass {
       input_stride = row_stride<E>(f.input_size);
       const int64_t panels = largest_piece(panels_of(f).panels(), plan.unit_chunks);
       sums = carve.take<T>(f.primal ? 0 : panels * most_rows * panels_of(f).width(0));
-      converted = carve.take<E>(sizeof(S) == sizeof(T) ? 0 : most_rows * input_stride);
-      rows = carve.take<const E*>(most_rows);
+      converted = carve.take<E>(sizeof(S) == sizeof(T) || f.tokens ? 0 : most_rows * input_stride);
+      rows = carve.take<const E*>(f.tokens ? 0 : most_rows);
+      tokens = carve.take<int64_t>(f.tokens ? most_rows : 0);
       first = carve.take<int64_t>(steps_ahead(f, plan));
     }
     T* of_panel(const Panels& panels, int64_t panel_of_share) const {
@@ -362,6 +373,10 @@ class ForwardPass {
       ahead.first[s - step.number] = count;
       active = w.run.active(w.time(s), active);
       for (int64_t i = 0; i < active; ++i, ++count) {
+        if (f.tokens) {
+          ahead.tokens[count] = f.tokens[w.run.m * f.input_member_stride + row_of(f, w.time(s), w.run.batch_row(i))];
+          continue;
+        }
         const S* row = input + row_of(f, w.time(s), w.run.batch_row(i)) * I;
         if constexpr (sizeof(S) == sizeof(T)) {
           ahead.rows[count] = row;
@@ -377,11 +392,30 @@ class ForwardPass {
     const Panels panels = panels_of(f);
     const E* packed = w.packed.ih + w.run.problem * w.packed.ih_size;
     const S* plain = at<S>(f.weights[w.run.d].ih, w.run.m * GH * I);
-    for (int64_t panel = panel0; panel < panel1; ++panel)
-      product(
-          w, packed, plain, panel, panels.vectors(panel), count, I, f.rows == 1,
-          [&](int64_t i) { return ahead.rows[i]; }, FetchNothing{}, UseNothing{},
-          ahead.of_panel(panels, panel - panel0));
+    for (int64_t panel = panel0; panel < panel1; ++panel) {
+      T* const sums = ahead.of_panel(panels, panel - panel0);
+      if (f.tokens)
+        look_up(w, packed, plain, panel, count, ahead.tokens, sums);
+      else
+        product(
+            w, packed, plain, panel, panels.vectors(panel), count, I, f.rows == 1,
+            [&](int64_t i) { return ahead.rows[i]; }, FetchNothing{}, UseNothing{}, sums);
+    }
+  }
+
+  // The product where the rows are one-hot.
+  static void look_up(const Walk& w, const E* packed, const S* plain, int64_t panel, int64_t count,
+                      const int64_t* tokens, T* sums) {
+    const Panels panels = panels_of(w.f);
+    const int64_t I = w.f.input_size, width = panels.width(panel);
+    for (int64_t i = 0; i < count; ++i, sums += width) {
+      if (packs_input(w.f, w.plan))
+        load_panel_row(sums, packed + panel * kWidth * padded_depth<E>(I), width, tokens[i]);
+      else
+        panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
+          store_vector(sums + v * kLanes, load_column(plain + (g * w.f.hidden + unit) * I + tokens[i], I, units));
+        });
+    }
   }
 
   // Panel `panel` of W times rows, from packed weights or, for a step or two, from W as it is.

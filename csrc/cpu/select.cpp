@@ -110,7 +110,8 @@ const Kernels& kernels_for(Isa isa) {
 Load load_of(const Layer& layer) {
   const int64_t problems = layer.members * layer.directions;
   const int64_t gates = dispatch_cell(layer.cell, [](auto cell) { return int64_t(decltype(cell)::type::kGates); });
-  const int64_t multiply_adds = problems * layer.rows * gates * layer.hidden * (layer.input_size + layer.output_size);
+  const int64_t depth = (layer.tokens ? 0 : layer.input_size) + layer.output_size;  // tokens are looked up
+  const int64_t multiply_adds = problems * layer.rows * gates * layer.hidden * depth;
   return {problems, layer.batch, layer.rows, layer.hidden, multiply_adds, layer.packed != nullptr};
 }
 

@@ -3,6 +3,7 @@
 // round. Every product runs on the tiles of product.h; of dgates^T a strip of columns is copied together first.
 #pragma once
 #include "backward.h"
+#include "tokens.h"
 
 namespace fused_rnn {
 namespace {
@@ -61,17 +62,17 @@ class WeightGradientsPass {
   // Operands in panels, for all rows of a round; and sums that are no output arrays themselves.
   struct Sums {
     E *x, *h, *wide_h;     // [Q, rows of a round, I or P or H]
-    T *ih, *hh, *hr;       // [Q, K, ...] when weights are 16-bit
+    T *ih, *hh, *hr;       // [Q, K, ...] when weights are 16-bit; of tokens ih is [Q, K, I, G*H], whatever they are
     T *bias_ih, *bias_hh;  // [Q, K, G*H]
     T* input;              // [M, N, I] when 16-bit and two directions add to it
 
-    Sums(const Backward& g, const Plan&, Carver& carve) {
+    Sums(const Backward& g, const Plan& plan, Carver& carve) {
       const int64_t Q = problems(g), QK = Q * g.weight_groups, round = operand_rows(g);
       const int64_t GH = Cell::kGates * g.hidden, I = g.input_size, H = g.hidden, P = g.output_size;
-      x = carve.take<E>(Q * Plain<E>{round, I}.size());
+      x = carve.take<E>(g.tokens ? 0 : Q * Plain<E>{round, I}.size());
       h = carve.take<E>(Cell::kRecurrent ? Q * Plain<E>{round, P}.size() : 0);
       wide_h = carve.take<E>(projected(g) ? Q * Plain<E>{round, H}.size() : 0);
-      ih = carve.take<T>(kConverts ? QK * GH * I : 0);
+      ih = carve.take<T>(kConverts || count_token_grads(g, plan) > 0 ? QK * GH * I : 0);
       hh = carve.take<T>(kConverts && Cell::kRecurrent ? QK * GH * P : 0);
       hr = carve.take<T>(kConverts && projected(g) ? QK * P * H : 0);
       bias_ih = carve.take<T>(QK * GH);
@@ -150,7 +151,7 @@ class WeightGradientsPass {
           for (int64_t panel = cut(matrix.panels(), plan.threads, piece); panel < last; ++panel)
             matrix.pack(operand(g, to, problem, before + k0, columns), panel, [&](int64_t k) { return row(k0 + k); });
         };
-        if (out.ih) pack(sums.x, g.input_size, [&](int64_t k) { return x + rows.rows[k] * g.input_size; });
+        if (out.ih && !g.tokens) pack(sums.x, g.input_size, [&](int64_t k) { return x + rows.rows[k] * g.input_size; });
         if (out.hh) pack(sums.h, g.output_size, [&](int64_t k) { return h + rows.rows[k] * g.saved_width; });
         if (out.hr)
           pack(sums.wide_h, g.hidden, [&](int64_t k) { return shared.wide_h + rows.slots[k] * shared.wide_stride; });
@@ -175,7 +176,7 @@ class WeightGradientsPass {
       const int64_t own = problem * g.weight_groups + group, theirs = m * g.weight_groups + group;
       const Factor left = {g, rows, round, before, problem, scratch.strip};
       const int64_t j0 = cut(GH, plan.threads, piece), j1 = cut(GH, plan.threads, piece + 1);
-      const Product ih = {out.ih ? sums.x : nullptr, I, result(out.ih, sums.ih, own, theirs, GH * I),
+      const Product ih = {out.ih && !g.tokens ? sums.x : nullptr, I, result(out.ih, sums.ih, own, theirs, GH * I),
                           sums.bias_ih + own * GH};
       const Product hh = {out.hh ? sums.h : nullptr, P, result(out.hh, sums.hh, own, theirs, GH * P),
                           sums.bias_hh + own * GH};
@@ -184,11 +185,29 @@ class WeightGradientsPass {
       left.add(shared.gates_x, shared.gate_stride, j0, j_both, ih, hh);
       left.add(shared.gates_x, shared.gate_stride, j_apart, j1, ih, {});
       left.add(shared.gates_r, shared.gate_stride, j_apart, j1, hh, {});
+      if (out.ih && g.tokens) add_by_token(g, shared, rows, round, m, j0, j1, sums.ih + own * GH * I);
       if (!out.hr) continue;
       const Product hr = {sums.wide_h, H, result(out.hr, sums.hr, own, theirs, P * H), nullptr};
       left.add(shared.outputs, shared.output_stride, cut(P, plan.threads, piece), cut(P, plan.threads, piece + 1), hr,
                {});
     }
+  }
+
+  // ---- dL/dW_ih of tokens -------------------------------------------------------------------------------------------
+
+  static int64_t count_token_grads(const Backward& g, const Plan& plan) {
+    return g.tokens && (g.grads[0].ih || g.grads[1].ih) ? problems(g) * plan.threads : 0;
+  }
+
+  // From where they were added up, [I, G*H], to where they belong.
+  static void store_token_grads(const Backward& g, const Plan& plan, void* buffer, int64_t, int64_t task) {
+    const int64_t problem = task / plan.threads, piece = task % plan.threads, m = problem / g.directions;
+    const int64_t K = g.weight_groups, GH = Cell::kGates * g.hidden, size = GH * g.input_size;
+    const T* const sums = sums_of(g, plan, buffer).ih;
+    void* const out = g.grads[problem % g.directions].ih;
+    for (int64_t group = 0; out && group < K; ++group)
+      store_transposed(at<S>(out, (m * K + group) * size), sums + (problem * K + group) * size, g.input_size, GH,
+                       cut(GH, plan.threads, piece), cut(GH, plan.threads, piece + 1));
   }
 
   // ---- the end -----------------------------------------------------------------------------------------------------
@@ -206,7 +225,7 @@ class WeightGradientsPass {
     copy(out.bias_ih, sums.bias_ih, GH);
     copy(out.bias_hh, sums.bias_hh, GH);
     if (kConverts) {
-      copy(out.ih, sums.ih, GH * g.input_size);
+      if (!g.tokens) copy(out.ih, sums.ih, GH * g.input_size);
       copy(out.hh, sums.hh, GH * g.output_size);
       copy(out.hr, sums.hr, g.output_size * g.hidden);
     }
@@ -219,6 +238,18 @@ class WeightGradientsPass {
   }
 
  private:
+  // Columns [j0, j1) of `sums`, [I, G*H]: there a row of dgates lies in one piece. Row after row, so that every sum has
+  // one order.
+  static void add_by_token(const Backward& g, const Shared& shared, const Rows& rows, int64_t round, int64_t m,
+                           int64_t j0, int64_t j1, T* sums) {
+    const int64_t GH = Cell::kGates * g.hidden;
+    for (int64_t id = 0; round == 0 && id < g.input_size; ++id) zero_row(sums + id * GH + j0, j1 - j0);
+    for (int64_t k = 0; k < rows.count; ++k) {
+      const int64_t id = g.tokens[m * g.input_member_stride + rows.rows[k]];
+      add_row(sums + id * GH + j0, shared.gates_x + rows.slots[k] * shared.gate_stride + j0, j1 - j0);
+    }
+  }
+
   static void gather_group(const Backward& g, const Shared& shared, Rows& rows, int64_t round, int64_t problem,
                            int64_t group) {
     rows.gather(g, shared, round, problem, cut(g.batch, g.weight_groups, group),

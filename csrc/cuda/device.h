@@ -2,6 +2,7 @@
 // emulator, which runs the same kernels on a CPU and supplies CUDA's own names (threadIdx, __syncthreads, shuffles)
 // too.
 #pragma once
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 
@@ -34,6 +35,9 @@ FUSED_RNN_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char memory[];
   return memory;
 }
+
+// What a user's numbers must be, and the host has not looked at: the device asserts it.
+FUSED_RNN_DEVICE void require(bool condition) { assert(condition); }
 
 // ---- memory that other blocks read and write at the same time ------------------------------------------------------
 // Relaxed, at the scope of the GPU: served by L2, never by a stale line of L1. Each word by itself is never torn.
@@ -199,6 +203,10 @@ FUSED_RNN_DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const
 using At = std::source_location;
 
 inline unsigned char* shared_memory() { return emulator::self().block->shared.begin(); }
+
+inline void require(bool condition, const At& at = At::current()) {
+  if (!condition) emulator::fail("an assertion does not hold at ", emulator::Place(at));
+}
 
 template <int N>
 void load_relaxed(Pack<N>& to, const void* from) {

@@ -94,6 +94,33 @@ struct SumRows {
 };
 void launch_sum_rows(Dtype, const SumRows&, void* stream);
 
+// W_ih x of one direction where the rows are one-hot: to[m, i, j] = W_ih[m, j, the token of row first_row + i], zeros
+// for padding.
+struct LookUp {
+  int64_t direction, gate_rows, first_row, rows;
+  void* to;  // [members, .., gate_rows] T
+  int64_t to_member_stride;
+};
+void launch_look_up(const Forward&, const LookUp&, void* stream);
+
+// And their share of dL/dW_ih: to[m, k, id, j] = the sum of gates[m, row, j] over the rows of group k that hold this
+// id, in their order, so that sums are the same every time. `to` comes as zeros.
+struct SumByToken {
+  int64_t gate_rows;
+  void* to;           // [M, K, I, gate_rows] T
+  const void* gates;  // [M, N, ..] S
+  int64_t gates_member_stride, gates_row_stride;
+};
+void launch_sum_by_token(const Backward&, const SumByToken&, void* stream);
+
+// to[i, column, row] = from[i, row, column], in S from T.
+struct Transpose {
+  int64_t count, rows, columns;
+  void* to;
+  const void* from;
+};
+void launch_transpose(Dtype, const Transpose&, void* stream);
+
 // Every byte of some memory.
 void launch_fill(void* to, int value, int64_t bytes, void* stream);
 // Numbers of the host to memory of the GPU.

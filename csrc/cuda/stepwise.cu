@@ -6,6 +6,7 @@
 #include "plan.h"
 #include "step_backward.cuh"
 #include "step_forward.cuh"
+#include "tokens.cuh"
 
 namespace fused_rnn {
 namespace {
@@ -97,6 +98,25 @@ void launch_sum_rows(Dtype dtype, const SumRows& c, void* stream) {
   dispatch(dtype, c.to_format, c.from_format, [&](auto to, auto from) {
     launch(one_thread_each(c.columns, c.pieces, c.members * c.groups, stream),
            sum_rows<typename decltype(to)::type, typename decltype(from)::type>, c);
+  });
+}
+
+void launch_look_up(const Forward& f, const LookUp& l, void* stream) {
+  dispatch(f.dtype, [&](auto s) {
+    launch(one_thread_each(l.gate_rows, l.rows, f.members, stream), look_up<typename decltype(s)::type>, f, l);
+  });
+}
+
+void launch_sum_by_token(const Backward& g, const SumByToken& sum, void* stream) {
+  dispatch(g.dtype, [&](auto s) {
+    launch(one_thread_each(sum.gate_rows, kShares, g.members * g.weight_groups, stream),
+           sum_by_token<typename decltype(s)::type>, g, sum);
+  });
+}
+
+void launch_transpose(Dtype dtype, const Transpose& t, void* stream) {
+  dispatch(dtype, [&](auto s) {
+    launch(one_thread_each(t.rows, t.columns, t.count, stream), transpose<typename decltype(s)::type>, t);
   });
 }
 

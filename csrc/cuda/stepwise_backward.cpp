@@ -166,6 +166,16 @@ class BackwardLoop : Arrays {
         launch_sum_rows(g_.dtype, {M * K, 1, 1, 1, pieces, GH, bias, kS, sums, kT, pieces * GH, GH}, machine_.stream);
   }
 
+  // dL/dW_ih of one-hot rows: added up as [I, G*H], where neighbouring threads have neighbouring numbers.
+  void sum_by_token(const void* gates, void* to) const {
+    const int64_t count = g_.members * g_.weight_groups, I = g_.input_size, GH = gate_rows();
+    const int64_t width = g_.directions * GH;
+    void* const sums = take(kT, count * I * GH);
+    copy(sums, kT, nullptr, kT, count * I * GH);
+    launch_sum_by_token(on_device_, {GH, sums, gates, g_.rows * width, width}, machine_.stream);
+    launch_transpose(g_.dtype, {count, I, GH, to, sums}, machine_.stream);
+  }
+
   void weight_gradients(int64_t d) const {
     const WeightGradients& out = g_.grads[d];
     const int64_t N = g_.rows, D = g_.directions, H = g_.hidden, I = g_.input_size, P = g_.output_size,
@@ -174,7 +184,10 @@ class BackwardLoop : Arrays {
     const void* const gates_x = offset(arrays_.gates_x, kS, d * GH);
     const void* const gates_r = offset(arrays_.gates_r, kS, d * GH);
     const auto all_gates = [&](const void* gates) { return by_group(gates, N * D * GH, D * GH, GH); };
-    if (out.ih) multiply(all_gates(gates_x), GH, by_group(g_.input, g_.input_member_stride, I, I, true), I, out.ih);
+    if (out.ih && g_.tokens)
+      sum_by_token(gates_x, out.ih);
+    else if (out.ih)
+      multiply(all_gates(gates_x), GH, by_group(g_.input, g_.input_member_stride, I, I, true), I, out.ih);
     if (out.hh) {
       const void* const h = offset(g_.saved, kS, d * N * R + cell_.saved * H);
       multiply(all_gates(gates_r), GH, by_group(h, D * N * R, R, P), P, out.hh);

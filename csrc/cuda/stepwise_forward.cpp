@@ -78,6 +78,10 @@ class ForwardLoop : Arrays {
       const Matrices ih = {f_.weights[d].ih, GH * I, I, 1};
       void* const x = offset(const_cast<void*>(arrays_.x), kT, d * arrays_.x_rows * GH);
       arrays_.x_first_row[d] = row;
+      if (f_.tokens) {
+        launch_look_up(on_device_, {d, GH, row, rows, x, f_.directions * arrays_.x_rows * GH}, machine_.stream);
+        continue;
+      }
       Product(machine_, f_.dtype, {f_.members, rows, I, GH}, input, ih.transposed(),
               {x, kT, f_.directions * arrays_.x_rows * GH, GH})
           .run();
