@@ -52,7 +52,7 @@ def tbptt(
     Args:
         model: called as ``model(input, state)``, or as ``model(input, state, reset_mask=reset_mask)`` where the chunk
             has a mask; returns its output and its state: a tensor, or tuples, lists and dicts of them, nested at will.
-            Any layer will do, one of torch.nn too (without masks).
+            Any layer of one direction will do, one of torch.nn too (without masks).
         loss_fn: called as ``loss_fn(output, target)``; returns a number to go back from.
         chunks: ``(input, target)`` or ``(input, target, reset_mask)`` each, in the order of time. The mask, bool
             ``[t, B]``, is true where a row begins a new sequence; see :func:`fused_rnn.functional.lstm`.
