@@ -39,3 +39,16 @@ def test_the_figure_is_drawn(clipping, tmp_path):
     curves = {"without clipping": [2.0, 1e30, float("nan")], "clipped": [2.0, 1.0, 0.5]}
     clipping.draw(path, curves, {"without clipping": torch.rand(3, 2), "clipped": torch.rand(3, 2)}, x)
     assert path.stat().st_size > 10_000
+
+
+# The recipes, one a line: the file's name and what it leaves.
+RECIPES = {}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_keep_their_promises(name, tmp_path):
+    """At ``--quick``. They exit with 1 where they miss what they promise."""
+    pytest.importorskip("tqdm", reason="the recipes draw progress bars with tqdm")
+    pytest.importorskip("matplotlib", reason="the recipes draw with matplotlib")
+    run_python(EXAMPLES / f"{name}.py", "--quick", "--out", tmp_path)
+    assert (tmp_path / RECIPES[name]).stat().st_size > 1000
