@@ -42,7 +42,11 @@ def test_the_figure_is_drawn(clipping, tmp_path):
 
 
 # The recipes, one a line: the file's name and what it leaves.
-RECIPES = {}
+RECIPES = {
+    "seq2seq": "seq2seq.svg",
+    "sentiment_bi": "sentiment_bi.svg",
+    "video": "video.png",
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)
