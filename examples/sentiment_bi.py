@@ -149,7 +149,10 @@ def accuracies(model: Reader, batch: tuple[Tensor, ...]) -> tuple[list[float], l
     return of_words, [100 * (scores.argmax(-1) == verdicts).float().mean().item() for scores in reviews]
 
 
-SHOWN = "the plot was terribly , as my sister put it , exciting ; her voice felt not , to my mind , dull ."
+SHOWN = (
+    "the plot was terribly , to my mind , exciting ; it all felt terribly dull ; "
+    "her voice seemed not , at least for me , dull ."
+)
 
 
 @torch.no_grad()
@@ -175,7 +178,7 @@ def draw(args, models: dict[str, Reader], results: dict[str, tuple[list[float], 
 
         words = SHOWN.split()
         ids = torch.tensor([[IDS[word]] for word in words], device=args.device)
-        axes["text"].set(xlim=(0, 126), ylim=(-2.7, 0.5))
+        axes["text"].set(xlim=(0, 136), ylim=(-2.7, 0.5))
         axes["text"].axis("off")
         axes["text"].set_title("how each colours a review: praise blue, blame orange", loc="left", fontsize=9)
         for row, (name, model) in enumerate(models.items()):
@@ -184,7 +187,7 @@ def draw(args, models: dict[str, Reader], results: dict[str, tuple[list[float], 
             for word, sense in zip(words, model(ids, torch.tensor([len(words)]))[0][:, 0].argmax(-1), strict=True):
                 color = (ORANGE, "black", BLUE)[sense]
                 weight = "normal" if sense == NEITHER else "bold"
-                style = {"family": "monospace", "fontsize": 8.5, "va": "center", "color": color, "weight": weight}
+                style = {"family": "monospace", "fontsize": 8, "va": "center", "color": color, "weight": weight}
                 axes["text"].text(column, -row, word, **style)
                 column += len(word) + 1
 
