@@ -85,11 +85,16 @@ def ragged(layer: nn.RNNBase, x: Tensor, lengths: Tensor, hx=None):
     return pad_packed_sequence(output, layer.batch_first, total_length=steps)[0], states
 
 
-def compare(args: argparse.Namespace, training: Callable[[ModuleType], Callable[[], object]], rounds: int = 15) -> None:
+def compare(
+    args: argparse.Namespace,
+    training: Callable[[ModuleType], Callable[[], object]],
+    rounds: int = 15,
+    what: str = "a step of training",
+) -> None:
     """With ``--torch-nn``: times training steps with each library, in turns, and prints how they compare.
 
     ``training(layers)`` builds a model of the recipe's full kind from that library, and returns one step of its
-    training as a function without arguments, data included.
+    training as a function without arguments, data included; or a call of something else, and ``what`` that is.
     """
     if not args.torch_nn:
         return
@@ -104,7 +109,7 @@ def compare(args: argparse.Namespace, training: Callable[[ModuleType], Callable[
     ours, theirs = (1000 * statistics.median(times[name]) for name in libraries)
     threads = torch.get_num_threads()
     print(
-        f"a step of training: fused_rnn {ours:.1f} ms, torch.nn {theirs:.1f} ms: {theirs / ours:.2f}x "
+        f"{what}: fused_rnn {ours:.1f} ms, torch.nn {theirs:.1f} ms: {theirs / ours:.2f}x "
         f"(medians of {rounds}, {args.device.type}, {threads} thread{'s' * (threads > 1)})"
     )
 
