@@ -1,0 +1,161 @@
+"""What the recipes share: their arguments, a progress bar, the comparison with torch.nn, checks of quality, pictures.
+
+A recipe builds its model from the layers of ``args.layers``, which is ``fused_rnn`` or, with ``--torch-nn``,
+``torch.nn``: whatever both know stays the same code, and :func:`ragged` does what torch.nn has no argument for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import fused_rnn
+
+FIGURES = Path(__file__).parent / "figures"
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # colours that the colour-blind can tell apart
+STYLE = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",  # text stays text: small files, and they can be searched
+    "svg.hashsalt": "examples",  # the same data give the same file
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "savefig.dpi": 110,
+}
+
+
+def arguments(doc: str, options: Mapping[str, dict] | None = None) -> argparse.Namespace:
+    """Reads the command line and seeds torch. ``options``: a recipe's own, {"--name": what add_argument takes}.
+
+    Beside what was given, the result has ``layers``: the library that the recurrent layers are to come from.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a small version, for the tests: seconds instead of minutes")
+    add("--torch-nn", action="store_true", help="with torch.nn's layers; at the end both libraries are timed")
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=found, type=torch.device, help="here: %(default)s")
+    add("--seed", default=0, type=int, help="of weights and data (%(default)s)")
+    add(
+        "--out", type=Path, help="folder for pictures and pages (examples/figures; a temporary one for a small version)"
+    )
+    for name, option in (options or {}).items():
+        add(name, **option)
+    args = parser.parse_args()
+    args.layers = torch.nn if args.torch_nn else fused_rnn
+    if args.out is None:  # what is not the full recipe must not replace the pictures that are shown
+        args.out = Path(tempfile.gettempdir()) / "fused_rnn_examples" if args.quick or args.torch_nn else FIGURES
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    return args
+
+
+def need(library: str) -> ModuleType:
+    """The imported library, one of the optional ones."""
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        sys.exit(f"This recipe needs {library}: pip install fused_rnn[examples] ({error})")
+
+
+def progress(steps: int, what: str):
+    """A tqdm bar over 1, 2 ... ``steps``; ``bar.set_postfix(loss=...)`` shows numbers. Silent without a terminal."""
+    return need("tqdm").tqdm(range(1, steps + 1), desc=what, unit="step", disable=None)
+
+
+def ragged(layer: nn.RNNBase, x: Tensor, lengths: Tensor, hx=None):
+    """``(output, states)`` of rows that end after ``lengths [B]`` steps, zeros behind: the same from both libraries."""
+    if isinstance(layer, (fused_rnn.LSTM, fused_rnn.GRU, fused_rnn.RNN)):
+        return layer(x, hx, lengths=lengths)
+    packed = pack_padded_sequence(x, lengths.cpu(), layer.batch_first, enforce_sorted=False)
+    output, states = layer(packed, hx)
+    steps = x.shape[1 if layer.batch_first else 0]
+    return pad_packed_sequence(output, layer.batch_first, total_length=steps)[0], states
+
+
+def compare(
+    args: argparse.Namespace,
+    training: Callable[[ModuleType], Callable[[], object]],
+    rounds: int = 15,
+    what: str = "a step of training",
+) -> None:
+    """With ``--torch-nn``: times training steps with each library, in turns, and prints how they compare.
+
+    ``training(layers)`` builds a model of the recipe's full kind from that library, and returns one step of its
+    training as a function without arguments, data included; or a call of something else, and ``what`` that is.
+    """
+    if not args.torch_nn:
+        return
+    libraries = {"fused_rnn": fused_rnn, "torch.nn": torch.nn}
+    steps = {name: training(library) for name, library in libraries.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(rounds + 2):
+        for name, step in steps.items():
+            seconds = _seconds(step, args.device)
+            if i >= 2:  # the first ones warm up
+                times[name].append(seconds)
+    ours, theirs = (1000 * statistics.median(times[name]) for name in libraries)
+    threads = torch.get_num_threads()
+    print(
+        f"{what}: fused_rnn {ours:.1f} ms, torch.nn {theirs:.1f} ms: {theirs / ours:.2f}x "
+        f"(medians of {rounds}, {args.device.type}, {threads} thread{'s' * (threads > 1)})"
+    )
+
+
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Prints how long the block took."""
+    start = time.perf_counter()
+    yield
+    print(f"{what}: {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def check(what: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
+    """Prints a number that the recipe promises something about, and ends the program where it fails the promise."""
+    bounds = [
+        f"{name} {bound:g}" for name, bound in (("at least", at_least), ("at most", at_most)) if bound is not None
+    ]
+    print(f"{what}: {value:.4g} ({', '.join(bounds)})", flush=True)
+    kept = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+    if not kept:
+        sys.exit(f"missed: {what} is {value:.4g}, expected {' and '.join(bounds)}")
+
+
+@contextmanager
+def picture(args: argparse.Namespace, name: str, width: float, height: float):
+    """An empty matplotlib Figure of ``width`` x ``height`` inches; after the block it is saved as ``args.out / name``.
+
+    The name's ending, .svg or .png, says how.
+    """
+    matplotlib, figures = need("matplotlib"), need("matplotlib.figure")
+    with matplotlib.rc_context(STYLE):
+        figure = figures.Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        path = args.out / name
+        if path.suffix == ".svg":
+            figure.savefig(path, metadata={"Date": None})
+            # matplotlib ends lines with blanks, which linters refuse.
+            path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+        else:
+            figure.savefig(path)
+        print(f"picture: {path}")
