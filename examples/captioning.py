@@ -248,7 +248,7 @@ def draw(args, pictures: Tensor, written: list[str], true: list[str], known: Ten
 def draw_reading(axes, known: Tensor, known_by_namer: float) -> None:
     axes.plot(range(1, len(known) + 1), 100 * known, color=BLUE)
     axes.axhline(100 * known_by_namer, color=GREY, lw=1, ls="--")
-    axes.text(1, 100 * known_by_namer - 3, "the convolutional network", color=GREY, va="top")
+    axes.text(1.2, 100 * known_by_namer - 3, "the convolutional network", color=GREY, va="top")
     for row in range(SIDE // PATCH, len(known), SIDE // PATCH):
         axes.axvline(row, color="#dddddd", lw=0.7)
     axes.set_xlim(1, len(known))
