@@ -31,6 +31,9 @@ SIZES = {"small": 4.5, "large": 7.0}  # from the middle to the edge
 START, END = "<START>", "<END>"
 WORDS = [START, END, "a", "above", "left", "of", *SIZES, *COLOURS, *SHAPES]
 NUMBER = {word: i for i, word in enumerate(WORDS)}
+CLASSES = len(COLOURS) * len(SHAPES)
+CHANNELS = 32
+FEATURES = CHANNELS * (SIDE // 8) ** 2
 
 
 # ---- pictures and what is to be said of them ----
@@ -72,14 +75,11 @@ def single(count: int) -> tuple[Tensor, Tensor]:
     return paint(kinds, middles), kinds[:, 0, 1] * len(SHAPES) + kinds[:, 0, 2]
 
 
-CLASSES = len(COLOURS) * len(SHAPES)
-
-
 def scenes(count: int, new: bool) -> tuple[Tensor, list[str]]:
     """Pictures and their captions. ``new``: all of two shapes, in pairs that training never has; else one in five of a
     single shape.
     """
-    kinds = random_kinds(4 * count if not new else 20 * count, 2)
+    kinds = random_kinds(20 * count if new else 4 * count, 2)
     number = (kinds * torch.tensor([len(COLOURS) * len(SHAPES), len(SHAPES), 1])).sum(-1)  # of each shape's kind
     kept_out = (7 * number[:, 0] + number[:, 1]) % 10 == 0
     kinds = kinds[kept_out == new][:count]
@@ -124,14 +124,11 @@ class Namer(nn.Module):
         def block(inputs: int, outputs: int) -> list[nn.Module]:
             return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
 
-        self.body = nn.Sequential(*block(3, channels), *block(channels, 2 * channels), *block(2 * channels, 32))
-        self.last = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
+        self.body = nn.Sequential(*block(3, channels), *block(channels, 2 * channels), *block(2 * channels, CHANNELS))
+        self.last = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, CLASSES))
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.last(self.body(pictures))
-
-
-FEATURES = 32 * (SIDE // 8) ** 2
 
 
 class Captioner(nn.Module):
@@ -141,11 +138,12 @@ class Captioner(nn.Module):
         self.lstm = layers.LSTM(32 + FEATURES, hidden)
         self.head = nn.Linear(hidden, len(WORDS))
 
-    def forward(self, features: Tensor, words: Tensor, lengths: Tensor, states=None):
-        """``features [B, F]`` and ``words [T, B]`` to logits ``[T, B, words]`` of the next word, and the states."""
-        at_every_step = features.expand(len(words), -1, -1)
-        output, states = ragged(self.lstm, torch.cat([self.embedding(words), at_every_step], -1), lengths, states)
-        return self.head(output), states
+    def forward(self, features: Tensor, words: Tensor, lengths: Tensor) -> Tensor:
+        """``features [B, F]`` and ``words [T, B]`` to logits ``[T, B, words]`` of the next word."""
+        return self.head(ragged(self.lstm, self.at_every_step(features, words), lengths)[0])
+
+    def at_every_step(self, features: Tensor, words: Tensor) -> Tensor:
+        return torch.cat([self.embedding(words), features.expand(len(words), -1, -1)], -1)
 
     @torch.inference_mode()
     def write(self, features: Tensor, longest: int = 30) -> list[str]:
@@ -154,8 +152,8 @@ class Captioner(nn.Module):
         word = torch.full((count,), NUMBER[START], device=features.device)
         ended, states, written = torch.zeros_like(word, dtype=torch.bool), None, []
         for _ in range(longest):
-            logits, states = self(features, word[None], torch.ones(count, dtype=torch.long), states)
-            word = logits[0].argmax(-1)
+            output, states = self.lstm(self.at_every_step(features, word[None]), states)
+            word = self.head(output[0]).argmax(-1)
             written.append(word)
             ended |= word == NUMBER[END]
             if ended.all():
@@ -217,7 +215,7 @@ def naming_loss(args, model: nn.Module, batch: int):
 def caption_loss(args, body: nn.Module, model: Captioner, batch: int) -> Tensor:
     pictures, captions = scenes(batch, new=False)
     words, lengths = to_numbers(captions)
-    logits, _ = model(features_of(body, pictures, args), words[:-1].to(args.device), lengths)
+    logits = model(features_of(body, pictures, args), words[:-1].to(args.device), lengths)
     target = words[1:].masked_fill(torch.arange(len(words) - 1)[:, None] >= lengths, -100)
     return nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten().to(args.device), ignore_index=-100)
 

@@ -27,7 +27,7 @@ from fused_rnn import init
 
 CELLS = {"tanh RNN": GREY, "ReLU RNN": ORANGE, "GRU": GREEN, "LSTM": BLUE}
 SYMBOLS = 8
-SHORTEST = 10
+SHORTEST, ROWS = 10, 32
 
 
 class Size(NamedTuple):
@@ -130,7 +130,8 @@ def train(what: str, steps: int, step) -> None:
 
 
 def rate(cell: str) -> float:
-    return 1e-3 if cell == "ReLU RNN" else 1e-2
+    """Adam's. At what suits the others the tanh RNN learns nothing."""
+    return 1e-3 if cell == "tanh RNN" else 1e-2
 
 
 def distance_trainer(args, layers, task, cell: str, size: Size):
@@ -140,7 +141,7 @@ def distance_trainer(args, layers, task, cell: str, size: Size):
         """On as many short sequences as long ones, up to a limit that grows during most of the training."""
         limit = size.longest * min(1.0, (2 * SHORTEST / size.longest) ** (1 - i / (0.8 * size.steps)))
         length = round(SHORTEST * (limit / SHORTEST) ** random.random())
-        x, target = task.batch(length, 32)
+        x, target = task.batch(length, ROWS)
         return task.loss(model(x.to(args.device)), target.to(args.device))
 
     return model, trainer(model, loss_of_step, size.steps, rate(cell))
@@ -148,8 +149,10 @@ def distance_trainer(args, layers, task, cell: str, size: Size):
 
 def at_longest(args, layers, size: Size):
     """A step of the LSTM's training on the longest sequences, for the comparison of libraries."""
-    _, step = distance_trainer(args, layers, Recall, "LSTM", size)
-    return lambda: step(size.steps)
+    model = Last(layer_of("LSTM", layers, Recall.inputs, size.hidden, size.longest), Recall.answers).to(args.device)
+    x, symbol = (tensor.to(args.device) for tensor in Recall.batch(size.longest, ROWS))
+    step = trainer(model, lambda _: Recall.loss(model(x), symbol), 1000, rate("LSTM"))
+    return lambda: step(1)
 
 
 @torch.inference_mode()
@@ -194,7 +197,7 @@ def subject(number: int, alike: float, phrases: int, depth: int) -> Sentence:
 
 
 def random_subject() -> Sentence:
-    return subject(random.randint(0, 1), 0.8, random.randint(0, LONGEST_PHRASES), random.choice([0, 0, 1, 2]))
+    return subject(random.randint(0, 1), 0.95, random.randint(0, LONGEST_PHRASES), random.choice([0, 0, 1, 2]))
 
 
 LONGEST_PHRASES = 6
@@ -314,7 +317,7 @@ def show(title: str, at: list[int], right: dict[str, list[float]]) -> None:
 def main() -> None:
     args = arguments(__doc__)
     random.seed(args.seed)
-    size = Size(32, 100, 600, 300) if args.quick else Size(32, 2000, 2500, 1500)
+    size = Size(32, 100, 600, 300) if args.quick else Size(32, 2000, 4000, 2500)
     at = [20, 50, 100] if args.quick else [20, 50, 100, 200, 500, 1000, 2000]
     panels = {}
     for task in (Recall, Adding):
@@ -346,14 +349,14 @@ def main() -> None:
     distance = "words between the subject's noun and the verb"
     panels[title] = {"at": back, "right": right, "flow": flow, "guessing": 0.5, "distance": distance}
     draw(args, panels)
-    promises = (
-        ("recall, LSTM, longest distance", panels["recall"]["right"]["LSTM"][-1], 0.95),
-        ("recall, GRU, longest distance", panels["recall"]["right"]["GRU"][-1], 0.95),
-        ("adding, GRU, at 50 steps", panels[Adding.title]["right"]["GRU"][at.index(50)], 0.4 if args.quick else 0.95),
-        ("agreement, LSTM, the longest of training", right["LSTM"][LONGEST_PHRASES - 1], 0.9 if args.quick else 0.95),
-    )
-    for what, value, least in promises:
-        check(what, value, at_least=least)
+    adding = panels[Adding.title]["right"]
+    check("recall, LSTM, longest distance", panels[Recall.title]["right"]["LSTM"][-1], at_least=0.95)
+    check("recall, GRU, longest distance", panels[Recall.title]["right"]["GRU"][-1], at_least=0.95)
+    check("adding, GRU, 50 steps", adding["GRU"][at.index(50)], at_least=0.4 if args.quick else 0.9)
+    check("agreement past a clause, LSTM", nested["LSTM"][0], at_least=0.9)
+    if not args.quick:
+        check("adding, LSTM, 1000 steps", adding["LSTM"][at.index(1000)], at_least=0.8)
+        check("agreement, LSTM, longest of training", right["LSTM"][LONGEST_PHRASES - 1], at_least=0.95)
     compare(args, lambda layers: at_longest(args, layers, size))
 
 

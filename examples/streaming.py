@@ -118,7 +118,7 @@ def step_by_step(lstm: nn.LSTM, x: Tensor, states, first: Tensor):
 def trainer(args, layers, steps: int, hidden: int, slots: int = 64, window: int = 100):
     """A model, and one step of its training: the next ``window`` readings of all slots, the states carried on."""
     model = Watch(layers, hidden).to(args.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps + 1)
     data, states, at = None, None, 0
 
