@@ -48,10 +48,13 @@ def test_the_figure_is_drawn(clipping, tmp_path):
 
 # The recipes, one a line: the file's name and what it leaves.
 RECIPES = {
+    "captioning": "captioning.png",
     "char_lm": "char_lm.svg",
     "hidden_units": "hidden_units.html",
+    "long_memory": "long_memory.svg",
     "sentiment_bi": "sentiment_bi.svg",
     "seq2seq": "seq2seq.svg",
+    "streaming": "streaming.svg",
     "video": "video.png",
 }
 
