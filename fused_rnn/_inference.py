@@ -60,7 +60,7 @@ def train(
     bias: bool,
     batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Output, h_n and c_n of a batch [T, B, I] whose gradients are wanted; None when the complete way has to be gone."""
+    """Output, h_n and c_n of a batch [T, B, I] whose gradients are wanted; None: the complete way has to be gone."""
     states = _plain_states(cell, input, hx, weights)
     if states is None or input.dim() != 3 or not any(map(_REQUIRES_GRAD, (input, *weights))):
         return None
