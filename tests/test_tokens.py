@@ -340,6 +340,17 @@ def test_shapes_without_data(mode):
     assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in expected]
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (40, 3)])
+def test_frozen_layers_of_a_large_vocabulary(kind, shape):
+    """Fewer ids than there are columns, and more: what is packed serves both."""
+    module, ids = getattr(fused_rnn, kind)(300, 5), torch.randint(0, 300, shape)
+    with torch.no_grad():
+        expected = module(ids)[0]
+        found = fused_rnn.freeze(module)(ids)[0]
+    torch.testing.assert_close(found, expected)
+
+
 def test_explained():
     module, ids = fused_rnn.GRU(VOCABULARY, 4), torch.randint(0, VOCABULARY, (5, 2))
     assert "Ids are looked up in weight_ih" in str(fused_rnn.explain(module, ids))

@@ -84,6 +84,7 @@ struct PackingCall {
         packing(kernels_for(plan.isa).packing(layer.cell, layer.dtype)) {
     static_cast<Layer&>(forward) = layer;
     forward.packed = nullptr;
+    forward.tokens = nullptr;  // what is packed serves any input
   }
 };
 
