@@ -64,14 +64,13 @@ def train(
     states = _plain_states(cell, input, hx, weights)
     if states is None or input.dim() != 3 or not any(map(_REQUIRES_GRAD, (input, *weights))):
         return None
-    if batch_first:
-        input = input.transpose(0, 1)
-    if not input.shape[0]:
-        return None
-    data, finals = input.contiguous(), []
+    finals = []
     directions = 2 if bidirectional else 1
     per_layer = len(weights) // num_layers
     try:
+        data = (input.transpose(0, 1) if batch_first else input).contiguous()
+        if not data.shape[0]:
+            return None
         for k in range(num_layers):
             h0, c0 = states
             if h0 is not None and num_layers > 1:
