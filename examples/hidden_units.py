@@ -1,9 +1,9 @@
 """What single units of the character model keep track of:  python examples/hidden_units.py
 
-Shows: a page, ``hidden_units.html``, that colours Python text by one unit's activation, red below zero and blue above;
-and the search that found the units: which one's states go up and down most closely with being within quotes, within a
-comment, with the place in the line, the indentation, being within the body of an ``if``. Nobody told the model of any
-of these. The model is the one that ``char_lm.py`` left; where there is none it is trained first.
+Shows: a page, ``hidden_units.html``, that colours the text of these recipes by one unit's activation, red below zero
+and blue above; and the search that found the units: which one's states go up and down most closely with being within
+quotes, within a comment, with the place in the line, the indentation, being within the body of an ``if``. Nobody told
+the model of any of these. The model is the one that ``char_lm.py`` left; where there is none it is trained first.
 
 Promises: on held-out text, other than that which the unit was chosen by, the correlation of each of the five units
 beats what the same search arrives at with a shuffled target, one moved along the text so that its runs stay whole.
@@ -16,6 +16,8 @@ import ast
 import html
 import io
 import tokenize
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import recipe
@@ -75,10 +77,10 @@ class Recording(NamedTuple):
 
 
 @torch.no_grad()
-def record(model: CharLM, limit: int, device: torch.device) -> Recording:
-    """Reads held-out files, each from its beginning, about ``limit`` characters of all."""
+def record(model: CharLM, files: Iterable[Path], limit: int, device: torch.device) -> Recording:
+    """Reads files, each from its beginning, about ``limit`` characters of all."""
     texts, states, targets = [], [], []
-    for file in library_files()[1]:
+    for file in files:
         ids, _ = read([file], limit)
         # What is not ASCII is a letter here, for Python's own parser.
         text = "".join("x" if i == VOCABULARY - 1 else chr(i) for i in ids.tolist())
@@ -147,10 +149,9 @@ def telling_part(text: str, target: Tensor, length: int) -> slice:
     return slice(start, start + length)
 
 
-def page(recording: Recording, found: dict[str, Found], length: int = 900) -> str:
-    """The search's result as a table, then for each target a part of the second half of the text, coloured."""
-    half = len(recording.text) // 2
-    text, states = recording.text[half:], recording.states[half:]
+def page(shown: Recording, found: dict[str, Found], length: int = 900) -> str:
+    """The search's result as a table, then for each target a part of a text, coloured."""
+    text, states, targets = shown
     shades = [
         f".{kind}{level} {{ background: {color}{255 * level // LEVELS:02x}; }}"
         for kind, color in zip("np", COLORS, strict=True)
@@ -159,7 +160,7 @@ def page(recording: Recording, found: dict[str, Found], length: int = 900) -> st
     rows, sections = [], []
     for name, (unit, correlation, shuffled) in found.items():
         rows.append(f"<tr><td>{name}<td>{unit}<td>{correlation:+.2f}<td>{shuffled:.2f}")
-        part = telling_part(text, recording.targets[name][half:], length)
+        part = telling_part(text, targets[name], length)
         body = coloured(text[part], states[part, unit])
         sections.append(f"<h2>{name}: unit {unit}</h2>\n<pre>{body}</pre>")
     style = "\n".join(
@@ -203,10 +204,11 @@ def main() -> None:
     args = recipe.arguments(__doc__)
     model = model_of(args)
     with recipe.timed("reading held-out files"):
-        recording = record(model, 200_000 if args.quick else 300_000, args.device)
+        recording = record(model, library_files()[1], 200_000 if args.quick else 300_000, args.device)
+    shown = record(model, sorted(Path(__file__).parent.glob("*.py")), 100_000, args.device)
     found = search(recording)
     path = args.out / "hidden_units.html"
-    path.write_text(page(recording, found), encoding="utf-8")
+    path.write_text(page(shown, found), encoding="utf-8")
     print(f"page: {path}")
     for name, (unit, correlation, shuffled) in found.items():
         print(f"  {name}: unit {unit}, correlation {correlation:+.3f}; with shuffled targets at most {shuffled:.3f}")
