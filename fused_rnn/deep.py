@@ -110,6 +110,12 @@ class Stack(nn.Module):
         elif not isinstance(hx, (tuple, list)) or len(hx) != len(self.layers):
             got = f"{type(hx).__name__} of {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
             raise TypeError(f"Stack: hx must be a tuple of {len(self.layers)} states, one for each layer, got {got}")
+        data = input.data if isinstance(input, PackedSequence) else input
+        added = self.skip == "dense" or (self.skip == "residual" and _widths_agree(self.layers[0]))
+        if added and isinstance(data, Tensor) and not data.is_floating_point():
+            raise TypeError(
+                f"Stack: skip={self.skip!r} adds the input to layers' outputs, and ids are no numbers to add"
+            )
         # Only what is given: torch.nn's layers, which fused_rnn.restore puts here, take neither.
         masks = {name: mask for name, mask in (("lengths", lengths), ("reset_mask", reset_mask)) if mask is not None}
         states = []

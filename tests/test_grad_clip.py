@@ -107,6 +107,18 @@ def test_norms_are_those_of_clipped_gradients(no_reference):
     assert (norms <= LIMIT * math.sqrt(8) + 1e-12).all() and norms[0, 0, -1] > LIMIT * math.sqrt(8) - 1e-12
 
 
+def test_gradient_flow_shows_clipped_gradients():
+    """Of the real loss; "last" asks what the network would hand back, whatever is cut off."""
+    rnn, x = fused_rnn.RNN(3, 4, dtype=F64), torch.randn(5, 2, 3, dtype=F64)
+    norms = {}
+    for probe in ("all", "last"):
+        for clip in (None, LIMIT):
+            with fused_rnn.gradient_flow(rnn, probe) as flow:
+                (100 * rnn(x, grad_clip=clip)[0].sum()).backward()
+            norms[probe, clip] = str(flow.to_dict())
+    assert norms["all", None] != norms["all", LIMIT] and norms["last", None] == norms["last", LIMIT]
+
+
 # ---- transforms ------------------------------------------------------------------------------------------------------
 
 

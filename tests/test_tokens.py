@@ -359,6 +359,41 @@ def test_explained():
         assert "Ids are looked up" in str(fused_rnn.explain(fused_rnn.freeze(module), ids))
 
 
+# ---- tools that look into a call ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("probe", ["last", "all"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_gradient_flow(kind, probe):
+    module, ids = getattr(fused_rnn, kind)(VOCABULARY, 4, **DEEP, dtype=F64), torch.randint(0, VOCABULARY, (5, 2))
+    found = []
+    for input in (ids, one_hot(ids, VOCABULARY, F64)):
+        with fused_rnn.gradient_flow(module, probe) as flow:
+            module(input, lengths=torch.tensor([5, 3]))[0].square().sum().backward()
+        found.append(flow.to_dict())
+    assert str(found[0]) == str(found[1]) and "-1" not in str(found[0])
+
+
+def test_gate_statistics():
+    module, ids = fused_rnn.LSTM(VOCABULARY, 4, **DEEP), torch.randint(0, VOCABULARY, (5, 2))
+    found, expected = (fused_rnn.gate_statistics(module, x) for x in (ids, one_hot(ids, VOCABULARY, torch.float32)))
+    assert found == expected
+
+
+@pytest.mark.parametrize("skip", [None, "residual", "dense"])
+def test_a_deep_stack(skip):
+    ids = torch.randint(0, VOCABULARY, (5, 2))
+    stack = fused_rnn.Stack("gru", VOCABULARY, [4, 4], skip=skip)
+    if skip == "dense":
+        with pytest.raises(TypeError, match="ids are no numbers to add"):
+            stack(ids)
+    else:
+        torch.testing.assert_close(stack(ids), stack(one_hot(ids, VOCABULARY, torch.float32)))
+    if skip == "residual":
+        with pytest.raises(TypeError, match="ids are no numbers to add"):
+            fused_rnn.Stack("gru", 4, [4, 4], skip=skip)(ids % 4)
+
+
 # ---- refused --------------------------------------------------------------------------------------------------------
 
 every_mode = pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
