@@ -185,6 +185,18 @@ def test_gradient_norms_with_number_of_threads():
 # ---- processes -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_no_row_reaches_the_last_steps(kind):
+    """Where the way back begins there is nothing to add up, for any thread."""
+    layer, x = getattr(fused_rnn, kind)(32, 128), torch.randn(100, 16, 32)
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(torch.autograd.grad(layer(x, lengths=[5] * 16)[0].sum(), list(layer.parameters())))
+    for found in results[1:]:
+        assert_identical(found, results[0])
+
+
 def in_forked_process(work):
     """What ``work()`` returns in a forked copy of this process; fails where it raises or hangs."""
     receiving, sending = multiprocessing.Pipe(duplex=False)

@@ -325,6 +325,7 @@ class WeightGradientsPass {
     //   result[j, 0 .. columns) += sum over the rows k of from[k, j] * panels[k, ..]    bias[j] += sum of from[k, j]
     // In the first round the results begin.
     void add(const E* from, int64_t stride, int64_t j0, int64_t j1, const Product& one, const Product& two) const {
+      if (j0 >= j1) return;
       if (round == 0 && rows.count == 0) {
         for (const Product* p : {&one, &two}) {
           if (p->panels) zero_row(p->result + j0 * p->columns, (j1 - j0) * p->columns);
