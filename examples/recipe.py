@@ -85,6 +85,18 @@ def ragged(layer: nn.RNNBase, x: Tensor, lengths: Tensor, hx=None):
     return pad_packed_sequence(output, layer.batch_first, total_length=steps)[0], states
 
 
+def plain_step(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], None]:
+    """A step of training with Adam, for :func:`compare`."""
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss_of().backward()
+        optimizer.step()
+
+    return step
+
+
 def compare(
     args: argparse.Namespace,
     training: Callable[[ModuleType], Callable[[], object]],

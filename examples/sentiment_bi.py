@@ -216,15 +216,8 @@ def main() -> None:
 
     def training(layers):
         model = Reader(layers).to(args.device)
-        optimizer = torch.optim.Adam(model.parameters())
         rows = make_batch(batch, random.Random(0), args.device)
-
-        def step() -> None:
-            optimizer.zero_grad()
-            loss_of(model, *rows).backward()
-            optimizer.step()
-
-        return step
+        return recipe.plain_step(model, lambda: loss_of(model, *rows))
 
     recipe.compare(args, training)
 

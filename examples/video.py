@@ -204,15 +204,8 @@ def main() -> None:
 
     def training(layers):
         model = Watcher(layers).to(args.device)
-        optimizer = torch.optim.Adam(model.parameters())
         clips = make_batch(batch, 0, args.device)
-
-        def step() -> None:
-            optimizer.zero_grad()
-            loss_of(model, *clips).backward()
-            optimizer.step()
-
-        return step
+        return recipe.plain_step(model, lambda: loss_of(model, *clips))
 
     recipe.compare(args, training)
 
