@@ -31,12 +31,15 @@ X86_64 = platform.machine() in ("x86_64", "AMD64")
 ISA_FLAGS = {"baseline": ""}
 if X86_64:
     AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512"
-    BFLOAT16 = f"{AVX512} -mavx512bf16 -DFUSED_RNN_BFLOAT16_PRODUCTS=1"  # these two have kernels for bfloat16 alone
+    BFLOAT16 = "-mavx512bf16 -DFUSED_RNN_BFLOAT16_PRODUCTS=1"  # for layers of bfloat16 alone
+    SPLIT = "-DFUSED_RNN_SPLIT_PRODUCTS=1"  # for layers of float32 alone
+    AMX = f"{AVX512} -mamx-tile -mamx-bf16 -DFUSED_RNN_AMX=1"
     ISA_FLAGS |= {
         "avx2": "-march=x86-64-v3",
         "avx512": AVX512,
-        "avx512_bf16": BFLOAT16,
-        "amx": f"{BFLOAT16} -mamx-tile -mamx-bf16 -DFUSED_RNN_AMX=1",
+        "avx512_bf16": f"{AVX512} {BFLOAT16}",
+        "amx_bf16": f"{AMX} {BFLOAT16}",
+        "amx_fp32": f"{AMX} {SPLIT}",
     }
 
 

@@ -295,7 +295,7 @@ class BackwardPass {
       norm_h = norm_h + dh * dh;
       if (g.trace_output) store_vector(at<S>(g.trace_output, w.output(step.t, b, P) + unit), dh, units);
       if (projected(g))
-        store_vector(w.shared.outputs + (step.slot + b) * w.shared.output_stride + unit, dh, units);
+        store_at(w.shared.outputs + (step.slot + b) * w.shared.output_stride, unit, dh, units);
       else
         norm_c = norm_c + cell(w, step, i, b, cut, unit, units, dh);
     }
@@ -369,13 +369,13 @@ class BackwardPass {
       Cell::backward(keep, state, next, params, dnext, dx, dr, dstate, dparams);
     if (g.trace_x) trace_gates(w, step, b, unit, units, dx, dr);
     for (int j = 0; j < Cell::kGates; ++j) {
-      store_vector(shared.gates_x + slot * shared.gate_stride + j * H + unit, dx[j], units);
+      store_at(shared.gates_x + slot * shared.gate_stride, j * H + unit, dx[j], units);
       if (!kOneGateGradient<Cell>)
-        store_vector(shared.gates_r + slot * shared.gate_stride + j * H + unit, dr[j], units);
+        store_at(shared.gates_r + slot * shared.gate_stride, j * H + unit, dr[j], units);
     }
     if (Cell::kReadsH) store_vector(shared.dh + w.state(b, shared.unit_stride) + unit, dstate[0]);
     if (Cell::kStates > 1) store_vector(shared.dc + w.state(b, shared.unit_stride) + unit, dstate[1]);
-    if (projected(g)) store_vector(shared.wide_h + slot * shared.wide_stride + unit, next[0], units);
+    if (projected(g)) store_at(shared.wide_h + slot * shared.wide_stride, unit, next[0], units);
     for (int p = 0; p < Cell::kParams; ++p) {
       T* sum = shared.row_params + (w.run.problem * g.batch + b) * Cell::kParams * shared.unit_stride +
                p * shared.unit_stride + unit;

@@ -41,9 +41,12 @@ auto dispatch(int64_t cell, Dtype dtype, Select select) {
     const auto selected = [&](auto s) {
       return select(Passes<typename decltype(c)::type, typename decltype(s)::type>{});
     };
-#ifdef FUSED_RNN_BFLOAT16_PRODUCTS  // a build for bfloat16 alone
+#if defined(FUSED_RNN_BFLOAT16_PRODUCTS)  // a build for one dtype
     (void)dtype;
     return selected(Type<BFloat16>{});
+#elif defined(FUSED_RNN_SPLIT_PRODUCTS)
+    (void)dtype;
+    return selected(Type<float>{});
 #else
     return dispatch_dtype<BFloat16, Half>(dtype, selected);
 #endif

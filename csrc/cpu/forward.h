@@ -70,6 +70,7 @@ class ForwardPass {
   using Panels = GatePanels<Cell, T>;
   static constexpr int64_t kLanes = V::kLanes, kWidth = Panels::kWidth;
   static constexpr int64_t kAheadRows = 96;  // about as many rows are projected ahead at once
+  static constexpr bool kRoundsWhenStored = sizeof(S) < sizeof(T) && sizeof(S) != sizeof(E);  // E does it likewise
 
   static constexpr int64_t kLookUpsToPackFor = 8;  // one in so many of the ids there are
 
@@ -112,7 +113,7 @@ class ForwardPass {
   // What is computed ahead for one share of the units.
   struct Ahead {
     T* sums;          // [panels of the share, rows, width of the panel]
-    E* converted;     // [rows, I]: 16-bit input as the products want it
+    E* converted;     // [rows, I]: the input as the products want it, where they cannot read it as it is
     const E** rows;   // the input rows of some steps, step after step
     int64_t* tokens;  // [rows], in place of both
     int64_t* first;   // [steps]: where each step's rows begin
@@ -123,7 +124,7 @@ class ForwardPass {
       input_stride = row_stride<E>(f.input_size);
       const int64_t panels = largest_piece(panels_of(f).panels(), plan.unit_chunks);
       sums = carve.take<T>(f.primal ? 0 : panels * most_rows * panels_of(f).width(0));
-      converted = carve.take<E>(sizeof(S) == sizeof(T) || f.tokens ? 0 : most_rows * input_stride);
+      converted = carve.take<E>(kReadInPlace<E, S> || f.tokens ? 0 : most_rows * input_stride);
       rows = carve.take<const E*>(f.tokens ? 0 : most_rows);
       tokens = carve.take<int64_t>(f.tokens ? most_rows : 0);
       first = carve.take<int64_t>(steps_ahead(f, plan));
@@ -228,8 +229,7 @@ class ForwardPass {
     const auto pack = [&](E* to, const S* from, int64_t panel, int64_t depth) {
       E* start = to + panel * kWidth * padded_depth<E>(depth);
       panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
-        pack_transposed(start + v * kLanes * kTogether<E>, panels.width(panel), depth, from + (g * H + unit) * depth,
-                        depth, units);
+        pack_transposed(start, panels.vectors(panel), v, depth, from + (g * H + unit) * depth, depth, units);
       });
     };
     T* bias_ih = packed.bias_ih + problem * packed.bias_size;
@@ -350,13 +350,13 @@ class ForwardPass {
       E* h = h_next + i * w.state.h_stride;
       T* c = w.state.c + i * w.state.c_stride;
       if (i >= step.next_rows) {
-        store_row(at<S>(f.h_n, state * P + h0), h + h0, h1 - h0);
+        store_row_from(at<S>(f.h_n, state * P + h0), h, h0, h1 - h0);
         if (Cell::kStates > 1) store_row(at<S>(f.c_n, state * H + c0), c + c0, c1 - c0);
       } else if (is_reset(f, w.run.m, w.run.d, w.time(step.number + 1), b)) {
-        zero_row(h + h0, h1 - h0);
+        zero_row_at(h, h0, h1 - h0);
         if (Cell::kStates > 1) zero_row(c + c0, c1 - c0);
       } else if (i >= step.rows) {
-        load_row(h + h0, at<S>(f.h0, state * P + h0), h1 - h0);
+        load_row_at(h, h0, at<S>(f.h0, state * P + h0), h1 - h0);
         if (Cell::kStates > 1) load_row(c + c0, at<S>(f.c0, state * H + c0), c1 - c0);
       }
     }
@@ -378,12 +378,12 @@ class ForwardPass {
           continue;
         }
         const S* row = input + row_of(f, w.time(s), w.run.batch_row(i)) * I;
-        if constexpr (sizeof(S) == sizeof(T)) {
+        if constexpr (kReadInPlace<E, S>) {
           ahead.rows[count] = row;
         } else {
           E* converted = ahead.converted + count * ahead.input_stride;
-          load_row(converted, row, I);
           clear_rest(converted, I);
+          load_row_at(converted, 0, row, I);
           ahead.rows[count] = converted;
         }
       }
@@ -410,7 +410,7 @@ class ForwardPass {
     const int64_t I = w.f.input_size, width = panels.width(panel);
     for (int64_t i = 0; i < count; ++i, sums += width) {
       if (packs_input(w.f, w.plan))
-        load_panel_row(sums, packed + panel * kWidth * padded_depth<E>(I), width, tokens[i]);
+        load_panel_row(sums, packed + panel * kWidth * padded_depth<E>(I), panels.vectors(panel), tokens[i]);
       else
         panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
           store_vector(sums + v * kLanes, load_column(plain + (g * w.f.hidden + unit) * I + tokens[i], I, units));
@@ -426,14 +426,16 @@ class ForwardPass {
     if (w.plan.pack)
       return multiply(rows, depth, row, 1, packed + panel * kWidth * padded_depth<E>(depth), vectors, lone, fetch, use,
                       results);
-    T buffer[kWidth] __attribute__((aligned(64))) = {};
-    for (int64_t i = 0; i < rows; ++i) {
-      T* sums = results ? results + i * vectors * kLanes : buffer;
-      panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
-        store_vector(sums + v * kLanes,
-                     dot_products(depth, plain + (g * w.f.hidden + unit) * depth, depth, units, row(i)));
-      });
-      use(i, sums);
+    if constexpr (kParts<E> == 1) {
+      T buffer[kWidth] __attribute__((aligned(64))) = {};
+      for (int64_t i = 0; i < rows; ++i) {
+        T* sums = results ? results + i * vectors * kLanes : buffer;
+        panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
+          store_vector(sums + v * kLanes,
+                       dot_products(depth, plain + (g * w.f.hidden + unit) * depth, depth, units, row(i)));
+        });
+        use(i, sums);
+      }
     }
   }
 
@@ -505,7 +507,7 @@ class ForwardPass {
         if (Cell::kRecurrent && !kOneGateGradient<Cell>) rs[g] = rs[g] + load_vector(bias_hh + j);
       }
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + unit);
-      if (Cell::kReadsH) state[0] = load_vector(place.h + unit);
+      if (Cell::kReadsH) state[0] = load_at(place.h, unit);
       if (Cell::kStates > 1) state[1] = load_vector(place.c + unit);
       Cell::forward(xs, rs, state, ps, next, keep);
       leave(f, place, unit, units, keep, state, next);
@@ -518,16 +520,16 @@ class ForwardPass {
     if (S* saved = place.saved) {
       for (int k = 0; k < Cell::kSaved; ++k) store_vector(saved + k * f.hidden + unit, keep[k], units);
       if (Cell::kStates > 1) store_vector(saved + entering_c<Cell>(f) + unit, state[1], units);
-      if (!projected(f)) store_vector(saved + entering_h<Cell>(f) + unit, load_vector(place.h + unit), units);
+      if (!projected(f)) store_vector(saved + entering_h<Cell>(f) + unit, load_at(place.h, unit), units);
     }
     if (Cell::kStates > 1) {
       store_vector(place.c + unit, next[1]);
       if (f.cells) store_vector(place.cells + unit, next[1], units);
     }
     if (projected(f))
-      store_vector(place.wide_h + unit, next[0], units);
+      store_at(place.wide_h, unit, next[0], units);
     else
-      store_h(place.output + unit, place.h_next + unit, next[0], units);
+      store_h(place, unit, next[0], units);
   }
 
   // In place of `cell`: how all that changes when x, r and the states do.
@@ -552,7 +554,7 @@ class ForwardPass {
       }
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + unit);
       load_saved<Cell>(f, primal, unit, units, saved, states);
-      if (Cell::kReadsH) dstates[0] = load_vector(place.h + unit);
+      if (Cell::kReadsH) dstates[0] = load_at(place.h, unit);
       if (Cell::kStates > 1) dstates[1] = load_vector(place.c + unit);
       Cell::tangent(saved, states, ps, xs, rs, dstates, keep);
       Dual<V> dual_saved[Cell::kSaved], dual_states[kMaxStates], dual_next[kMaxStates];
@@ -565,10 +567,10 @@ class ForwardPass {
   }
 
   // The next step reads h as it was stored: a sequence cut in two and carried over goes on from the same numbers.
-  FUSED_RNN_INLINE static void store_h(S* output, E* h_next, V h, int64_t units) {
-    store_vector(output, h, units);
-    const V as_stored = sizeof(S) == sizeof(E) ? h : load_vector(output, units);
-    store_vector(h_next, as_stored, kDepthStep<E> > 1 ? units : kLanes);  // products read on: zeros stay zeros
+  FUSED_RNN_INLINE static void store_h(const Place& place, int64_t unit, V h, int64_t units) {
+    store_vector(place.output + unit, h, units);
+    const V as_stored = kRoundsWhenStored ? load_vector(place.output + unit, units) : h;
+    store_at(place.h_next, unit, as_stored, kDepthStep<E> > 1 ? units : kLanes);  // products read on: zeros stay zeros
   }
 
   static void project(const Walk& w, const Step& step, int64_t share) {
@@ -589,9 +591,9 @@ class ForwardPass {
               const int64_t unit = first + v * kLanes, units = minimum(kLanes, P - unit);
               V next = load_vector(sums + v * kLanes);
               if (added) next = next + load_vector(added + unit, units);
-              store_h(place.output + unit, place.h_next + unit, next, units);
+              store_h(place, unit, next, units);
               if (place.saved)
-                store_vector(place.saved + entering_h<Cell>(f) + unit, load_vector(place.h + unit), units);
+                store_vector(place.saved + entering_h<Cell>(f) + unit, load_at(place.h, unit), units);
             }
           });
     }

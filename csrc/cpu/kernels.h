@@ -39,8 +39,9 @@ extern const Kernels kKernelsBaseline;
 #ifdef FUSED_RNN_X86_ISAS
 extern const Kernels kKernelsAvx2;
 extern const Kernels kKernelsAvx512;
-extern const Kernels kKernelsAvx512Bf16;  // bfloat16 only
-extern const Kernels kKernelsAmx;         // bfloat16 only
+extern const Kernels kKernelsAvx512Bf16;  // each of these for the one dtype
+extern const Kernels kKernelsAmxBf16;
+extern const Kernels kKernelsAmxFp32;
 #endif
 
 }  // namespace fused_rnn

@@ -1,19 +1,6 @@
-// The matrix product under everything: a few rows of A times one panel of B, with all sums in registers.
-//
-// B, [depth, columns], is packed once into panels of a few vectors of columns:
-//
-//             vector 0        vector 1     ...                      a panel is read from front to back, one line of
-//   k = 0     B[0][0..L)      B[0][L..2L)                           vectors for each k: each is multiplied by one
-//   k = 1     B[1][0..L)      B[1][L..2L)                           number of each of A's rows
-//   ...
-//
-// Where bfloat16 is multiplied, a lane of a line holds a Factor, two numbers (element.h), and a line so two k.
-// The last vector is filled up with zeros, and so is the depth. Which columns a panel's vectors hold is up to who packs
-// it: for the gates (forward.h) all gates of the same units lie in one panel, so that a cell finds them together.
+// The matrix product under everything: a few rows of A times one panel of B (panels.h), with all sums in registers.
 #pragma once
-#include <utility>
-
-#include "element.h"
+#include "panels.h"
 
 namespace fused_rnn {
 namespace {
@@ -24,8 +11,6 @@ constexpr int kSums = 24;
 #else
 constexpr int kSums = 12;
 #endif
-constexpr int64_t kCacheLine = 64;
-constexpr int kMostVectors = 4;  // of a panel
 constexpr int kMostRows = 8;     // of a tile: as many pointers as the processor has registers for
 
 constexpr int tile_rows(int vectors) { return kSums / vectors < kMostRows ? kSums / vectors : kMostRows; }
@@ -153,39 +138,10 @@ void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* pane
 }
 #endif
 
-// ---- packing -------------------------------------------------------------------------------------------------------
+// ---- a product with a matrix as it lies in memory -------------------------------------------------------------------
 
-template <class V, int... kLane>
-V zip_low(V a, V b, std::integer_sequence<int, kLane...>) {
-  constexpr int n = sizeof...(kLane);
-  return __builtin_shufflevector(a, b, (kLane % 2 * n + kLane / 2)...);
-}
-template <class V, int... kLane>
-V zip_high(V a, V b, std::integer_sequence<int, kLane...>) {
-  constexpr int n = sizeof...(kLane);
-  return __builtin_shufflevector(a, b, (kLane % 2 * n + n / 2 + kLane / 2)...);
-}
-
-// rows[i][j] becomes rows[j][i]: log2(L) rounds in which two vectors half the square apart are zipped together.
-template <class T>
-void transpose(typename Vec<T>::Native (&rows)[Vec<T>::kLanes]) {
-  constexpr int kLanes = Vec<T>::kLanes;
-  using Lanes = std::make_integer_sequence<int, kLanes>;
-#pragma GCC unroll 4
-  for (int round = 1; round < kLanes; round *= 2) {
-    typename Vec<T>::Native zipped[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
-      zipped[2 * i] = zip_low(rows[i], rows[i + kLanes / 2], Lanes{});
-      zipped[2 * i + 1] = zip_high(rows[i], rows[i + kLanes / 2], Lanes{});
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) rows[i] = zipped[i];
-  }
-}
-
-// sum over k of from[j * lead + k] * a[k], for j < columns <= L: a product with a matrix as it lies in memory. The sums
-// of L vectors are folded together by zips as in `transpose`.
+// sum over k of from[j * lead + k] * a[k], for j < columns <= L. The sums of L vectors are folded together by zips as in
+// `transpose`.
 template <class E, class S>
 Vec<Arithmetic<E>> dot_products(int64_t depth, const S* from, int64_t lead, int64_t columns, const E* a) {
   using T = Arithmetic<E>;
@@ -212,58 +168,6 @@ Vec<Arithmetic<E>> dot_products(int64_t depth, const S* from, int64_t lead, int6
       sum[j] = zip_low(sum[j], sum[j + half], Lanes{}) + zip_high(sum[j], sum[j + half], Lanes{});
   return sum[0];
 }
-
-// One vector of a panel, for k < depth, from `columns` <= L columns of B that lie one after the other in memory, `lead`
-// apart, as the rows of B's transpose.
-template <class E, class S>
-void pack_transposed(E* panel, int64_t width, int64_t depth, const S* from, int64_t lead, int64_t columns) {
-  using V = Vec<Arithmetic<E>>;
-  constexpr int kLanes = V::kLanes, kFactor = kTogether<E>;
-  const int64_t lines = padded_depth<E>(depth) / kFactor;
-  for (int64_t line = 0; line < lines; line += kLanes) {
-    const int64_t k = line * kFactor, some = lines - line < kLanes ? lines - line : kLanes;
-    typename V::Native square[kLanes];
-    for (int j = 0; j < kLanes; ++j)
-      square[j] = j < columns ? load_factors<E>(from + j * lead + k, depth - k).v : typename V::Native{};
-    transpose<Arithmetic<E>>(square);
-    for (int64_t i = 0; i < some; ++i) store_lanes(panel + (line + i) * width * kFactor, square[i]);
-  }
-}
-
-// A matrix whose panels hold its columns in order: kMostVectors to a panel, the last panel has what is left.
-template <class E>
-struct Plain {
-  static constexpr int64_t kLanes = Vec<Arithmetic<E>>::kLanes;
-  int64_t depth, columns;
-
-  int64_t vectors() const { return (columns + kLanes - 1) / kLanes; }
-  int64_t panels() const { return (vectors() + kMostVectors - 1) / kMostVectors; }
-  int64_t size() const { return vectors() * kLanes * padded_depth<E>(depth); }
-  int panel_vectors(int64_t panel) const {
-    const int64_t left = vectors() - panel * kMostVectors;
-    return int(left < kMostVectors ? left : kMostVectors);
-  }
-  int64_t first_column(int64_t panel) const { return panel * kMostVectors * kLanes; }
-  int64_t offset(int64_t panel) const { return first_column(panel) * padded_depth<E>(depth); }
-
-  // row(k): where row k of the matrix begins.
-  template <class Row>
-  void pack(E* packed, int64_t panel, Row row) const {
-    const int64_t width = panel_vectors(panel) * kLanes, first = first_column(panel);
-    E* to = packed + offset(panel);
-    for (int64_t line = 0; line < padded_depth<E>(depth) / kTogether<E>; ++line)
-      for (int64_t j = 0; j < width; j += kLanes)
-        store_lanes(to + (line * width + j) * kTogether<E>,
-                    load_line<E>(row, line, depth, first + j, columns - first - j));
-  }
-  template <class S>
-  void pack_transpose_of(E* packed, int64_t panel, const S* from) const {
-    const int64_t width = panel_vectors(panel) * kLanes, first = first_column(panel);
-    for (int64_t j = 0; j < width; j += kLanes)
-      pack_transposed(packed + offset(panel) + j * kTogether<E>, width, depth, from + (first + j) * depth, depth,
-                      columns - first - j);
-  }
-};
 
 }  // namespace
 }  // namespace fused_rnn

@@ -56,22 +56,12 @@ struct CallPlan : Plan {
   std::vector<int64_t> rows;
 
   explicit CallPlan(const Layer& layer)
-      : Plan(select(best_isa(layer.dtype), load_of(layer), torch::stable::get_num_threads())),
+      : Plan(select(isa_for(layer), load_of(layer), torch::stable::get_num_threads())),
         rows(order_rows(layer, *this)) {
     order = rows.empty() ? nullptr : rows.data();
   }
   CallPlan(const CallPlan&) = delete;
 };
-
-void forward(const Forward& args, const Scratch& scratch) {
-  const CallPlan plan(args);
-  run(kernels_for(plan.isa).forward(args.cell, args.dtype), args, plan, scratch);
-}
-
-void backward(const Backward& args, const Scratch& scratch) {
-  const CallPlan plan(args);
-  run(kernels_for(plan.isa).backward(args.cell, args.dtype), args, plan, scratch);
-}
 
 // Packing is done once: on one thread.
 struct PackingCall {
@@ -79,24 +69,53 @@ struct PackingCall {
   Plan plan;
   const Packing& packing;
 
-  explicit PackingCall(const Layer& layer)
-      : plan{best_isa(layer.dtype), 1, 1, 1, nullptr, true},
-        packing(kernels_for(plan.isa).packing(layer.cell, layer.dtype)) {
+  PackingCall(const Layer& layer, Isa isa)
+      : plan{isa, 1, 1, 1, nullptr, true}, packing(kernels_for(isa, layer.dtype).packing(layer.cell, layer.dtype)) {
     static_cast<Layer&>(forward) = layer;
     forward.packed = nullptr;
     forward.tokens = nullptr;  // what is packed serves any input
   }
+
+  int64_t bytes() const { return packing.bytes(forward, plan); }
+  void pack(char* to) const {
+    for (int64_t task = 0; task < packing.phase.count(forward, plan); ++task)
+      packing.phase.run(forward, plan, to, 0, task);
+  }
 };
 
+// What a layer runs on may differ from call to call: its weights are packed for each of these, one after the other.
 int64_t packed_bytes(const Layer& layer) {
-  const PackingCall call(layer);
-  return call.packing.bytes(call.forward, call.plan);
+  int64_t bytes = 0;
+  for (const Isa isa : isas_for(layer.dtype)) bytes += PackingCall(layer, isa).bytes();
+  return bytes;
 }
 void pack(const Layer& layer, void* packed) {
-  const PackingCall call(layer);
-  const Phase<Forward>& phase = call.packing.phase;
-  for (int64_t task = 0; task < phase.count(call.forward, call.plan); ++task)
-    phase.run(call.forward, call.plan, packed, 0, task);
+  char* to = static_cast<char*>(packed);
+  for (const Isa isa : isas_for(layer.dtype)) {
+    const PackingCall call(layer, isa);
+    call.pack(to);
+    to += call.bytes();
+  }
+}
+const void* packed_for(Isa wanted, const Layer& layer) {
+  const char* packed = static_cast<const char*>(layer.packed);
+  for (const Isa isa : isas_for(layer.dtype)) {
+    if (isa == wanted) break;
+    packed += PackingCall(layer, isa).bytes();
+  }
+  return packed;
+}
+
+void forward(const Forward& given, const Scratch& scratch) {
+  const CallPlan plan(given);
+  Forward args = given;
+  if (args.packed) args.packed = packed_for(plan.isa, args);
+  run(kernels_for(plan.isa, args.dtype).forward(args.cell, args.dtype), args, plan, scratch);
+}
+
+void backward(const Backward& args, const Scratch& scratch) {
+  const CallPlan plan(args);
+  run(kernels_for(plan.isa, args.dtype).backward(args.cell, args.dtype), args, plan, scratch);
 }
 int64_t packed_format() { return static_cast<int64_t>(best_isa()); }
 

@@ -74,10 +74,20 @@ Isa best_isa() {
   return isa;
 }
 
-Isa best_isa(Dtype dtype) {
+std::vector<Isa> isas_for(Dtype dtype) {
   const Isa isa = best_isa();
-  const bool for_bfloat16 = isa == Isa::kAvx512Bf16 || isa == Isa::kAmx;
-  return for_bfloat16 && dtype != Dtype::kBFloat16 ? Isa::kAvx512 : isa;
+  const bool for_some = isa == Isa::kAvx512Bf16 || isa == Isa::kAmx;
+  if (!for_some || dtype == Dtype::kBFloat16) return {isa};
+  if (isa == Isa::kAmx && dtype == Dtype::kFloat) return {Isa::kAvx512, Isa::kAmx};
+  return {Isa::kAvx512};
+}
+
+Isa isa_for(const Layer& layer) {
+  // A tile of few rows takes nearly as long as one of 16, and weights in three parts take longer to pack.
+  constexpr int64_t kTileRowsWorthwhile = 6, kRowsToSplitFor = 48;
+  const std::vector<Isa> isas = isas_for(layer.dtype);
+  const bool worthwhile = layer.batch >= kTileRowsWorthwhile && (layer.packed || layer.rows >= kRowsToSplitFor);
+  return worthwhile ? isas.back() : isas.front();
 }
 
 const char* isa_name(Isa isa) {
@@ -96,14 +106,14 @@ const char* isa_name(Isa isa) {
   return "unknown";
 }
 
-const Kernels& kernels_for(Isa isa) {
+const Kernels& kernels_for(Isa isa, Dtype dtype) {
 #ifdef FUSED_RNN_X86_ISAS
-  if (isa == Isa::kAmx) return kKernelsAmx;
+  if (isa == Isa::kAmx) return dtype == Dtype::kBFloat16 ? kKernelsAmxBf16 : kKernelsAmxFp32;
   if (isa == Isa::kAvx512Bf16) return kKernelsAvx512Bf16;
   if (isa == Isa::kAvx512) return kKernelsAvx512;
   if (isa == Isa::kAvx2) return kKernelsAvx2;
 #endif
-  (void)isa;
+  (void)isa, (void)dtype;
   return kKernelsBaseline;
 }
 

@@ -8,10 +8,12 @@ namespace fused_rnn {
 // The best instruction set this processor runs, or the one FUSED_RNN_ISA names. Throws when it names one that is
 // unknown, not built or not supported here.
 Isa best_isa();
-// The one that layers of this dtype run on: avx512_bf16 and amx have products of bfloat16 only.
-Isa best_isa(Dtype dtype);
+// Those that layers of this dtype run on, small ones first, and the one that this layer runs on: avx512_bf16 and amx
+// have products of bfloat16 only, of which amx makes those of float32 as well.
+std::vector<Isa> isas_for(Dtype dtype);
+Isa isa_for(const Layer& layer);
 const char* isa_name(Isa isa);
-const Kernels& kernels_for(Isa isa);
+const Kernels& kernels_for(Isa isa, Dtype dtype);
 
 // A call's size: `problems` run side by side over `batch` rows, in all so many multiply-adds in the forward pass.
 struct Load {

@@ -1,17 +1,9 @@
 // One-hot rows, given as ids: their product with W_ih is a look-up, and their share of dL/dW_ih a row that is added.
 #pragma once
-#include "product.h"
+#include "panels.h"
 
 namespace fused_rnn {
 namespace {
-
-// Row k of a panel of so many columns (product.h).
-template <class E>
-void load_panel_row(Arithmetic<E>* to, const E* panel, int64_t columns, int64_t k) {
-  constexpr int kFactor = kTogether<E>;
-  const E* const row = panel + k / kFactor * columns * kFactor + k % kFactor;
-  for (int64_t j = 0; j < columns; ++j) to[j] = load(row[j * kFactor]);
-}
 
 // to[j] = from[j * lead], for j < count, zeros in the other lanes.
 template <class S>
@@ -22,11 +14,12 @@ Vec<Arithmetic<S>> load_column(const S* from, int64_t lead, int64_t count) {
   return load_vector(some);
 }
 
+// Adds the numbers from `first` on of a row of A (element.h).
 template <class E>
-void add_row(Arithmetic<E>* to, const E* from, int64_t n) {
+void add_row(Arithmetic<E>* to, const E* from, int64_t first, int64_t n) {
   constexpr int64_t kLanes = Vec<Arithmetic<E>>::kLanes;
   for (int64_t j = 0; j < n; j += kLanes)
-    store_vector(to + j, load_vector(to + j, n - j) + load_vector(from + j, n - j), n - j);
+    store_vector(to + j, load_vector(to + j, n - j) + load_at(from, first + j, n - j), n - j);
 }
 
 // Rows [j0, j1) of the transpose of from, [rows, columns]: to, [columns, rows].

@@ -246,7 +246,7 @@ class WeightGradientsPass {
     for (int64_t id = 0; round == 0 && id < g.input_size; ++id) zero_row(sums + id * GH + j0, j1 - j0);
     for (int64_t k = 0; k < rows.count; ++k) {
       const int64_t id = g.tokens[m * g.input_member_stride + rows.rows[k]];
-      add_row(sums + id * GH + j0, shared.gates_x + rows.slots[k] * shared.gate_stride + j0, j1 - j0);
+      add_row(sums + id * GH + j0, shared.gates_x + rows.slots[k] * shared.gate_stride, j0, j1 - j0);
     }
   }
 
@@ -269,32 +269,32 @@ class WeightGradientsPass {
       return at<T>(out, theirs * size);
   }
 
-  // row(k): where the wanted columns of row k begin. Their sums over k come along: `row_sums`, of whole vectors.
-  // Some rows at a time, which then stay in the first-level cache.
+  // Columns j0 .. j0 + width - 1 of the rows that row(k) points to. Their sums over k come along: `row_sums`, of whole
+  // vectors. Some rows at a time, which then stay in the first-level cache.
   template <class Row>
-  static void copy_strip(E* strip, Row row, int64_t depth, int64_t width, V* row_sums) {
+  static void copy_strip(E* strip, Row row, int64_t depth, int64_t j0, int64_t width, V* row_sums) {
     constexpr int64_t kRowsAtOnce = 128;
     for (int64_t j = 0; j < width; j += kLanes) row_sums[j / kLanes] = V(T(0));
     for (int64_t k0 = 0; k0 < depth; k0 += kRowsAtOnce) {
       const int64_t k1 = minimum(depth, k0 + kRowsAtOnce);
       for (int64_t j = 0; j < width; j += kLanes) {  // rows are as long as whole vectors
         V sum = row_sums[j / kLanes];
-        for (int64_t k = k0; k < k1; ++k) sum = sum + load_vector(row(k) + j);
+        for (int64_t k = k0; k < k1; ++k) sum = sum + load_at(row(k), j0 + j);
         row_sums[j / kLanes] = sum;
       }
       if constexpr (!kTurned) {
         for (int64_t j = 0; j < width; j += kTileColumns)
           for (int64_t k = k0; k < k1; ++k)  // what lies beyond the width is not used
-            memcpy(strip + j * depth + k * kTileColumns, row(k) + j, sizeof(E) * kTileColumns);
+            memcpy(strip + j * depth + k * kTileColumns, row(k) + j0 + j, sizeof(E) * kTileColumns);
       } else {
         for (int64_t j = 0; j < width; j += kLanes)
           for (int64_t k = k0; k < k1; k += kLanes * kTogether<E>) {
-            typename V::Native square[kLanes];
+            Square<E> square;
             for (int64_t i = 0; i < kLanes; ++i)
-              square[i] = load_line<E>(row, k / kTogether<E> + i, depth, j, width - j).v;
-            transpose<T>(square);
+              square.set_row(i, load_line<E>(row, k / kTogether<E> + i, depth, j0 + j, width - j));
+            square.transpose();
             for (int64_t i = 0; i < minimum(kLanes, width - j); ++i)
-              store_lanes(strip + (j + i) * kTurnedColumn + k, square[i]);
+              store_factors(strip + (j + i) * kTurnedColumn + k, square.row(i));
           }
       }
     }
@@ -337,7 +337,7 @@ class WeightGradientsPass {
           const int64_t width = minimum(kStrip, j1 - j), depth = rows.block_size(block);
           const int64_t* slots = rows.slots + block * kRoundRows;
           V row_sums[(kStrip + kLanes - 1) / kLanes];
-          copy_strip(strip, [&](int64_t k) { return from + slots[k] * stride + j; }, depth, width, row_sums);
+          copy_strip(strip, [&](int64_t k) { return from + slots[k] * stride; }, depth, j, width, row_sums);
           for (const Product* p : {&one, &two}) {
             if (p->bias) add_bias(block, p->bias + j, width, row_sums);
             if (p->panels) add_strip(block, j, width, *p);

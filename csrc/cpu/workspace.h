@@ -64,15 +64,17 @@ inline int64_t problems(const Layer& layer) { return layer.members * layer.direc
 // of the first-level cache.
 template <class T>
 int64_t row_stride(int64_t columns) {
-  const int64_t lanes = maximum(1, kVectorBytes / int64_t(sizeof(T)));
+  const int64_t lanes = maximum(kParts<T> > 1 ? kDepthStep<T> : 1, kVectorBytes / int64_t(sizeof(T)));
   const int64_t padded = (columns + lanes - 1) / lanes * lanes;
   return padded * int64_t(sizeof(T)) % 4096 == 0 ? padded + lanes : padded;
 }
 
-// Zeros behind the first `used` numbers of a row, as far as products read it where the depth is filled up.
+// Zeros behind the first `used` numbers of a row, as far as products read it where the depth is filled up. Of these
+// numbers the last ones may become zeros as well.
 template <class E>
 void clear_rest(E* row, int64_t used) {
-  if (kDepthStep<E> > 1) zero_row(row + used, padded_depth<E>(used) - used);
+  const int64_t kept = used / kDepthStep<E> * kDepthStep<E>;
+  if (kept < used) zero_row(row + kept, padded_depth<E>(used) - kept);
 }
 
 // What one walk through time covers: some batch rows of one problem. Row i of the walk is batch row `batch_row(i)`. The
