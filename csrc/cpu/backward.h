@@ -251,23 +251,21 @@ class BackwardPass {
       return shared.gates_r + (step.from_slot + b) * shared.gate_stride;
     };
     const int64_t rows = maximum(step.rows, step.from_rows);
+    const auto fetch = [&](int64_t panel, int64_t i) {
+      if (i >= step.rows) return;
+      const int64_t b = w.run.batch_row(i), unit = hh.first_column(panel);
+      const int64_t units = minimum(hh.panel_vectors(panel) * kLanes, g.output_size - unit);
+      if (g.grad_output) fetch_row(at<S>(g.grad_output, w.output(step.t, b, g.output_size) + unit), units);
+      if (!projected(g)) fetch_saved<Cell>(g, w.saved(step.t, b), unit, units);
+    };
+    const auto use = [&](int64_t panel, int64_t i, const T* sums) { end_of_product(w, step, panel, i, sums); };
+    const int64_t first = cut(hh.panels(), w.plan.unit_chunks, share);
     const int64_t last = cut(hh.panels(), w.plan.unit_chunks, share + 1);
-    for (int64_t panel = cut(hh.panels(), w.plan.unit_chunks, share); panel < last; ++panel) {
-      const int64_t unit = hh.first_column(panel),
-                    units = minimum(hh.panel_vectors(panel) * kLanes, g.output_size - unit);
-      const auto fetch = [&](int64_t i) {
-        if (i >= step.rows) return;
-        const int64_t b = w.run.batch_row(i);
-        if (g.grad_output) fetch_row(at<S>(g.grad_output, w.output(step.t, b, g.output_size) + unit), units);
-        if (!projected(g)) fetch_saved<Cell>(g, w.saved(step.t, b), unit, units);
-      };
-      const auto use = [&](int64_t i, const T* sums) { end_of_product(w, step, panel, i, sums); };
-      if (Cell::kRecurrent && step.from_rows > 0)
-        multiply(rows, hh.depth, row, 1, shared.hh + w.run.problem * hh.size() + hh.offset(panel),
-                 hh.panel_vectors(panel), g.batch == 1, fetch, use);
-      else
-        for (int64_t i = 0; i < rows; ++i) use(i, shared.zero_sums);
-    }
+    if (Cell::kRecurrent && step.from_rows > 0)
+      return multiply(hh, shared.hh + w.run.problem * hh.size(), first, last, LeftRows{rows, row, 1, g.batch == 1},
+                      fetch, use);
+    for (int64_t panel = first; panel < last; ++panel)
+      for (int64_t i = 0; i < rows; ++i) use(panel, i, shared.zero_sums);
   }
 
   static void end_of_product(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* sums) {
@@ -313,24 +311,23 @@ class BackwardPass {
       if (i >= step.rows) return shared.zeros;
       return shared.outputs + (step.slot + w.run.batch_row(i)) * shared.output_stride;
     };
-    const int64_t last = cut(hr.panels(), w.plan.unit_chunks, share + 1);
-    for (int64_t panel = cut(hr.panels(), w.plan.unit_chunks, share); panel < last; ++panel)
-      multiply(maximum(step.rows, step.from_rows), hr.depth, row, 1,
-               shared.hr + w.run.problem * hr.size() + hr.offset(panel), hr.panel_vectors(panel), g.batch == 1,
-               FetchNothing{}, [&](int64_t i, const T* sums) {
-                 const int64_t b = w.run.batch_row(i);
-                 const bool cut = is_cut(w, step, i, b);
-                 V norm{T(0)};
-                 for (int v = 0; v < hr.panel_vectors(panel); ++v) {
-                   const int64_t unit = hr.first_column(panel) + v * kLanes, units = minimum(kLanes, g.hidden - unit);
-                   if (i >= step.rows)
-                     end_of_c(w, step, i, b, cut, unit, units);
-                   else
-                     norm = norm + cell(w, step, i, b, cut, unit, units, load_vector(sums + v * kLanes));
-                 }
-                 if (g.grad_norms && i < step.rows)
-                   *norm_at(g, shared, w.run.problem, 1, step.t, b, panel) = sum_of(norm);
-               });
+    multiply(hr, shared.hr + w.run.problem * hr.size(), cut(hr.panels(), w.plan.unit_chunks, share),
+             cut(hr.panels(), w.plan.unit_chunks, share + 1),
+             LeftRows{maximum(step.rows, step.from_rows), row, 1, g.batch == 1}, FetchNothing{},
+             [&](int64_t panel, int64_t i, const T* sums) {
+               const int64_t b = w.run.batch_row(i);
+               const bool cut = is_cut(w, step, i, b);
+               V norm{T(0)};
+               for (int v = 0; v < hr.panel_vectors(panel); ++v) {
+                 const int64_t unit = hr.first_column(panel) + v * kLanes, units = minimum(kLanes, g.hidden - unit);
+                 if (i >= step.rows)
+                   end_of_c(w, step, i, b, cut, unit, units);
+                 else
+                   norm = norm + cell(w, step, i, b, cut, unit, units, load_vector(sums + v * kLanes));
+               }
+               if (g.grad_norms && i < step.rows)
+                 *norm_at(g, shared, w.run.problem, 1, step.t, b, panel) = sum_of(norm);
+             });
   }
 
   // dL/dc that reaches these units of row i from outside the step.

@@ -62,6 +62,17 @@ struct GatePanels {
   }
 };
 
+// A matrix whose rows are those of all gates.
+template <class Cell, class E>
+struct GateMatrix {
+  using Panels = GatePanels<Cell, Arithmetic<E>>;
+  Panels panels;
+  int64_t depth;
+
+  int panel_vectors(int64_t panel) const { return panels.vectors(panel); }
+  int64_t offset(int64_t panel) const { return panel * Panels::kWidth * padded_depth<E>(depth); }
+};
+
 template <class Cell, class S>
 class ForwardPass {
   using T = Arithmetic<S>;
@@ -69,7 +80,7 @@ class ForwardPass {
   using V = Vec<T>;
   using Panels = GatePanels<Cell, T>;
   static constexpr int64_t kLanes = V::kLanes, kWidth = Panels::kWidth;
-  static constexpr int64_t kAheadRows = 96;  // about as many rows are projected ahead at once
+  static constexpr int64_t kAheadRows = 256;  // about as many rows are projected ahead at once
   static constexpr bool kRoundsWhenStored = sizeof(S) < sizeof(T) && sizeof(S) != sizeof(E);  // E does it likewise
 
   static constexpr int64_t kLookUpsToPackFor = 8;  // one in so many of the ids there are
@@ -81,6 +92,7 @@ class ForwardPass {
   }
 
   static Panels panels_of(const Layer& f) { return {f.hidden}; }
+  static GateMatrix<Cell, E> gates_of(const Layer& f, int64_t depth) { return {panels_of(f), depth}; }
   static Plain<E> projection_of(const Layer& f) { return {f.hidden, f.output_size}; }
 
   // Weights in panels, for every problem.
@@ -227,7 +239,7 @@ class ForwardPass {
     const Weights& w = f.weights[problem % f.directions];
     const Panels panels = panels_of(f);
     const auto pack = [&](E* to, const S* from, int64_t panel, int64_t depth) {
-      E* start = to + panel * kWidth * padded_depth<E>(depth);
+      E* start = to + gates_of(f, depth).offset(panel);
       panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
         pack_transposed(start, panels.vectors(panel), v, depth, from + (g * H + unit) * depth, depth, units);
       });
@@ -392,15 +404,12 @@ class ForwardPass {
     const Panels panels = panels_of(f);
     const E* packed = w.packed.ih + w.run.problem * w.packed.ih_size;
     const S* plain = at<S>(f.weights[w.run.d].ih, w.run.m * GH * I);
-    for (int64_t panel = panel0; panel < panel1; ++panel) {
-      T* const sums = ahead.of_panel(panels, panel - panel0);
-      if (f.tokens)
-        look_up(w, packed, plain, panel, count, ahead.tokens, sums);
-      else
-        product(
-            w, packed, plain, panel, panels.vectors(panel), count, I, f.rows == 1,
-            [&](int64_t i) { return ahead.rows[i]; }, FetchNothing{}, UseNothing{}, sums);
-    }
+    const auto sums = [&](int64_t panel) { return ahead.of_panel(panels, panel - panel0); };
+    if (!f.tokens)
+      return product(w, packed, plain, panel0, panel1, I, LeftRows{count, [&](int64_t i) { return ahead.rows[i]; }, 1, f.rows == 1},
+                     FetchNothing{}, UseNothing{}, sums);
+    for (int64_t panel = panel0; panel < panel1; ++panel)
+      look_up(w, packed, plain, panel, count, ahead.tokens, sums(panel));
   }
 
   // The product where the rows are one-hot.
@@ -410,7 +419,7 @@ class ForwardPass {
     const int64_t I = w.f.input_size, width = panels.width(panel);
     for (int64_t i = 0; i < count; ++i, sums += width) {
       if (packs_input(w.f, w.plan))
-        load_panel_row(sums, packed + panel * kWidth * padded_depth<E>(I), panels.vectors(panel), tokens[i]);
+        load_panel_row(sums, packed + gates_of(w.f, I).offset(panel), panels.vectors(panel), tokens[i]);
       else
         panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
           store_vector(sums + v * kLanes, load_column(plain + (g * w.f.hidden + unit) * I + tokens[i], I, units));
@@ -418,24 +427,24 @@ class ForwardPass {
     }
   }
 
-  // Panel `panel` of W times rows, from packed weights or, for a step or two, from W as it is.
-  template <class Row, class Fetch, class Use>
-  static void product(const Walk& w, const E* packed, const S* plain, int64_t panel, int vectors, int64_t rows,
-                      int64_t depth, bool lone, Row row, Fetch fetch, Use use, T* results = nullptr) {
-    const Panels panels = panels_of(w.f);
-    if (w.plan.pack)
-      return multiply(rows, depth, row, 1, packed + panel * kWidth * padded_depth<E>(depth), vectors, lone, fetch, use,
-                      results);
+  // The panels [first, last) of W times rows, from packed weights or, for a step or two, from W as it is.
+  template <class Row, class Fetch, class Use, class Results = KeepNothing>
+  static void product(const Walk& w, const E* packed, const S* plain, int64_t first, int64_t last, int64_t depth,
+                      const LeftRows<Row>& left, Fetch fetch, Use use, Results results = {}) {
+    if (w.plan.pack) return multiply(gates_of(w.f, depth), packed, first, last, left, fetch, use, results);
     if constexpr (kParts<E> == 1) {
+      const Panels panels = panels_of(w.f);
       T buffer[kWidth] __attribute__((aligned(64))) = {};
-      for (int64_t i = 0; i < rows; ++i) {
-        T* sums = results ? results + i * vectors * kLanes : buffer;
-        panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
-          store_vector(sums + v * kLanes,
-                       dot_products(depth, plain + (g * w.f.hidden + unit) * depth, depth, units, row(i)));
-        });
-        use(i, sums);
-      }
+      for (int64_t panel = first; panel < last; ++panel)
+        for (int64_t i = 0; i < left.count; ++i) {
+          T* const kept = results(panel);
+          T* const sums = kept ? kept + i * panels.width(panel) : buffer;
+          panels.for_vectors(panel, [&](int v, int g, int64_t unit, int64_t units) {
+            store_vector(sums + v * kLanes,
+                         dot_products(depth, plain + (g * w.f.hidden + unit) * depth, depth, units, left.row(i)));
+          });
+          use(panel, i, sums);
+        }
     }
   }
 
@@ -449,25 +458,21 @@ class ForwardPass {
     const E* packed = w.packed.hh + w.run.problem * w.packed.hh_size;
     const S* plain = at<S>(f.weights[w.run.d].hh, w.run.m * GH * P);
     const Panels panels = panels_of(f);
-    for (int64_t panel = panel0; panel < panel1; ++panel) {
-      const T* first =
-          f.primal ? nullptr : ahead.of_panel(panels, panel - panel0) + ahead.first[slot] * panels.width(panel);
-      const auto fetch = [&](int64_t i) { fetch_results(w, step, panel, i); };
+    const auto use = [&](int64_t panel, int64_t i, const T* r) {
       panels.with_units(panel, [&](auto known) {
-        constexpr int kUnits = decltype(known)::value, kVectors = Cell::kGates * kUnits;
-        const auto use = [&](int64_t i, const T* r) {
-          f.primal ? tangent<kUnits>(w, step, panel, i, r)
-                   : cell<kUnits>(w, step, panel, i, first + i * kVectors * kLanes, r);
-        };
-        if (Cell::kRecurrent) {
-          product(
-              w, packed, plain, panel, kVectors, step.rows, P, f.batch == 1,
-              [&](int64_t i) { return h + i * w.state.h_stride; }, fetch, use);
-        } else {
-          for (int64_t i = 0; i < step.rows; ++i) use(i, nullptr);
-        }
+        constexpr int kUnits = decltype(known)::value;
+        if (f.primal) return tangent<kUnits>(w, step, panel, i, r);
+        const T* x = ahead.of_panel(panels, panel - panel0);
+        cell<kUnits>(w, step, panel, i, x + (ahead.first[slot] + i) * Cell::kGates * kUnits * kLanes, r);
       });
-    }
+    };
+    if (Cell::kRecurrent)
+      return product(
+          w, packed, plain, panel0, panel1, P,
+          LeftRows{step.rows, [&](int64_t i) { return h + i * w.state.h_stride; }, 1, f.batch == 1},
+          [&](int64_t panel, int64_t i) { fetch_results(w, step, panel, i); }, use);
+    for (int64_t panel = panel0; panel < panel1; ++panel)
+      for (int64_t i = 0; i < step.rows; ++i) use(panel, i, nullptr);
   }
 
   // What `cell` will write for the backward pass and the output: they lie in memory that no cache holds yet.
@@ -577,26 +582,21 @@ class ForwardPass {
     const Forward& f = w.f;
     const int64_t P = f.output_size;
     const Plain<E> hr = projection_of(f);
-    const int64_t last = cut(hr.panels(), w.plan.unit_chunks, share + 1);
-    for (int64_t panel = cut(hr.panels(), w.plan.unit_chunks, share); panel < last; ++panel) {
-      const int64_t first = hr.first_column(panel);
-      const int vectors = hr.panel_vectors(panel);
-      multiply(
-          step.rows, f.hidden, [&](int64_t i) { return w.state.wide_h + i * w.state.wide_stride; }, 1,
-          w.packed.hr + w.run.problem * w.packed.hr_size + hr.offset(panel), vectors, f.batch == 1, FetchNothing{},
-          [&](int64_t i, const T* sums) {
-            const Place place(w, step, i);
-            const S* added = at<S>(f.tangent_h, place.by_row * P);
-            for (int v = 0; v < vectors; ++v) {
-              const int64_t unit = first + v * kLanes, units = minimum(kLanes, P - unit);
-              V next = load_vector(sums + v * kLanes);
-              if (added) next = next + load_vector(added + unit, units);
-              store_h(place, unit, next, units);
-              if (place.saved)
-                store_vector(place.saved + entering_h<Cell>(f) + unit, load_at(place.h, unit), units);
-            }
-          });
-    }
+    multiply(
+        hr, w.packed.hr + w.run.problem * w.packed.hr_size, cut(hr.panels(), w.plan.unit_chunks, share),
+        cut(hr.panels(), w.plan.unit_chunks, share + 1),
+        LeftRows{step.rows, [&](int64_t i) { return w.state.wide_h + i * w.state.wide_stride; }, 1, f.batch == 1},
+        FetchNothing{}, [&](int64_t panel, int64_t i, const T* sums) {
+          const Place place(w, step, i);
+          const S* added = at<S>(f.tangent_h, place.by_row * P);
+          for (int v = 0; v < hr.panel_vectors(panel); ++v) {
+            const int64_t unit = hr.first_column(panel) + v * kLanes, units = minimum(kLanes, P - unit);
+            V next = load_vector(sums + v * kLanes);
+            if (added) next = next + load_vector(added + unit, units);
+            store_h(place, unit, next, units);
+            if (place.saved) store_vector(place.saved + entering_h<Cell>(f) + unit, load_at(place.h, unit), units);
+          }
+        });
   }
 };
 

@@ -81,25 +81,39 @@ void fetch_row_to_write(S* to, int64_t count) {
   for (int64_t i = 0; i < count; i += kCacheLine / int64_t(sizeof(S))) __builtin_prefetch(to + i, 1);
 }
 struct FetchNothing {
-  void operator()(int64_t) const {}
+  void operator()(int64_t, int64_t) const {}
 };
 struct UseNothing {
   template <class T>
-  void operator()(int64_t, const T*) const {}
+  void operator()(int64_t, int64_t, const T*) const {}
+};
+struct KeepNothing {
+  std::nullptr_t operator()(int64_t) const { return nullptr; }
 };
 
-// For every i < count: use(i, sums), where sums[v] = sum over k of row(i)[k * step] * panel[k][v]. Of bfloat16 the step
-// is 1, and row(i) goes on with zeros where the depth is filled up.
+// The rows of A that a product takes: `count` of them, the numbers of row(i) `step` apart. Of bfloat16 the step is 1, and
+// a row goes on with zeros where the depth is filled up.
+template <class Row>
+struct LeftRows {
+  int64_t count;
+  Row row;
+  int64_t step = 1;
+  bool lone = false;  // a row that is always alone, as is no other
+};
+
+// For the panels [first, last) of a matrix (Plain, panels.h, or one like it) and every i < count: use(panel, i, sums),
+// where sums[v] = sum over k of row(i)[k * step] * panel[k][v].
 // Each sum runs in one order whatever the other rows are, so results do not depend on how rows were dealt to threads.
-// Only a row that is always alone (`lone`) may be summed in another.
-// fetch(i) comes before: to fetch what use(i, ..) will touch, which then arrives while the tile is computed.
-// The panel that comes after this one in memory is fetched along the way, by each tile a part of it: from beyond the
-// second-level cache it would come too slowly for the first tile to work at full speed.
-// With `results`, [count, vectors, L], the sums are left there as well.
+// Only a lone row may be summed in another.
+// fetch(panel, i) comes before: to fetch what use(panel, i, ..) will touch, which then arrives while the tile is
+// computed. Where results(panel), [count, vectors, L], is not null, the sums are left there as well.
 #ifndef FUSED_RNN_AMX  // amx.h has the only one there is then: a call that does not fit it must not end up here
 template <class E, class Row, class Fetch, class Use>
-void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* panel, int vectors, bool lone, Fetch fetch,
-              Use use, Arithmetic<E>* results = nullptr) {
+void multiply_panel(const LeftRows<Row>& left, int64_t depth, const E* panel, int vectors, Fetch fetch, Use use,
+                    Arithmetic<E>* results) {
+  // The panel that comes after this one in memory is fetched along the way, by each tile a part of it: from beyond the
+  // second-level cache it would come too slowly for the first tile to work at full speed.
+  const auto& [count, row, step, lone] = left;
   // So much of a panel, 32 KB of the widest vectors, stays in the first-level cache for all tiles; their sums are kept
   // from block to block.
   constexpr int64_t kDepthAtOnce = 128, kRowsAtOnce = 96;
@@ -135,6 +149,16 @@ void multiply(int64_t count, int64_t depth, Row row, int64_t step, const E* pane
       }
     }
   }
+}
+
+template <class Matrix, class E, class Row, class Fetch, class Use, class Results = KeepNothing>
+void multiply(const Matrix& matrix, const E* packed, int64_t first, int64_t last, const LeftRows<Row>& left,
+              Fetch fetch, Use use, Results results = {}) {
+  for (int64_t panel = first; panel < last; ++panel)
+    multiply_panel(
+        left, matrix.depth, packed + matrix.offset(panel), matrix.panel_vectors(panel),
+        [&](int64_t i) { fetch(panel, i); }, [&](int64_t i, const Arithmetic<E>* sums) { use(panel, i, sums); },
+        results(panel));
 }
 #endif
 

@@ -359,22 +359,23 @@ class WeightGradientsPass {
       const int64_t depth = rows.block_size(block);
       const Plain<E> matrix = {depth, p.columns};
       const E* packed = operand(g, p.panels, problem, before + block * kRoundRows, p.columns);
-      for (int64_t panel = 0; panel < matrix.panels(); ++panel) {
-        const int vectors = matrix.panel_vectors(panel);
-        T* const results = p.result + j0 * p.columns + matrix.first_column(panel);
-        const auto row = [&](int64_t j) { return column_of(strip, j, depth); };
-        multiply(
-            width, depth, row, kStep, packed + matrix.offset(panel), vectors, false,
-            [&](int64_t j) { fetch_row_to_write(results + j * p.columns, vectors * kLanes); },
-            [&](int64_t j, const T* sums) {
-              for (int v = 0; v < vectors; ++v) {
-                const int64_t n = minimum(kLanes, p.columns - matrix.first_column(panel) - v * kLanes);
-                T* to = results + j * p.columns + v * kLanes;
-                const V sum = load_vector(sums + v * kLanes);
-                store_vector(to, is_first(block) ? sum : load_vector(to, n) + sum, n);
-              }
-            });
-      }
+      const auto result = [&](int64_t panel, int64_t j) {
+        return p.result + (j0 + j) * p.columns + matrix.first_column(panel);
+      };
+      multiply(
+          matrix, packed, 0, matrix.panels(),
+          LeftRows{width, [&](int64_t j) { return column_of(strip, j, depth); }, kStep},
+          [&](int64_t panel, int64_t j) {
+            fetch_row_to_write(result(panel, j), matrix.panel_vectors(panel) * kLanes);
+          },
+          [&](int64_t panel, int64_t j, const T* sums) {
+            for (int v = 0; v < matrix.panel_vectors(panel); ++v) {
+              const int64_t n = minimum(kLanes, p.columns - matrix.first_column(panel) - v * kLanes);
+              T* const to = result(panel, j) + v * kLanes;
+              const V sum = load_vector(sums + v * kLanes);
+              store_vector(to, is_first(block) ? sum : load_vector(to, n) + sum, n);
+            }
+          });
     }
   };
 
@@ -396,25 +397,21 @@ class WeightGradientsPass {
     rows.gather(g, shared, round, problem, 0, g.batch);
     const int64_t first = cut(rows.count, plan.threads, piece),
                   count = cut(rows.count, plan.threads, piece + 1) - first;
-    for (int64_t panel = 0; panel < ih.panels(); ++panel) {
-      const int vectors = ih.panel_vectors(panel);
-      multiply(
-          count, ih.depth, [&](int64_t i) { return shared.gates_x + rows.slots[first + i] * shared.gate_stride; }, 1,
-          shared.ih + problem * ih.size() + ih.offset(panel), vectors, false, FetchNothing{},
-          [&](int64_t i, const T* values) {
-            const int64_t row = rows.rows[first + i], at_row = (m * g.rows + row) * I;
-            const bool add = is_second(g, round, d, rows.times[first + i]);
-            for (int v = 0; v < vectors; ++v) {
-              const int64_t column = ih.first_column(panel) + v * kLanes, n = minimum(kLanes, I - column);
-              const V value = load_vector(values + v * kLanes);
-              const auto put = [&](auto* to) { store_vector(to, add ? load_vector(to, n) + value : value, n); };
-              if (converts_input(g))
-                put(sums.input + at_row + column);
-              else
-                put(at<S>(g.grad_input, at_row + column));
-            }
-          });
-    }
+    const auto row = [&](int64_t i) { return shared.gates_x + rows.slots[first + i] * shared.gate_stride; };
+    multiply(ih, shared.ih + problem * ih.size(), 0, ih.panels(), LeftRows{count, row}, FetchNothing{},
+             [&](int64_t panel, int64_t i, const T* values) {
+               const int64_t row = rows.rows[first + i], at_row = (m * g.rows + row) * I;
+               const bool add = is_second(g, round, d, rows.times[first + i]);
+               for (int v = 0; v < ih.panel_vectors(panel); ++v) {
+                 const int64_t column = ih.first_column(panel) + v * kLanes, n = minimum(kLanes, I - column);
+                 const V value = load_vector(values + v * kLanes);
+                 const auto put = [&](auto* to) { store_vector(to, add ? load_vector(to, n) + value : value, n); };
+                 if (converts_input(g))
+                   put(sums.input + at_row + column);
+                 else
+                   put(at<S>(g.grad_input, at_row + column));
+               }
+             });
   }
 };
 
