@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kTileRows = 16, kTileDepth = 32;
 // So much of a panel stays in the second-level cache for so many tiles, whose sums are kept from block to block. A matrix
 // of more bytes is fetched ahead of time.
-constexpr int64_t kDepthAtOnce = 512, kTilesAtOnce = 8, kFetchFrom = 2 << 20;
+constexpr int64_t kDepthAtOnce = 512, kDepthGathered = 256, kTilesAtOnce = 8, kFetchFrom = 2 << 20;
 constexpr int kLeft = kMostVectors, kRight = 7;  // registers: sums, up to three parts of A, one of the panel
 
 // The registers of this thread are set up for tiles of A of this height; 0: not at all. Setting up takes 50 ns.
@@ -63,10 +63,11 @@ FUSED_RNN_INLINE void add_tile_product() {
 
 // One tile of rows times one panel: parts i of A and j of the panel for all i + j < kParts. between() is called after
 // every 32 k: tiles are multiplied beside everything else that the processor does.
-template <class E, class Vectors>
+// Vector kVector of the panel belongs to sum kTo.
+template <class E, class Vectors, class To>
 struct TileProduct;
-template <class E, int... kVector>
-struct TileProduct<E, std::integer_sequence<int, kVector...>> {
+template <class E, int... kVector, int... kTo>
+struct TileProduct<E, std::integer_sequence<int, kVector...>, std::integer_sequence<int, kTo...>> {
   static constexpr int kVectors = sizeof...(kVector);
   static constexpr int64_t kLine = kVectors * kCacheLine, kTileBytes = kTileRows * kCacheLine;
 
@@ -75,8 +76,7 @@ struct TileProduct<E, std::integer_sequence<int, kVector...>> {
     const char* b = reinterpret_cast<const char*>(panel);
     for (int64_t k = 0; k < depth; k += kTileDepth, b += kVectors * kParts<E> * kTileBytes) {
       load_left(a + k, stride * int64_t(sizeof(E)), std::make_integer_sequence<int, kParts<E>>{});
-      ((add_vector<kVector>(b + kVector * kParts<E> * kTileBytes, std::make_integer_sequence<int, kParts<E>>{}),
-        between()),
+      ((add_vector<kTo>(b + kVector * kParts<E> * kTileBytes, std::make_integer_sequence<int, kParts<E>>{}), between()),
        ...);
     }
   }
@@ -86,14 +86,14 @@ struct TileProduct<E, std::integer_sequence<int, kVector...>> {
   FUSED_RNN_INLINE static void load_left(const E* a, int64_t bytes, std::integer_sequence<int, kPart...>) {
     (load_tile<kLeft + kPart>(reinterpret_cast<const char*>(a) + kPart * kCacheLine, bytes), ...);
   }
-  template <int kTo, int... kPart>
+  template <int kSum, int... kPart>
   FUSED_RNN_INLINE static void add_vector(const char* b, std::integer_sequence<int, kPart...>) {
-    (add_part<kTo>(b + kPart * kTileBytes, std::make_integer_sequence<int, kParts<E> - kPart>{}), ...);
+    (add_part<kSum>(b + kPart * kTileBytes, std::make_integer_sequence<int, kParts<E> - kPart>{}), ...);
   }
-  template <int kTo, int... kPart>
+  template <int kSum, int... kPart>
   FUSED_RNN_INLINE static void add_part(const char* b, std::integer_sequence<int, kPart...>) {
     load_tile<kRight>(b, kCacheLine);
-    (add_tile_product<kTo, kPart>(), ...);
+    (add_tile_product<kSum, kPart>(), ...);
   }
 };
 
@@ -112,90 +112,163 @@ struct TileOfRows {
   }
 };
 
-// out = (or +=) rows times some depth of a panel.
-template <int kVectors, class E, class Between>
-void multiply_tile(const TileOfRows<E>& a, int64_t k0, int64_t depth, const E* panel, float* out, bool add_to_out,
-                   Between between) {
-  using Product = TileProduct<E, std::make_integer_sequence<int, kVectors>>;
-  constexpr int64_t kWidth = kVectors * Vec<float>::kLanes;
-  [&]<int... kVector>(std::integer_sequence<int, kVector...>) {
-    constexpr int64_t kLine = kWidth * int64_t(sizeof(float));
-    if (add_to_out)
-      (load_tile<kVector>(out + kVector * Vec<float>::kLanes, kLine), ...);
-    else
-      (clear_tile<kVector>(), ...);
-    if (a.even) {
-      Product::add(depth, a.rows[0] + k0, a.stride, panel, between);
-    } else {
-      E gathered[kTileRows * kDepthAtOnce] __attribute__((aligned(64)));
-      for (int64_t i = 0; i < a.height; ++i) memcpy(gathered + i * depth, a.rows[i] + k0, sizeof(E) * depth);
-      Product::add(depth, gathered, depth, panel, between);
-    }
-    (store_tile<kVector>(out + kVector * Vec<float>::kLanes, kLine), ...);
-  }(std::make_integer_sequence<int, kVectors>{});
+// Rows times some depth of a panel.
+template <int kVectors, class To, class E, class Between>
+FUSED_RNN_INLINE void add_panel(const TileOfRows<E>& a, int64_t k0, int64_t depth, const E* panel, Between between) {
+  using Product = TileProduct<E, std::make_integer_sequence<int, kVectors>, To>;
+  if (a.even) return Product::add(depth, a.rows[0] + k0, a.stride, panel, between);
+  for (int64_t k = 0; k < depth; k += kDepthGathered) {
+    const int64_t deep = minimum(depth - k, kDepthGathered);
+    E gathered[kTileRows * kDepthGathered] __attribute__((aligned(64)));
+    for (int64_t i = 0; i < a.height; ++i) memcpy(gathered + i * deep, a.rows[i] + k0 + k, sizeof(E) * deep);
+    Product::add(deep, gathered, deep, panel + k * kVectors * Vec<float>::kLanes, between);
+  }
 }
 
-// `multiply` of product.h, on tiles. The rows of a tile are used while the next one is multiplied, some after each of
-// its vectors.
-template <class Matrix, class E, class Row, class Fetch, class Use, class Results = KeepNothing>
-void multiply(const Matrix& matrix, const E* packed, int64_t first, int64_t last, const LeftRows<Row>& left,
-              Fetch fetch, Use use, Results results = {}) {
-  constexpr int64_t kTileFloats = kTileRows * kMostVectors * Vec<float>::kLanes;
-  const int64_t depth = padded_depth<E>(matrix.depth), blocks = depth > kDepthAtOnce ? (depth + kDepthAtOnce - 1) / kDepthAtOnce : 1;
-  const int64_t bytes = (matrix.offset(last - 1) - matrix.offset(first)) * int64_t(sizeof(E));
-  // A ring: the tile that is in use when a panel begins keeps its place.
-  float sums[kTilesAtOnce + 1][kTileFloats] __attribute__((aligned(64)));
-  int64_t place = 0;
-  struct {
-    int64_t panel, next, end, at_once, width;
-    const float* sums;  // of row `next`
-  } before = {};
-  const int64_t groups = (left.count + kTilesAtOnce * kTileRows - 1) / (kTilesAtOnce * kTileRows);
-  for (int64_t group = 0; group < groups; ++group) {
-    const int64_t row0 = left.count * group / groups, count = left.count * (group + 1) / groups - row0;
-    // Tiles of one height: the last one may begin in the one before, and compute some rows again.
-    const int64_t tiles = (count + kTileRows - 1) / kTileRows, height = (count + tiles - 1) / tiles;
-    set_up_tiles(height);
-    const int64_t fetches = bytes > kFetchFrom ? (kParts<E> * kTileRows + tiles - 1) / tiles : 0;
-    for (int64_t panel = first; panel < last; ++panel, place += tiles) {
-      const int vectors = matrix.panel_vectors(panel);
-      const int64_t width = vectors * Vec<float>::kLanes;
-      float* const kept = results(panel);
+// Tells how a second product is added to the sums of the first: its first kShared vectors to the same sums, those after
+// them to sums of their own, which come last.
+template <int kShared, class Matrix, class E, class Row>
+struct Second {
+  Matrix matrix;
+  const E* packed;
+  Row row;
+
+  template <int kVectors>
+  static constexpr int shared() {
+    return kShared < kVectors ? kShared : kVectors;
+  }
+  template <int kVectors, int... kVector>
+  static constexpr auto sums(std::integer_sequence<int, kVector...>) {
+    return std::integer_sequence<int, (kVector < kShared ? kVector : kVectors + kVector - kShared)...>{};
+  }
+};
+struct NoSecond {
+  template <int kVectors>
+  static constexpr int shared() {
+    return kVectors;
+  }
+};
+
+// `multiply` of product.h, on tiles. The rows of a tile are used while the next one is multiplied, some after each
+// vector of each 32 k.
+template <class Matrix, class E, class Row, class Fetch, class Use, class Results, class Also>
+class TileProducts {
+ public:
+  TileProducts(const Matrix& matrix, const E* packed, const LeftRows<Row>& left, Fetch fetch, Use use, Results results,
+               const Also& second)
+      : matrix_(matrix), packed_(packed), left_(left), fetch_(fetch), use_(use), results_(results), second_(second) {}
+
+  void run(int64_t first, int64_t last) {
+    const int64_t bytes = matrix_.offset(last - 1) - matrix_.offset(first);
+    fetches_ahead_ = bytes * int64_t(sizeof(E)) > kFetchFrom;
+    const int64_t most = kTilesAtOnce * kTileRows, groups = (left_.count + most - 1) / most;
+    for (int64_t group = 0; group < groups; ++group) {
+      row0_ = left_.count * group / groups;
+      rows_ = left_.count * (group + 1) / groups - row0_;
+      tiles_ = (rows_ + kTileRows - 1) / kTileRows;
+      height_ = (rows_ + tiles_ - 1) / tiles_;
+      set_up_tiles(height_);
+      for (int64_t panel = first; panel < last; ++panel, place_ += tiles_) {
+        const int vectors = matrix_.panel_vectors(panel);
+        if (vectors == 1) multiply_panel<1>(panel);
+        if (vectors == 2) multiply_panel<2>(panel);
+        if (vectors == 3) multiply_panel<3>(panel);
+        if (vectors == 4) multiply_panel<4>(panel);
+      }
+    }
+    use_rest();
+  }
+
+ private:
+  static constexpr bool kSecond = !std::is_same_v<Also, NoSecond>;
+
+  template <int kVectors>
+  void multiply_panel(int64_t panel) {
+    constexpr int kSums = kVectors + kVectors - Also::template shared<kVectors>();
+    if constexpr (kSums <= kMostVectors) {
+      constexpr int64_t kWidth = kSums * Vec<float>::kLanes;
+      float* const kept = results_(panel);
+      const int64_t depth = padded_depth<E>(matrix_.depth), blocks = maximum(1, (depth + kDepthAtOnce - 1) / kDepthAtOnce);
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t k0 = depth * block / blocks / kTileDepth * kTileDepth;
         const int64_t deep = depth * (block + 1) / blocks / kTileDepth * kTileDepth - k0;
-        const int64_t pauses = deep / kTileDepth * vectors;
-        const E* const b = packed + matrix.offset(panel) + k0 * width;
-        const char* coming = reinterpret_cast<const char*>(b + deep * width);
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const int64_t known = row0 + tile * height, i0 = known + height <= row0 + count ? known : row0 + count - height;
-          float* const out = kept ? kept + i0 * width : sums[(place + tile) % (kTilesAtOnce + 1)];
+        for (int64_t tile = 0; tile < tiles_; ++tile) {
+          // Tiles of one height: the last one may begin in the one before, and compute some rows again.
+          const int64_t known = row0_ + tile * height_, i0 = minimum(known, row0_ + rows_ - height_);
+          float* const out = kept ? kept + i0 * kWidth : sums_[(place_ + tile) % (kTilesAtOnce + 1)];
           if (block == 0)
-            for (int64_t i = known; i < i0 + height; ++i) fetch(panel, i);
-          before.at_once = pauses > 0 ? (before.end - before.next + pauses - 1) / pauses : 0;
-          const auto between = [&] {
-            for (int64_t i = 0; i < fetches; ++i, coming += kCacheLine) __builtin_prefetch(coming, 0, 2);
-            for (int64_t i = 0; i < before.at_once && before.next < before.end; ++i, before.sums += before.width)
-              use(before.panel, before.next++, before.sums);
-          };
-          const TileOfRows<E> a(left.row, i0, height);
-          if (vectors == 1)
-            multiply_tile<1>(a, k0, deep, b, out, block > 0, between);
-          else if (vectors == 2)
-            multiply_tile<2>(a, k0, deep, b, out, block > 0, between);
-          else if (vectors == 3)
-            multiply_tile<3>(a, k0, deep, b, out, block > 0, between);
-          else
-            multiply_tile<4>(a, k0, deep, b, out, block > 0, between);
+            for (int64_t i = known; i < i0 + height_; ++i) fetch_(panel, i);
+          multiply_tile<kVectors, kSums>(panel, i0, k0, deep, tile, out, block > 0);
           if (block + 1 < blocks) continue;
-          for (; before.next < before.end; before.sums += before.width)
-            use(before.panel, before.next++, before.sums);
-          before = {panel, known, i0 + height, 0, width, out + (known - i0) * width};
+          use_rest();
+          before_ = {panel, known, i0 + height_, kWidth, out + (known - i0) * kWidth};
         }
       }
     }
   }
-  for (; before.next < before.end; before.sums += before.width) use(before.panel, before.next++, before.sums);
+
+  template <int kVectors, int kSums>
+  FUSED_RNN_INLINE void multiply_tile(int64_t panel, int64_t i0, int64_t k0, int64_t deep, int64_t tile, float* out,
+                                      bool add_to_out) {
+    using Vectors = std::make_integer_sequence<int, kVectors>;
+    int64_t pauses = deep / kTileDepth * kVectors;
+    if constexpr (kSecond) pauses += padded_depth<E>(second_.matrix.depth) / kTileDepth * kVectors;
+    const int64_t at_once = pauses > 0 ? (before_.end - before_.next + pauses - 1) / pauses : 0;
+    const E* const b = packed_ + matrix_.offset(panel) + k0 * kVectors * Vec<float>::kLanes;
+    // What comes after this in memory, by each tile a part of it.
+    const int64_t fetches = fetches_ahead_ ? (kParts<E> * kTileRows + tiles_ - 1) / tiles_ : 0;
+    const char* coming = reinterpret_cast<const char*>(b + deep * kVectors * Vec<float>::kLanes) +
+                         tile * fetches * deep / kTileDepth * kVectors * kCacheLine;
+    const auto between = [&] {
+      for (int64_t i = 0; i < fetches; ++i, coming += kCacheLine) __builtin_prefetch(coming, 0, 2);
+      for (int64_t i = 0; i < at_once && before_.next < before_.end; ++i) use_next();
+    };
+    [&]<int... kSum>(std::integer_sequence<int, kSum...>) {
+      constexpr int64_t kLine = kSums * kCacheLine;
+      if (add_to_out)
+        (load_tile<kSum>(out + kSum * Vec<float>::kLanes, kLine), ...);
+      else
+        (clear_tile<kSum>(), ...);
+      add_panel<kVectors, Vectors>(TileOfRows<E>(left_.row, i0, height_), k0, deep, b, between);
+      if constexpr (kSecond)
+        add_panel<kVectors, decltype(Also::template sums<kVectors>(Vectors{}))>(
+            TileOfRows<E>(second_.row, i0, height_), 0, padded_depth<E>(second_.matrix.depth),
+            second_.packed + second_.matrix.offset(panel), between);
+      (store_tile<kSum>(out + kSum * Vec<float>::kLanes, kLine), ...);
+    }(std::make_integer_sequence<int, kSums>{});
+  }
+
+  FUSED_RNN_INLINE void use_next() {
+    use_(before_.panel, before_.next++, before_.sums);
+    before_.sums += before_.width;
+  }
+  void use_rest() {
+    while (before_.next < before_.end) use_next();
+  }
+
+  const Matrix& matrix_;
+  const E* packed_;
+  const LeftRows<Row>& left_;
+  Fetch fetch_;
+  Use use_;
+  Results results_;
+  const Also& second_;
+
+  bool fetches_ahead_;
+  int64_t row0_, rows_, tiles_, height_;  // of the group
+  struct {
+    int64_t panel, next, end, width;
+    const float* sums;  // of row `next`
+  } before_ = {};
+  // A ring: the tile that is in use when a panel begins keeps its place.
+  int64_t place_ = 0;
+  float sums_[kTilesAtOnce + 1][kTileRows * kMostVectors * Vec<float>::kLanes] __attribute__((aligned(64)));
+};
+
+template <class Matrix, class E, class Row, class Fetch, class Use, class Results = KeepNothing, class Also = NoSecond>
+void multiply(const Matrix& matrix, const E* packed, int64_t first, int64_t last, const LeftRows<Row>& left,
+              Fetch fetch, Use use, Results results = {}, const Also& second = {}) {
+  if (first < last) TileProducts(matrix, packed, left, fetch, use, results, second).run(first, last);
 }
 
 #else

@@ -63,14 +63,18 @@ constexpr int kTogether = sizeof(Factor<E>) / sizeof(E);
 template <class E>
 constexpr int kParts = kTogether<E> > 1 ? sizeof(E) / sizeof(BFloat16) : 1;
 
-// Depths are filled up with zeros to a multiple of this: in panels, and in the rows that meet them.
+// Do the tiles of AMX multiply them?
 #ifdef FUSED_RNN_AMX
 template <class E>
-constexpr int kDepthStep = 32;
+constexpr bool kTiles = true;
 #else
 template <class E>
-constexpr int kDepthStep = kTogether<E>;
+constexpr bool kTiles = false;
 #endif
+
+// Depths are filled up with zeros to a multiple of this: in panels, and in the rows that meet them.
+template <class E>
+constexpr int kDepthStep = kTiles<E> ? 32 : kTogether<E>;
 template <class E>
 constexpr int64_t padded_depth(int64_t depth) {
   return (depth + kDepthStep<E> - 1) / kDepthStep<E> * kDepthStep<E>;

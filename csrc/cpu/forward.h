@@ -80,7 +80,7 @@ class ForwardPass {
   using V = Vec<T>;
   using Panels = GatePanels<Cell, T>;
   static constexpr int64_t kLanes = V::kLanes, kWidth = Panels::kWidth;
-  static constexpr int64_t kAheadRows = 256;  // about as many rows are projected ahead at once
+  static constexpr int64_t kAheadRows = kTiles<E> ? 256 : 96;  // about as many rows are projected ahead at once
   static constexpr bool kRoundsWhenStored = sizeof(S) < sizeof(T) && sizeof(S) != sizeof(E);  // E does it likewise
 
   static constexpr int64_t kLookUpsToPackFor = 8;  // one in so many of the ids there are
@@ -89,6 +89,18 @@ class ForwardPass {
   static bool packs_input(const Forward& f, const Plan& plan) {
     if (f.tokens && !f.packed && f.rows * kLookUpsToPackFor < f.input_size) return false;
     return plan.pack && !f.primal;
+  }
+
+  // Are W_ih x and W_hh h one sum, as far as the cell wants it? On tiles, where the cell is then computed beside twice as
+  // many products; but not where the weights come from beyond the second-level cache, W_ih then for many steps at once.
+  static constexpr int kOwnSums = Cell::kGates - Cell::kSharedGates;
+  static constexpr bool kMayFuse = kTiles<E> && Cell::kRecurrent && Cell::kGates + kOwnSums <= kMostVectors &&
+                                   (Panels::kUnits == 1 || kOwnSums == 0);
+  static int64_t fused_bytes(const Forward& f) {
+    return Cell::kGates * f.hidden * (f.input_size + f.output_size) * int64_t(sizeof(E));
+  }
+  static bool fuses(const Forward& f, const Plan& plan) {
+    return kMayFuse && plan.pack && !f.tokens && !f.primal && fused_bytes(f) <= (2 << 20);
   }
 
   static Panels panels_of(const Layer& f) { return {f.hidden}; }
@@ -135,7 +147,7 @@ class ForwardPass {
       most_rows = steps_ahead(f, plan) * largest_piece(f.batch, plan.row_chunks);
       input_stride = row_stride<E>(f.input_size);
       const int64_t panels = largest_piece(panels_of(f).panels(), plan.unit_chunks);
-      sums = carve.take<T>(f.primal ? 0 : panels * most_rows * panels_of(f).width(0));
+      sums = carve.take<T>(f.primal || fuses(f, plan) ? 0 : panels * most_rows * panels_of(f).width(0));
       converted = carve.take<E>(kReadInPlace<E, S> || f.tokens ? 0 : most_rows * input_stride);
       rows = carve.take<const E*>(f.tokens ? 0 : most_rows);
       tokens = carve.take<int64_t>(f.tokens ? most_rows : 0);
@@ -400,6 +412,7 @@ class ForwardPass {
         }
       }
     }
+    if (fuses(f, w.plan)) return;
     const int64_t panel0 = w.first_panel(share), panel1 = w.first_panel(share + 1);
     const Panels panels = panels_of(f);
     const E* packed = w.packed.ih + w.run.problem * w.packed.ih_size;
@@ -458,19 +471,30 @@ class ForwardPass {
     const E* packed = w.packed.hh + w.run.problem * w.packed.hh_size;
     const S* plain = at<S>(f.weights[w.run.d].hh, w.run.m * GH * P);
     const Panels panels = panels_of(f);
+    const LeftRows rows = {step.rows, [&](int64_t i) { return h + i * w.state.h_stride; }, 1, f.batch == 1};
+    const auto fetch = [&](int64_t panel, int64_t i) { fetch_results(w, step, panel, i); };
+    if constexpr (kMayFuse)
+      if (fuses(f, w.plan)) {
+        const LeftRows inputs = {step.rows, [&](int64_t i) { return ahead.rows[ahead.first[slot] + i]; }};
+        const auto use_both = [&](int64_t panel, int64_t i, const T* both) {
+          panels.with_units(panel, [&](auto known) {
+            cell<decltype(known)::value, true>(w, step, panel, i, both, nullptr);
+          });
+        };
+        constexpr int kShared = kOwnSums == 0 ? kMostVectors : Cell::kSharedGates;
+        return multiply(gates_of(f, f.input_size), w.packed.ih + w.run.problem * w.packed.ih_size, panel0, panel1, inputs,
+                        fetch, use_both, KeepNothing{},
+                        Second<kShared, GateMatrix<Cell, E>, E, decltype(rows.row)>{gates_of(f, P), packed, rows.row});
+      }
     const auto use = [&](int64_t panel, int64_t i, const T* r) {
       panels.with_units(panel, [&](auto known) {
         constexpr int kUnits = decltype(known)::value;
         if (f.primal) return tangent<kUnits>(w, step, panel, i, r);
         const T* x = ahead.of_panel(panels, panel - panel0);
-        cell<kUnits>(w, step, panel, i, x + (ahead.first[slot] + i) * Cell::kGates * kUnits * kLanes, r);
+        cell<kUnits, false>(w, step, panel, i, x + (ahead.first[slot] + i) * Cell::kGates * kUnits * kLanes, r);
       });
     };
-    if (Cell::kRecurrent)
-      return product(
-          w, packed, plain, panel0, panel1, P,
-          LeftRows{step.rows, [&](int64_t i) { return h + i * w.state.h_stride; }, 1, f.batch == 1},
-          [&](int64_t panel, int64_t i) { fetch_results(w, step, panel, i); }, use);
+    if (Cell::kRecurrent) return product(w, packed, plain, panel0, panel1, P, rows, fetch, use);
     for (int64_t panel = panel0; panel < panel1; ++panel)
       for (int64_t i = 0; i < step.rows; ++i) use(panel, i, nullptr);
   }
@@ -491,8 +515,9 @@ class ForwardPass {
     if (!projected(f)) fetch_row_to_write(saved + entering_h<Cell>(f), units);
   }
 
-  // The cell for row i and the units of one panel. x, r: [kVectors, L].
-  template <int kUnits>
+  // The cell for row i and the units of one panel. x, r: [vectors of the panel, L]; or x has the sums of both, and then r
+  // of the gates that keep it apart.
+  template <int kUnits, bool kBoth>
   static void cell(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* x, const T* r) {
     const Forward& f = w.f;
     const Panels panels = panels_of(f);
@@ -508,7 +533,8 @@ class ForwardPass {
       for (int g = 0; g < Cell::kGates; ++g) {
         const int64_t j = (g * kUnits + u) * kLanes;
         xs[g] = load_vector(x + j) + load_vector(bias_ih + j);
-        if (Cell::kRecurrent) rs[g] = load_vector(r + j);
+        if (Cell::kRecurrent && !kBoth) rs[g] = load_vector(r + j);
+        if (kBoth) rs[g] = g < Cell::kSharedGates ? V(T(0)) : load_vector(x + j + kOwnSums * kUnits * kLanes);
         if (Cell::kRecurrent && !kOneGateGradient<Cell>) rs[g] = rs[g] + load_vector(bias_hh + j);
       }
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + unit);

@@ -66,11 +66,11 @@ template <class E, int kVectors, class Rows = std::make_integer_sequence<int, ti
 struct TilesOf;
 template <class E, int kVectors, int... kRow>
 struct TilesOf<E, kVectors, std::integer_sequence<int, kRow...>> {
-  static constexpr Tile<E> kTiles[] = {&multiply_tile<1, kVectors, 4, E>, &multiply_tile<kRow + 1, kVectors, 1, E>...};
+  static constexpr Tile<E> kByRows[] = {&multiply_tile<1, kVectors, 4, E>, &multiply_tile<kRow + 1, kVectors, 1, E>...};
 };
 template <class E>
-constexpr const Tile<E>* kTiles[kMostVectors] = {TilesOf<E, 1>::kTiles, TilesOf<E, 2>::kTiles, TilesOf<E, 3>::kTiles,
-                                                 TilesOf<E, 4>::kTiles};
+constexpr const Tile<E>* kTileFunctions[kMostVectors] = {TilesOf<E, 1>::kByRows, TilesOf<E, 2>::kByRows,
+                                                         TilesOf<E, 3>::kByRows, TilesOf<E, 4>::kByRows};
 
 template <class S>
 void fetch_row(const S* from, int64_t count) {
@@ -123,7 +123,7 @@ void multiply_panel(const LeftRows<Row>& left, int64_t depth, const E* panel, in
   const int64_t blocks =
       lines > kDepthAtOnce ? (lines + kDepthAtOnce - 1) / kDepthAtOnce : 1;  // 1: sums of nothing too
   T sums[kRowsAtOnce * kMostVectors * Vec<T>::kLanes] __attribute__((aligned(64)));
-  const Tile<E>* const by_rows = kTiles<E>[vectors - 1];
+  const Tile<E>* const by_rows = kTileFunctions<E>[vectors - 1];
   const int64_t groups = (count + kRowsAtOnce - 1) / kRowsAtOnce;
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t first = count * group / groups, rows = count * (group + 1) / groups - first;

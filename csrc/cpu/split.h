@@ -49,7 +49,8 @@ struct SplitPlace {
     using Bits = std::conditional_t<std::is_const_v<E>, const uint16_t, uint16_t>;
     return reinterpret_cast<Bits*>(row) + offset + p * kSplitChunk;
   }
-  // Lanes of a vector from j on that lie here.
+  // Do all lanes of a vector from j on lie here, and are all wanted? If not, which of them do?
+  FUSED_RNN_INLINE bool is_whole(int64_t count) const { return here >= kSplitLanes && count >= kSplitLanes; }
   FUSED_RNN_INLINE __mmask16 lanes_here() const { return first_lanes(here); }
   FUSED_RNN_INLINE static __mmask16 first_lanes(int64_t count) {
     return count >= kSplitLanes ? __mmask16(0xffff) : __mmask16((1u << count) - 1u);
@@ -63,15 +64,19 @@ FUSED_RNN_INLINE Parts<Split> load_parts<Split, float>(const float* row, int64_t
 template <>
 FUSED_RNN_INLINE Parts<Split> load_parts<Split, Split>(const Split* row, int64_t j, int64_t count) {
   const SplitPlace place(j);
-  const __mmask16 wanted = SplitPlace::first_lanes(count), here = place.lanes_here();
   Parts<Split> x;
 #pragma GCC unroll 3
   for (int p = 0; p < kParts<Split>; ++p) {
     const uint16_t* from = place.part(row, p);
-    __m256i bits = _mm256_maskz_loadu_epi16(wanted & here, from);
-    if (place.here < kSplitLanes)
-      bits = _mm256_mask_loadu_epi16(bits, wanted & ~here, from + SplitPlace::kAfterBreak);
-    x.part[p] = (Floats)(__builtin_convertvector((HalfWords)bits, Words) << 16);
+    HalfWords bits;
+    if (place.is_whole(count)) [[likely]] {
+      bits = load_lanes<HalfWords>(from);
+    } else {
+      const __mmask16 wanted = SplitPlace::first_lanes(count), here = place.lanes_here();
+      const __m256i before = _mm256_maskz_loadu_epi16(wanted & here, from);
+      bits = (HalfWords)_mm256_mask_loadu_epi16(before, wanted & ~here, from + SplitPlace::kAfterBreak);
+    }
+    x.part[p] = (Floats)(__builtin_convertvector(bits, Words) << 16);
   }
   return x;
 }
@@ -102,14 +107,18 @@ FUSED_RNN_INLINE Vec<float> load_at<Split>(const Split* row, int64_t j) {
 template <>
 FUSED_RNN_INLINE void store_at<Split>(Split* row, int64_t j, Vec<float> x, int64_t count) {
   const SplitPlace place(j);
-  const __mmask16 wanted = SplitPlace::first_lanes(count), here = place.lanes_here();
   const Parts<Split> parts = split(x.v);
 #pragma GCC unroll 3
   for (int p = 0; p < kParts<Split>; ++p) {
     uint16_t* to = place.part(row, p);
-    const __m256i bits = (__m256i)__builtin_convertvector((Words)parts.part[p] >> 16, HalfWords);
-    _mm256_mask_storeu_epi16(to, wanted & here, bits);
-    if (place.here < kSplitLanes) _mm256_mask_storeu_epi16(to + SplitPlace::kAfterBreak, wanted & ~here, bits);
+    const __m256i bits = _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)((Words)parts.part[p] >> 16));
+    if (place.is_whole(count)) [[likely]] {
+      store_lanes(to, bits);
+    } else {
+      const __mmask16 wanted = SplitPlace::first_lanes(count), here = place.lanes_here();
+      _mm256_mask_storeu_epi16(to, wanted & here, bits);
+      _mm256_mask_storeu_epi16(to + SplitPlace::kAfterBreak, wanted & ~here, bits);
+    }
   }
 }
 template <>

@@ -9,6 +9,9 @@
 namespace fused_rnn {
 namespace {
 
+inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
+
 inline uint32_t bits_of(float x) {
   uint32_t u;
   memcpy(&u, &x, sizeof u);

@@ -55,8 +55,6 @@ S* at(void* array, int64_t offset) {
 // Piece i of [0, n) cut into `pieces` even runs starts here; piece i + 1 starts where it ends.
 inline int64_t cut(int64_t n, int64_t pieces, int64_t i) { return n * i / pieces; }
 inline int64_t largest_piece(int64_t n, int64_t pieces) { return (n + pieces - 1) / pieces; }
-inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 
 inline int64_t problems(const Layer& layer) { return layer.members * layer.directions; }
 
