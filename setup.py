@@ -32,7 +32,7 @@ ISA_FLAGS = {"baseline": ""}
 if X86_64:
     AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512"
     BFLOAT16 = "-mavx512bf16 -DFUSED_RNN_BFLOAT16_PRODUCTS=1"  # for layers of bfloat16 alone
-    SPLIT = "-DFUSED_RNN_SPLIT_PRODUCTS=1"  # for layers of float32 alone
+    SPLIT = "-mavx512bf16 -DFUSED_RNN_SPLIT_PRODUCTS=1"  # for layers of float32 alone
     AMX = f"{AVX512} -mamx-tile -mamx-bf16 -DFUSED_RNN_AMX=1"
     ISA_FLAGS |= {
         "avx2": "-march=x86-64-v3",

@@ -28,10 +28,10 @@ template <class E>
 struct FactorOf {
   using type = E;
 };
-#ifdef FUSED_RNN_BFLOAT16_PRODUCTS
 struct Pair {
   BFloat16 k[2];
 };
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS
 template <>
 struct FactorOf<BFloat16> {
   using type = Pair;
@@ -168,7 +168,7 @@ FUSED_RNN_INLINE V add_product(V sum, T x, V b) {
   return sum + x * b;
 }
 
-#ifdef FUSED_RNN_BFLOAT16_PRODUCTS
+#if defined(FUSED_RNN_BFLOAT16_PRODUCTS) || defined(FUSED_RNN_SPLIT_PRODUCTS)
 using Floats = NativeOf<float>::Vector;
 
 FUSED_RNN_INLINE Floats add_product(Floats sum, Pair x, Floats b) {
@@ -176,7 +176,9 @@ FUSED_RNN_INLINE Floats add_product(Floats sum, Pair x, Floats b) {
   memcpy(&both, &x, sizeof both);
   return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(both), (__m512bh)b);
 }
+#endif
 
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS
 template <>
 FUSED_RNN_INLINE Parts<BFloat16> load_factors<BFloat16, BFloat16>(const BFloat16* from, int64_t count) {
   BFloat16 some[2 * Vec<float>::kLanes] = {};

@@ -83,6 +83,15 @@ struct Square {
     for (int part = 0; part < kParts<E>; ++part) x.part[part] = rows[part][i];
     return x;
   }
+  // All numbers of a column, where two are multiplied together.
+  FUSED_RNN_INLINE Vec<Arithmetic<E>> add_rows_to(Vec<Arithmetic<E>> sums) const {
+    constexpr uint16_t kOne = 0x3f80;
+#pragma GCC unroll 3
+    for (int part = kParts<E> - 1; part >= 0; --part)
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) sums.v = add_product(sums.v, Pair{{{kOne}, {kOne}}}, rows[part][i]);
+    return sums;
+  }
   FUSED_RNN_INLINE void transpose() {
 #pragma GCC unroll 3
     for (int part = 0; part < kParts<E>; ++part) fused_rnn::transpose<Arithmetic<E>>(rows[part]);

@@ -18,7 +18,6 @@
 namespace fused_rnn {
 namespace {
 
-using Floats = NativeOf<float>::Vector;
 constexpr int64_t kSplitLanes = Vec<float>::kLanes, kSplitChunk = kDepthStep<Split>;
 constexpr uint32_t kUpperHalf = 0xffff0000u;
 

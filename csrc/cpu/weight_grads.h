@@ -277,12 +277,12 @@ class WeightGradientsPass {
     for (int64_t j = 0; j < width; j += kLanes) row_sums[j / kLanes] = V(T(0));
     for (int64_t k0 = 0; k0 < depth; k0 += kRowsAtOnce) {
       const int64_t k1 = minimum(depth, k0 + kRowsAtOnce);
-      for (int64_t j = 0; j < width; j += kLanes) {  // rows are as long as whole vectors
-        V sum = row_sums[j / kLanes];
-        for (int64_t k = k0; k < k1; ++k) sum = sum + load_at(row(k), j0 + j);
-        row_sums[j / kLanes] = sum;
-      }
       if constexpr (!kTurned) {
+        for (int64_t j = 0; j < width; j += kLanes) {  // rows are as long as whole vectors
+          V sum = row_sums[j / kLanes];
+          for (int64_t k = k0; k < k1; ++k) sum = sum + load_at(row(k), j0 + j);
+          row_sums[j / kLanes] = sum;
+        }
         for (int64_t j = 0; j < width; j += kTileColumns)
           for (int64_t k = k0; k < k1; ++k)  // what lies beyond the width is not used
             memcpy(strip + j * depth + k * kTileColumns, row(k) + j0 + j, sizeof(E) * kTileColumns);
@@ -292,6 +292,7 @@ class WeightGradientsPass {
             Square<E> square;
             for (int64_t i = 0; i < kLanes; ++i)
               square.set_row(i, load_line<E>(row, k / kTogether<E> + i, depth, j0 + j, width - j));
+            row_sums[j / kLanes] = square.add_rows_to(row_sums[j / kLanes]);
             square.transpose();
             for (int64_t i = 0; i < minimum(kLanes, width - j); ++i)
               store_factors(strip + (j + i) * kTurnedColumn + k, square.row(i));
