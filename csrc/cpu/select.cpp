@@ -82,14 +82,6 @@ std::vector<Isa> isas_for(Dtype dtype) {
   return {Isa::kAvx512};
 }
 
-Isa isa_for(const Layer& layer) {
-  // A tile of few rows takes nearly as long as one of 16, and weights in three parts take longer to pack.
-  constexpr int64_t kTileRowsWorthwhile = 6, kRowsToSplitFor = 48;
-  const std::vector<Isa> isas = isas_for(layer.dtype);
-  const bool worthwhile = layer.batch >= kTileRowsWorthwhile && (layer.packed || layer.rows >= kRowsToSplitFor);
-  return worthwhile ? isas.back() : isas.front();
-}
-
 const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::kBaseline:
@@ -121,25 +113,48 @@ Load load_of(const Layer& layer) {
   const int64_t problems = layer.members * layer.directions;
   const int64_t gates = dispatch_cell(layer.cell, [](auto cell) { return int64_t(decltype(cell)::type::kGates); });
   const int64_t depth = (layer.tokens ? 0 : layer.input_size) + layer.output_size;  // tokens are looked up
-  const int64_t multiply_adds = problems * layer.rows * gates * layer.hidden * depth;
-  return {problems, layer.batch, layer.rows, layer.hidden, multiply_adds, layer.packed != nullptr};
+  const int64_t weights = gates * layer.hidden * depth;
+  return {layer.dtype,  problems, layer.batch, layer.rows,
+          layer.hidden, weights,  problems * layer.rows * weights, layer.packed != nullptr};
 }
 
-Plan select(Isa isa, const Load& load, int64_t threads) {
+namespace {
+
+// float32 in three parts, on tiles.
+bool splits_floats(Isa isa, const Load& load) { return isa == Isa::kAmx && load.dtype == Dtype::kFloat; }
+
+Plan spread(Isa isa, const Load& load, int64_t threads) {
   // Below this a call is over before another thread has woken up.
   constexpr int64_t kWorthwhile = 250'000;
   // Packing pays from this many rows on: it reads and writes every weight once.
   constexpr int64_t kRowsToPackFor = 4;
+  // Weights beyond the second-level cache: better half of them for each of two threads than all of them for both.
+  constexpr int64_t kManyWeights = 700'000, kRowsOfTile = 16;
   const bool pack = load.packed || load.rows >= kRowsToPackFor;
   if (load.multiply_adds < kWorthwhile || threads == 1) return {isa, 1, 1, 1, nullptr, pack};
   // Problems run side by side; when there are fewer than threads, each is cut as well: into runs of batch rows, which
   // never wait for each other, or, where rows are few, into shares of the hidden units.
   const int64_t pieces = (threads + load.problems - 1) / std::max<int64_t>(load.problems, 1);
-  if (load.batch < 4 * pieces && load.hidden >= 128) {
+  const bool few_rows = load.batch < 4 * pieces && load.hidden >= 128;
+  const bool wide = splits_floats(isa, load) && load.hidden >= 256 &&
+                    (load.batch < kRowsOfTile * pieces || load.weights > kManyWeights);
+  if (few_rows || wide) {
     const int64_t shares = std::clamp<int64_t>(pieces, 1, load.hidden / 64);
     return {isa, threads, 1, shares, nullptr, pack};
   }
   return {isa, threads, std::clamp<int64_t>(pieces, 1, std::max<int64_t>(load.batch, 1)), 1, nullptr, pack};
+}
+
+}  // namespace
+
+Plan select(Isa isa, const Load& load, int64_t threads) {
+  // A tile of few rows takes nearly as long as one of 16, and weights in three parts take longer to pack.
+  constexpr int64_t kRowsWorthwhile = 8, kUnitsWorthwhile = 64, kRowsToSplitFor = 48;
+  const Plan plan = spread(isa, load, threads);
+  if (!splits_floats(isa, load)) return plan;
+  const bool worthwhile = load.batch / plan.row_chunks >= kRowsWorthwhile && load.hidden >= kUnitsWorthwhile &&
+                          (load.packed || load.rows >= kRowsToSplitFor);
+  return worthwhile ? plan : spread(Isa::kAvx512, load, threads);
 }
 
 std::vector<int64_t> order_rows(const Layer& layer, const Plan& plan) {

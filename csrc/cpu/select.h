@@ -8,22 +8,25 @@ namespace fused_rnn {
 // The best instruction set this processor runs, or the one FUSED_RNN_ISA names. Throws when it names one that is
 // unknown, not built or not supported here.
 Isa best_isa();
-// Those that layers of this dtype run on, small ones first, and the one that this layer runs on: avx512_bf16 and amx
-// have products of bfloat16 only, of which amx makes those of float32 as well.
+// Those that layers of this dtype run on, the best for large ones last: avx512_bf16 and amx have products of bfloat16
+// only, and amx makes those of float32 of them (split.h), which pays for some layers.
 std::vector<Isa> isas_for(Dtype dtype);
-Isa isa_for(const Layer& layer);
 const char* isa_name(Isa isa);
 const Kernels& kernels_for(Isa isa, Dtype dtype);
 
 // A call's size: `problems` run side by side over `batch` rows, in all so many multiply-adds in the forward pass.
 struct Load {
-  int64_t problems, batch, rows, hidden, multiply_adds;
+  Dtype dtype;
+  int64_t problems, batch, rows, hidden;
+  int64_t weights;  // of one problem
+  int64_t multiply_adds;
   bool packed;  // its weights are packed already
 };
 
 Load load_of(const Layer& layer);
 
-// A pure function of what it is given: how a call is spread over at most `threads` threads.
+// A pure function of what it is given: how a call is spread over at most `threads` threads. `isa` is the last of those
+// for its dtype.
 Plan select(Isa isa, const Load& load, int64_t threads);
 
 // Plan::order: the batch rows by falling length, dealt out so that all runs get long and short ones. Empty when every
