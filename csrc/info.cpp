@@ -53,7 +53,7 @@ FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t dtype, int
     layer.hidden = hidden;
     layer.output_size = output_size;
     layer.packed = packed ? &layer : nullptr;
-    const Plan found = select(isas_for(layer.dtype).back(), load_of(layer), threads);
+    const Plan found = select(isas_for(layer.dtype), load_of(layer), threads);
     plan[0] = found.threads;
     plan[1] = found.row_chunks;
     plan[2] = found.unit_chunks;

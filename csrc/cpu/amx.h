@@ -125,30 +125,6 @@ FUSED_RNN_INLINE void add_panel(const TileOfRows<E>& a, int64_t k0, int64_t dept
   }
 }
 
-// Tells how a second product is added to the sums of the first: its first kShared vectors to the same sums, those after
-// them to sums of their own, which come last.
-template <int kShared, class Matrix, class E, class Row>
-struct Second {
-  Matrix matrix;
-  const E* packed;
-  Row row;
-
-  template <int kVectors>
-  static constexpr int shared() {
-    return kShared < kVectors ? kShared : kVectors;
-  }
-  template <int kVectors, int... kVector>
-  static constexpr auto sums(std::integer_sequence<int, kVector...>) {
-    return std::integer_sequence<int, (kVector < kShared ? kVector : kVectors + kVector - kShared)...>{};
-  }
-};
-struct NoSecond {
-  template <int kVectors>
-  static constexpr int shared() {
-    return kVectors;
-  }
-};
-
 // `multiply` of product.h, on tiles. The rows of a tile are used while the next one is multiplied, some after each
 // vector of each 32 k.
 template <class Matrix, class E, class Row, class Fetch, class Use, class Results, class Also>

@@ -101,6 +101,30 @@ struct LeftRows {
   bool lone = false;  // a row that is always alone, as is no other
 };
 
+// A second product for the same panels, on tiles only: its first kShared vectors are added to the sums of the first
+// product's, those after them have sums of their own, which come last.
+template <int kShared, class Matrix, class E, class Row>
+struct Second {
+  Matrix matrix;
+  const E* packed;
+  Row row;
+
+  template <int kVectors>
+  static constexpr int shared() {
+    return kShared < kVectors ? kShared : kVectors;
+  }
+  template <int kVectors, int... kVector>
+  static constexpr auto sums(std::integer_sequence<int, kVector...>) {
+    return std::integer_sequence<int, (kVector < kShared ? kVector : kVectors + kVector - kShared)...>{};
+  }
+};
+struct NoSecond {
+  template <int kVectors>
+  static constexpr int shared() {
+    return kVectors;
+  }
+};
+
 // For the panels [first, last) of a matrix (Plain, panels.h, or one like it) and every i < count: use(panel, i, sums),
 // where sums[v] = sum over k of row(i)[k * step] * panel[k][v].
 // Each sum runs in one order whatever the other rows are, so results do not depend on how rows were dealt to threads.

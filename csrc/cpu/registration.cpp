@@ -56,7 +56,7 @@ struct CallPlan : Plan {
   std::vector<int64_t> rows;
 
   explicit CallPlan(const Layer& layer)
-      : Plan(select(isas_for(layer.dtype).back(), load_of(layer), torch::stable::get_num_threads())),
+      : Plan(select(isas_for(layer.dtype), load_of(layer), torch::stable::get_num_threads())),
         rows(order_rows(layer, *this)) {
     order = rows.empty() ? nullptr : rows.data();
   }

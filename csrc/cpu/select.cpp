@@ -55,9 +55,13 @@ bool is_supported(Isa isa) {
 // Best first.
 constexpr Isa kIsas[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kBaseline};
 
-Isa find_isa() {
+std::string asked_isa() {
   const char* variable = std::getenv("FUSED_RNN_ISA");
-  const std::string asked = variable ? variable : "";
+  return variable ? variable : "";
+}
+
+Isa find_isa() {
+  const std::string asked = asked_isa();
   for (const Isa isa : kIsas) {
     if (asked.empty() && is_supported(isa)) return isa;
     if (asked != isa_name(isa)) continue;
@@ -78,8 +82,9 @@ std::vector<Isa> isas_for(Dtype dtype) {
   const Isa isa = best_isa();
   const bool for_some = isa == Isa::kAvx512Bf16 || isa == Isa::kAmx;
   if (!for_some || dtype == Dtype::kBFloat16) return {isa};
-  if (isa == Isa::kAmx && dtype == Dtype::kFloat) return {Isa::kAvx512, Isa::kAmx};
-  return {Isa::kAvx512};
+  if (isa != Isa::kAmx || dtype != Dtype::kFloat) return {Isa::kAvx512};
+  static const bool always = !asked_isa().empty();
+  return always ? std::vector{Isa::kAmx} : std::vector{Isa::kAvx512, Isa::kAmx};
 }
 
 const char* isa_name(Isa isa) {
@@ -130,7 +135,7 @@ Plan spread(Isa isa, const Load& load, int64_t threads) {
   constexpr int64_t kRowsToPackFor = 4;
   // Weights beyond the second-level cache: better half of them for each of two threads than all of them for both.
   constexpr int64_t kManyWeights = 700'000, kRowsOfTile = 16;
-  const bool pack = load.packed || load.rows >= kRowsToPackFor;
+  const bool pack = load.packed || load.rows >= kRowsToPackFor || splits_floats(isa, load);
   if (load.multiply_adds < kWorthwhile || threads == 1) return {isa, 1, 1, 1, nullptr, pack};
   // Problems run side by side; when there are fewer than threads, each is cut as well: into runs of batch rows, which
   // never wait for each other, or, where rows are few, into shares of the hidden units.
@@ -147,14 +152,14 @@ Plan spread(Isa isa, const Load& load, int64_t threads) {
 
 }  // namespace
 
-Plan select(Isa isa, const Load& load, int64_t threads) {
+Plan select(const std::vector<Isa>& isas, const Load& load, int64_t threads) {
   // A tile of few rows takes nearly as long as one of 16, and weights in three parts take longer to pack.
   constexpr int64_t kRowsWorthwhile = 8, kUnitsWorthwhile = 64, kRowsToSplitFor = 48;
-  const Plan plan = spread(isa, load, threads);
-  if (!splits_floats(isa, load)) return plan;
+  const Plan plan = spread(isas.back(), load, threads);
+  if (isas.size() == 1) return plan;
   const bool worthwhile = load.batch / plan.row_chunks >= kRowsWorthwhile && load.hidden >= kUnitsWorthwhile &&
                           (load.packed || load.rows >= kRowsToSplitFor);
-  return worthwhile ? plan : spread(Isa::kAvx512, load, threads);
+  return worthwhile ? plan : spread(isas.front(), load, threads);
 }
 
 std::vector<int64_t> order_rows(const Layer& layer, const Plan& plan) {
