@@ -18,6 +18,9 @@ _LAYERS = {modules.LSTM: _stack.lstm, modules.GRU: _stack.gru, modules.RNN: _sta
 _CELLS = {cells.LSTMCell: "lstm", cells.GRUCell: "gru", cells.RNNCell: None}  # an RNNCell says which it is
 
 
+_SPLIT = (
+    "Floats are multiplied in three bfloat16 parts on tiles, as exactly as float32 is; FUSED_RNN_ISA=avx512 does without. "
+)
 _FROZEN = "The weights are frozen: packed once by fused_rnn.freeze, for calls without gradients"
 
 _TOKENS = "Ids are looked up in weight_ih, of which nothing is multiplied. "
@@ -94,7 +97,8 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None, engine: s
         plan.instruction_set,
         f"CPU tensors run the whole time loop in one call, on {_count(plan.threads, 'thread')}: "
         f"{_count(directions, 'direction')} x {_spread(plan)}. "
-        "The instruction set is the best of this processor, or FUSED_RNN_ISA. "
+        "The instruction set is the best of this processor for such a layer, or FUSED_RNN_ISA. "
+        + (_SPLIT if plan.instruction_set == "amx" and layer.weights[0].dtype == torch.float32 else "")
         + (_TOKENS if layer.reads_tokens else "")
         + (
             _FROZEN if getattr(module, "_frozen", None) else "A gradient of the gradient is recomputed in plain PyTorch"

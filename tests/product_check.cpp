@@ -85,14 +85,15 @@ const char* check_multiply(int64_t cases) {
     const auto row = [&](int64_t i) -> const T* { return a.data() + i * (transposed ? 1 : lead); };
     int64_t next = 0;
     bool in_order = true, equal = true;
-    multiply(count, depth, row, step, panel.data(), vectors, lone, FetchNothing{}, [&](int64_t i, const T* sums) {
+    const auto use = [&](int64_t, int64_t i, const T* sums) {
       in_order = in_order && i == next++;
       for (int64_t j = 0; j < width; ++j) {
         T expected = 0;
         for (int64_t k = 0; k < depth; ++k) expected += row(i)[k * step] * panel[k * width + j];
         equal = equal && sums[j] == expected;
       }
-    });
+    };
+    multiply(Plain<T>{depth, width}, panel.data(), 0, 1, LeftRows{count, row, step, lone}, FetchNothing{}, use);
     CHECK(in_order && next == count, "%ld of %ld rows were used, or in another order", long(next), long(count));
     CHECK(equal, "wrong sum: depth %ld, %ld rows, %d vectors, lone %d, step %ld", long(depth), long(count), vectors,
           lone, long(step));
@@ -113,10 +114,9 @@ const char* check_order(int64_t cases) {
     panel.fill_with_fractions();
     std::vector<T> together(count * width), apart(count * width);
     const auto run = [&](int64_t first, int64_t rows, std::vector<T>& to) {
-      multiply(
-          rows, depth, [&](int64_t i) -> const T* { return a.data() + (first + i) * depth; }, 1, panel.data(), vectors,
-          false, FetchNothing{},
-          [&](int64_t i, const T* sums) { memcpy(&to[(first + i) * width], sums, width * sizeof(T)); });
+      const auto row = [&](int64_t i) -> const T* { return a.data() + (first + i) * depth; };
+      multiply(Plain<T>{depth, width}, panel.data(), 0, 1, LeftRows{rows, row}, FetchNothing{},
+               [&](int64_t, int64_t i, const T* sums) { memcpy(&to[(first + i) * width], sums, width * sizeof(T)); });
     };
     run(0, count, together);
     for (int64_t first = 0, rows; first < count; first += rows) {

@@ -48,13 +48,17 @@ def outputs_and_gradients(problem, api, input):
     return [o.detach() for o in outputs], list(torch.autograd.grad(outputs, leaves, grads))
 
 
-def assert_equals_one_hot(name, case, dtype, empty_rows, exact=True):
+# There x and h may enter one sum together (forward.h), which a look-up joins at its end: another rounding.
+ON_TILES = (torch.float32, torch.bfloat16) if fused_rnn.info()["CPU instruction set for bfloat16"] == "amx" else ()
+
+
+def assert_equals_one_hot(name, case, dtype, empty_rows):
     problem = problem_of(CELLS[name], case, dtype, empty_rows=empty_rows)
     ids, size = ids_of(problem, garbage=True), case.input_size
     outputs, gradients = outputs_and_gradients(problem, functional, ids)
     expected, expected_gradients = outputs_and_gradients(problem, functional, one_hot(ids, size, dtype))
     for one, other in zip(outputs, expected, strict=True):
-        assert one.dtype == dtype and (not exact or torch.equal(one, other))
+        assert one.dtype == dtype and (dtype in ON_TILES or torch.equal(one, other))
     assert_near(gradients, expected_gradients, dtype)
     problem.tensors = [t.double() for t in problem.tensors]
     by_formula = outputs_and_gradients(problem, reference, ids)

@@ -69,13 +69,14 @@ struct TileProduct;
 template <class E, int... kVector, int... kTo>
 struct TileProduct<E, std::integer_sequence<int, kVector...>, std::integer_sequence<int, kTo...>> {
   static constexpr int kVectors = sizeof...(kVector);
-  static constexpr int64_t kLine = kVectors * kCacheLine, kTileBytes = kTileRows * kCacheLine;
+  static constexpr int kLast = kParts<E> - 1;
+  static constexpr int64_t kTileBytes = kTileRows * kCacheLine;
 
   template <class Between>
   FUSED_RNN_INLINE static void add(int64_t depth, const E* a, int64_t stride, const E* panel, Between between) {
     const char* b = reinterpret_cast<const char*>(panel);
     for (int64_t k = 0; k < depth; k += kTileDepth, b += kVectors * kParts<E> * kTileBytes) {
-      load_left(a + k, stride * int64_t(sizeof(E)), std::make_integer_sequence<int, kParts<E>>{});
+      load_left(a + k, stride, std::make_integer_sequence<int, kParts<E>>{});
       ((add_vector<kTo>(b + kVector * kParts<E> * kTileBytes, std::make_integer_sequence<int, kParts<E>>{}), between()),
        ...);
     }
@@ -88,12 +89,13 @@ struct TileProduct<E, std::integer_sequence<int, kVector...>, std::integer_seque
   }
   template <int kSum, int... kPart>
   FUSED_RNN_INLINE static void add_vector(const char* b, std::integer_sequence<int, kPart...>) {
-    (add_part<kSum>(b + kPart * kTileBytes, std::make_integer_sequence<int, kParts<E> - kPart>{}), ...);
+    (add_part<kSum>(b + (kLast - kPart) * kTileBytes, std::make_integer_sequence<int, kPart + 1>{}), ...);
   }
+  // The smallest products first: they are rounded least.
   template <int kSum, int... kPart>
   FUSED_RNN_INLINE static void add_part(const char* b, std::integer_sequence<int, kPart...>) {
     load_tile<kRight>(b, kCacheLine);
-    (add_tile_product<kSum, kPart>(), ...);
+    (add_tile_product<kSum, sizeof...(kPart) - 1 - kPart>(), ...);
   }
 };
 
@@ -101,14 +103,15 @@ struct TileProduct<E, std::integer_sequence<int, kVector...>, std::integer_seque
 template <class E>
 struct TileOfRows {
   const E* rows[kTileRows];
-  int64_t height, stride = 0;
+  int64_t height, stride = 0;  // in bytes
   bool even = true;
 
   template <class Row>
   TileOfRows(Row row, int64_t first, int64_t height) : height(height) {
     for (int64_t i = 0; i < height; ++i) rows[i] = row(first + i);
-    if (height > 1) stride = rows[1] - rows[0];
-    for (int64_t i = 2; i < height; ++i) even = even && rows[i] - rows[i - 1] == stride;
+    const auto address = [&](int64_t i) { return reinterpret_cast<const char*>(rows[i]); };
+    if (height > 1) stride = address(1) - address(0);
+    for (int64_t i = 2; i < height; ++i) even = even && address(i) - address(i - 1) == stride;
   }
 };
 
@@ -121,7 +124,7 @@ FUSED_RNN_INLINE void add_panel(const TileOfRows<E>& a, int64_t k0, int64_t dept
     const int64_t deep = minimum(depth - k, kDepthGathered);
     E gathered[kTileRows * kDepthGathered] __attribute__((aligned(64)));
     for (int64_t i = 0; i < a.height; ++i) memcpy(gathered + i * deep, a.rows[i] + k0 + k, sizeof(E) * deep);
-    Product::add(deep, gathered, deep, panel + k * kVectors * Vec<float>::kLanes, between);
+    Product::add(deep, gathered, deep * int64_t(sizeof(E)), panel + k * kVectors * Vec<float>::kLanes, between);
   }
 }
 
@@ -164,7 +167,10 @@ class TileProducts {
     if constexpr (kSums <= kMostVectors) {
       constexpr int64_t kWidth = kSums * Vec<float>::kLanes;
       float* const kept = results_(panel);
-      const int64_t depth = padded_depth<E>(matrix_.depth), blocks = maximum(1, (depth + kDepthAtOnce - 1) / kDepthAtOnce);
+      const int64_t depth = padded_depth<E>(matrix_.depth);
+      // Sums that are kept where tiles overlap cannot be added to: some rows would be twice.
+      const bool apart = kept == nullptr || tiles_ * height_ == rows_;
+      const int64_t blocks = apart ? maximum(1, (depth + kDepthAtOnce - 1) / kDepthAtOnce) : 1;
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t k0 = depth * block / blocks / kTileDepth * kTileDepth;
         const int64_t deep = depth * (block + 1) / blocks / kTileDepth * kTileDepth - k0;
@@ -174,8 +180,9 @@ class TileProducts {
           float* const out = kept ? kept + i0 * kWidth : sums_[(place_ + tile) % (kTilesAtOnce + 1)];
           if (block == 0)
             for (int64_t i = known; i < i0 + height_; ++i) fetch_(panel, i);
-          multiply_tile<kVectors, kSums>(panel, i0, k0, deep, tile, out, block > 0);
-          if (block + 1 < blocks) continue;
+          const bool is_last = block + 1 == blocks;
+          multiply_tile<kVectors, kSums>(panel, i0, k0, deep, tile, out, block > 0, is_last);
+          if (!is_last) continue;
           use_rest();
           before_ = {panel, known, i0 + height_, kWidth, out + (known - i0) * kWidth};
         }
@@ -185,10 +192,9 @@ class TileProducts {
 
   template <int kVectors, int kSums>
   FUSED_RNN_INLINE void multiply_tile(int64_t panel, int64_t i0, int64_t k0, int64_t deep, int64_t tile, float* out,
-                                      bool add_to_out) {
+                                      bool add_to_out, bool is_last) {
     using Vectors = std::make_integer_sequence<int, kVectors>;
-    int64_t pauses = deep / kTileDepth * kVectors;
-    if constexpr (kSecond) pauses += padded_depth<E>(second_.matrix.depth) / kTileDepth * kVectors;
+    const int64_t pauses = (deep + (is_last ? second_.depth() : 0)) / kTileDepth * kVectors;
     const int64_t at_once = pauses > 0 ? (before_.end - before_.next + pauses - 1) / pauses : 0;
     const E* const b = packed_ + matrix_.offset(panel) + k0 * kVectors * Vec<float>::kLanes;
     // What comes after this in memory, by each tile a part of it.
@@ -207,8 +213,8 @@ class TileProducts {
         (clear_tile<kSum>(), ...);
       add_panel<kVectors, Vectors>(TileOfRows<E>(left_.row, i0, height_), k0, deep, b, between);
       if constexpr (kSecond)
-        add_panel<kVectors, decltype(Also::template sums<kVectors>(Vectors{}))>(
-            TileOfRows<E>(second_.row, i0, height_), 0, padded_depth<E>(second_.matrix.depth),
+        if (is_last) add_panel<kVectors, decltype(Also::template sums<kVectors>(Vectors{}))>(
+            TileOfRows<E>(second_.row, i0, height_), 0, second_.depth(),
             second_.packed + second_.matrix.offset(panel), between);
       (store_tile<kSum>(out + kSum * Vec<float>::kLanes, kLine), ...);
     }(std::make_integer_sequence<int, kSums>{});

@@ -109,6 +109,7 @@ struct Second {
   const E* packed;
   Row row;
 
+  int64_t depth() const { return padded_depth<E>(matrix.depth); }
   template <int kVectors>
   static constexpr int shared() {
     return kShared < kVectors ? kShared : kVectors;
@@ -119,6 +120,7 @@ struct Second {
   }
 };
 struct NoSecond {
+  int64_t depth() const { return 0; }
   template <int kVectors>
   static constexpr int shared() {
     return kVectors;

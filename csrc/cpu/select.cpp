@@ -125,41 +125,46 @@ Load load_of(const Layer& layer) {
 
 namespace {
 
-// float32 in three parts, on tiles.
-bool splits_floats(Isa isa, const Load& load) { return isa == Isa::kAmx && load.dtype == Dtype::kFloat; }
+// How many runs of batch rows, and shares of the units in each, for so many threads on one problem. Runs never wait for
+// each other, shares meet after every step.
+struct Pieces {
+  int64_t runs, shares;
+};
 
-Plan spread(Isa isa, const Load& load, int64_t threads) {
-  // Below this a call is over before another thread has woken up.
-  constexpr int64_t kWorthwhile = 250'000;
-  // Packing pays from this many rows on: it reads and writes every weight once.
-  constexpr int64_t kRowsToPackFor = 4;
-  // Weights beyond the second-level cache: better half of them for each of two threads than all of them for both.
-  constexpr int64_t kManyWeights = 700'000, kRowsOfTile = 16;
-  const bool pack = load.packed || load.rows >= kRowsToPackFor || splits_floats(isa, load);
-  if (load.multiply_adds < kWorthwhile || threads == 1) return {isa, 1, 1, 1, nullptr, pack};
-  // Problems run side by side; when there are fewer than threads, each is cut as well: into runs of batch rows, which
-  // never wait for each other, or, where rows are few, into shares of the hidden units.
-  const int64_t pieces = (threads + load.problems - 1) / std::max<int64_t>(load.problems, 1);
-  const bool few_rows = load.batch < 4 * pieces && load.hidden >= 128;
-  const bool wide = splits_floats(isa, load) && load.hidden >= 256 &&
-                    (load.batch < kRowsOfTile * pieces || load.weights > kManyWeights);
-  if (few_rows || wide) {
-    const int64_t shares = std::clamp<int64_t>(pieces, 1, load.hidden / 64);
-    return {isa, threads, 1, shares, nullptr, pack};
-  }
-  return {isa, threads, std::clamp<int64_t>(pieces, 1, std::max<int64_t>(load.batch, 1)), 1, nullptr, pack};
+Pieces pieces_on_vectors(const Load& load, int64_t threads) {
+  const bool few_rows = load.batch < 4 * threads && load.hidden >= 128;
+  if (few_rows) return {1, std::clamp<int64_t>(threads, 1, load.hidden / 64)};
+  return {std::clamp<int64_t>(threads, 1, std::max<int64_t>(load.batch, 1)), 1};
+}
+
+// Fewer rows than 8 take as long as 8. Of weights beyond the second-level cache each thread should read a part only.
+Pieces pieces_on_tiles(const Load& load, int64_t threads) {
+  constexpr int64_t kManyWeights = 700'000;
+  const int64_t most_shares = load.hidden >= 128 ? load.hidden / 64 : 1;
+  const bool wide = load.hidden >= 256 && (load.batch < 16 * threads || load.weights > kManyWeights);
+  const int64_t runs = wide ? 1 : std::clamp<int64_t>(threads, 1, std::max<int64_t>(load.batch / 8, 1));
+  return {runs, std::clamp<int64_t>(threads / runs, 1, most_shares)};
 }
 
 }  // namespace
 
 Plan select(const std::vector<Isa>& isas, const Load& load, int64_t threads) {
-  // A tile of few rows takes nearly as long as one of 16, and weights in three parts take longer to pack.
-  constexpr int64_t kRowsWorthwhile = 8, kUnitsWorthwhile = 64, kRowsToSplitFor = 48;
-  const Plan plan = spread(isas.back(), load, threads);
-  if (isas.size() == 1) return plan;
-  const bool worthwhile = load.batch / plan.row_chunks >= kRowsWorthwhile && load.hidden >= kUnitsWorthwhile &&
-                          (load.packed || load.rows >= kRowsToSplitFor);
-  return worthwhile ? plan : spread(isas.front(), load, threads);
+  // Below this a call is over before another thread has woken up.
+  constexpr int64_t kWorthwhile = 250'000;
+  // Packing pays from this many rows on: it reads and writes every weight once.
+  constexpr int64_t kRowsToPackFor = 4;
+  // Floats in parts pay from so many rows on. Not by the number of threads, on which no bit of a result may depend.
+  constexpr int64_t kTileRows = 16, kTileUnits = 64, kRowsToSplitFor = 256;
+  const bool large = load.batch >= kTileRows && load.hidden >= kTileUnits &&
+                     (load.packed || load.rows >= kRowsToSplitFor);
+  const Isa isa = large ? isas.back() : isas.front();
+  const bool splits = isa == Isa::kAmx && load.dtype == Dtype::kFloat;
+  const bool pack = load.packed || load.rows >= kRowsToPackFor || splits;
+  if (load.multiply_adds < kWorthwhile || threads == 1) return {isa, 1, 1, 1, nullptr, pack};
+  // Problems run side by side; when there are fewer than threads, each is cut as well.
+  const int64_t each = (threads + load.problems - 1) / std::max<int64_t>(load.problems, 1);
+  const Pieces pieces = splits ? pieces_on_tiles(load, each) : pieces_on_vectors(load, each);
+  return {isa, threads, pieces.runs, pieces.shares, nullptr, pack};
 }
 
 std::vector<int64_t> order_rows(const Layer& layer, const Plan& plan) {

@@ -5,9 +5,10 @@
 // What these six products leave out is at most 2^-24 of a b, half a unit in float's last place: no more than each step
 // of a sum of floats is off by. They are summed in float.
 //
-// At the ends of the range: below 2^-110 the last parts are no normal bfloat16, which tiles take for 0. A number beyond
-// all bfloat16, infinity first of all, is its third part alone: that is multiplied by first parts only, which are 0 for
-// no normal number, so there is no infinity times 0 that the whole numbers would not have. NaN stays NaN.
+// At the ends of the range: tiles take for 0 what is no normal float, so sums below 2^-110 (1e-33) lose their last
+// digits. Of infinity only the third part is infinite. It is multiplied by first parts alone, which are 0 for no normal
+// number: there is no infinity times 0 that the whole numbers would not have. NaN stays NaN. A product that overflows
+// may become NaN in place of infinity, since its parts may have different signs.
 //
 // A row of A, and a panel (panels.h), 32 k of it:    first parts, 32 | second parts, 32 | third parts, 32
 #pragma once
@@ -21,11 +22,12 @@ namespace {
 constexpr int64_t kSplitLanes = Vec<float>::kLanes, kSplitChunk = kDepthStep<Split>;
 constexpr uint32_t kUpperHalf = 0xffff0000u;
 
-// To the nearest bfloat16, and 0 for what is infinite then.
+// To the nearest bfloat16 that is finite.
 FUSED_RNN_INLINE Floats nearest_part(Floats x) {
-  constexpr int kZeroForInfinities = 0x00880000;
+  constexpr int kLargestForInfinities = 0x00ef0000;  // the largest float for each, which the upper half makes one of 8 bits
   const __m512 rounded = (__m512)(((Words)x + 0x8000u) & kUpperHalf);
-  return (Floats)_mm512_fixupimm_ps(rounded, rounded, _mm512_set1_epi32(kZeroForInfinities), 0);
+  const __m512 finite = _mm512_fixupimm_ps(rounded, rounded, _mm512_set1_epi32(kLargestForInfinities), 0);
+  return (Floats)((Words)finite & kUpperHalf);
 }
 
 FUSED_RNN_INLINE Parts<Split> split(Floats x) {

@@ -67,12 +67,10 @@ int64_t row_stride(int64_t columns) {
   return padded * int64_t(sizeof(T)) % 4096 == 0 ? padded + lanes : padded;
 }
 
-// Zeros behind the first `used` numbers of a row, as far as products read it where the depth is filled up. Of these
-// numbers the last ones may become zeros as well.
+// Zeros behind the first `used` numbers of a row, as far as products read it where the depth is filled up.
 template <class E>
 void clear_rest(E* row, int64_t used) {
-  const int64_t kept = used / kDepthStep<E> * kDepthStep<E>;
-  if (kept < used) zero_row(row + kept, padded_depth<E>(used) - kept);
+  if (kDepthStep<E> > 1) zero_row_at(row, used, padded_depth<E>(used) - used);
 }
 
 // What one walk through time covers: some batch rows of one problem. Row i of the walk is batch row `batch_row(i)`. The
