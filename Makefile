@@ -51,7 +51,7 @@ format: $(STAMP)-dev ## put style and format right
 dist: $(STAMP)-dev ## make sdist and wheel, try each in a fresh environment
 	scripts/dist_check.sh "$(PYTHON)" "$(TORCH)"
 
-cuda-check: $(STAMP)-dev library ## show the CUDA kernels' registers, fail on local memory
+cuda-check: $(STAMP)-dev library ## show the CUDA kernels' registers and occupancy, fail on local memory
 	"$(PYTHON)" scripts/cuda_check.py
 
 library: $(STAMP)-tools ## build fused_rnn/_C.so

@@ -1,14 +1,21 @@
-"""Lists what each kernel has become for Hopper: what ptxas says of it, and what its instructions are. No GPU is needed.
-What the last build of the library for Hopper has compiled is not compiled again; `make cuda-check` builds it first.
+"""Lists what each kernel has become for Hopper: what ptxas says of it, what its instructions are, and its occupancy.
+No GPU is needed. What the last build of the library for Hopper has compiled is not compiled again; `make cuda-check`
+builds it first.
+
+Occupancy is how many blocks a multiprocessor has room for, and what it lacks for more. A block has the threads that
+__launch_bounds__ allow; ~128 where a kernel has none: with so many most of the stepwise engine's are launched. The
+dynamic shared memory of a persistent kernel is its shape's; of others it is not known: "<=" leaves room for as many.
 
 Fails if a kernel spills registers, has a stack frame, or reads or writes local memory (LDL, STL): all of these put what
-belongs in registers into slow memory.
+belongs in registers into slow memory. And if not even one block fits.
 Usage: python scripts/cuda_check.py [source.cu ...]
 """
 
+import math
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -36,6 +43,35 @@ KINDS = {
     "16-byte loads": re.compile(r"LD[GS]?\b.*\.128\b").match,
     "MUFU": re.compile(r"MUFU\b").match,
 }
+# Where it describes a kernel; then the attribute that is there if the kernel has __launch_bounds__.
+BOUNDS = re.compile(
+    r"^\.nv\.info\.(?P<kernel>\w+)$|\tEIATTR_MAX_THREADS\n.*\n\tValue:\t(?P<threads>\w+ \w+ \w+)", re.MULTILINE
+)
+
+# A multiprocessor. Each quarter of the warps has a quarter of the registers.
+WARPS, BLOCKS, REGISTERS, SHARED_BYTES = 64, 32, 65536, 228 << 10
+REGISTER_UNIT, SHARED_UNIT = 256, 128  # of which a warp, or a block, gets whole ones
+RESERVED_BYTES = 1 << 10  # of each block's shared memory
+USUAL_THREADS = 128
+
+# Of a persistent kernel's name, what decides on its shared memory: bytes of a number, link, products, tiles.
+PERSISTENT = re.compile(r"persistent<.*Cell<.*?(\w+)>, (?:\w+::)*(\w+), (?:\w+::)*(\w+)<.*Tiles\{(.*?)\}")
+NUMBER_BYTES = {"double": 8, "float": 4, "Half": 2, "BFloat16": 2}
+PRINT_SHAPES = """
+#include <cstdio>
+#include <cstdlib>
+#include "cuda/plan.h"
+using namespace fused_rnn;
+void fused_rnn::unknown_value(const char*, int64_t) { std::abort(); }
+int main() {
+  constexpr const char* kLinks[] = {"OneBlock", "Cluster", "Polling", "Flags"};  // in the order of Blocks
+  for (const Shape& s : kShapes) {
+    const auto [warps_m, warps_k, tiles_m, held, parked, tiles_n] = s.tiles;
+    std::printf("%d %s %d %d, %d, %d, %d, %d, %d: %d\\n", int(number_bytes(s.format)), kLinks[int(s.blocks)],
+                s.tensor_cores(), warps_m, warps_k, tiles_m, held, parked, tiles_n, int(s.shared_bytes()));
+  }
+}
+"""
 
 
 def readable(name):
@@ -88,19 +124,84 @@ def instructions_of(disassembler, compiled):
     }
 
 
-def check(source, report, counts):
-    """Prints one line per kernel; returns how many of them leave the registers."""
+def bounds_of(disassembler, compiled):
+    """{kernel: how many threads a block may have}, of those that say so"""
+    command = [disassembler, "-elf", "-arch", ARCH, str(compiled)]
+    bounds, kernel = {}, None
+    for found in BOUNDS.finditer(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout):
+        kernel = found["kernel"] or kernel
+        if found["threads"]:
+            bounds[kernel] = math.prod(int(n, 16) for n in found["threads"].split())
+    return bounds
+
+
+def shared_of_shapes():
+    """{what the name of a persistent kernel says: bytes of dynamic shared memory}, from plan.h"""
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/shapes"
+        cxx = shlex.split(os.environ.get("CXX", "g++"))
+        command = [*cxx, "-std=c++20", "-Icsrc", "-x", "c++", "-", "-o", program]
+        subprocess.run(command, input=PRINT_SHAPES, text=True, cwd=ROOT, check=True)
+        lines = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    return {shape: int(size) for shape, size in (line.split(": ") for line in lines)}
+
+
+def dynamic_bytes(name, shapes):
+    """Of dynamic shared memory, where the kernel's name says how much that is; else None."""
+    if "persistent<" not in name:
+        return None
+    number, link, products, tiles = PERSISTENT.search(name).groups()
+    shape = f"{NUMBER_BYTES[number]} {link} {products != 'Scalars':d} {tiles}"
+    return shapes.get(shape) or sys.exit(f"cuda_check: plan.h has no shape '{shape}', of {name}")
+
+
+def round_up(number, unit):
+    return -(-number // unit) * unit
+
+
+def occupancy(registers, threads, shared):
+    """How many blocks a multiprocessor has room for, what it lacks for more, and the shared memory each may have."""
+    warps = round_up(threads, 32) // 32
+    room = {
+        "registers": REGISTERS // 4 // round_up(32 * registers, REGISTER_UNIT) * 4 // warps,
+        "warps": WARPS // warps,
+        "blocks": BLOCKS,
+        "shared memory": SHARED_BYTES // round_up(shared + RESERVED_BYTES, SHARED_UNIT),
+    }
+    blocks = min(room.values())
+    limits = " and ".join(what for what, fit in room.items() if fit == blocks)
+    return blocks, limits, SHARED_BYTES // max(blocks, 1) // SHARED_UNIT * SHARED_UNIT - RESERVED_BYTES
+
+
+def occupancy_line(registers, static, bound, dynamic):
+    """How many blocks there are, and the line's part about them. `bound` and `dynamic` are None where not known."""
+    threads = bound or USUAL_THREADS
+    blocks, limits, most = occupancy(registers, threads, static + (dynamic or 0))
+    warps = blocks * round_up(threads, 32) // 32
+    return blocks, (
+        f"{blocks:>2} blocks of {f'{threads}' if bound else f'~{threads}':>4} threads and"
+        f" {f'<={most - static}' if dynamic is None else dynamic:>8} bytes dynamic ="
+        f" {warps:>2} warps, {warps / WARPS:4.0%}, by {limits}"
+    )
+
+
+def check(source, report, counts, bounds, shapes):
+    """Prints one line per kernel; returns how many of them leave the registers, or fit nowhere."""
     bad = 0
     for kernel in kernels_of(source, report):
         shared = re.search(r"(\d+) bytes smem", kernel[0])
+        static = int(shared[1]) if shared else 0
         has = counts.get(kernel["name"]) or sys.exit(f"cuda_check: {kernel['name']} of {source} was not disassembled")
-        leaves = spills(kernel) or has["local"] > 0
-        bad += leaves
+        name = readable(kernel["name"])
+        known = bounds.get(kernel["name"]), dynamic_bytes(name, shapes)
+        blocks, resident = occupancy_line(int(kernel["registers"]), static, *known)
+        fails = spills(kernel) or has["local"] > 0 or blocks == 0
+        bad += fails
         print(
-            f"{'FAIL' if leaves else 'ok':4} {kernel['registers']:>3} registers,"
-            f" {shared[1] if shared else 0:>6} bytes shared, {kernel['stack']:>4} stack,"
-            f" {kernel['stores']:>4} spilled, {', '.join(f'{has[kind]:>3} {kind}' for kind in KINDS)}:"
-            f" {source} {readable(kernel['name'])}",
+            f"{'FAIL' if fails else 'ok':4} {kernel['registers']:>3} registers,"
+            f" {static:>6} bytes shared, {kernel['stack']:>4} stack,"
+            f" {kernel['stores']:>4} spilled, {', '.join(f'{has[kind]:>3} {kind}' for kind in KINDS)},"
+            f" {resident}: {source} {name}",
             flush=True,
         )
     return bad
@@ -113,20 +214,25 @@ def main():
     found = [*(ROOT / "csrc").rglob("*.cu"), *(ROOT / "benchmarks").rglob("*.cu")]
     sources = sys.argv[1:] or sorted(str(path.relative_to(ROOT)) for path in found)
     flags = setup["nvcc_flags"]([ARCH.removeprefix("sm_")])
+    shapes = shared_of_shapes()
+
+    def disassembled(compiled):
+        return instructions_of(disassembler, compiled), bounds_of(disassembler, compiled)
 
     def inspect(source):
         compiled = ROOT / setup["BUILD"] / f"{source}.o"
         log = Path(f"{compiled}.log")
         if log.exists() and f"for '{ARCH}'" in log.read_text():
-            return log.read_text(), instructions_of(disassembler, compiled)
+            return log.read_text(), *disassembled(compiled)
         with tempfile.TemporaryDirectory() as folder:
             compiled = Path(folder) / "kernels.o"
-            return compile_source(source, nvcc, flags, compiled), instructions_of(disassembler, compiled)
+            return compile_source(source, nvcc, flags, compiled), *disassembled(compiled)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # that wait for other processes
-        bad = sum(check(source, *found) for source, found in zip(sources, pool.map(inspect, sources), strict=True))
+        reports = zip(sources, pool.map(inspect, sources), strict=True)
+        bad = sum(check(source, *found, shapes) for source, found in reports)
     if bad:
-        sys.exit(f"cuda_check: {bad} kernels use local memory")
+        sys.exit(f"cuda_check: {bad} kernels use local memory, or are too large for a multiprocessor")
 
 
 if __name__ == "__main__":
