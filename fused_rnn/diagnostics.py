@@ -18,9 +18,7 @@ _LAYERS = {modules.LSTM: _stack.lstm, modules.GRU: _stack.gru, modules.RNN: _sta
 _CELLS = {cells.LSTMCell: "lstm", cells.GRUCell: "gru", cells.RNNCell: None}  # an RNNCell says which it is
 
 
-_SPLIT = (
-    "Floats are multiplied in three bfloat16 parts on tiles, as exactly as float32 is; FUSED_RNN_ISA=avx512 does without. "
-)
+_SPLIT = "Each float is multiplied as three bfloat16, on tiles, as exactly as float32 is; FUSED_RNN_ISA=avx512 does not. "
 _FROZEN = "The weights are frozen: packed once by fused_rnn.freeze, for calls without gradients"
 
 _TOKENS = "Ids are looked up in weight_ih, of which nothing is multiplied. "
@@ -201,6 +199,9 @@ def info() -> dict[str, str]:
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
         "CPU instruction set": _library.cpu_plan(0, torch.float32).instruction_set,
+        "CPU instruction set for large float32 layers": _library.cpu_plan(
+            0, torch.float32, rows=1 << 12, batch=64, hidden=256, output_size=256
+        ).instruction_set,
         "CPU instruction set for bfloat16": _library.cpu_plan(0, torch.bfloat16).instruction_set,
         "CUDA architectures built in": " ".join(_library.cuda_archs()) or "none (CPU-only build)",
         "CUDA of torch": torch.version.cuda or "none (CPU build of torch)",

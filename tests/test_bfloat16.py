@@ -1,4 +1,5 @@
-"""Products of bfloat16 as such (avx512_bf16, amx) against those of the same numbers as floats (avx512).
+"""Products of bfloat16 as such (avx512_bf16, amx) against those of the same numbers as floats (avx512), and those of
+floats in three parts (amx) against float64.
 
 The instruction set is chosen once in a process, so each is computed in one of its own.
 """
@@ -29,17 +30,21 @@ SIZES = {  # T, B, I, H
     "whole tiles": (4, 32, 64, 48),
     "odd": (7, 17, 35, 47),
     "wide": (3, 21, 530, 190),
+    "deep": (3, 16, 600, 64),
+    "deep and odd": (1, 17, 600, 128),
+    "many rows": (3, 150, 20, 64),
+    "shared units": (3, 7, 33, 144),
 }
 
 
-def results(kind, T, B, inputs, H, options, variant):
+def results(kind, T, B, inputs, H, options, variant, dtype):
     """Outputs, states and gradients of a layer and a sequence that are the same in every process."""
     random = torch.Generator().manual_seed(T + B + inputs + H)
-    layer = KINDS[kind](inputs, H, dtype=torch.bfloat16, **options)
+    layer = KINDS[kind](inputs, H, dtype=dtype, **options)
     with torch.no_grad():
         for weight in layer.parameters():
             weight.copy_(torch.randn(weight.shape, generator=random) / max(inputs, H) ** 0.5)
-    input = torch.randn(T, B, inputs, generator=random).bfloat16()
+    input = torch.randn(T, B, inputs, generator=random).to(dtype)
     masks = {}
     if variant == "lengths and resets":
         masks["lengths"] = torch.randint(T + 1, (B,), generator=random)
@@ -52,53 +57,55 @@ def results(kind, T, B, inputs, H, options, variant):
     output, states = layer(given, **masks)
     output = output.data if variant == "packed" else output
     outputs = [output, *(states if isinstance(states, tuple) else (states,))]
-    grads = [torch.randn(t.shape, generator=random).bfloat16() for t in outputs]
+    grads = [torch.randn(t.shape, generator=random).to(dtype) for t in outputs]
     gradients = torch.autograd.grad(outputs, [input, *layer.parameters()], grads)
     if masks:
         gradients = [gradients[0].nan_to_num(), *gradients[1:]]
     with torch.no_grad():
         frozen = fused_rnn.freeze(layer)(given, **masks)[0]
     frozen = frozen.data if variant == "packed" else frozen
-    return [t.detach().float() for t in (*outputs, *gradients, frozen)]
+    return [t.detach().double() for t in (*outputs, *gradients, frozen)]
 
 
-def ensemble():
+def ensemble(dtype):
     """The members of an ensemble under vmap, and gradients of single rows: groups of rows of their own."""
     random = torch.Generator().manual_seed(0)
-    layer = fused_rnn.GRU(35, 20, dtype=torch.bfloat16)
-    input = torch.randn(4, 5, 35, generator=random).bfloat16()
-    weights = {name: torch.randn(3, *w.shape, generator=random).bfloat16() / 6 for name, w in layer.named_parameters()}
+    layer = fused_rnn.GRU(35, 20, dtype=dtype)
+    input = torch.randn(4, 5, 35, generator=random).to(dtype)
+    weights = {name: torch.randn(3, *w.shape, generator=random).to(dtype) / 6 for name, w in layer.named_parameters()}
 
     def loss(weights, input):
-        return torch.func.functional_call(layer, weights, (input,))[0].float().square().sum()
+        output = torch.func.functional_call(layer, weights, (input,))[0]
+        return (output.float() if dtype == torch.bfloat16 else output).square().sum()
 
     members = torch.func.vmap(torch.func.grad(loss), (0, None))(weights, input)
     one = {name: w[0] for name, w in weights.items()}
     rows = torch.func.vmap(torch.func.grad(loss), (None, 1))(one, input)
-    return [t.float() for t in (*members.values(), *rows.values())]
+    return [t.double() for t in (*members.values(), *rows.values())]
 
 
-def everything():
+def everything(dtype):
     found = {}
     for kind in KINDS:
         for name, sizes in SIZES.items():
             options = {"bidirectional": name in ("odd", "small"), "num_layers": 2 if name == "small" else 1}
             for variant in ("padded", "packed", "lengths and resets"):
-                found[kind, name, variant] = results(kind, *sizes, options, variant)
+                found[kind, name, variant] = results(kind, *sizes, options, variant, dtype)
     for name in ("odd", "whole tiles", "one row", "wide"):
         for proj_size in (1, 15):
             found["lstm", name, f"projected to {proj_size}"] = results(
-                "lstm", *SIZES[name], {"proj_size": proj_size}, "lengths and resets"
+                "lstm", *SIZES[name], {"proj_size": proj_size}, "lengths and resets", dtype
             )
-    found["ensemble"] = ensemble()
+    found["ensemble"] = ensemble(dtype)
     return found
 
 
-def computed(isa, folder):
-    path = folder / f"{isa}.pt"
+def computed(isa, folder, dtype="bfloat16"):
+    path = folder / f"{isa} {dtype}.pt"
     script = (
         "import sys, torch, test_bfloat16 as t; t.fused_rnn._library.fill_memory(True);"
-        "torch.save((t.fused_rnn.info()['CPU instruction set for bfloat16'], t.everything()), sys.argv[1])"
+        "isa = t.fused_rnn.info()['CPU instruction set for bfloat16'];"
+        f"torch.save((isa, t.everything(torch.{dtype})), sys.argv[1])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)],
@@ -135,3 +142,17 @@ def test_products_of_bfloat16(isa, plain, tmp_path):
             assert (ours - theirs).norm() <= 2e-2 * theirs.norm() + 5e-3 * largest, case
             differs = differs or not torch.equal(ours, theirs)
     assert differs, "computed in floats"
+
+
+def test_floats_in_parts(tmp_path):
+    """As near to float64 as products of floats are."""
+    found = computed("amx", tmp_path, "float32")
+    plain, exact = (computed(PLAIN, tmp_path, dtype) for dtype in ("float32", "float64"))
+    differs = False
+    for case, expected in exact.items():
+        largest = max(theirs.norm() for theirs in expected)
+        for ours, floats, theirs in zip(found[case], plain[case], expected, strict=True):
+            allowed = 2 * (floats - theirs).norm() + 5e-7 * theirs.norm() + 1e-7 * largest
+            assert (ours - theirs).norm() <= allowed, case
+            differs = differs or not torch.equal(ours, floats)
+    assert differs, "computed by products of floats"

@@ -17,7 +17,7 @@ import fused_rnn
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 OBJECTS = ROOT / "build/native"
-ISAS = ("baseline", "avx2", "avx512") if platform.machine() in ("x86_64", "AMD64") else ("baseline",)
+ISAS = ("baseline", "avx2", "avx512", "amx") if platform.machine() in ("x86_64", "AMD64") else ("baseline",)
 BEST = fused_rnn.info()["CPU instruction set"]
 
 

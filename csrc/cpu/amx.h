@@ -12,8 +12,8 @@ namespace {
 #ifdef FUSED_RNN_AMX
 
 constexpr int64_t kTileRows = 16, kTileDepth = 32;
-// So much of a panel stays in the second-level cache for so many tiles, whose sums are kept from block to block. A matrix
-// of more bytes is fetched ahead of time.
+// So much of a panel stays in the second-level cache for so many tiles, whose sums are kept from block to block. A
+// matrix of more bytes is fetched ahead of time.
 constexpr int64_t kDepthAtOnce = 512, kDepthGathered = 256, kTilesAtOnce = 8, kFetchFrom = 2 << 20;
 constexpr int kLeft = kMostVectors, kRight = 7;  // registers: sums, up to three parts of A, one of the panel
 
@@ -213,9 +213,10 @@ class TileProducts {
         (clear_tile<kSum>(), ...);
       add_panel<kVectors, Vectors>(TileOfRows<E>(left_.row, i0, height_), k0, deep, b, between);
       if constexpr (kSecond)
-        if (is_last) add_panel<kVectors, decltype(Also::template sums<kVectors>(Vectors{}))>(
-            TileOfRows<E>(second_.row, i0, height_), 0, second_.depth(),
-            second_.packed + second_.matrix.offset(panel), between);
+        if (is_last)
+          add_panel<kVectors, decltype(Also::template sums<kVectors>(Vectors{}))>(
+              TileOfRows<E>(second_.row, i0, height_), 0, second_.depth(),
+              second_.packed + second_.matrix.offset(panel), between);
       (store_tile<kSum>(out + kSum * Vec<float>::kLanes, kLine), ...);
     }(std::make_integer_sequence<int, kSums>{});
   }

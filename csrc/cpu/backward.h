@@ -367,8 +367,7 @@ class BackwardPass {
     if (g.trace_x) trace_gates(w, step, b, unit, units, dx, dr);
     for (int j = 0; j < Cell::kGates; ++j) {
       store_at(shared.gates_x + slot * shared.gate_stride, j * H + unit, dx[j], units);
-      if (!kOneGateGradient<Cell>)
-        store_at(shared.gates_r + slot * shared.gate_stride, j * H + unit, dr[j], units);
+      if (!kOneGateGradient<Cell>) store_at(shared.gates_r + slot * shared.gate_stride, j * H + unit, dr[j], units);
     }
     if (Cell::kReadsH) store_vector(shared.dh + w.state(b, shared.unit_stride) + unit, dstate[0]);
     if (Cell::kStates > 1) store_vector(shared.dc + w.state(b, shared.unit_stride) + unit, dstate[1]);

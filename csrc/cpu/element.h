@@ -84,7 +84,8 @@ constexpr int64_t padded_depth(int64_t depth) {
 template <class E, class S>
 constexpr bool kReadInPlace = std::is_same_v<E, S> && kDepthStep<E> == 1;
 
-// ---- rows of A -------------------------------------------------------------------------------------------------------
+// ---- rows of A
+// -------------------------------------------------------------------------------------------------------
 
 // The numbers j .. j + count - 1 of a row, a vector at most; of a whole vector the count may be left out.
 template <class E>
@@ -118,7 +119,8 @@ void zero_row_at(E* row, int64_t j, int64_t n) {
   zero_row(row + j, n);
 }
 
-// ---- what is packed --------------------------------------------------------------------------------------------------
+// ---- what is packed
+// --------------------------------------------------------------------------------------------------
 
 // A vector of factors, or of numbers, part by part.
 template <class E>

@@ -91,8 +91,9 @@ class ForwardPass {
     return plan.pack && !f.primal;
   }
 
-  // Are W_ih x and W_hh h one sum, as far as the cell wants it? On tiles, where the cell is then computed beside twice as
-  // many products; but not where the weights come from beyond the second-level cache, W_ih then for many steps at once.
+  // Are W_ih x and W_hh h one sum, as far as the cell wants it? On tiles, where the cell is then computed beside twice
+  // as many products; but not where the weights come from beyond the second-level cache, W_ih then for many steps at
+  // once.
   static constexpr int kOwnSums = Cell::kGates - Cell::kSharedGates;
   static constexpr bool kMayFuse = kTiles<E> && Cell::kRecurrent && Cell::kGates + kOwnSums <= kMostVectors &&
                                    (Panels::kUnits == 1 || kOwnSums == 0);
@@ -419,8 +420,9 @@ class ForwardPass {
     const S* plain = at<S>(f.weights[w.run.d].ih, w.run.m * GH * I);
     const auto sums = [&](int64_t panel) { return ahead.of_panel(panels, panel - panel0); };
     if (!f.tokens)
-      return product(w, packed, plain, panel0, panel1, I, LeftRows{count, [&](int64_t i) { return ahead.rows[i]; }, 1, f.rows == 1},
-                     FetchNothing{}, UseNothing{}, sums);
+      return product(w, packed, plain, panel0, panel1, I,
+                     LeftRows{count, [&](int64_t i) { return ahead.rows[i]; }, 1, f.rows == 1}, FetchNothing{},
+                     UseNothing{}, sums);
     for (int64_t panel = panel0; panel < panel1; ++panel)
       look_up(w, packed, plain, panel, count, ahead.tokens, sums(panel));
   }
@@ -477,13 +479,12 @@ class ForwardPass {
       if (fuses(f, w.plan)) {
         const LeftRows inputs = {step.rows, [&](int64_t i) { return ahead.rows[ahead.first[slot] + i]; }};
         const auto use_both = [&](int64_t panel, int64_t i, const T* both) {
-          panels.with_units(panel, [&](auto known) {
-            cell<decltype(known)::value, true>(w, step, panel, i, both, nullptr);
-          });
+          panels.with_units(panel,
+                            [&](auto known) { cell<decltype(known)::value, true>(w, step, panel, i, both, nullptr); });
         };
         constexpr int kShared = kOwnSums == 0 ? kMostVectors : Cell::kSharedGates;
-        return multiply(gates_of(f, f.input_size), w.packed.ih + w.run.problem * w.packed.ih_size, panel0, panel1, inputs,
-                        fetch, use_both, KeepNothing{},
+        return multiply(gates_of(f, f.input_size), w.packed.ih + w.run.problem * w.packed.ih_size, panel0, panel1,
+                        inputs, fetch, use_both, KeepNothing{},
                         Second<kShared, GateMatrix<Cell, E>, E, decltype(rows.row)>{gates_of(f, P), packed, rows.row});
       }
     const auto use = [&](int64_t panel, int64_t i, const T* r) {
@@ -515,8 +516,8 @@ class ForwardPass {
     if (!projected(f)) fetch_row_to_write(saved + entering_h<Cell>(f), units);
   }
 
-  // The cell for row i and the units of one panel. x, r: [vectors of the panel, L]; or x has the sums of both, and then r
-  // of the gates that keep it apart.
+  // The cell for row i and the units of one panel. x, r: [vectors of the panel, L]; or x has the sums of both, and then
+  // r of the gates that keep it apart.
   template <int kUnits, bool kBoth>
   static void cell(const Walk& w, const Step& step, int64_t panel, int64_t i, const T* x, const T* r) {
     const Forward& f = w.f;
@@ -608,21 +609,20 @@ class ForwardPass {
     const Forward& f = w.f;
     const int64_t P = f.output_size;
     const Plain<E> hr = projection_of(f);
-    multiply(
-        hr, w.packed.hr + w.run.problem * w.packed.hr_size, cut(hr.panels(), w.plan.unit_chunks, share),
-        cut(hr.panels(), w.plan.unit_chunks, share + 1),
-        LeftRows{step.rows, [&](int64_t i) { return w.state.wide_h + i * w.state.wide_stride; }, 1, f.batch == 1},
-        FetchNothing{}, [&](int64_t panel, int64_t i, const T* sums) {
-          const Place place(w, step, i);
-          const S* added = at<S>(f.tangent_h, place.by_row * P);
-          for (int v = 0; v < hr.panel_vectors(panel); ++v) {
-            const int64_t unit = hr.first_column(panel) + v * kLanes, units = minimum(kLanes, P - unit);
-            V next = load_vector(sums + v * kLanes);
-            if (added) next = next + load_vector(added + unit, units);
-            store_h(place, unit, next, units);
-            if (place.saved) store_vector(place.saved + entering_h<Cell>(f) + unit, load_at(place.h, unit), units);
-          }
-        });
+    multiply(hr, w.packed.hr + w.run.problem * w.packed.hr_size, cut(hr.panels(), w.plan.unit_chunks, share),
+             cut(hr.panels(), w.plan.unit_chunks, share + 1),
+             LeftRows{step.rows, [&](int64_t i) { return w.state.wide_h + i * w.state.wide_stride; }, 1, f.batch == 1},
+             FetchNothing{}, [&](int64_t panel, int64_t i, const T* sums) {
+               const Place place(w, step, i);
+               const S* added = at<S>(f.tangent_h, place.by_row * P);
+               for (int v = 0; v < hr.panel_vectors(panel); ++v) {
+                 const int64_t unit = hr.first_column(panel) + v * kLanes, units = minimum(kLanes, P - unit);
+                 V next = load_vector(sums + v * kLanes);
+                 if (added) next = next + load_vector(added + unit, units);
+                 store_h(place, unit, next, units);
+                 if (place.saved) store_vector(place.saved + entering_h<Cell>(f) + unit, load_at(place.h, unit), units);
+               }
+             });
   }
 };
 

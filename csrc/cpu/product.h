@@ -11,7 +11,7 @@ constexpr int kSums = 24;
 #else
 constexpr int kSums = 12;
 #endif
-constexpr int kMostRows = 8;     // of a tile: as many pointers as the processor has registers for
+constexpr int kMostRows = 8;  // of a tile: as many pointers as the processor has registers for
 
 constexpr int tile_rows(int vectors) { return kSums / vectors < kMostRows ? kSums / vectors : kMostRows; }
 
@@ -91,8 +91,8 @@ struct KeepNothing {
   std::nullptr_t operator()(int64_t) const { return nullptr; }
 };
 
-// The rows of A that a product takes: `count` of them, the numbers of row(i) `step` apart. Of bfloat16 the step is 1, and
-// a row goes on with zeros where the depth is filled up.
+// The rows of A that a product takes: `count` of them, the numbers of row(i) `step` apart. Of bfloat16 the step is 1,
+// and a row goes on with zeros where the depth is filled up.
 template <class Row>
 struct LeftRows {
   int64_t count;
@@ -190,8 +190,8 @@ void multiply(const Matrix& matrix, const E* packed, int64_t first, int64_t last
 
 // ---- a product with a matrix as it lies in memory -------------------------------------------------------------------
 
-// sum over k of from[j * lead + k] * a[k], for j < columns <= L. The sums of L vectors are folded together by zips as in
-// `transpose`.
+// sum over k of from[j * lead + k] * a[k], for j < columns <= L. The sums of L vectors are folded together by zips as
+// in `transpose`.
 template <class E, class S>
 Vec<Arithmetic<E>> dot_products(int64_t depth, const S* from, int64_t lead, int64_t columns, const E* a) {
   using T = Arithmetic<E>;

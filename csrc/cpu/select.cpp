@@ -119,8 +119,14 @@ Load load_of(const Layer& layer) {
   const int64_t gates = dispatch_cell(layer.cell, [](auto cell) { return int64_t(decltype(cell)::type::kGates); });
   const int64_t depth = (layer.tokens ? 0 : layer.input_size) + layer.output_size;  // tokens are looked up
   const int64_t weights = gates * layer.hidden * depth;
-  return {layer.dtype,  problems, layer.batch, layer.rows,
-          layer.hidden, weights,  problems * layer.rows * weights, layer.packed != nullptr};
+  return {layer.dtype,
+          problems,
+          layer.batch,
+          layer.rows,
+          layer.hidden,
+          weights,
+          problems * layer.rows * weights,
+          layer.packed != nullptr};
 }
 
 namespace {
@@ -155,8 +161,8 @@ Plan select(const std::vector<Isa>& isas, const Load& load, int64_t threads) {
   constexpr int64_t kRowsToPackFor = 4;
   // Floats in parts pay from so many rows on. Not by the number of threads, on which no bit of a result may depend.
   constexpr int64_t kTileRows = 16, kTileUnits = 64, kRowsToSplitFor = 256;
-  const bool large = load.batch >= kTileRows && load.hidden >= kTileUnits &&
-                     (load.packed || load.rows >= kRowsToSplitFor);
+  const bool large =
+      load.batch >= kTileRows && load.hidden >= kTileUnits && (load.packed || load.rows >= kRowsToSplitFor);
   const Isa isa = large ? isas.back() : isas.front();
   const bool splits = isa == Isa::kAmx && load.dtype == Dtype::kFloat;
   const bool pack = load.packed || load.rows >= kRowsToPackFor || splits;

@@ -24,7 +24,8 @@ constexpr uint32_t kUpperHalf = 0xffff0000u;
 
 // To the nearest bfloat16 that is finite.
 FUSED_RNN_INLINE Floats nearest_part(Floats x) {
-  constexpr int kLargestForInfinities = 0x00ef0000;  // the largest float for each, which the upper half makes one of 8 bits
+  constexpr int kLargestForInfinities =
+      0x00ef0000;  // the largest float for each, which the upper half makes one of 8 bits
   const __m512 rounded = (__m512)(((Words)x + 0x8000u) & kUpperHalf);
   const __m512 finite = _mm512_fixupimm_ps(rounded, rounded, _mm512_set1_epi32(kLargestForInfinities), 0);
   return (Floats)((Words)finite & kUpperHalf);
@@ -90,7 +91,8 @@ FUSED_RNN_INLINE Floats upper_halves(Floats a, Floats b, std::integer_sequence<i
 template <>
 FUSED_RNN_INLINE Parts<Split> load_factors<Split, float>(const float* from, int64_t count) {
   using Lanes = std::make_integer_sequence<int, 2 * kSplitLanes>;
-  const Parts<Split> low = load_parts<Split>(from, 0, count), high = load_parts<Split>(from, kSplitLanes, count - kSplitLanes);
+  const Parts<Split> low = load_parts<Split>(from, 0, count),
+                     high = load_parts<Split>(from, kSplitLanes, count - kSplitLanes);
   Parts<Split> x;
 #pragma GCC unroll 3
   for (int p = 0; p < kParts<Split>; ++p) x.part[p] = upper_halves(low.part[p], high.part[p], Lanes{});

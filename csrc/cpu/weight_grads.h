@@ -366,9 +366,7 @@ class WeightGradientsPass {
       multiply(
           matrix, packed, 0, matrix.panels(),
           LeftRows{width, [&](int64_t j) { return column_of(strip, j, depth); }, kStep},
-          [&](int64_t panel, int64_t j) {
-            fetch_row_to_write(result(panel, j), matrix.panel_vectors(panel) * kLanes);
-          },
+          [&](int64_t panel, int64_t j) { fetch_row_to_write(result(panel, j), matrix.panel_vectors(panel) * kLanes); },
           [&](int64_t panel, int64_t j, const T* sums) {
             for (int v = 0; v < matrix.panel_vectors(panel); ++v) {
               const int64_t n = minimum(kLanes, p.columns - matrix.first_column(panel) - v * kLanes);
