@@ -18,7 +18,9 @@ _LAYERS = {modules.LSTM: _stack.lstm, modules.GRU: _stack.gru, modules.RNN: _sta
 _CELLS = {cells.LSTMCell: "lstm", cells.GRUCell: "gru", cells.RNNCell: None}  # an RNNCell says which it is
 
 
-_SPLIT = "Each float is multiplied as three bfloat16, on tiles, as exactly as float32 is; FUSED_RNN_ISA=avx512 does not. "
+_SPLIT = (
+    "Each float is multiplied as three bfloat16, on tiles, as exactly as float32 is; FUSED_RNN_ISA=avx512 does not. "
+)
 _FROZEN = "The weights are frozen: packed once by fused_rnn.freeze, for calls without gradients"
 
 _TOKENS = "Ids are looked up in weight_ih, of which nothing is multiplied. "
