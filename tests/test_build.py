@@ -146,7 +146,7 @@ def test_portable_objects_come_first_in_the_link(setup):
     """Of an inline function in several objects the linker takes the first, which must run on every CPU."""
     link = setup["ninja_file"](Path("/site-packages/torch")).splitlines()[-1]
     objects = [Path(name).name for name in link.split(": link ")[1].split()]
-    portable = [name for name in objects if not re.search(r"\.(avx\w+|amx)\.o$", name)]
+    portable = [name for name in objects if not re.search(r"\.(avx|amx)\w*\.o$", name)]
     assert objects[: len(portable)] == portable
     assert "engine.cpp.baseline.o" in portable
 

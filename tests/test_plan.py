@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+import fused_rnn
 from fused_rnn._cells import CELLS
 from fused_rnn._library import cpu_plan
 
@@ -13,11 +14,17 @@ HIDDEN = (1, 64, 127, 128, 129, 200, 512, 2000)
 THREADS = (1, 2, 3, 4, 8, 64)
 
 
-def plan(problems=1, batch=16, hidden=256, threads=4, steps=100, cell="lstm", packed=False):
-    """For a layer of as many inputs as units; ``problems`` are told as directions, which spread like members."""
+ON_TILES = fused_rnn.info()["CPU instruction set for large float32 layers"] == "amx"
+
+
+def plan(problems=1, batch=16, hidden=256, threads=4, steps=100, cell="lstm", packed=False, dtype=torch.float64):
+    """For a layer of as many inputs as units; ``problems`` are told as directions, which spread like members.
+
+    Of float64, which no processor has special products for.
+    """
     return cpu_plan(
         CELLS[cell].id,
-        torch.float32,
+        dtype,
         directions=problems,
         rows=steps * batch,
         batch=batch,
@@ -29,11 +36,12 @@ def plan(problems=1, batch=16, hidden=256, threads=4, steps=100, cell="lstm", pa
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("problems", [1, 2, 3, 8, 40])
-def test_every_plan_can_be_carried_out(problems):
+def test_every_plan_can_be_carried_out(problems, dtype):
     for batch, hidden, threads, steps in itertools.product(BATCHES, HIDDEN, THREADS, (1, 10, 1000)):
         given = {"batch": batch, "hidden": hidden, "threads": threads, "steps": steps}
-        found = plan(problems, **given)
+        found = plan(problems, dtype=dtype, **given)
         assert found.threads in (1, threads), given
         assert 1 <= found.row_chunks <= max(batch, 1), given  # no run without rows
         assert 1 <= found.unit_chunks <= max(hidden // 64, 1), given  # no share of a few units
@@ -83,3 +91,37 @@ def test_work_counts_by_a_cell_s_gates(cell):
     """A call that is worth a second thread for some gates is not for fewer."""
     steps = next(t for t in range(1, 1000) if plan(steps=t, hidden=16, batch=8, cell=cell).threads > 1)
     assert steps == -(-250_000 // (8 * 16 * 32 * CELLS[cell].gates))
+
+
+@pytest.mark.skipif(not ON_TILES, reason="this processor has no tiles, or FUSED_RNN_ISA says which instructions to use")
+@pytest.mark.parametrize(
+    ("given", "runs", "shares"),
+    [
+        ({"threads": 2, "batch": 16, "hidden": 128}, 2, 1),  # 8 rows each
+        ({"threads": 2, "batch": 64, "hidden": 256}, 2, 1),
+        ({"threads": 2, "batch": 16, "hidden": 256}, 1, 2),  # tiles stay full
+        ({"threads": 2, "batch": 64, "hidden": 512}, 1, 2),  # half of the weights each
+        ({"threads": 16, "batch": 64, "hidden": 128}, 8, 1),
+    ],
+    ids=str,
+)
+def test_floats_on_tiles(given, runs, shares):
+    found = plan(dtype=torch.float32, **given)
+    assert (found.instruction_set, found.row_chunks, found.unit_chunks) == ("amx", runs, shares)
+
+
+@pytest.mark.skipif(not ON_TILES, reason="this processor has no tiles, or FUSED_RNN_ISA says which instructions to use")
+def test_small_calls_stay_off_tiles():
+    """Whatever the number of threads: no bit of a result may depend on it."""
+    for threads, (batch, hidden, steps, packed, expected) in itertools.product(
+        THREADS,
+        [
+            (16, 64, 16, False, "amx"),
+            (15, 64, 100, False, "avx512"),
+            (16, 63, 100, False, "avx512"),
+            (16, 64, 15, False, "avx512"),
+            (16, 64, 1, True, "amx"),
+        ],
+    ):
+        found = plan(batch=batch, hidden=hidden, steps=steps, packed=packed, threads=threads, dtype=torch.float32)
+        assert found.instruction_set == expected, (batch, hidden, steps, packed, threads)

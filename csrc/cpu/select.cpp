@@ -131,8 +131,8 @@ Load load_of(const Layer& layer) {
 
 namespace {
 
-// How many runs of batch rows, and shares of the units in each, for so many threads on one problem. Runs never wait for
-// each other, shares meet after every step.
+// How many runs of batch rows, or shares of the units, for so many threads on one problem. Runs never wait for each
+// other, shares meet after every step.
 struct Pieces {
   int64_t runs, shares;
 };
@@ -146,10 +146,10 @@ Pieces pieces_on_vectors(const Load& load, int64_t threads) {
 // Fewer rows than 8 take as long as 8. Of weights beyond the second-level cache each thread should read a part only.
 Pieces pieces_on_tiles(const Load& load, int64_t threads) {
   constexpr int64_t kManyWeights = 700'000;
-  const int64_t most_shares = load.hidden >= 128 ? load.hidden / 64 : 1;
+  const int64_t runs = std::clamp<int64_t>(threads, 1, std::max<int64_t>(load.batch / 8, 1));
+  const int64_t shares = std::clamp<int64_t>(threads, 1, std::max<int64_t>(load.hidden / 64, 1));
   const bool wide = load.hidden >= 256 && (load.batch < 16 * threads || load.weights > kManyWeights);
-  const int64_t runs = wide ? 1 : std::clamp<int64_t>(threads, 1, std::max<int64_t>(load.batch / 8, 1));
-  return {runs, std::clamp<int64_t>(threads / runs, 1, most_shares)};
+  return wide || shares > runs ? Pieces{1, shares} : Pieces{runs, 1};
 }
 
 }  // namespace
