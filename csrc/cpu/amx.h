@@ -12,9 +12,11 @@ namespace {
 #ifdef FUSED_RNN_AMX
 
 constexpr int64_t kTileRows = 16, kTileDepth = 32;
-// So much of a panel stays in the second-level cache for so many tiles, whose sums are kept from block to block. A
-// matrix of more bytes is fetched ahead of time.
-constexpr int64_t kDepthAtOnce = 512, kDepthGathered = 256, kTilesAtOnce = 8, kFetchFrom = 2 << 20;
+// So much of a panel stays in the second-level cache for so many tiles, whose sums are kept from block to block; a
+// third as many bytes of bfloat16 do at any depth. A matrix of more bytes is fetched ahead of time.
+template <class E>
+constexpr int64_t kDepthAtOnce = kParts<E> > 1 ? 512 : int64_t(1) << 40;
+constexpr int64_t kDepthGathered = 256, kTilesAtOnce = 8, kFetchFrom = 2 << 20;
 constexpr int kLeft = kMostVectors, kRight = 7;  // registers: sums, up to three parts of A, one of the panel
 
 // The registers of this thread are set up for tiles of A of this height; 0: not at all. Setting up takes 50 ns.
@@ -140,7 +142,9 @@ class TileProducts {
   void run(int64_t first, int64_t last) {
     const int64_t bytes = matrix_.offset(last - 1) - matrix_.offset(first);
     fetches_ahead_ = bytes * int64_t(sizeof(E)) > kFetchFrom;
-    const int64_t most = kTilesAtOnce * kTileRows, groups = (left_.count + most - 1) / most;
+    const bool in_blocks = padded_depth<E>(matrix_.depth) > kDepthAtOnce<E>;
+    const int64_t most = in_blocks ? kTilesAtOnce * kTileRows : maximum(1, left_.count);
+    const int64_t groups = (left_.count + most - 1) / most;
     for (int64_t group = 0; group < groups; ++group) {
       row0_ = left_.count * group / groups;
       rows_ = left_.count * (group + 1) / groups - row0_;
@@ -170,7 +174,7 @@ class TileProducts {
       const int64_t depth = padded_depth<E>(matrix_.depth);
       // Sums that are kept where tiles overlap cannot be added to: some rows would be twice.
       const bool apart = kept == nullptr || tiles_ * height_ == rows_;
-      const int64_t blocks = apart ? maximum(1, (depth + kDepthAtOnce - 1) / kDepthAtOnce) : 1;
+      const int64_t blocks = apart ? maximum(1, (depth + kDepthAtOnce<E> - 1) / kDepthAtOnce<E>) : 1;
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t k0 = depth * block / blocks / kTileDepth * kTileDepth;
         const int64_t deep = depth * (block + 1) / blocks / kTileDepth * kTileDepth - k0;

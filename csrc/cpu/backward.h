@@ -16,7 +16,7 @@
 namespace fused_rnn {
 namespace {
 
-constexpr int64_t kRoundRows = 256;  // of each group of weight gradients
+constexpr int64_t kRoundRows = kParts<Element<float>> > 1 ? 256 : 512;  // of each group of weight gradients
 
 inline int64_t steps_of_round(const Backward& g) {
   return minimum(g.steps, maximum(1, kRoundRows * g.weight_groups / maximum(1, g.batch)));

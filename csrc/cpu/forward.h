@@ -80,7 +80,7 @@ class ForwardPass {
   using V = Vec<T>;
   using Panels = GatePanels<Cell, T>;
   static constexpr int64_t kLanes = V::kLanes, kWidth = Panels::kWidth;
-  static constexpr int64_t kAheadRows = kTiles<E> ? 256 : 96;  // about as many rows are projected ahead at once
+  static constexpr int64_t kAheadRows = kParts<E> > 1 ? 256 : 96;  // about as many rows are projected ahead at once
   static constexpr bool kRoundsWhenStored = sizeof(S) < sizeof(T) && sizeof(S) != sizeof(E);  // E does it likewise
 
   static constexpr int64_t kLookUpsToPackFor = 8;  // one in so many of the ids there are
@@ -97,11 +97,10 @@ class ForwardPass {
   static constexpr int kOwnSums = Cell::kGates - Cell::kSharedGates;
   static constexpr bool kMayFuse = kTiles<E> && Cell::kRecurrent && Cell::kGates + kOwnSums <= kMostVectors &&
                                    (Panels::kUnits == 1 || kOwnSums == 0);
-  static int64_t fused_bytes(const Forward& f) {
-    return Cell::kGates * f.hidden * (f.input_size + f.output_size) * int64_t(sizeof(E));
-  }
+  static constexpr int64_t kMostFused = 350'000;  // weights
   static bool fuses(const Forward& f, const Plan& plan) {
-    return kMayFuse && plan.pack && !f.tokens && !f.primal && fused_bytes(f) <= (2 << 20);
+    return kMayFuse && plan.pack && !f.tokens && !f.primal &&
+           Cell::kGates * f.hidden * (f.input_size + f.output_size) <= kMostFused;
   }
 
   static Panels panels_of(const Layer& f) { return {f.hidden}; }

@@ -16,7 +16,7 @@ class WeightGradientsPass {
   using Shared = Gradients<Cell, S>;
   static constexpr int64_t kLanes = V::kLanes;
   static constexpr int64_t kTileColumns = 6;  // of dgates, that lie together in a strip: those of a tile
-  static constexpr int64_t kStrip = kTiles<E> ? 96 : 48;
+  static constexpr int64_t kStrip = kParts<E> > 1 ? 96 : 48;
   // Of bfloat16 each column of a strip is turned into a row. Its length in bytes is not a power of two: else they would
   // fall into the same few lines of the first-level cache.
   static constexpr bool kTurned = kTogether<E> > 1;
