@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
-EMULATOR = Path(__file__).resolve().parent / "emulator"
+TESTS = Path(__file__).resolve().parent
+CSRC = TESTS.parent / "csrc"
+EMULATOR = TESTS / "emulator"
 BUILD_FLAGS = "-O3 -fno-math-errno -fno-trapping-math"  # setup.py's
 # Those of setup.py, this machine's own, and vectors of one number. Cells in Python run the best; these run each alone.
 FLAGS = {"baseline": BUILD_FLAGS, "scalar": f"{BUILD_FLAGS} -DFUSED_RNN_VECTOR_BYTES=4 -fno-tree-vectorize"}
@@ -28,7 +29,20 @@ def compile_library(folder, source, flags):
     if shutil.which(cxx[0]) is None:
         pytest.skip(f"{cxx[0]} is not installed")
     path = folder / "library.so"
-    command = [*cxx, "-std=c++20", f"-I{CSRC}", "-shared", "-fPIC", *flags.split(), "-x", "c++", "-", "-o", str(path)]
+    command = [
+        *cxx,
+        "-std=c++20",
+        f"-I{CSRC}",
+        f"-I{TESTS}",
+        "-shared",
+        "-fPIC",
+        *flags.split(),
+        "-x",
+        "c++",
+        "-",
+        "-o",
+        str(path),
+    ]
     done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(path))

@@ -1,52 +1,18 @@
 // Called by test_tiles.py: csrc/cpu/split.h and csrc/cpu/amx.h, compiled for floats in three parts. Each function
 // returns what is wrong, or null. Arrays end where a page begins that may not be touched.
 #include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 
 #include <cstring>
-#include <random>
 #include <vector>
 
+#include "checking.h"
 #include "cpu/amx.h"
 
 namespace fused_rnn {
 namespace {
 
-std::mt19937_64 randoms;
-int64_t between(int64_t low, int64_t high) { return low + int64_t(randoms() % uint64_t(high - low + 1)); }
 float normal() { return std::normal_distribution<float>()(randoms); }
-
-char problem[256];
-#define CHECK(condition, ...)                       \
-  if (!(condition)) {                               \
-    snprintf(problem, sizeof problem, __VA_ARGS__); \
-    return problem;                                 \
-  }
-
-template <class T>
-class Guarded {
- public:
-  explicit Guarded(int64_t count, int fill = 0xff) {  // NaN, unless something else is asked for
-    const int64_t page = sysconf(_SC_PAGESIZE), bytes = (count * int64_t(sizeof(T)) + page - 1) / page * page;
-    size_ = bytes + page;
-    base_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    mprotect(base_ + bytes, page, PROT_NONE);
-    data_ = reinterpret_cast<T*>(base_ + bytes - count * int64_t(sizeof(T)));
-    memset(static_cast<void*>(data_), fill, count * sizeof(T));
-  }
-  Guarded(const Guarded&) = delete;
-  ~Guarded() { munmap(base_, size_); }
-  T* data() { return data_; }
-
- private:
-  int64_t size_;
-  char* base_;
-  T* data_;
-};
 
 // Of every magnitude, and those at the ends of the range.
 float any_float() {

@@ -24,8 +24,7 @@ constexpr uint32_t kUpperHalf = 0xffff0000u;
 
 // To the nearest bfloat16 that is finite.
 FUSED_RNN_INLINE Floats nearest_part(Floats x) {
-  constexpr int kLargestForInfinities =
-      0x00ef0000;  // the largest float for each, which the upper half makes one of 8 bits
+  constexpr int kLargestForInfinities = 0x00ef0000;  // the largest float, of which the upper half is left below
   const __m512 rounded = (__m512)(((Words)x + 0x8000u) & kUpperHalf);
   const __m512 finite = _mm512_fixupimm_ps(rounded, rounded, _mm512_set1_epi32(kLargestForInfinities), 0);
   return (Floats)((Words)finite & kUpperHalf);
