@@ -139,8 +139,8 @@ class TileProducts {
                const Also& second)
       : matrix_(matrix), packed_(packed), left_(left), fetch_(fetch), use_(use), results_(results), second_(second) {}
 
-  void run(int64_t first, int64_t last) {
-    const int64_t bytes = matrix_.offset(last - 1) - matrix_.offset(first);
+  void run(PanelRange panels) {
+    const int64_t bytes = matrix_.offset(panels.last - 1) - matrix_.offset(panels.first);
     fetches_ahead_ = bytes * int64_t(sizeof(E)) > kFetchFrom;
     const bool in_blocks = padded_depth<E>(matrix_.depth) > kDepthAtOnce<E>;
     const int64_t most = in_blocks ? kTilesAtOnce * kTileRows : maximum(1, left_.count);
@@ -151,12 +151,13 @@ class TileProducts {
       tiles_ = (rows_ + kTileRows - 1) / kTileRows;
       height_ = (rows_ + tiles_ - 1) / tiles_;
       set_up_tiles(height_);
-      for (int64_t panel = first; panel < last; ++panel, place_ += tiles_) {
+      for (int64_t n = 0; n < panels.count(); ++n, place_ += tiles_) {
+        const int64_t panel = panels.at(n), next = panels.at(n + 1);
         const int vectors = matrix_.panel_vectors(panel);
-        if (vectors == 1) multiply_panel<1>(panel);
-        if (vectors == 2) multiply_panel<2>(panel);
-        if (vectors == 3) multiply_panel<3>(panel);
-        if (vectors == 4) multiply_panel<4>(panel);
+        if (vectors == 1) multiply_panel<1>(panel, next);
+        if (vectors == 2) multiply_panel<2>(panel, next);
+        if (vectors == 3) multiply_panel<3>(panel, next);
+        if (vectors == 4) multiply_panel<4>(panel, next);
       }
     }
     use_rest();
@@ -166,7 +167,7 @@ class TileProducts {
   static constexpr bool kSecond = !std::is_same_v<Also, NoSecond>;
 
   template <int kVectors>
-  void multiply_panel(int64_t panel) {
+  void multiply_panel(int64_t panel, int64_t next) {
     constexpr int kSums = kVectors + kVectors - Also::template shared<kVectors>();
     if constexpr (kSums <= kMostVectors) {
       constexpr int64_t kWidth = kSums * Vec<float>::kLanes;
@@ -185,7 +186,9 @@ class TileProducts {
           if (block == 0)
             for (int64_t i = known; i < i0 + height_; ++i) fetch_(panel, i);
           const bool is_last = block + 1 == blocks;
-          multiply_tile<kVectors, kSums>(panel, i0, k0, deep, tile, out, block > 0, is_last);
+          const E* const from = packed_ + matrix_.offset(panel) + k0 * kVectors * Vec<float>::kLanes;
+          const E* const coming = is_last ? packed_ + matrix_.offset(next) : from + deep * kVectors * Vec<float>::kLanes;
+          multiply_tile<kVectors, kSums>(panel, from, coming, i0, k0, deep, tile, out, block > 0, is_last);
           if (!is_last) continue;
           use_rest();
           before_ = {panel, known, i0 + height_, kWidth, out + (known - i0) * kWidth};
@@ -195,16 +198,15 @@ class TileProducts {
   }
 
   template <int kVectors, int kSums>
-  FUSED_RNN_INLINE void multiply_tile(int64_t panel, int64_t i0, int64_t k0, int64_t deep, int64_t tile, float* out,
-                                      bool add_to_out, bool is_last) {
+  FUSED_RNN_INLINE void multiply_tile(int64_t panel, const E* from, const E* next, int64_t i0, int64_t k0, int64_t deep,
+                                      int64_t tile, float* out, bool add_to_out, bool is_last) {
     using Vectors = std::make_integer_sequence<int, kVectors>;
     const int64_t pauses = (deep + (is_last ? second_.depth() : 0)) / kTileDepth * kVectors;
     const int64_t at_once = pauses > 0 ? (before_.end - before_.next + pauses - 1) / pauses : 0;
-    const E* const b = packed_ + matrix_.offset(panel) + k0 * kVectors * Vec<float>::kLanes;
-    // What comes after this in memory, by each tile a part of it.
+    // What comes next, by each tile a part of it.
     const int64_t fetches = fetches_ahead_ ? (kParts<E> * kTileRows + tiles_ - 1) / tiles_ : 0;
-    const char* coming = reinterpret_cast<const char*>(b + deep * kVectors * Vec<float>::kLanes) +
-                         tile * fetches * deep / kTileDepth * kVectors * kCacheLine;
+    const char* coming =
+        reinterpret_cast<const char*>(next) + tile * fetches * deep / kTileDepth * kVectors * kCacheLine;
     const auto between = [&] {
       for (int64_t i = 0; i < fetches; ++i, coming += kCacheLine) __builtin_prefetch(coming, 0, 2);
       for (int64_t i = 0; i < at_once && before_.next < before_.end; ++i) use_next();
@@ -215,7 +217,7 @@ class TileProducts {
         (load_tile<kSum>(out + kSum * Vec<float>::kLanes, kLine), ...);
       else
         (clear_tile<kSum>(), ...);
-      add_panel<kVectors, Vectors>(TileOfRows<E>(left_.row, i0, height_), k0, deep, b, between);
+      add_panel<kVectors, Vectors>(TileOfRows<E>(left_.row, i0, height_), k0, deep, from, between);
       if constexpr (kSecond)
         if (is_last)
           add_panel<kVectors, decltype(Also::template sums<kVectors>(Vectors{}))>(
@@ -253,9 +255,9 @@ class TileProducts {
 };
 
 template <class Matrix, class E, class Row, class Fetch, class Use, class Results = KeepNothing, class Also = NoSecond>
-void multiply(const Matrix& matrix, const E* packed, int64_t first, int64_t last, const LeftRows<Row>& left,
-              Fetch fetch, Use use, Results results = {}, const Also& second = {}) {
-  if (first < last) TileProducts(matrix, packed, left, fetch, use, results, second).run(first, last);
+void multiply(const Matrix& matrix, const E* packed, PanelRange panels, const LeftRows<Row>& left, Fetch fetch, Use use,
+              Results results = {}, const Also& second = {}) {
+  if (panels.count() > 0) TileProducts(matrix, packed, left, fetch, use, results, second).run(panels);
 }
 
 #else

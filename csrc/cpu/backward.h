@@ -259,12 +259,12 @@ class BackwardPass {
       if (!projected(g)) fetch_saved<Cell>(g, w.saved(step.t, b), unit, units);
     };
     const auto use = [&](int64_t panel, int64_t i, const T* sums) { end_of_product(w, step, panel, i, sums); };
-    const int64_t first = cut(hh.panels(), w.plan.unit_chunks, share);
-    const int64_t last = cut(hh.panels(), w.plan.unit_chunks, share + 1);
+    const PanelRange range = {cut(hh.panels(), w.plan.unit_chunks, share),
+                              cut(hh.panels(), w.plan.unit_chunks, share + 1), step.number % 2 == 1};
     if (Cell::kRecurrent && step.from_rows > 0)
-      return multiply(hh, shared.hh + w.run.problem * hh.size(), first, last, LeftRows{rows, row, 1, g.batch == 1},
-                      fetch, use);
-    for (int64_t panel = first; panel < last; ++panel)
+      return multiply(hh, shared.hh + w.run.problem * hh.size(), range, LeftRows{rows, row, 1, g.batch == 1}, fetch,
+                      use);
+    for (int64_t panel = range.first; panel < range.last; ++panel)
       for (int64_t i = 0; i < rows; ++i) use(panel, i, shared.zero_sums);
   }
 
@@ -311,8 +311,8 @@ class BackwardPass {
       if (i >= step.rows) return shared.zeros;
       return shared.outputs + (step.slot + w.run.batch_row(i)) * shared.output_stride;
     };
-    multiply(hr, shared.hr + w.run.problem * hr.size(), cut(hr.panels(), w.plan.unit_chunks, share),
-             cut(hr.panels(), w.plan.unit_chunks, share + 1),
+    multiply(hr, shared.hr + w.run.problem * hr.size(),
+             PanelRange{cut(hr.panels(), w.plan.unit_chunks, share), cut(hr.panels(), w.plan.unit_chunks, share + 1)},
              LeftRows{maximum(step.rows, step.from_rows), row, 1, g.batch == 1}, FetchNothing{},
              [&](int64_t panel, int64_t i, const T* sums) {
                const int64_t b = w.run.batch_row(i);

@@ -413,16 +413,16 @@ class ForwardPass {
       }
     }
     if (fuses(f, w.plan)) return;
-    const int64_t panel0 = w.first_panel(share), panel1 = w.first_panel(share + 1);
+    const PanelRange range = {w.first_panel(share), w.first_panel(share + 1)};
     const Panels panels = panels_of(f);
     const E* packed = w.packed.ih + w.run.problem * w.packed.ih_size;
     const S* plain = at<S>(f.weights[w.run.d].ih, w.run.m * GH * I);
-    const auto sums = [&](int64_t panel) { return ahead.of_panel(panels, panel - panel0); };
+    const auto sums = [&](int64_t panel) { return ahead.of_panel(panels, panel - range.first); };
     if (!f.tokens)
-      return product(w, packed, plain, panel0, panel1, I,
+      return product(w, packed, plain, range, I,
                      LeftRows{count, [&](int64_t i) { return ahead.rows[i]; }, 1, f.rows == 1}, FetchNothing{},
                      UseNothing{}, sums);
-    for (int64_t panel = panel0; panel < panel1; ++panel)
+    for (int64_t panel = range.first; panel < range.last; ++panel)
       look_up(w, packed, plain, panel, count, ahead.tokens, sums(panel));
   }
 
@@ -441,15 +441,15 @@ class ForwardPass {
     }
   }
 
-  // The panels [first, last) of W times rows, from packed weights or, for a step or two, from W as it is.
+  // Panels of W times rows, from packed weights or, for a step or two, from W as it is.
   template <class Row, class Fetch, class Use, class Results = KeepNothing>
-  static void product(const Walk& w, const E* packed, const S* plain, int64_t first, int64_t last, int64_t depth,
+  static void product(const Walk& w, const E* packed, const S* plain, PanelRange range, int64_t depth,
                       const LeftRows<Row>& left, Fetch fetch, Use use, Results results = {}) {
-    if (w.plan.pack) return multiply(gates_of(w.f, depth), packed, first, last, left, fetch, use, results);
+    if (w.plan.pack) return multiply(gates_of(w.f, depth), packed, range, left, fetch, use, results);
     if constexpr (kParts<E> == 1) {
       const Panels panels = panels_of(w.f);
       T buffer[kWidth] __attribute__((aligned(64))) = {};
-      for (int64_t panel = first; panel < last; ++panel)
+      for (int64_t panel = range.first; panel < range.last; ++panel)
         for (int64_t i = 0; i < left.count; ++i) {
           T* const kept = results(panel);
           T* const sums = kept ? kept + i * panels.width(panel) : buffer;
@@ -467,7 +467,7 @@ class ForwardPass {
     const Ahead& ahead = w.state.ahead[share];
     const int64_t slot = step.number % w.steps_ahead, P = f.output_size, GH = Cell::kGates * f.hidden;
     if (slot == 0 && !f.primal) look_ahead(w, step, share, ahead);
-    const int64_t panel0 = w.first_panel(share), panel1 = w.first_panel(share + 1);
+    const PanelRange range = {w.first_panel(share), w.first_panel(share + 1), step.number % 2 == 1};
     const E* h = w.state.h[step.number % 2];
     const E* packed = w.packed.hh + w.run.problem * w.packed.hh_size;
     const S* plain = at<S>(f.weights[w.run.d].hh, w.run.m * GH * P);
@@ -482,20 +482,19 @@ class ForwardPass {
                             [&](auto known) { cell<decltype(known)::value, true>(w, step, panel, i, both, nullptr); });
         };
         constexpr int kShared = kOwnSums == 0 ? kMostVectors : Cell::kSharedGates;
-        return multiply(gates_of(f, f.input_size), w.packed.ih + w.run.problem * w.packed.ih_size, panel0, panel1,
-                        inputs, fetch, use_both, KeepNothing{},
+        return multiply(gates_of(f, f.input_size), w.packed.ih + w.run.problem * w.packed.ih_size, range, inputs, fetch, use_both, KeepNothing{},
                         Second<kShared, GateMatrix<Cell, E>, E, decltype(rows.row)>{gates_of(f, P), packed, rows.row});
       }
     const auto use = [&](int64_t panel, int64_t i, const T* r) {
       panels.with_units(panel, [&](auto known) {
         constexpr int kUnits = decltype(known)::value;
         if (f.primal) return tangent<kUnits>(w, step, panel, i, r);
-        const T* x = ahead.of_panel(panels, panel - panel0);
+        const T* x = ahead.of_panel(panels, panel - range.first);
         cell<kUnits, false>(w, step, panel, i, x + (ahead.first[slot] + i) * Cell::kGates * kUnits * kLanes, r);
       });
     };
-    if (Cell::kRecurrent) return product(w, packed, plain, panel0, panel1, P, rows, fetch, use);
-    for (int64_t panel = panel0; panel < panel1; ++panel)
+    if (Cell::kRecurrent) return product(w, packed, plain, range, P, rows, fetch, use);
+    for (int64_t panel = range.first; panel < range.last; ++panel)
       for (int64_t i = 0; i < step.rows; ++i) use(panel, i, nullptr);
   }
 
@@ -608,8 +607,8 @@ class ForwardPass {
     const Forward& f = w.f;
     const int64_t P = f.output_size;
     const Plain<E> hr = projection_of(f);
-    multiply(hr, w.packed.hr + w.run.problem * w.packed.hr_size, cut(hr.panels(), w.plan.unit_chunks, share),
-             cut(hr.panels(), w.plan.unit_chunks, share + 1),
+    multiply(hr, w.packed.hr + w.run.problem * w.packed.hr_size,
+             PanelRange{cut(hr.panels(), w.plan.unit_chunks, share), cut(hr.panels(), w.plan.unit_chunks, share + 1)},
              LeftRows{step.rows, [&](int64_t i) { return w.state.wide_h + i * w.state.wide_stride; }, 1, f.batch == 1},
              FetchNothing{}, [&](int64_t panel, int64_t i, const T* sums) {
                const Place place(w, step, i);

@@ -22,6 +22,16 @@ namespace {
 constexpr int64_t kCacheLine = 64;
 constexpr int kMostVectors = 4;  // of a panel
 
+// Some panels, in their order or from the last one back. What is gone through again and again should be gone through
+// back and forth: then the cache still holds what comes first, where in one direction it would hold what comes last.
+struct PanelRange {
+  int64_t first, last;
+  bool back = false;
+
+  int64_t count() const { return last - first; }
+  int64_t at(int64_t i) const { return back ? last - 1 - i : first + i; }
+};
+
 // One part of vector v in one line of a panel of so many vectors.
 template <class E>  // const or not
 FUSED_RNN_INLINE auto* vector_at(E* panel, int vectors, int v, int64_t line, int part) {

@@ -364,7 +364,7 @@ class WeightGradientsPass {
         return p.result + (j0 + j) * p.columns + matrix.first_column(panel);
       };
       multiply(
-          matrix, packed, 0, matrix.panels(),
+          matrix, packed, PanelRange{0, matrix.panels()},
           LeftRows{width, [&](int64_t j) { return column_of(strip, j, depth); }, kStep},
           [&](int64_t panel, int64_t j) { fetch_row_to_write(result(panel, j), matrix.panel_vectors(panel) * kLanes); },
           [&](int64_t panel, int64_t j, const T* sums) {
@@ -397,7 +397,7 @@ class WeightGradientsPass {
     const int64_t first = cut(rows.count, plan.threads, piece),
                   count = cut(rows.count, plan.threads, piece + 1) - first;
     const auto row = [&](int64_t i) { return shared.gates_x + rows.slots[first + i] * shared.gate_stride; };
-    multiply(ih, shared.ih + problem * ih.size(), 0, ih.panels(), LeftRows{count, row}, FetchNothing{},
+    multiply(ih, shared.ih + problem * ih.size(), PanelRange{0, ih.panels()}, LeftRows{count, row}, FetchNothing{},
              [&](int64_t panel, int64_t i, const T* values) {
                const int64_t row = rows.rows[first + i], at_row = (m * g.rows + row) * I;
                const bool add = is_second(g, round, d, rows.times[first + i]);
