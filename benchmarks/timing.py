@@ -16,7 +16,10 @@ from .suites import Effort
 
 SLICE_SECONDS = 0.01  # of one side in one round, if that is several runs
 MOST_QUEUED = 500  # runs in such a slice, on a GPU
-WARM_SECONDS = 0.003  # a short run right after another side's is a cold one, up to twice as slow
+# What runs right after another side, and after the wait for idle threads, runs cold: the first milliseconds take up to
+# twice as long, as they never do in a loop over batches. Beside a long run that is little.
+WARM_SECONDS = 0.003
+LONG_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,11 @@ def time_interleaved(
 
 
 def cpu_slice(run: Callable[[], object]) -> float:
-    """The median time of a few runs in a row, warmed up where they are short."""
+    """The median time of a few runs in a row, or the time of a single one, after one or more that warm up."""
     wait_for_idle_threads()
-    last = _time(run)
-    if last >= SLICE_SECONDS:
-        return last
-    warmed = last
+    warmed = _time(run)
+    if warmed >= LONG_SECONDS:
+        return warmed
     while warmed < WARM_SECONDS:
         warmed += _time(run)
     times, spent = [], 0.0
