@@ -47,7 +47,8 @@ const char* check_multiply(int64_t cases) {
         equal = equal && sums[j] == expected;
       }
     };
-    multiply(Plain<T>{depth, width}, panel.data(), 0, 1, LeftRows{count, row, step, lone}, FetchNothing{}, use);
+    multiply(Plain<T>{depth, width}, panel.data(), PanelRange{0, 1}, LeftRows{count, row, step, lone}, FetchNothing{},
+             use);
     CHECK(in_order && next == count, "%ld of %ld rows were used, or in another order", long(next), long(count));
     CHECK(equal, "wrong sum: depth %ld, %ld rows, %d vectors, lone %d, step %ld", long(depth), long(count), vectors,
           lone, long(step));
@@ -69,7 +70,7 @@ const char* check_order(int64_t cases) {
     std::vector<T> together(count * width), apart(count * width);
     const auto run = [&](int64_t first, int64_t rows, std::vector<T>& to) {
       const auto row = [&](int64_t i) -> const T* { return a.data() + (first + i) * depth; };
-      multiply(Plain<T>{depth, width}, panel.data(), 0, 1, LeftRows{rows, row}, FetchNothing{},
+      multiply(Plain<T>{depth, width}, panel.data(), PanelRange{0, 1}, LeftRows{rows, row}, FetchNothing{},
                [&](int64_t, int64_t i, const T* sums) { memcpy(&to[(first + i) * width], sums, width * sizeof(T)); });
     };
     run(0, count, together);

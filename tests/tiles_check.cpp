@@ -154,7 +154,7 @@ const char* check_multiply(int64_t cases) {
     double worst = 0;
     bool in_order = true, right = true, as_kept = true;
     multiply(
-        panels.matrix, static_cast<const Split*>(panels.packed.data()), first, last,
+        panels.matrix, static_cast<const Split*>(panels.packed.data()), PanelRange{first, last, between(0, 1) == 1},
         LeftRows{count, [&](int64_t i) { return a.row(order[i]); }}, FetchNothing{},
         [&](int64_t panel, int64_t i, const float* sums) {
           in_order = in_order && i == used[panel]++;
@@ -191,7 +191,7 @@ const char* check_second(int64_t cases) {
     bool right = true;
     const auto row = [&](int64_t i) { return c.row(i); };
     multiply(
-        one.matrix, static_cast<const Split*>(one.packed.data()), 0, 1,
+        one.matrix, static_cast<const Split*>(one.packed.data()), PanelRange{0, 1},
         LeftRows{count, [&](int64_t i) { return a.row(i); }}, FetchNothing{},
         [&](int64_t, int64_t i, const float* sums) {
           for (int64_t j = 0; j < columns; ++j) {
@@ -214,7 +214,7 @@ const char* check_order(int64_t cases) {
     Panels panels(b, true);
     std::vector<float> together(count * columns), apart(count * columns);
     const auto run = [&](int64_t first, int64_t rows, std::vector<float>& to) {
-      multiply(panels.matrix, static_cast<const Split*>(panels.packed.data()), 0, panels.matrix.panels(),
+      multiply(panels.matrix, static_cast<const Split*>(panels.packed.data()), PanelRange{0, panels.matrix.panels()},
                LeftRows{rows, [&](int64_t i) { return a.row(first + i); }}, FetchNothing{},
                [&](int64_t panel, int64_t i, const float* sums) {
                  const int64_t j0 = panels.matrix.first_column(panel), j1 = minimum(columns, j0 + 64);

@@ -152,7 +152,7 @@ class TileProducts {
       height_ = (rows_ + tiles_ - 1) / tiles_;
       set_up_tiles(height_);
       for (int64_t n = 0; n < panels.count(); ++n, place_ += tiles_) {
-        const int64_t panel = panels.at(n), next = panels.at(n + 1);
+        const int64_t panel = panels.at(n), next = panels.after(n);
         const int vectors = matrix_.panel_vectors(panel);
         if (vectors == 1) multiply_panel<1>(panel, next);
         if (vectors == 2) multiply_panel<2>(panel, next);
@@ -187,7 +187,8 @@ class TileProducts {
             for (int64_t i = known; i < i0 + height_; ++i) fetch_(panel, i);
           const bool is_last = block + 1 == blocks;
           const E* const from = packed_ + matrix_.offset(panel) + k0 * kVectors * Vec<float>::kLanes;
-          const E* const coming = is_last ? packed_ + matrix_.offset(next) : from + deep * kVectors * Vec<float>::kLanes;
+          const E* const coming =
+              is_last ? packed_ + matrix_.offset(next) : from + deep * kVectors * Vec<float>::kLanes;
           multiply_tile<kVectors, kSums>(panel, from, coming, i0, k0, deep, tile, out, block > 0, is_last);
           if (!is_last) continue;
           use_rest();

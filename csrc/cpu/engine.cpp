@@ -23,16 +23,18 @@ struct Passes {
       {{&F::count_walks, &in_tiles<&F::walk>}},
       {}};
   static constexpr Packing kPacking = {&F::packed_bytes, {&F::count_packs, &F::pack_weights}};
-  static constexpr Pass<Backward> kBackward = {
-      &W::bytes,
-      &count_rounds,
-      {{&B::count_packs, &B::prepare}},
-      {{&B::count_walks, &in_tiles<&B::walk>},
-       {&W::count_inputs, &in_tiles<&W::input_grads>},
-       {&W::count_reverse_inputs, &in_tiles<&W::reverse_input_grads>},
-       {&W::count_operands, &W::pack_operands},
-       {&W::count_blocks, &in_tiles<&W::weight_grads>}},
-      {{&B::count_ends, &B::finish}, {&W::count_token_grads, &W::store_token_grads}, {&W::count_ends, &W::finish}}};
+  static constexpr Pass<Backward> kBackward = {&W::bytes,
+                                               &count_rounds,
+                                               {{&B::count_packs, &B::prepare}},
+                                               {{&B::count_walks, &in_tiles<&B::walk>},
+                                                {&W::count_inputs, &in_tiles<&W::input_grads>},
+                                                {&W::count_reverse_inputs, &in_tiles<&W::reverse_input_grads>},
+                                                {&W::count_operands, &W::pack_operands},
+                                                {&W::count_blocks, &in_tiles<&W::weight_grads>}},
+                                               {{&B::count_ends, &B::finish},
+                                                {&W::count_token_grads, &W::store_token_grads},
+                                                {&W::count_stores, &W::store_sums},
+                                                {&W::count_ends, &W::finish}}};
 };
 
 template <class Select>

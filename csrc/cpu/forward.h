@@ -482,7 +482,8 @@ class ForwardPass {
                             [&](auto known) { cell<decltype(known)::value, true>(w, step, panel, i, both, nullptr); });
         };
         constexpr int kShared = kOwnSums == 0 ? kMostVectors : Cell::kSharedGates;
-        return multiply(gates_of(f, f.input_size), w.packed.ih + w.run.problem * w.packed.ih_size, range, inputs, fetch, use_both, KeepNothing{},
+        return multiply(gates_of(f, f.input_size), w.packed.ih + w.run.problem * w.packed.ih_size, range, inputs, fetch,
+                        use_both, KeepNothing{},
                         Second<kShared, GateMatrix<Cell, E>, E, decltype(rows.row)>{gates_of(f, P), packed, rows.row});
       }
     const auto use = [&](int64_t panel, int64_t i, const T* r) {

@@ -30,6 +30,7 @@ struct PanelRange {
 
   int64_t count() const { return last - first; }
   int64_t at(int64_t i) const { return back ? last - 1 - i : first + i; }
+  int64_t after(int64_t i) const { return at(i + 1 < count() ? i + 1 : i); }  // when all are done, it turns round
 };
 
 // One part of vector v in one line of a panel of so many vectors.

@@ -127,11 +127,11 @@ struct NoSecond {
   }
 };
 
-// For some panels of a matrix (Plain, panels.h, or one like it) and every i < count: use(panel, i, sums), where sums[v] = sum over k of row(i)[k * step] * panel[k][v].
-// Each sum runs in one order whatever the other rows are, so results do not depend on how rows were dealt to threads.
-// Only a lone row may be summed in another.
-// fetch(panel, i) comes before: to fetch what use(panel, i, ..) will touch, which then arrives while the tile is
-// computed. Where results(panel), [count, vectors, L], is not null, the sums are left there as well.
+// For some panels of a matrix (Plain, panels.h, or one like it) and every i < count: use(panel, i, sums), where sums[v]
+// = sum over k of row(i)[k * step] * panel[k][v]. Each sum runs in one order whatever the other rows are, so results do
+// not depend on how rows were dealt to threads. Only a lone row may be summed in another. fetch(panel, i) comes before:
+// to fetch what use(panel, i, ..) will touch, which then arrives while the tile is computed. Where results(panel),
+// [count, vectors, L], is not null, the sums are left there as well.
 #ifndef FUSED_RNN_AMX  // amx.h has the only one there is then: a call that does not fit it must not end up here
 template <class E, class Row, class Fetch, class Use>
 void multiply_panel(const LeftRows<Row>& left, int64_t depth, const E* panel, const E* next_panel, int vectors,
@@ -166,8 +166,8 @@ void multiply_panel(const LeftRows<Row>& left, int64_t depth, const E* panel, co
         for (int64_t i = 0; i < height; ++i) a[i] = row(first + i0 + i) + k0 * step * kTogether<E>;
         if (block == 0)
           for (int64_t i = 0; i < height; ++i) fetch(first + i0 + i);
-        const E* next = (block + 1 < blocks ? from + deep * line : next_panel) +
-                        tile * share * (kCacheLine / int64_t(sizeof(E)));
+        const E* next =
+            (block + 1 < blocks ? from + deep * line : next_panel) + tile * share * (kCacheLine / int64_t(sizeof(E)));
         T* out = results ? results + (first + i0) * width : sums + (blocks > 1 ? i0 * width : 0);
         by_rows[lone ? 0 : height](deep, a, step, from, next, fetch_rate, out, block > 0);
         if (block + 1 < blocks) continue;
@@ -183,7 +183,7 @@ void multiply(const Matrix& matrix, const E* packed, PanelRange panels, const Le
   for (int64_t n = 0; n < panels.count(); ++n) {
     const int64_t panel = panels.at(n);
     multiply_panel(
-        left, matrix.depth, packed + matrix.offset(panel), packed + matrix.offset(panels.at(n + 1)),
+        left, matrix.depth, packed + matrix.offset(panel), packed + matrix.offset(panels.after(n)),
         matrix.panel_vectors(panel), [&](int64_t i) { fetch(panel, i); },
         [&](int64_t i, const Arithmetic<E>* sums) { use(panel, i, sums); }, results(panel));
   }

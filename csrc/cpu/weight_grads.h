@@ -59,22 +59,46 @@ class WeightGradientsPass {
     Scratch(const Backward& g, const Plan&, Carver& carve) : rows(g, carve), strip(carve.take<E>(kStripSize)) {}
   };
 
+  // The sums of a weight gradient, [rows, columns]: added up in its own array; or first elsewhere, where that is 16-bit
+  // or would be added to in many rounds. The rows of one tile, whole pages apart there, lie together here, panel by
+  // panel as they are multiplied. The weight gradients of single groups would be too much to have twice.
+  struct SumsOf {
+    static constexpr int64_t kPanel = kMostVectors * kLanes;
+    int64_t groups, rows, columns;
+    bool elsewhere, in_panels;
+
+    SumsOf(const Backward& g, int64_t rows, int64_t columns) : groups(g.weight_groups), rows(rows), columns(columns) {
+      in_panels = groups == 1 && (kConverts || count_rounds(g) > 1);
+      elsewhere = kConverts || in_panels;
+    }
+    int64_t panels() const { return (columns + kPanel - 1) / kPanel; }
+    int64_t group_size() const { return in_panels ? rows * panels() * kPanel : rows * columns; }
+    int64_t size() const { return elsewhere ? groups * group_size() : 0; }
+    // Where the part of row j lies that belongs to a panel.
+    int64_t offset(int64_t panel, int64_t j) const {
+      return in_panels ? (panel * rows + j) * kPanel : j * columns + panel * kPanel;
+    }
+  };
+  static SumsOf sums_of_ih(const Backward& g) { return {g, Cell::kGates * g.hidden, g.input_size}; }
+  static SumsOf sums_of_hh(const Backward& g) { return {g, Cell::kGates * g.hidden, g.output_size}; }
+  static SumsOf sums_of_hr(const Backward& g) { return {g, g.output_size, g.hidden}; }
+
   // Operands in panels, for all rows of a round; and sums that are no output arrays themselves.
   struct Sums {
     E *x, *h, *wide_h;     // [Q, rows of a round, I or P or H]
-    T *ih, *hh, *hr;       // [Q, K, ...] when weights are 16-bit; of tokens ih is [Q, K, I, G*H], whatever they are
+    T *ih, *hh, *hr;       // [Q, ...] as SumsOf has them; of tokens ih is [Q, K, I, G*H], whatever they are
     T *bias_ih, *bias_hh;  // [Q, K, G*H]
     T* input;              // [M, N, I] when 16-bit and two directions add to it
 
     Sums(const Backward& g, const Plan& plan, Carver& carve) {
       const int64_t Q = problems(g), QK = Q * g.weight_groups, round = operand_rows(g);
-      const int64_t GH = Cell::kGates * g.hidden, I = g.input_size, H = g.hidden, P = g.output_size;
+      const int64_t GH = Cell::kGates * g.hidden, I = g.input_size, P = g.output_size;
       x = carve.take<E>(g.tokens ? 0 : Q * Plain<E>{round, I}.size());
       h = carve.take<E>(Cell::kRecurrent ? Q * Plain<E>{round, P}.size() : 0);
-      wide_h = carve.take<E>(projected(g) ? Q * Plain<E>{round, H}.size() : 0);
-      ih = carve.take<T>(kConverts || count_token_grads(g, plan) > 0 ? QK * GH * I : 0);
-      hh = carve.take<T>(kConverts && Cell::kRecurrent ? QK * GH * P : 0);
-      hr = carve.take<T>(kConverts && projected(g) ? QK * P * H : 0);
+      wide_h = carve.take<E>(projected(g) ? Q * Plain<E>{round, g.hidden}.size() : 0);
+      ih = carve.take<T>(count_token_grads(g, plan) > 0 ? QK * GH * I : Q * sums_of_ih(g).size());
+      hh = carve.take<T>(Cell::kRecurrent ? Q * sums_of_hh(g).size() : 0);
+      hr = carve.take<T>(projected(g) ? Q * sums_of_hr(g).size() : 0);
       bias_ih = carve.take<T>(QK * GH);
       bias_hh = carve.take<T>(QK * GH);
       input = carve.take<T>(converts_input(g) ? g.members * g.rows * I : 0);
@@ -169,27 +193,28 @@ class WeightGradientsPass {
     const Scratch scratch = scratch_of(g, plan, buffer, task);
     Rows rows = scratch.rows;
     const int64_t problem = task / plan.threads, piece = task % plan.threads, m = problem / g.directions;
-    const int64_t GH = Cell::kGates * g.hidden, I = g.input_size, H = g.hidden, P = g.output_size;
+    const int64_t GH = Cell::kGates * g.hidden, I = g.input_size, P = g.output_size;
     const WeightGradients& out = g.grads[problem % g.directions];
+    const SumsOf of_ih = sums_of_ih(g), of_hh = sums_of_hh(g), of_hr = sums_of_hr(g);
     for (int64_t group = 0, before = 0; group < g.weight_groups; ++group, before += padded_depth<E>(rows.count)) {
       gather_group(g, shared, rows, round, problem, group);
       const int64_t own = problem * g.weight_groups + group, theirs = m * g.weight_groups + group;
       const Factor left = {g, rows, round, before, problem, scratch.strip};
       const int64_t j0 = cut(GH, plan.threads, piece), j1 = cut(GH, plan.threads, piece + 1);
-      const Product ih = {out.ih && !g.tokens ? sums.x : nullptr, I, result(out.ih, sums.ih, own, theirs, GH * I),
+      const Product ih = {out.ih && !g.tokens ? sums.x : nullptr, of_ih, result(of_ih, out.ih, sums.ih, own, theirs),
                           sums.bias_ih + own * GH};
-      const Product hh = {out.hh ? sums.h : nullptr, P, result(out.hh, sums.hh, own, theirs, GH * P),
+      const Product hh = {out.hh ? sums.h : nullptr, of_hh, result(of_hh, out.hh, sums.hh, own, theirs),
                           sums.bias_hh + own * GH};
       // Where gates_x and gates_r are the same, each strip serves both products.
-      const int64_t both = Cell::kSharedGates * H, j_both = minimum(j1, both), j_apart = maximum(j0, both);
-      left.add(shared.gates_x, shared.gate_stride, j0, j_both, ih, hh);
-      left.add(shared.gates_x, shared.gate_stride, j_apart, j1, ih, {});
-      left.add(shared.gates_r, shared.gate_stride, j_apart, j1, hh, {});
+      const int64_t both = Cell::kSharedGates * g.hidden, j_both = minimum(j1, both), j_apart = maximum(j0, both);
+      left.add(shared.gates_x, shared.gate_stride, j0, j_both, &ih, &hh);
+      left.add(shared.gates_x, shared.gate_stride, j_apart, j1, &ih, nullptr);
+      left.add(shared.gates_r, shared.gate_stride, j_apart, j1, &hh, nullptr);
       if (out.ih && g.tokens) add_by_token(g, shared, rows, round, m, j0, j1, sums.ih + own * GH * I);
       if (!out.hr) continue;
-      const Product hr = {sums.wide_h, H, result(out.hr, sums.hr, own, theirs, P * H), nullptr};
-      left.add(shared.outputs, shared.output_stride, cut(P, plan.threads, piece), cut(P, plan.threads, piece + 1), hr,
-               {});
+      const Product hr = {sums.wide_h, of_hr, result(of_hr, out.hr, sums.hr, own, theirs), nullptr};
+      left.add(shared.outputs, shared.output_stride, cut(P, plan.threads, piece), cut(P, plan.threads, piece + 1), &hr,
+               nullptr);
     }
   }
 
@@ -212,9 +237,34 @@ class WeightGradientsPass {
 
   // ---- the end -----------------------------------------------------------------------------------------------------
 
+  static int64_t count_stores(const Backward& g, const Plan& plan) {
+    return wants_weights(g) && sums_of_hh(g).elsewhere ? problems(g) * plan.threads : 0;
+  }
+
+  // Sums that were added up elsewhere.
+  static void store_sums(const Backward& g, const Plan& plan, void* buffer, int64_t, int64_t task) {
+    const Sums sums = sums_of(g, plan, buffer);
+    const int64_t problem = task / plan.threads, piece = task % plan.threads, m = problem / g.directions;
+    const WeightGradients& out = g.grads[problem % g.directions];
+    const auto store = [&](const SumsOf& of, void* to, const T* from) {
+      if (!to) return;
+      for (int64_t group = 0; group < of.groups; ++group) {
+        const T* own = from + (problem * of.groups + group) * of.group_size();
+        S* theirs = at<S>(to, (m * of.groups + group) * of.rows * of.columns);
+        for (int64_t j = cut(of.rows, plan.threads, piece); j < cut(of.rows, plan.threads, piece + 1); ++j)
+          for (int64_t panel = 0; panel < of.panels(); ++panel)
+            store_row(theirs + j * of.columns + panel * of.kPanel, own + of.offset(panel, j),
+                      minimum(of.kPanel, of.columns - panel * of.kPanel));
+      }
+    };
+    if (!g.tokens) store(sums_of_ih(g), out.ih, sums.ih);
+    store(sums_of_hh(g), out.hh, sums.hh);
+    store(sums_of_hr(g), out.hr, sums.hr);
+  }
+
   static int64_t count_ends(const Backward& g, const Plan&) { return problems(g); }
 
-  // Sums that are not in the output arrays yet.
+  // What else is not in the output arrays yet.
   static void finish(const Backward& g, const Plan& plan, void* buffer, int64_t, int64_t problem) {
     const Sums sums = sums_of(g, plan, buffer);
     const int64_t m = problem / g.directions, K = g.weight_groups, GH = Cell::kGates * g.hidden;
@@ -224,11 +274,6 @@ class WeightGradientsPass {
     };
     copy(out.bias_ih, sums.bias_ih, GH);
     copy(out.bias_hh, sums.bias_hh, GH);
-    if (kConverts) {
-      if (!g.tokens) copy(out.ih, sums.ih, GH * g.input_size);
-      copy(out.hh, sums.hh, GH * g.output_size);
-      copy(out.hr, sums.hr, g.output_size * g.hidden);
-    }
     if (!converts_input(g) || problem % g.directions > 0) return;
     for (int64_t t = 0; t < g.steps; ++t)
       for (int64_t b = 0; b < g.batch; ++b) {
@@ -261,12 +306,8 @@ class WeightGradientsPass {
     return all + problem * Plain<E>{operand_rows(g), columns}.size() + Plain<E>{k, columns}.size();
   }
 
-  // Where a weight gradient is summed up: in its own array if that has the right type.
-  static T* result(void* out, T* sums, int64_t own, int64_t theirs, int64_t size) {
-    if constexpr (kConverts)
-      return out ? sums + own * size : nullptr;
-    else
-      return at<T>(out, theirs * size);
+  static T* result(const SumsOf& of, void* out, T* sums, int64_t own, int64_t theirs) {
+    return of.elsewhere ? sums + own * of.group_size() : at<T>(out, theirs * of.group_size());
   }
 
   // Columns j0 .. j0 + width - 1 of the rows that row(k) points to. Their sums over k come along: `row_sums`, of whole
@@ -306,13 +347,13 @@ class WeightGradientsPass {
     return strip + j / kTileColumns * kTileColumns * depth + j % kTileColumns;
   }
 
-  // One right factor, in panels, and what its product is added to: result, [.., columns], and the left factor's own
-  // sums over the rows. Either may be absent.
+  // One right factor, in panels, and what its product is added to, and the left factor's own sums over the rows. Either
+  // may be absent.
   struct Product {
-    E* panels = nullptr;
-    int64_t columns = 0;
-    T* result = nullptr;
-    T* bias = nullptr;
+    E* panels;
+    SumsOf sums;
+    T* result;
+    T* bias;
   };
 
   // The left factor, transposed: columns of dgates or of dh.
@@ -325,12 +366,14 @@ class WeightGradientsPass {
     // For j0 <= j < j1 and each product:
     //   result[j, 0 .. columns) += sum over the rows k of from[k, j] * panels[k, ..]    bias[j] += sum of from[k, j]
     // In the first round the results begin.
-    void add(const E* from, int64_t stride, int64_t j0, int64_t j1, const Product& one, const Product& two) const {
+    void add(const E* from, int64_t stride, int64_t j0, int64_t j1, const Product* one, const Product* two) const {
       if (j0 >= j1) return;
       if (round == 0 && rows.count == 0) {
-        for (const Product* p : {&one, &two}) {
-          if (p->panels) zero_row(p->result + j0 * p->columns, (j1 - j0) * p->columns);
-          if (p->bias) zero_row(p->bias + j0, j1 - j0);
+        for (const Product* p : {one, two}) {
+          for (int64_t j = j0; p && p->panels && j < j1; ++j)
+            for (int64_t panel = 0; panel < p->sums.panels(); ++panel)
+              zero_row(p->result + p->sums.offset(panel, j), width_of(*p, panel));
+          if (p && p->bias) zero_row(p->bias + j0, j1 - j0);
         }
       }
       for (int64_t block = 0; block < rows.blocks(); ++block)
@@ -339,11 +382,17 @@ class WeightGradientsPass {
           const int64_t* slots = rows.slots + block * kRoundRows;
           V row_sums[(kStrip + kLanes - 1) / kLanes];
           copy_strip(strip, [&](int64_t k) { return from + slots[k] * stride; }, depth, j, width, row_sums);
-          for (const Product* p : {&one, &two}) {
-            if (p->bias) add_bias(block, p->bias + j, width, row_sums);
-            if (p->panels) add_strip(block, j, width, *p);
+          // Back and forth through both right factors (PanelRange).
+          const bool back = (j - j0) / kStrip % 2 == 1;
+          for (const Product* p : {back ? two : one, back ? one : two}) {
+            if (p && p->bias) add_bias(block, p->bias + j, width, row_sums);
+            if (p && p->panels) add_strip(block, j, width, *p, back);
           }
         }
+    }
+
+    static int64_t width_of(const Product& p, int64_t panel) {
+      return minimum(SumsOf::kPanel, p.sums.columns - panel * SumsOf::kPanel);
     }
 
     bool is_first(int64_t block) const { return round == 0 && block == 0; }
@@ -356,20 +405,18 @@ class WeightGradientsPass {
       }
     }
 
-    void add_strip(int64_t block, int64_t j0, int64_t width, const Product& p) const {
+    void add_strip(int64_t block, int64_t j0, int64_t width, const Product& p, bool back) const {
       const int64_t depth = rows.block_size(block);
-      const Plain<E> matrix = {depth, p.columns};
-      const E* packed = operand(g, p.panels, problem, before + block * kRoundRows, p.columns);
-      const auto result = [&](int64_t panel, int64_t j) {
-        return p.result + (j0 + j) * p.columns + matrix.first_column(panel);
-      };
+      const Plain<E> matrix = {depth, p.sums.columns};
+      const E* packed = operand(g, p.panels, problem, before + block * kRoundRows, p.sums.columns);
+      const auto result = [&](int64_t panel, int64_t j) { return p.result + p.sums.offset(panel, j0 + j); };
       multiply(
-          matrix, packed, PanelRange{0, matrix.panels()},
+          matrix, packed, PanelRange{0, matrix.panels(), back},
           LeftRows{width, [&](int64_t j) { return column_of(strip, j, depth); }, kStep},
           [&](int64_t panel, int64_t j) { fetch_row_to_write(result(panel, j), matrix.panel_vectors(panel) * kLanes); },
           [&](int64_t panel, int64_t j, const T* sums) {
             for (int v = 0; v < matrix.panel_vectors(panel); ++v) {
-              const int64_t n = minimum(kLanes, p.columns - matrix.first_column(panel) - v * kLanes);
+              const int64_t n = minimum(kLanes, width_of(p, panel) - v * kLanes);
               T* const to = result(panel, j) + v * kLanes;
               const V sum = load_vector(sums + v * kLanes);
               store_vector(to, is_first(block) ? sum : load_vector(to, n) + sum, n);
