@@ -151,6 +151,7 @@ class TileProducts {
       tiles_ = (rows_ + kTileRows - 1) / kTileRows;
       height_ = (rows_ + tiles_ - 1) / tiles_;
       set_up_tiles(height_);
+      if (group > 0) panels.back = !panels.back;
       for (int64_t n = 0; n < panels.count(); ++n, place_ += tiles_) {
         const int64_t panel = panels.at(n), next = panels.after(n);
         const int vectors = matrix_.panel_vectors(panel);
