@@ -14,11 +14,12 @@ import torch
 
 from .suites import Effort
 
-SLICE_SECONDS = 0.01  # of one side in one round, if that is several runs
+SLICE_SECONDS = 0.02  # of one side in one round, if that is several runs
 MOST_QUEUED = 500  # runs in such a slice, on a GPU
-# What runs right after another side, and after the wait for idle threads, runs cold: the first milliseconds take up to
-# twice as long, as they never do in a loop over batches. Beside a long run that is little.
-WARM_SECONDS = 0.003
+# What runs after another side, and after the wait for idle threads, runs cold: the first run takes up to twice as long,
+# and until allocator and caches are its own again it is some percent slower, all of which a loop over batches meets
+# once. Beside a long run that is little.
+WARM_SECONDS = 0.03
 LONG_SECONDS = 0.1
 
 
