@@ -508,11 +508,9 @@ class ForwardPass {
       fetch_row_to_write(at<S>(f.output, ((w.run.m * f.rows + row) * f.directions + w.run.d) * f.output_size + unit),
                          units);
     if (!f.saved) return;
-    if (f.primal) fetch_saved<Cell>(f, at<S>(f.primal, (w.run.problem * f.rows + row) * f.saved_width), unit, units);
-    S* saved = at<S>(f.saved, (w.run.problem * f.rows + row) * f.saved_width) + unit;
-    for (int k = 0; k < Cell::kSaved; ++k) fetch_row_to_write(saved + k * f.hidden, units);
-    if (Cell::kStates > 1) fetch_row_to_write(saved + entering_c<Cell>(f), units);
-    if (!projected(f)) fetch_row_to_write(saved + entering_h<Cell>(f), units);
+    const int64_t saved = (w.run.problem * f.rows + row) * f.saved_width;
+    if (f.primal) for_saved<Cell>(f, at<S>(f.primal, saved), unit, units, &fetch_row<S>);
+    for_saved<Cell>(f, at<S>(f.saved, saved), unit, units, &fetch_row_to_write<S>);
   }
 
   // The cell for row i and the units of one panel. x, r: [vectors of the panel, L]; or x has the sums of both, and then
@@ -549,7 +547,7 @@ class ForwardPass {
   FUSED_RNN_INLINE static void leave(const Forward& f, const Place& place, int64_t unit, int64_t units, const V* keep,
                                      const V* state, const V* next) {
     if (S* saved = place.saved) {
-      for (int k = 0; k < Cell::kSaved; ++k) store_vector(saved + k * f.hidden + unit, keep[k], units);
+      for (int k = 0; k < Cell::kSaved; ++k) store_vector(saved + kept_at<Cell>(f, k, unit), keep[k], units);
       if (Cell::kStates > 1) store_vector(saved + entering_c<Cell>(f) + unit, state[1], units);
       if (!projected(f)) store_vector(saved + entering_h<Cell>(f) + unit, load_at(place.h, unit), units);
     }

@@ -107,7 +107,18 @@ class Run {
 inline int64_t count_runs(const Layer& layer, const Plan& plan) { return problems(layer) * plan.row_chunks; }
 inline int64_t count_walks(const Layer& layer, const Plan& plan) { return count_runs(layer, plan) * plan.unit_chunks; }
 
-// One row of `saved`: [kSaved, H] what the cell keeps, then the states that entered the step: h [P], c [H].
+// One row of `saved`: what the cell keeps, then the states that entered the step, h [P] and c [H]. Of 16 units each all
+// that is kept lies together, [H / 16, kSaved, 16]: a cell then writes and reads lines in a row, which the processor
+// fetches by itself. With a projection it is [kSaved, H], as fused_rnn/_tangents.py has it.
+constexpr int64_t kKeptTogether = 16;
+static_assert(kKeptTogether % Vec<float>::kLanes == 0, "a vector of units may not lie in two places");
+
+template <class Cell>
+FUSED_RNN_INLINE int64_t kept_at(const Layer& layer, int64_t k, int64_t unit) {
+  if (projected(layer)) return k * layer.hidden + unit;
+  const int64_t first = unit / kKeptTogether * kKeptTogether;
+  return first * Cell::kSaved + k * minimum(kKeptTogether, layer.hidden - first) + unit - first;
+}
 template <class Cell>
 int64_t entering_h(const Layer& layer) {
   return Cell::kSaved * layer.hidden;
@@ -120,16 +131,18 @@ int64_t entering_c(const Layer& layer) {
 // Some units of it.
 template <class Cell, class S, class V>
 FUSED_RNN_INLINE void load_saved(const Layer& layer, const S* saved, int64_t unit, int64_t units, V* keep, V* state) {
-  for (int k = 0; k < Cell::kSaved; ++k) keep[k] = load_vector(saved + k * layer.hidden + unit, units);
+  for (int k = 0; k < Cell::kSaved; ++k) keep[k] = load_vector(saved + kept_at<Cell>(layer, k, unit), units);
   if (Cell::kReadsH) state[0] = load_vector(saved + entering_h<Cell>(layer) + unit, units);
   if (Cell::kStates > 1) state[1] = load_vector(saved + entering_c<Cell>(layer) + unit, units);
 }
-// It lies in memory that no cache holds any more.
-template <class Cell, class S>
-void fetch_saved(const Layer& layer, const S* saved, int64_t unit, int64_t units) {
-  for (int k = 0; k < Cell::kSaved; ++k) fetch_row(saved + k * layer.hidden + unit, units);
-  if (Cell::kReadsH) fetch_row(saved + entering_h<Cell>(layer) + unit, units);
-  if (Cell::kStates > 1) fetch_row(saved + entering_c<Cell>(layer) + unit, units);
+// fetch(where, how many numbers) for all of that: it lies in memory that no cache holds.
+template <class Cell, class S, class Fetch>
+void for_saved(const Layer& layer, S* saved, int64_t unit, int64_t units, Fetch fetch) {
+  for (int64_t u = unit; u < unit + units; u += kKeptTogether)
+    for (int k = 0; k < Cell::kSaved; ++k)
+      fetch(saved + kept_at<Cell>(layer, k, u), minimum(kKeptTogether, unit + units - u));
+  if (!projected(layer)) fetch(saved + entering_h<Cell>(layer) + unit, units);
+  if (Cell::kStates > 1) fetch(saved + entering_c<Cell>(layer) + unit, units);
 }
 
 }  // namespace
