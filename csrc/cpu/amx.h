@@ -17,6 +17,9 @@ constexpr int64_t kTileRows = 16, kTileDepth = 32;
 template <class E>
 constexpr int64_t kDepthAtOnce = kParts<E> > 1 ? 512 : int64_t(1) << 40;
 constexpr int64_t kDepthGathered = 256, kTilesAtOnce = 8, kFetchFrom = 2 << 20;
+// Rows of more bytes are gone through block by block for so many panels: else all of them leave the cache before the
+// next panel comes.
+constexpr int64_t kMostRowBytes = 1 << 20, kPanelsAtOnce = 4;
 constexpr int kLeft = kMostVectors, kRight = 7;  // registers: sums, up to three parts of A, one of the panel
 
 // The registers of this thread are set up for tiles of A of this height; 0: not at all. Setting up takes 50 ns.
@@ -152,13 +155,22 @@ class TileProducts {
       height_ = (rows_ + tiles_ - 1) / tiles_;
       set_up_tiles(height_);
       if (group > 0) panels.back = !panels.back;
-      for (int64_t n = 0; n < panels.count(); ++n, place_ += tiles_) {
-        const int64_t panel = panels.at(n), next = panels.after(n);
-        const int vectors = matrix_.panel_vectors(panel);
-        if (vectors == 1) multiply_panel<1>(panel, next);
-        if (vectors == 2) multiply_panel<2>(panel, next);
-        if (vectors == 3) multiply_panel<3>(panel, next);
-        if (vectors == 4) multiply_panel<4>(panel, next);
+      // Sums that are kept where tiles overlap cannot be added to: some rows would be twice.
+      const bool apart = results_(panels.first) == nullptr || tiles_ * height_ == rows_;
+      blocks_ = apart ? maximum(1, (depth() + kDepthAtOnce<E> - 1) / kDepthAtOnce<E>) : 1;
+      const bool many = blocks_ > 1 && rows_ * depth() * int64_t(sizeof(E)) > kMostRowBytes;
+      const int64_t at_once = many ? kPanelsAtOnce : 1;
+      ring_ = at_once * kTilesAtOnce + 1;
+      for (int64_t n0 = 0, n1; n0 < panels.count(); n0 = n1, place_ += at_once * tiles_) {
+        n1 = minimum(panels.count(), n0 + at_once);
+        for (int64_t block = 0; block < blocks_; ++block)
+          for (int64_t n = n0; n < n1; ++n) {
+            const bool is_last = n + 1 == n1;
+            const E* const next = is_last && block + 1 == blocks_ ? block_of(panels.after(n), 0)
+                                  : is_last                       ? block_of(panels.at(n0), block + 1)
+                                                                  : block_of(panels.at(n + 1), block);
+            multiply_block(panels.at(n), block, place_ + (n - n0) * tiles_, next);
+          }
       }
     }
     use_rest();
@@ -167,34 +179,39 @@ class TileProducts {
  private:
   static constexpr bool kSecond = !std::is_same_v<Also, NoSecond>;
 
+  int64_t depth() const { return padded_depth<E>(matrix_.depth); }
+  int64_t first_of(int64_t block) const { return depth() * block / blocks_ / kTileDepth * kTileDepth; }
+  const E* block_of(int64_t panel, int64_t block) const {
+    return packed_ + matrix_.offset(panel) + first_of(block) * matrix_.panel_vectors(panel) * Vec<float>::kLanes;
+  }
+
+  void multiply_block(int64_t panel, int64_t block, int64_t place, const E* next) {
+    const int vectors = matrix_.panel_vectors(panel);
+    if (vectors == 1) multiply_block<1>(panel, block, place, next);
+    if (vectors == 2) multiply_block<2>(panel, block, place, next);
+    if (vectors == 3) multiply_block<3>(panel, block, place, next);
+    if (vectors == 4) multiply_block<4>(panel, block, place, next);
+  }
+
   template <int kVectors>
-  void multiply_panel(int64_t panel, int64_t next) {
+  void multiply_block(int64_t panel, int64_t block, int64_t place, const E* next) {
     constexpr int kSums = kVectors + kVectors - Also::template shared<kVectors>();
     if constexpr (kSums <= kMostVectors) {
       constexpr int64_t kWidth = kSums * Vec<float>::kLanes;
       float* const kept = results_(panel);
-      const int64_t depth = padded_depth<E>(matrix_.depth);
-      // Sums that are kept where tiles overlap cannot be added to: some rows would be twice.
-      const bool apart = kept == nullptr || tiles_ * height_ == rows_;
-      const int64_t blocks = apart ? maximum(1, (depth + kDepthAtOnce<E> - 1) / kDepthAtOnce<E>) : 1;
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t k0 = depth * block / blocks / kTileDepth * kTileDepth;
-        const int64_t deep = depth * (block + 1) / blocks / kTileDepth * kTileDepth - k0;
-        for (int64_t tile = 0; tile < tiles_; ++tile) {
-          // Tiles of one height: the last one may begin in the one before, and compute some rows again.
-          const int64_t known = row0_ + tile * height_, i0 = minimum(known, row0_ + rows_ - height_);
-          float* const out = kept ? kept + i0 * kWidth : sums_[(place_ + tile) % (kTilesAtOnce + 1)];
-          if (block == 0)
-            for (int64_t i = known; i < i0 + height_; ++i) fetch_(panel, i);
-          const bool is_last = block + 1 == blocks;
-          const E* const from = packed_ + matrix_.offset(panel) + k0 * kVectors * Vec<float>::kLanes;
-          const E* const coming =
-              is_last ? packed_ + matrix_.offset(next) : from + deep * kVectors * Vec<float>::kLanes;
-          multiply_tile<kVectors, kSums>(panel, from, coming, i0, k0, deep, tile, out, block > 0, is_last);
-          if (!is_last) continue;
-          use_rest();
-          before_ = {panel, known, i0 + height_, kWidth, out + (known - i0) * kWidth};
-        }
+      const bool is_last = block + 1 == blocks_;
+      const int64_t k0 = first_of(block), deep = first_of(block + 1) - k0;
+      for (int64_t tile = 0; tile < tiles_; ++tile) {
+        // Tiles of one height: the last one may begin in the one before, and compute some rows again.
+        const int64_t known = row0_ + tile * height_, i0 = minimum(known, row0_ + rows_ - height_);
+        float* const out = kept ? kept + i0 * kWidth : sums_[(place + tile) % ring_];
+        if (block == 0)
+          for (int64_t i = known; i < i0 + height_; ++i) fetch_(panel, i);
+        multiply_tile<kVectors, kSums>(panel, block_of(panel, block), next, i0, k0, deep, tile, out, block > 0,
+                                       is_last);
+        if (!is_last) continue;
+        use_rest();
+        before_ = {panel, known, i0 + height_, kWidth, out + (known - i0) * kWidth};
       }
     }
   }
@@ -251,9 +268,11 @@ class TileProducts {
     int64_t panel, next, end, width;
     const float* sums;  // of row `next`
   } before_ = {};
+  int64_t blocks_;
   // A ring: the tile that is in use when a panel begins keeps its place.
-  int64_t place_ = 0;
-  float sums_[kTilesAtOnce + 1][kTileRows * kMostVectors * Vec<float>::kLanes] __attribute__((aligned(64)));
+  int64_t place_ = 0, ring_;
+  float sums_[kPanelsAtOnce * kTilesAtOnce + 1][kTileRows * kMostVectors * Vec<float>::kLanes]
+      __attribute__((aligned(64)));
 };
 
 template <class Matrix, class E, class Row, class Fetch, class Use, class Results = KeepNothing, class Also = NoSecond>
