@@ -145,33 +145,24 @@ class TileProducts {
   void run(PanelRange panels) {
     const int64_t bytes = matrix_.offset(panels.last - 1) - matrix_.offset(panels.first);
     fetches_ahead_ = bytes * int64_t(sizeof(E)) > kFetchFrom;
-    const bool in_blocks = padded_depth<E>(matrix_.depth) > kDepthAtOnce<E>;
+    const bool in_blocks = depth() > kDepthAtOnce<E>;
     const int64_t most = in_blocks ? kTilesAtOnce * kTileRows : maximum(1, left_.count);
     const int64_t groups = (left_.count + most - 1) / most;
-    for (int64_t group = 0; group < groups; ++group) {
+    const int64_t rows = groups > 0 ? (left_.count + groups - 1) / groups : 0;
+    const bool many_bytes = in_blocks && rows * depth() * int64_t(sizeof(E)) > kMostRowBytes;
+    const int64_t panels_at_once = many_bytes ? kPanelsAtOnce : 1;
+    ring_ = panels_at_once * kTilesAtOnce + 1;
+    for (int64_t group = 0; group < groups; ++group, panels.back = !panels.back) {
       row0_ = left_.count * group / groups;
       rows_ = left_.count * (group + 1) / groups - row0_;
       tiles_ = (rows_ + kTileRows - 1) / kTileRows;
       height_ = (rows_ + tiles_ - 1) / tiles_;
       set_up_tiles(height_);
-      if (group > 0) panels.back = !panels.back;
       // Sums that are kept where tiles overlap cannot be added to: some rows would be twice.
       const bool apart = results_(panels.first) == nullptr || tiles_ * height_ == rows_;
       blocks_ = apart ? maximum(1, (depth() + kDepthAtOnce<E> - 1) / kDepthAtOnce<E>) : 1;
-      const bool many = blocks_ > 1 && rows_ * depth() * int64_t(sizeof(E)) > kMostRowBytes;
-      const int64_t at_once = many ? kPanelsAtOnce : 1;
-      ring_ = at_once * kTilesAtOnce + 1;
-      for (int64_t n0 = 0, n1; n0 < panels.count(); n0 = n1, place_ += at_once * tiles_) {
-        n1 = minimum(panels.count(), n0 + at_once);
-        for (int64_t block = 0; block < blocks_; ++block)
-          for (int64_t n = n0; n < n1; ++n) {
-            const bool is_last = n + 1 == n1;
-            const E* const next = is_last && block + 1 == blocks_ ? block_of(panels.after(n), 0)
-                                  : is_last                       ? block_of(panels.at(n0), block + 1)
-                                                                  : block_of(panels.at(n + 1), block);
-            multiply_block(panels.at(n), block, place_ + (n - n0) * tiles_, next);
-          }
-      }
+      for (int64_t n = 0; n < panels.count(); n += panels_at_once, place_ += panels_at_once * tiles_)
+        multiply_panels(panels, n, minimum(panels.count(), n + panels_at_once));
     }
     use_rest();
   }
@@ -183,6 +174,19 @@ class TileProducts {
   int64_t first_of(int64_t block) const { return depth() * block / blocks_ / kTileDepth * kTileDepth; }
   const E* block_of(int64_t panel, int64_t block) const {
     return packed_ + matrix_.offset(panel) + first_of(block) * matrix_.panel_vectors(panel) * Vec<float>::kLanes;
+  }
+
+  // Some panels at once: the same block of each, then the next one.
+  void multiply_panels(const PanelRange& panels, int64_t n0, int64_t n1) {
+    for (int64_t block = 0; block < blocks_; ++block)
+      for (int64_t n = n0; n < n1; ++n) {
+        const E* next = block_of(panels.after(n), 0);
+        if (n + 1 < n1)
+          next = block_of(panels.at(n + 1), block);
+        else if (block + 1 < blocks_)
+          next = block_of(panels.at(n0), block + 1);
+        multiply_block(panels.at(n), block, place_ + (n - n0) * tiles_, next);
+      }
   }
 
   void multiply_block(int64_t panel, int64_t block, int64_t place, const E* next) {
