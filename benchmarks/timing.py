@@ -15,6 +15,7 @@ import torch
 from .suites import Effort
 
 SLICE_SECONDS = 0.02  # of one side in one round, if that is several runs
+GPU_SLICE_SECONDS = 0.01  # runs there are alike, and its time is dear
 MOST_QUEUED = 500  # runs in such a slice, on a GPU
 # What runs after another side, and after the wait for idle threads, runs cold: the first run takes up to twice as long,
 # and until allocator and caches are its own again it is some percent slower, all of which a loop over batches meets
@@ -72,7 +73,7 @@ def cpu_slice(run: Callable[[], object]) -> float:
 def gpu_slice(run: Callable[[], object]) -> float:
     """The mean time of as many runs as fill a slice, one after another without a wait; a first one warms up."""
     once = _gpu_time(run, 1)
-    count = min(MOST_QUEUED, int(SLICE_SECONDS / once))
+    count = min(MOST_QUEUED, int(GPU_SLICE_SECONDS / once))
     return _gpu_time(run, count) if count > 1 else once
 
 
