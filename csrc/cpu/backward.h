@@ -256,7 +256,7 @@ class BackwardPass {
       const int64_t b = w.run.batch_row(i), unit = hh.first_column(panel);
       const int64_t units = minimum(hh.panel_vectors(panel) * kLanes, g.output_size - unit);
       if (g.grad_output) fetch_row(at<S>(g.grad_output, w.output(step.t, b, g.output_size) + unit), units);
-      if (!projected(g)) for_saved<Cell>(g, w.saved(step.t, b), unit, units, &fetch_row<S>);
+      if (!projected(g)) for_saved<Cell>(g, w.saved(step.t, b), unit, units, Cell::kReadsH, &fetch_row<S>);
     };
     const auto use = [&](int64_t panel, int64_t i, const T* sums) { end_of_product(w, step, panel, i, sums); };
     const PanelRange range = {cut(hh.panels(), w.plan.unit_chunks, share),

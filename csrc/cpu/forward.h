@@ -509,8 +509,8 @@ class ForwardPass {
                          units);
     if (!f.saved) return;
     const int64_t saved = (w.run.problem * f.rows + row) * f.saved_width;
-    if (f.primal) for_saved<Cell>(f, at<S>(f.primal, saved), unit, units, &fetch_row<S>);
-    for_saved<Cell>(f, at<S>(f.saved, saved), unit, units, &fetch_row_to_write<S>);
+    if (f.primal) for_saved<Cell>(f, at<S>(f.primal, saved), unit, units, Cell::kReadsH, &fetch_row<S>);
+    for_saved<Cell>(f, at<S>(f.saved, saved), unit, units, !projected(f), &fetch_row_to_write<S>);
   }
 
   // The cell for row i and the units of one panel. x, r: [vectors of the panel, L]; or x has the sums of both, and then

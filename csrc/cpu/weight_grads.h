@@ -69,11 +69,12 @@ class WeightGradientsPass {
 
     SumsOf(const Backward& g, int64_t rows, int64_t columns) : groups(g.weight_groups), rows(rows), columns(columns) {
       in_panels = groups == 1 && (kConverts || count_rounds(g) > 1);
-      elsewhere = kConverts || in_panels;
+      elsewhere = wants_weights(g) && (kConverts || in_panels);
     }
     int64_t panels() const { return (columns + kPanel - 1) / kPanel; }
     int64_t group_size() const { return in_panels ? rows * panels() * kPanel : rows * columns; }
     int64_t size() const { return elsewhere ? groups * group_size() : 0; }
+    int64_t width(int64_t panel) const { return minimum(kPanel, columns - panel * kPanel); }
     // Where the part of row j lies that belongs to a panel.
     int64_t offset(int64_t panel, int64_t j) const {
       return in_panels ? (panel * rows + j) * kPanel : j * columns + panel * kPanel;
@@ -96,7 +97,7 @@ class WeightGradientsPass {
       x = carve.take<E>(g.tokens ? 0 : Q * Plain<E>{round, I}.size());
       h = carve.take<E>(Cell::kRecurrent ? Q * Plain<E>{round, P}.size() : 0);
       wide_h = carve.take<E>(projected(g) ? Q * Plain<E>{round, g.hidden}.size() : 0);
-      ih = carve.take<T>(count_token_grads(g, plan) > 0 ? QK * GH * I : Q * sums_of_ih(g).size());
+      ih = carve.take<T>(count_token_grads(g, plan) > 0 ? QK * GH * I : g.tokens ? 0 : Q * sums_of_ih(g).size());
       hh = carve.take<T>(Cell::kRecurrent ? Q * sums_of_hh(g).size() : 0);
       hr = carve.take<T>(projected(g) ? Q * sums_of_hr(g).size() : 0);
       bias_ih = carve.take<T>(QK * GH);
@@ -238,7 +239,7 @@ class WeightGradientsPass {
   // ---- the end -----------------------------------------------------------------------------------------------------
 
   static int64_t count_stores(const Backward& g, const Plan& plan) {
-    return wants_weights(g) && sums_of_hh(g).elsewhere ? problems(g) * plan.threads : 0;
+    return sums_of_hh(g).elsewhere ? problems(g) * plan.threads : 0;
   }
 
   // Sums that were added up elsewhere.
@@ -253,8 +254,7 @@ class WeightGradientsPass {
         S* theirs = at<S>(to, (m * of.groups + group) * of.rows * of.columns);
         for (int64_t j = cut(of.rows, plan.threads, piece); j < cut(of.rows, plan.threads, piece + 1); ++j)
           for (int64_t panel = 0; panel < of.panels(); ++panel)
-            store_row(theirs + j * of.columns + panel * of.kPanel, own + of.offset(panel, j),
-                      minimum(of.kPanel, of.columns - panel * of.kPanel));
+            store_row(theirs + j * of.columns + panel * of.kPanel, own + of.offset(panel, j), of.width(panel));
       }
     };
     if (!g.tokens) store(sums_of_ih(g), out.ih, sums.ih);
@@ -372,7 +372,7 @@ class WeightGradientsPass {
         for (const Product* p : {one, two}) {
           for (int64_t j = j0; p && p->panels && j < j1; ++j)
             for (int64_t panel = 0; panel < p->sums.panels(); ++panel)
-              zero_row(p->result + p->sums.offset(panel, j), width_of(*p, panel));
+              zero_row(p->result + p->sums.offset(panel, j), p->sums.width(panel));
           if (p && p->bias) zero_row(p->bias + j0, j1 - j0);
         }
       }
@@ -389,10 +389,6 @@ class WeightGradientsPass {
             if (p && p->panels) add_strip(block, j, width, *p, back);
           }
         }
-    }
-
-    static int64_t width_of(const Product& p, int64_t panel) {
-      return minimum(SumsOf::kPanel, p.sums.columns - panel * SumsOf::kPanel);
     }
 
     bool is_first(int64_t block) const { return round == 0 && block == 0; }
@@ -416,7 +412,7 @@ class WeightGradientsPass {
           [&](int64_t panel, int64_t j) { fetch_row_to_write(result(panel, j), matrix.panel_vectors(panel) * kLanes); },
           [&](int64_t panel, int64_t j, const T* sums) {
             for (int v = 0; v < matrix.panel_vectors(panel); ++v) {
-              const int64_t n = minimum(kLanes, width_of(p, panel) - v * kLanes);
+              const int64_t n = minimum(kLanes, p.sums.width(panel) - v * kLanes);
               T* const to = result(panel, j) + v * kLanes;
               const V sum = load_vector(sums + v * kLanes);
               store_vector(to, is_first(block) ? sum : load_vector(to, n) + sum, n);

@@ -137,11 +137,11 @@ FUSED_RNN_INLINE void load_saved(const Layer& layer, const S* saved, int64_t uni
 }
 // fetch(where, how many numbers) for all of that: it lies in memory that no cache holds.
 template <class Cell, class S, class Fetch>
-void for_saved(const Layer& layer, S* saved, int64_t unit, int64_t units, Fetch fetch) {
+void for_saved(const Layer& layer, S* saved, int64_t unit, int64_t units, bool with_h, Fetch fetch) {
   for (int64_t u = unit; u < unit + units; u += kKeptTogether)
     for (int k = 0; k < Cell::kSaved; ++k)
       fetch(saved + kept_at<Cell>(layer, k, u), minimum(kKeptTogether, unit + units - u));
-  if (!projected(layer)) fetch(saved + entering_h<Cell>(layer) + unit, units);
+  if (with_h) fetch(saved + entering_h<Cell>(layer) + unit, units);
   if (Cell::kStates > 1) fetch(saved + entering_c<Cell>(layer) + unit, units);
 }
 
