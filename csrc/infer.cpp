@@ -12,13 +12,27 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// How the user's tensors are laid out; fused_rnn/_inference.py has the same.
+// How the user's tensors are laid out; fused_rnn/_ops.py has the same.
 enum Layout : int64_t {
   kTimeMajor = 0,   // input [T, B, I], states [L*D, B, P]; unbatched [T, I] and [L*D, P]; packed [rows, I]
   kBatchFirst = 1,  // input [B, T, I] with B = 1 or T = 1, which lies in memory as [T, B, I] does; or unbatched
   kOneStep = 2,     // input [B, I], states [B, H]: a cell's
 };
 // Ids are laid out likewise, without I; a cell takes none.
+
+// What a stack is, in one number, as stack_code in fused_rnn/_ops.py writes it: where one small step is all there is to
+// do, each argument of an operator costs as much as a hundredth of the call.
+struct Stack {
+  int64_t layout, cell, num_layers;
+  bool bias, bidirectional;
+
+  explicit Stack(int64_t code)
+      : layout(code & 3),
+        cell(code >> 4 & 0xff),
+        num_layers(code >> 12),
+        bias(code >> 2 & 1),
+        bidirectional(code >> 3 & 1) {}
+};
 
 // The sizes before the last one: of input and output, and of the states.
 struct Outline {
@@ -53,18 +67,19 @@ T* offset(T* data, int64_t bytes) {
 
 }  // namespace
 
-std::vector<Tensor> infer(int64_t cell, int64_t num_layers, bool bias, bool bidirectional, int64_t layout, Tensor input,
-                          std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
-                          std::vector<Tensor> packed, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
+std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
+                          std::vector<Tensor> weights, std::optional<std::vector<Tensor>> packed,
+                          std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
                           std::optional<Tensor> reset_mask) {
   // There is no formula of a gradient here, and what needs one cannot be told from below autograd.
   FUSED_RNN_CHECK(!aoti_torch_grad_mode_is_enabled(),
                   "fused_rnn: infer has no gradient: call it under torch.no_grad() or torch.inference_mode()");
-  const int64_t L = num_layers, D = bidirectional ? 2 : 1, per_layer = L > 0 ? weights.size() / L : 0;
+  const auto [layout, cell, L, bias, bidirectional] = Stack(stack);
+  const int64_t D = bidirectional ? 2 : 1, per_layer = L > 0 ? weights.size() / L : 0;
   FUSED_RNN_CHECK(L > 0 && static_cast<int64_t>(weights.size()) == L * per_layer,
                   "fused_rnn: weights must hold as many tensors for each of ", L, " layers, got ", weights.size());
-  FUSED_RNN_CHECK(packed.empty() || static_cast<int64_t>(packed.size()) == L,
-                  "fused_rnn: packed must hold one tensor for each of ", L, " layers, or none, got ", packed.size());
+  FUSED_RNN_CHECK(!packed || static_cast<int64_t>(packed->size()) == L,
+                  "fused_rnn: packed must hold one tensor for each of ", L, " layers, got ", packed->size());
   const Engine& engine = engine_for(input.device().type());
   Outline outline = outline_of(input, layout, L * D, batch_sizes.has_value());
 
@@ -85,7 +100,7 @@ std::vector<Tensor> infer(int64_t cell, int64_t num_layers, bool bias, bool bidi
       args.take_rows(data, outline.rows, outline.steps, outline.batch);
     }
     args.read_weights(own_weights);
-    if (!packed.empty()) f.packed = unpacked(packed[k], f, bias, own_weights, engine);
+    if (packed) f.packed = unpacked((*packed)[k], f, bias, own_weights, engine);
     if (lengths) args.read_lengths(lengths);
     args.check_tokens();
     if (reset_mask) args.take_reset(*reset_mask, batch_sizes ? Shape{f.steps, f.batch} : outline.rows);

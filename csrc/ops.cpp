@@ -128,13 +128,12 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
       "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, Tensor saved_tangent, Tensor states, Tensor? h, "
       "Tensor? wide, int wanted) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
   // A stack of layers without gradients; the states are all layers', as the results are: output, h_n and, if there is a
-  // second state, c_n.
+  // second state, c_n. What seldom is given comes last: what is left out costs less.
   m.def(
-      "infer(int cell, int num_layers, bool bias, bool bidirectional, int layout, Tensor input, Tensor? h0, Tensor? "
-      "c0, "
-      "Tensor[] weights, Tensor[] packed, Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask) -> Tensor[]");
-  // One layer's weights made ready for `infer`, whose `packed` is empty or has one of these for each layer. Only for
-  // these very tensors, in this process: what it holds, and in which order, is the engine's own affair.
+      "infer(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor[]? packed=None, "
+      "Tensor? lengths=None, Tensor? batch_sizes=None, Tensor? reset_mask=None) -> Tensor[]");
+  // One layer's weights made ready for `infer`, whose `packed` has one of these for each layer. Only for these very
+  // tensors, in this process: what it holds, and in which order, is the engine's own affair.
   m.def("pack_weights(int cell, bool bias, bool bidirectional, Tensor[] weights) -> Tensor");
   m.def("cuda_identity(Tensor input) -> Tensor");
 }

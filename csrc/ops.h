@@ -28,9 +28,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
     std::optional<Tensor> reset_mask, Tensor saved, std::optional<Tensor> x, std::optional<Tensor> r,
     std::optional<Tensor> h, bool cells);
 
-std::vector<Tensor> infer(int64_t cell, int64_t num_layers, bool bias, bool bidirectional, int64_t layout, Tensor input,
-                          std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
-                          std::vector<Tensor> packed, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
+std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
+                          std::vector<Tensor> weights, std::optional<std::vector<Tensor>> packed,
+                          std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
                           std::optional<Tensor> reset_mask);
 
 Tensor pack_weights(int64_t cell, bool bias, bool bidirectional, std::vector<Tensor> weights);

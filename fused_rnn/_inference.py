@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from . import _autograd, _private
 from ._cells import Cell
-
-TIME_MAJOR, BATCH_FIRST, ONE_STEP = range(3)  # as in csrc/infer.cpp
+from ._ops import stack_code
 
 _infer = _private.bare(torch.ops.fused_rnn.infer.default)
 _PLAIN = frozenset((Tensor, nn.Parameter))  # subclasses may mean anything
@@ -31,7 +30,7 @@ def infer(
     num_layers: int = 1,
     bidirectional: bool = False,
     bias: bool = True,
-    packed: Sequence[Tensor] = (),
+    packed: Sequence[Tensor] | None = None,
     lengths=None,
     reset_mask=None,
 ) -> Sequence[Tensor] | None:
@@ -41,11 +40,11 @@ def infer(
     states = _plain_states(cell, input, hx, weights)
     if states is None:
         return None
-    h0, c0 = states
     try:
-        return _infer(
-            cell.id, num_layers, bias, bidirectional, layout, input, h0, c0, weights, packed, lengths, None, reset_mask
-        )
+        stack = stack_code(cell.id, num_layers, bias, bidirectional, layout)
+        if packed is lengths is reset_mask is None:
+            return _infer(stack, input, *states, weights)
+        return _infer(stack, input, *states, weights, packed, lengths, None, reset_mask)
     except (RuntimeError, TypeError):
         return None
 

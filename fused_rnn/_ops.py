@@ -221,20 +221,33 @@ def _batch_of(rows: tuple[int, ...], h0: Tensor | None, batch_sizes: Tensor | No
     return int(batch_sizes[0])
 
 
+# How `infer` finds what it is given; csrc/infer.cpp says more.
+TIME_MAJOR, BATCH_FIRST, ONE_STEP = range(3)
+
+
+def stack_code(cell: int, num_layers: int, bias: bool, bidirectional: bool, layout: int) -> int:
+    """What a stack of layers is, in one number, for ``infer``."""
+    return layout | bias << 2 | bidirectional << 3 | cell << 4 | num_layers << 12
+
+
+def stack_of(code: int) -> tuple[int, int, bool, bool, int]:
+    """The arguments of :func:`stack_code`."""
+    return code >> 4 & 0xFF, code >> 12, bool(code >> 2 & 1), bool(code >> 3 & 1), code & 3
+
+
 @torch.library.register_fake("fused_rnn::infer")
-def _infer_shapes(
-    cell, num_layers, bias, bidirectional, layout, input, h0, c0, weights, packed, lengths, batch_sizes, reset_mask
-):
-    _check_devices(input, batch_sizes, h0, c0, *weights, *packed, lengths, reset_mask)
+def _infer_shapes(stack, input, h0, c0, weights, packed=None, lengths=None, batch_sizes=None, reset_mask=None):
+    _check_devices(input, batch_sizes, h0, c0, *weights, *(packed or ()), lengths, reset_mask)
+    cell, num_layers, bias, bidirectional, layout = stack_of(stack)
     per_layer = tuple(weights[: len(weights) // num_layers])
     layer = Layer(cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, per_layer)
     kind, directions, hidden, width, _, rows = layer.sizes
-    if layout == 2:  # a single step
+    if layout == ONE_STEP:
         states = rows
     elif batch_sizes is None and len(rows) == 1:  # unbatched
         states = (num_layers * directions,)
     else:
-        batch = rows[0] if layout == 1 else _batch_of(rows, h0, batch_sizes)
+        batch = rows[0] if layout == BATCH_FIRST else _batch_of(rows, h0, batch_sizes)
         states = (num_layers * directions, batch)
     widths = (width, hidden)[: kind.states]
     return [weights[0].new_empty((*rows, directions * width)), *(weights[0].new_empty((*states, w)) for w in widths)]

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from . import _autograd, _private
 from ._cells import Cell
-from ._inference import TIME_MAJOR
-from ._ops import Layer
+from ._ops import TIME_MAJOR, Layer, stack_code
 
 _THAW = "call fused_rnn.thaw(model) first"
 
@@ -79,11 +78,7 @@ class Frozen:
 
 def _infer_layer(layer: Layer, packed: Tensor) -> list[Tensor]:
     return torch.ops.fused_rnn.infer(
-        layer.cell,
-        1,
-        layer.bias,
-        layer.bidirectional,
-        TIME_MAJOR,
+        stack_code(layer.cell, 1, layer.bias, layer.bidirectional, TIME_MAJOR),
         layer.input,
         layer.h0,
         layer.c0,

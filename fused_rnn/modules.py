@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import _inference, _stack, functional
 from ._cells import CELLS
+from ._ops import BATCH_FIRST, TIME_MAJOR
 from .flow import Watch
 from .freezing import Frozen
 
@@ -46,7 +47,7 @@ class _Recurrent(nn.RNNBase):
                 return None
             layer = (self.num_layers, self.bidirectional, self.bias, self.batch_first)
             return _inference.train(_CELLS[self.mode], input, hx, weights, *layer)
-        packed = ()
+        packed = None
         if self._frozen is not None:
             self._frozen.check(weights)
             packed = self._frozen.packed
@@ -55,7 +56,7 @@ class _Recurrent(nn.RNNBase):
             input,
             hx,
             weights,
-            _inference.BATCH_FIRST if self.batch_first else _inference.TIME_MAJOR,
+            BATCH_FIRST if self.batch_first else TIME_MAJOR,
             self.num_layers,
             self.bidirectional,
             self.bias,

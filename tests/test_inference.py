@@ -334,21 +334,18 @@ def arguments(layers=2, layout=0, input=(5, 2, 3), states=(4, 2, 4), **changes):
     shapes = [(4 * gates, 3), (4 * gates, 4), (4 * gates,), (4 * gates,)] * 2
     shapes += [(4 * gates, 8), (4 * gates, 4), (4 * gates,), (4 * gates,)] * 2 * (layers - 1)
     given = {
-        "cell": 0,
-        "num_layers": layers,
-        "bias": True,
-        "bidirectional": True,
-        "layout": layout,
         "input": torch.randn(input),
         "h0": torch.randn(states),
         "c0": torch.randn(states),
         "weights": [torch.randn(shape) for shape in shapes],
-        "packed": [],
+        "packed": None,
         "lengths": None,
         "batch_sizes": None,
         "reset_mask": None,
     }
-    return tuple((given | changes).values())
+    stack = {"cell": 0, "num_layers": layers, "bias": True, "bidirectional": True, "layout": layout}
+    stack = {name: changes.pop(name, value) for name, value in stack.items()}
+    return _ops.stack_code(**stack), *(given | changes).values()
 
 
 @torch.no_grad()
@@ -377,7 +374,7 @@ def test_shapes_without_data(args):
         ({"weights": []}, "weights must hold"),
         ({"weights": [torch.randn(2, 16, 3)] * 16}, "no members|must be"),
         ({"cell": 9}, "unknown cell 9"),
-        ({"layout": 7}, "unknown layout 7"),
+        ({"layout": 3}, "unknown layout 3"),
         ({"layout": 1}, "batch_first needs one row or one step"),
         ({"layout": 2}, "no input of 3 dimensions in layout 2"),
         ({"layout": 2, "input": (5, 3)}, "a single step is one layer's"),

@@ -79,11 +79,23 @@ def test_plans(given, threads, runs, shares):
     assert (found.threads, found.row_chunks, found.unit_chunks) == (threads, runs, shares)
 
 
-def test_weights_are_packed_for_four_rows_or_when_they_are_already():
+@pytest.mark.parametrize(
+    ("hidden", "dtype", "least"),
+    [
+        (64, torch.float32, 5),
+        (256, torch.float32, 10),
+        (256, torch.float64, 10),
+        (256, torch.bfloat16, 4),
+        (256, torch.float16, 2),
+    ],
+)
+def test_weights_are_packed_for_some_rows_or_when_they_are_already(hidden, dtype, least):
     for threads in (1, 4):
-        assert [plan(steps=rows, batch=1, threads=threads).packs for rows in (1, 3, 4, 5)] == [False, False, True, True]
-        assert [plan(steps=1, batch=rows, threads=threads).packs for rows in (1, 3, 4, 5)] == [False, False, True, True]
-        assert plan(steps=1, batch=1, threads=threads, packed=True).packs
+        layer = {"hidden": hidden, "dtype": dtype, "threads": threads}
+        for rows in (1, least - 1, least, least + 1):
+            assert plan(steps=rows, batch=1, **layer).packs == (rows >= least)
+            assert plan(steps=1, batch=rows, **layer).packs == (rows >= least)
+        assert plan(steps=1, batch=1, packed=True, **layer).packs
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fused_rnn import functional
 from fused_rnn._cells import CELLS as CELL_IDS
+from fused_rnn._ops import TIME_MAJOR, stack_code
 
 pytestmark = [
     pytest.mark.usefixtures("no_reference"),
@@ -144,7 +145,8 @@ def test_operators_refuse_one_argument_on_meta(operator):
         if operator == "layer_forward":
             return torch.ops.fused_rnn.layer_forward(*gru, *layer, False, False)
         if operator == "infer":
-            return torch.ops.fused_rnn.infer(gru[0], 1, *gru[1:], 0, *layer[:4], [], *layer[4:])
+            stack = stack_code(gru[0], 1, *gru[1:], TIME_MAJOR)
+            return torch.ops.fused_rnn.infer(stack, *layer[:4], None, *layer[4:])
         grads = (torch.randn(5, 4), None, None, None)
         return torch.ops.fused_rnn.layer_backward(*gru, *grads, *layer, saved, 7, 1, False)
 

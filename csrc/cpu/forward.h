@@ -103,6 +103,11 @@ class ForwardPass {
            Cell::kGates * f.hidden * (f.input_size + f.output_size) <= kMostFused;
   }
 
+  // Are W_ih and W_hh read side by side, panel by panel? For a few rows of a single step all the time goes by in
+  // reading them, and the next call, which goes the other way (turn, panels.h), finds in the cache what this one read
+  // last.
+  static bool reads_together(const Forward& f) { return f.steps == 1 && f.batch < 8 && !f.primal; }
+
   static Panels panels_of(const Layer& f) { return {f.hidden}; }
   static GateMatrix<Cell, E> gates_of(const Layer& f, int64_t depth) { return {panels_of(f), depth}; }
   static Plain<E> projection_of(const Layer& f) { return {f.hidden, f.output_size}; }
@@ -141,6 +146,7 @@ class ForwardPass {
     const E** rows;   // the input rows of some steps, step after step
     int64_t* tokens;  // [rows], in place of both
     int64_t* first;   // [steps]: where each step's rows begin
+    int64_t* count;   // how many there are
     int64_t most_rows, input_stride;
 
     Ahead(const Forward& f, const Plan& plan, Carver& carve) {
@@ -152,6 +158,7 @@ class ForwardPass {
       rows = carve.take<const E*>(f.tokens ? 0 : most_rows);
       tokens = carve.take<int64_t>(f.tokens ? most_rows : 0);
       first = carve.take<int64_t>(steps_ahead(f, plan));
+      count = carve.take<int64_t>(1);
     }
     T* of_panel(const Panels& panels, int64_t panel_of_share) const {
       return sums + panel_of_share * most_rows * panels.width(0);  // but for the last one all are as wide as the first
@@ -386,10 +393,10 @@ class ForwardPass {
     }
   }
 
-  // W_ih x for this step and the next ones, for the panels of one share.
-  static void look_ahead(const Walk& w, const Step& step, int64_t share, const Ahead& ahead) {
+  // The input rows of this step and of the next ones.
+  static void gather(const Walk& w, const Step& step, const Ahead& ahead) {
     const Forward& f = w.f;
-    const int64_t I = f.input_size, GH = Cell::kGates * f.hidden;
+    const int64_t I = f.input_size;
     const S* input = at<S>(f.input, w.run.m * f.input_member_stride);
     int64_t count = 0, active = step.rows;
     const int64_t last = minimum(f.steps, step.number + w.steps_ahead);
@@ -412,12 +419,17 @@ class ForwardPass {
         }
       }
     }
-    if (fuses(f, w.plan)) return;
-    const PanelRange range = {w.first_panel(share), w.first_panel(share + 1)};
+    *ahead.count = count;
+  }
+
+  // W_ih x for these rows, for some panels of a share that begins with `first`.
+  static void look_ahead(const Walk& w, const Ahead& ahead, PanelRange range, int64_t first) {
+    const Forward& f = w.f;
+    const int64_t I = f.input_size, GH = Cell::kGates * f.hidden, count = *ahead.count;
     const Panels panels = panels_of(f);
     const E* packed = w.packed.ih + w.run.problem * w.packed.ih_size;
     const S* plain = at<S>(f.weights[w.run.d].ih, w.run.m * GH * I);
-    const auto sums = [&](int64_t panel) { return ahead.of_panel(panels, panel - range.first); };
+    const auto sums = [&](int64_t panel) { return ahead.of_panel(panels, panel - first); };
     if (!f.tokens)
       return product(w, packed, plain, range, I,
                      LeftRows{count, [&](int64_t i) { return ahead.rows[i]; }, 1, f.rows == 1}, FetchNothing{},
@@ -466,8 +478,11 @@ class ForwardPass {
     const Forward& f = w.f;
     const Ahead& ahead = w.state.ahead[share];
     const int64_t slot = step.number % w.steps_ahead, P = f.output_size, GH = Cell::kGates * f.hidden;
-    if (slot == 0 && !f.primal) look_ahead(w, step, share, ahead);
-    const PanelRange range = {w.first_panel(share), w.first_panel(share + 1), step.number % 2 == 1};
+    const PanelRange range = {w.first_panel(share), w.first_panel(share + 1), turn()};
+    if (slot == 0 && !f.primal) {
+      gather(w, step, ahead);
+      if (!fuses(f, w.plan) && !reads_together(f)) look_ahead(w, ahead, {range.first, range.last}, range.first);
+    }
     const E* h = w.state.h[step.number % 2];
     const E* packed = w.packed.hh + w.run.problem * w.packed.hh_size;
     const S* plain = at<S>(f.weights[w.run.d].hh, w.run.m * GH * P);
@@ -494,9 +509,17 @@ class ForwardPass {
         cell<kUnits, false>(w, step, panel, i, x + (ahead.first[slot] + i) * Cell::kGates * kUnits * kLanes, r);
       });
     };
-    if (Cell::kRecurrent) return product(w, packed, plain, range, P, rows, fetch, use);
-    for (int64_t panel = range.first; panel < range.last; ++panel)
-      for (int64_t i = 0; i < step.rows; ++i) use(panel, i, nullptr);
+    const auto of = [&](PanelRange some) {
+      if (Cell::kRecurrent) return product(w, packed, plain, some, P, rows, fetch, use);
+      for (int64_t panel = some.first; panel < some.last; ++panel)
+        for (int64_t i = 0; i < step.rows; ++i) use(panel, i, nullptr);
+    };
+    if (!reads_together(f)) return of(range);
+    for (int64_t n = 0; n < range.count(); ++n) {
+      const PanelRange one = {range.at(n), range.at(n) + 1};
+      look_ahead(w, ahead, one, range.first);
+      of(one);
+    }
   }
 
   // What `cell` will write for the backward pass and the output: they lie in memory that no cache holds yet.

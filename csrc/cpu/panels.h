@@ -33,6 +33,12 @@ struct PanelRange {
   int64_t after(int64_t i) const { return at(i + 1 < count() ? i + 1 : i); }  // when all are done, it turns round
 };
 
+// Which way to go through weights now: never twice the same way, from call to call too.
+inline bool turn() {
+  static thread_local bool back = true;
+  return back = !back;
+}
+
 // One part of vector v in one line of a panel of so many vectors.
 template <class E>  // const or not
 FUSED_RNN_INLINE auto* vector_at(E* panel, int vectors, int v, int64_t line, int part) {

@@ -125,6 +125,7 @@ Load load_of(const Layer& layer) {
           layer.rows,
           layer.hidden,
           weights,
+          gates * layer.hidden * layer.output_size,
           problems * layer.rows * weights,
           layer.packed != nullptr};
 }
@@ -152,20 +153,33 @@ Pieces pieces_on_tiles(const Load& load, int64_t threads) {
   return wide || shares > runs ? Pieces{1, shares} : Pieces{runs, 1};
 }
 
+// From how many rows on packing pays. It reads and writes every weight once, and large matrices do not stay in the
+// cache meanwhile; without it each row reads them all, which costs more where 16 bits are converted each time. Ids and
+// the one-hot rows they stand for go the same way, and have the same results.
+int64_t rows_to_pack_for(const Load& load) {
+  constexpr int64_t kManyWeights = 30'000;
+  switch (load.dtype) {
+    case Dtype::kHalf:
+      return 2;
+    case Dtype::kBFloat16:
+      return 4;
+    default:
+      return load.recurrent_weights < kManyWeights ? 5 : 10;
+  }
+}
+
 }  // namespace
 
 Plan select(const std::vector<Isa>& isas, const Load& load, int64_t threads) {
   // Below this a call is over before another thread has woken up.
   constexpr int64_t kWorthwhile = 250'000;
-  // Packing pays from this many rows on: it reads and writes every weight once.
-  constexpr int64_t kRowsToPackFor = 4;
   // Floats in parts pay from so many rows on. Not by the number of threads, on which no bit of a result may depend.
   constexpr int64_t kTileRows = 16, kTileUnits = 64, kRowsToSplitFor = 256;
   const bool large =
       load.batch >= kTileRows && load.hidden >= kTileUnits && (load.packed || load.rows >= kRowsToSplitFor);
   const Isa isa = large ? isas.back() : isas.front();
   const bool splits = isa == Isa::kAmx && load.dtype == Dtype::kFloat;
-  const bool pack = load.packed || load.rows >= kRowsToPackFor || splits;
+  const bool pack = load.packed || load.rows >= rows_to_pack_for(load) || splits;
   if (load.multiply_adds < kWorthwhile || threads == 1) return {isa, 1, 1, 1, nullptr, pack};
   // Problems run side by side; when there are fewer than threads, each is cut as well.
   const int64_t each = (threads + load.problems - 1) / std::max<int64_t>(load.problems, 1);

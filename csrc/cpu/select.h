@@ -18,7 +18,7 @@ const Kernels& kernels_for(Isa isa, Dtype dtype);
 struct Load {
   Dtype dtype;
   int64_t problems, batch, rows, hidden;
-  int64_t weights;  // of one problem
+  int64_t weights, recurrent_weights;  // of one problem; of tokens only those that are multiplied
   int64_t multiply_adds;
   bool packed;  // its weights are packed already
 };
