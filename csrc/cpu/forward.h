@@ -570,7 +570,7 @@ class ForwardPass {
   FUSED_RNN_INLINE static void leave(const Forward& f, const Place& place, int64_t unit, int64_t units, const V* keep,
                                      const V* state, const V* next) {
     if (S* saved = place.saved) {
-      for (int k = 0; k < Cell::kSaved; ++k) store_vector(saved + kept_at<Cell>(f, k, unit), keep[k], units);
+      store_kept<Cell>(f, saved, unit, units, keep);
       if (Cell::kStates > 1) store_vector(saved + entering_c<Cell>(f) + unit, state[1], units);
       if (!projected(f)) store_vector(saved + entering_h<Cell>(f) + unit, load_at(place.h, unit), units);
     }

@@ -98,6 +98,19 @@ inline void store_vector(Half* to, Vec<float> x) {
   for (int i = 0; i < Vec<float>::kLanes; ++i) store(to[i], x.v[i]);
 }
 
+// Two at once, one behind the other.
+template <class S>
+FUSED_RNN_INLINE void store_two_vectors(S* to, Vec<Arithmetic<S>> first, Vec<Arithmetic<S>> second) {
+  store_vector(to, first);
+  store_vector(to + Vec<Arithmetic<S>>::kLanes, second);
+}
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS
+template <>
+FUSED_RNN_INLINE void store_two_vectors(BFloat16* to, Vec<float> first, Vec<float> second) {
+  store_lanes(to, _mm512_maskz_cvtne2ps_pbh(0xffffffff, (__m512)second.v, (__m512)first.v));
+}
+#endif
+
 // The same for the first `count` lanes only: the last units of a layer seldom fill a vector. The others load as zeros.
 template <class S>
 FUSED_RNN_INLINE Vec<Arithmetic<S>> load_vector(const S* from, int64_t count) {

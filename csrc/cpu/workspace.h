@@ -128,7 +128,17 @@ int64_t entering_c(const Layer& layer) {
   return entering_h<Cell>(layer) + layer.output_size;
 }
 
-// Some units of it.
+// What the cell keeps of some units. Two vectors of bfloat16 fill a line of the cache: the half of one costs as much.
+template <class Cell, class S, class V>
+FUSED_RNN_INLINE void store_kept(const Layer& layer, S* saved, int64_t unit, int64_t units, const V* keep) {
+  int k = 0;
+  if (V::kLanes == kKeptTogether && units == V::kLanes && !projected(layer))
+    for (; k + 1 < Cell::kSaved; k += 2)
+      store_two_vectors(saved + kept_at<Cell>(layer, k, unit), keep[k], keep[k + 1]);
+  for (; k < Cell::kSaved; ++k) store_vector(saved + kept_at<Cell>(layer, k, unit), keep[k], units);
+}
+
+// Some units of it all.
 template <class Cell, class S, class V>
 FUSED_RNN_INLINE void load_saved(const Layer& layer, const S* saved, int64_t unit, int64_t units, V* keep, V* state) {
   for (int k = 0; k < Cell::kSaved; ++k) keep[k] = load_vector(saved + kept_at<Cell>(layer, k, unit), units);
