@@ -273,8 +273,10 @@ class BackwardPass {
     const Plain<E> hh = Shared::hidden_weights(g);
     const int64_t P = g.output_size, b = w.run.batch_row(i);
     const bool cut = is_cut(w, step, i, b);
+    const int vectors = hh.panel_vectors(panel);
     V norm_h{T(0)}, norm_c{T(0)};
-    for (int v = 0; v < hh.panel_vectors(panel); ++v) {
+    GateGradients held[kAtOnce];
+    for (int v = 0; v < vectors; ++v) {
       const int64_t unit = hh.first_column(panel) + v * kLanes, units = minimum(kLanes, P - unit);
       V dh = load_vector(sums + v * kLanes);
       if (i < step.from_rows) {
@@ -295,7 +297,7 @@ class BackwardPass {
       if (projected(g))
         store_at(w.shared.outputs + (step.slot + b) * w.shared.output_stride, unit, dh, units);
       else
-        norm_c = norm_c + cell(w, step, i, b, cut, unit, units, dh);
+        norm_c = norm_c + cell(w, step, i, b, cut, unit, units, dh, held, v, vectors);
     }
     if (!g.grad_norms || i >= step.rows) return;
     *norm_at(g, w.shared, w.run.problem, 0, step.t, b, panel) = sum_of(norm_h);
@@ -317,13 +319,16 @@ class BackwardPass {
              [&](int64_t panel, int64_t i, const T* sums) {
                const int64_t b = w.run.batch_row(i);
                const bool cut = is_cut(w, step, i, b);
+               const int vectors = hr.panel_vectors(panel);
                V norm{T(0)};
-               for (int v = 0; v < hr.panel_vectors(panel); ++v) {
+               GateGradients held[kAtOnce];
+               for (int v = 0; v < vectors; ++v) {
                  const int64_t unit = hr.first_column(panel) + v * kLanes, units = minimum(kLanes, g.hidden - unit);
                  if (i >= step.rows)
                    end_of_c(w, step, i, b, cut, unit, units);
                  else
-                   norm = norm + cell(w, step, i, b, cut, unit, units, load_vector(sums + v * kLanes));
+                   norm =
+                       norm + cell(w, step, i, b, cut, unit, units, load_vector(sums + v * kLanes), held, v, vectors);
                }
                if (g.grad_norms && i < step.rows)
                  *norm_at(g, shared, w.run.problem, 1, step.t, b, panel) = sum_of(norm);
@@ -342,14 +347,38 @@ class BackwardPass {
                  units);
   }
 
-  // The cell for some units of row i. Returns the squares of the whole gradient of c, if there is one.
+  struct GateGradients {
+    V x[Cell::kGates], r[Cell::kGates];
+  };
+  // Parts of floats fill lines of the cache when two vectors are stored at once.
+  static constexpr int kAtOnce = kParts<E> > 1 ? 2 : 1;
+
+  // For products to read, those of one vector of units or of two.
+  FUSED_RNN_INLINE static void store_gates(const Walk& w, const Step& step, int64_t b, int64_t unit, int64_t units,
+                                           const GateGradients (&from)[kAtOnce]) {
+    const int64_t row = (step.slot + b) * w.shared.gate_stride;
+    const auto store = [&](E* to, int64_t at, V first, V second) {
+      if (units == 2 * kLanes) return store_two_at(to, at, first, second);
+      store_at(to, at, first, units);
+      if (units > kLanes) store_at(to, at + kLanes, second, units - kLanes);
+    };
+    const GateGradients &first = from[0], &second = from[kAtOnce - 1];
+    for (int j = 0; j < Cell::kGates; ++j) {
+      store(w.shared.gates_x + row, j * w.g.hidden + unit, first.x[j], second.x[j]);
+      if (!kOneGateGradient<Cell>) store(w.shared.gates_r + row, j * w.g.hidden + unit, first.r[j], second.r[j]);
+    }
+  }
+
+  // The cell for some units of row i, vector v of a panel. What it leaves for products waits until there is
+  // enough to be stored at once. Returns the squares of the whole gradient of c, if there is one.
   FUSED_RNN_INLINE static V cell(const Walk& w, const Step& step, int64_t i, int64_t b, bool cut, int64_t unit,
-                                 int64_t units, V dh) {
+                                 int64_t units, V dh, GateGradients (&held)[kAtOnce], int v, int vectors) {
     const Backward& g = w.g;
     const Shared& shared = w.shared;
     const int64_t H = g.hidden, slot = step.slot + b;
     V keep[Cell::kSaved], state[kMaxStates], next[kMaxStates], params[Cell::kParams + 1], dnext[kMaxStates];
-    V dx[Cell::kGates], dr[Cell::kGates], dstate[kMaxStates], dparams[Cell::kParams + 1];
+    V dstate[kMaxStates], dparams[Cell::kParams + 1];
+    auto& [dx, dr] = held[v % kAtOnce];
     load_saved<Cell>(g, w.saved(step.t, b), unit, units, keep, state);
     for (int p = 0; p < Cell::kParams; ++p)
       params[p] = load_vector(shared.params + (w.run.problem * Cell::kParams + p) * shared.unit_stride + unit);
@@ -365,10 +394,9 @@ class BackwardPass {
     else
       Cell::backward(keep, state, next, params, dnext, dx, dr, dstate, dparams);
     if (g.trace_x) trace_gates(w, step, b, unit, units, dx, dr);
-    for (int j = 0; j < Cell::kGates; ++j) {
-      store_at(shared.gates_x + slot * shared.gate_stride, j * H + unit, dx[j], units);
-      if (!kOneGateGradient<Cell>) store_at(shared.gates_r + slot * shared.gate_stride, j * H + unit, dr[j], units);
-    }
+    const int before = v % kAtOnce;  // vectors that wait already
+    if (before + 1 == kAtOnce || v + 1 == vectors)
+      store_gates(w, step, b, unit - before * kLanes, before * kLanes + units, held);
     if (Cell::kReadsH) store_vector(shared.dh + w.state(b, shared.unit_stride) + unit, dstate[0]);
     if (Cell::kStates > 1) store_vector(shared.dc + w.state(b, shared.unit_stride) + unit, dstate[1]);
     if (projected(g)) store_at(shared.wide_h + slot * shared.wide_stride, unit, next[0], units);

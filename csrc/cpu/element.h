@@ -105,6 +105,12 @@ FUSED_RNN_INLINE void store_at(E* row, int64_t j, Vec<Arithmetic<E>> x, int64_t 
   store_vector(row + j, x, count);
 }
 
+// Two vectors: of what is multiplied as bfloat16 they fill a line of the cache.
+template <class E>
+FUSED_RNN_INLINE void store_two_at(E* row, int64_t j, Vec<Arithmetic<E>> first, Vec<Arithmetic<E>> second) {
+  store_two_vectors(row + j, first, second);
+}
+
 // n of them at once; a null source is zeros.
 template <class E, class S>
 void load_row_at(E* row, int64_t j, const S* from, int64_t n) {

@@ -82,6 +82,7 @@ FUSED_RNN_INLINE Parts<Split> load_parts<Split, Split>(const Split* row, int64_t
   return x;
 }
 
+using BothVectors = std::make_integer_sequence<int, 2 * kSplitLanes>;
 template <int... kLane>
 FUSED_RNN_INLINE Floats upper_halves(Floats a, Floats b, std::integer_sequence<int, kLane...>) {
   typedef uint16_t Halves __attribute__((vector_size(kVectorBytes)));
@@ -89,12 +90,11 @@ FUSED_RNN_INLINE Floats upper_halves(Floats a, Floats b, std::integer_sequence<i
 }
 template <>
 FUSED_RNN_INLINE Parts<Split> load_factors<Split, float>(const float* from, int64_t count) {
-  using Lanes = std::make_integer_sequence<int, 2 * kSplitLanes>;
   const Parts<Split> low = load_parts<Split>(from, 0, count),
                      high = load_parts<Split>(from, kSplitLanes, count - kSplitLanes);
   Parts<Split> x;
 #pragma GCC unroll 3
-  for (int p = 0; p < kParts<Split>; ++p) x.part[p] = upper_halves(low.part[p], high.part[p], Lanes{});
+  for (int p = 0; p < kParts<Split>; ++p) x.part[p] = upper_halves(low.part[p], high.part[p], BothVectors{});
   return x;
 }
 
@@ -126,6 +126,19 @@ FUSED_RNN_INLINE void store_at<Split>(Split* row, int64_t j, Vec<float> x, int64
 template <>
 FUSED_RNN_INLINE void store_at<Split>(Split* row, int64_t j, Vec<float> x) {
   store_at(row, j, x, kSplitLanes);
+}
+
+template <>
+FUSED_RNN_INLINE void store_two_at<Split>(Split* row, int64_t j, Vec<float> first, Vec<float> second) {
+  const SplitPlace place(j);
+  if (place.here < kSplitChunk) {
+    store_at(row, j, first);
+    return store_at(row, j + kSplitLanes, second);
+  }
+  const Parts<Split> low = split(first.v), high = split(second.v);
+#pragma GCC unroll 3
+  for (int p = 0; p < kParts<Split>; ++p)
+    store_lanes(place.part(row, p), upper_halves(low.part[p], high.part[p], BothVectors{}));
 }
 
 template <>

@@ -131,11 +131,15 @@ int64_t entering_c(const Layer& layer) {
 // What the cell keeps of some units. Two vectors of bfloat16 fill a line of the cache: the half of one costs as much.
 template <class Cell, class S, class V>
 FUSED_RNN_INLINE void store_kept(const Layer& layer, S* saved, int64_t unit, int64_t units, const V* keep) {
-  int k = 0;
-  if (V::kLanes == kKeptTogether && units == V::kLanes && !projected(layer))
-    for (; k + 1 < Cell::kSaved; k += 2)
-      store_two_vectors(saved + kept_at<Cell>(layer, k, unit), keep[k], keep[k + 1]);
-  for (; k < Cell::kSaved; ++k) store_vector(saved + kept_at<Cell>(layer, k, unit), keep[k], units);
+  if constexpr (V::kLanes == kKeptTogether && sizeof(S) * V::kLanes < kCacheLine)
+    if (units == V::kLanes && !projected(layer)) {
+      for (int k = 0; k + 1 < Cell::kSaved; k += 2)
+        store_two_vectors(saved + kept_at<Cell>(layer, k, unit), keep[k], keep[k + 1]);
+      constexpr int kLast = Cell::kSaved - 1;
+      if (kLast % 2 == 0) store_vector(saved + kept_at<Cell>(layer, kLast, unit), keep[kLast]);
+      return;
+    }
+  for (int k = 0; k < Cell::kSaved; ++k) store_vector(saved + kept_at<Cell>(layer, k, unit), keep[k], units);
 }
 
 // Some units of it all.
