@@ -93,13 +93,15 @@ class Stack(nn.Module):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset_mask: Tensor | None = None,
+        grad_clip: float | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple]:
         """``output [T, B, D*H]`` of the last layer and the states of all layers.
 
         Args:
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a ``PackedSequence``.
             hx: a state for each layer as that layer takes it, ``h_0 [D, B, H]`` or ``(h_0, c_0)``; or None, for zeros.
-            lengths, reset_mask: as in :func:`fused_rnn.functional.lstm`.
+            lengths, reset_mask, grad_clip: as in :func:`fused_rnn.functional.lstm`. Each layer clips what flows back
+                through its own states; what goes the paths around layers is not clipped.
 
         Returns:
             The last layer's output (with its residual), laid out as the input, and a tuple as ``hx``: each layer's
@@ -116,11 +118,12 @@ class Stack(nn.Module):
             raise TypeError(
                 f"Stack: skip={self.skip!r} adds the input to layers' outputs, and ids are no numbers to add"
             )
-        # Only what is given: torch.nn's layers, which fused_rnn.restore puts here, take neither.
-        masks = {name: mask for name, mask in (("lengths", lengths), ("reset_mask", reset_mask)) if mask is not None}
+        # Only what is given: torch.nn's layers, which fused_rnn.restore puts here, take none of it.
+        options = {"lengths": lengths, "reset_mask": reset_mask, "grad_clip": grad_clip}
+        options = {name: option for name, option in options.items() if option is not None}
         states = []
         for k, (layer, state) in enumerate(zip(self.layers, hx, strict=True)):
-            output, state = layer(input, state, **masks)
+            output, state = layer(input, state, **options)
             states.append(state)
             is_last = k + 1 == len(self.layers)
             if self.training and self.dropout and not is_last:

@@ -52,7 +52,8 @@ def tbptt(
     Args:
         model: called as ``model(input, state)``, or as ``model(input, state, reset_mask=reset_mask)`` where the chunk
             has a mask; returns its output and its state: a tensor, or tuples, lists and dicts of them, nested at will.
-            Any layer of one direction will do, one of torch.nn too (without masks).
+            Any layer of one direction will do, one of torch.nn too (without masks). For options of its own give it as
+            ``functools.partial(model, grad_clip=1.0)``.
         loss_fn: called as ``loss_fn(output, target)``; returns a number to go back from.
         chunks: ``(input, target)`` or ``(input, target, reset_mask)`` each, in the order of time. The mask, bool
             ``[t, B]``, is true where a row begins a new sequence; see :func:`fused_rnn.functional.lstm`.

@@ -215,6 +215,23 @@ def test_gradcheck(cell, skip, bidirectional):
 
 
 @every_cell
+@every_skip
+def test_gradients_are_clipped_in_each_layer(cell, skip):
+    """As when the layers are called one after the other."""
+    stack, _ = make_pair(cell, skip, sizes=[4, 4], input_size=4)
+    x = torch.randn(5, 3, 4, dtype=F64, requires_grad=True)
+    around = {"residual": torch.add, "dense": lambda x, y: torch.cat([x, y], -1), None: lambda x, y: y}[skip]
+    first = around(x, stack.layers[0](x, grad_clip=0.3)[0])
+    second = stack.layers[1](first, grad_clip=0.3)[0]
+    expected, plain = first + second if skip == "residual" else second, stack(x)[0]
+    found = stack(x, grad_clip=0.3)[0]
+    wanted, way_back = [x, *stack.parameters()], torch.randn_like(found)
+    clipped, apart, unclipped = (torch.autograd.grad(y, wanted, way_back) for y in (found, expected, plain))
+    torch.testing.assert_close(clipped, apart)
+    assert not torch.allclose(clipped[0], unclipped[0])
+
+
+@every_cell
 def test_dropout_without_skips_is_that_of_torch(cell):
     """One layer of torch.nn in several: the same random numbers at the same places."""
     ours = fused_rnn.Stack(cell, 3, [4, 4, 4], dropout=0.5)
