@@ -118,14 +118,15 @@ def _roofs(axes: Axes, results: Results) -> None:
     axes.set_xlim(0.3, 200)
     axes.set_ylim(peak / 300, 1.6 * peak)
     axes.axhline(peak, color=GREY, lw=1)
-    axes.annotate(f"multiply-adds {peak:.0f}", (190, peak), (0, 3), textcoords="offset points", ha="right", color=GREY)
+    above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "color": GREY}
+    axes.annotate(f"multiply-adds {peak:.0f}", (4, peak), **above)  # where no dots are, as below
     for level in ("L1", "L2", "L3"):
         bandwidth = results.limits.get(f"{level} read GB/s")
         if bandwidth:
             axes.plot([0.3, peak / bandwidth], [0.3 * bandwidth, peak], color=GREY, lw=1, ls="--")
-            middle = (0.3 * peak / bandwidth) ** 0.5
+            at = 0.3 * (peak / bandwidth / 0.3) ** 0.25
             on_line = {"ha": "center", "va": "center", "color": GREY, "backgroundcolor": "white", "fontsize": 8}
-            axes.text(middle, middle * bandwidth, level, **on_line)
+            axes.text(at, at * bandwidth, level, **on_line)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
