@@ -64,6 +64,10 @@ def test_every_plan_can_be_carried_out(problems, dtype):
         ({"threads": 8, "batch": 1, "hidden": 128}, 8, 1, 2),  # 64 units are the least
         ({"threads": 2, "batch": 1, "hidden": 127}, 2, 1, 1),
         ({"threads": 2, "batch": 7, "hidden": 127}, 2, 2, 1),
+        ({"threads": 2, "batch": 1, "hidden": 128, "cell": "rnn_tanh"}, 2, 1, 1),  # too few weights to meet after each
+        ({"threads": 2, "batch": 7, "hidden": 128, "cell": "rnn_tanh"}, 2, 2, 1),
+        ({"threads": 2, "batch": 1, "hidden": 192, "cell": "rnn_tanh"}, 2, 1, 2),
+        ({"threads": 2, "batch": 2, "hidden": 192, "cell": "rnn_tanh"}, 2, 2, 1),
         ({"threads": 2, "batch": 1, "problems": 2}, 2, 1, 1),  # two directions, two threads
         ({"threads": 4, "batch": 1, "problems": 2}, 4, 1, 2),
         ({"threads": 4, "batch": 32, "problems": 2}, 4, 2, 1),

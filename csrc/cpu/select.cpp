@@ -138,8 +138,15 @@ struct Pieces {
   int64_t runs, shares;
 };
 
+// For fewer rows than so many of each thread shares beat runs, which read all weights each: as measured. To meet after
+// every step takes as long as to read some 20,000.
+int64_t rows_worth_sharing(int64_t weights) {
+  if (weights < 25'000) return 0;
+  return weights < 45'000 ? 1 : 4;
+}
+
 Pieces pieces_on_vectors(const Load& load, int64_t threads) {
-  const bool few_rows = load.batch < 4 * threads && load.hidden >= 128;
+  const bool few_rows = load.batch < rows_worth_sharing(load.recurrent_weights) * threads && load.hidden >= 128;
   if (few_rows) return {1, std::clamp<int64_t>(threads, 1, load.hidden / 64)};
   return {std::clamp<int64_t>(threads, 1, std::max<int64_t>(load.batch, 1)), 1};
 }
