@@ -79,7 +79,7 @@ def test_frozen_layers_give_the_same(kind, options, packed_seen):
             for one, other in zip(found, expected, strict=True):
                 assert not one.requires_grad
                 # For fewer rows a layer that is not frozen does not pack its weights, and sums in another order.
-                assert torch.equal(one, other) if rows >= 10 else relative_error(one, other) <= TOLERANCE[one.dtype]
+                assert torch.equal(one, other) if rows >= 5 else relative_error(one, other) <= TOLERANCE[one.dtype]
 
 
 @torch.no_grad()

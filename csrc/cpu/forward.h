@@ -146,7 +146,6 @@ class ForwardPass {
     const E** rows;   // the input rows of some steps, step after step
     int64_t* tokens;  // [rows], in place of both
     int64_t* first;   // [steps]: where each step's rows begin
-    int64_t* count;   // how many there are
     int64_t most_rows, input_stride;
 
     Ahead(const Forward& f, const Plan& plan, Carver& carve) {
@@ -158,7 +157,6 @@ class ForwardPass {
       rows = carve.take<const E*>(f.tokens ? 0 : most_rows);
       tokens = carve.take<int64_t>(f.tokens ? most_rows : 0);
       first = carve.take<int64_t>(steps_ahead(f, plan));
-      count = carve.take<int64_t>(1);
     }
     T* of_panel(const Panels& panels, int64_t panel_of_share) const {
       return sums + panel_of_share * most_rows * panels.width(0);  // but for the last one all are as wide as the first
@@ -393,8 +391,8 @@ class ForwardPass {
     }
   }
 
-  // The input rows of this step and of the next ones.
-  static void gather(const Walk& w, const Step& step, const Ahead& ahead) {
+  // The input rows of this step and of the next ones. Returns how many there are.
+  static int64_t gather(const Walk& w, const Step& step, const Ahead& ahead) {
     const Forward& f = w.f;
     const int64_t I = f.input_size;
     const S* input = at<S>(f.input, w.run.m * f.input_member_stride);
@@ -419,13 +417,13 @@ class ForwardPass {
         }
       }
     }
-    *ahead.count = count;
+    return count;
   }
 
   // W_ih x for these rows, for some panels of a share that begins with `first`.
-  static void look_ahead(const Walk& w, const Ahead& ahead, PanelRange range, int64_t first) {
+  static void look_ahead(const Walk& w, const Ahead& ahead, int64_t count, PanelRange range, int64_t first) {
     const Forward& f = w.f;
-    const int64_t I = f.input_size, GH = Cell::kGates * f.hidden, count = *ahead.count;
+    const int64_t I = f.input_size, GH = Cell::kGates * f.hidden;
     const Panels panels = panels_of(f);
     const E* packed = w.packed.ih + w.run.problem * w.packed.ih_size;
     const S* plain = at<S>(f.weights[w.run.d].ih, w.run.m * GH * I);
@@ -479,9 +477,10 @@ class ForwardPass {
     const Ahead& ahead = w.state.ahead[share];
     const int64_t slot = step.number % w.steps_ahead, P = f.output_size, GH = Cell::kGates * f.hidden;
     const PanelRange range = {w.first_panel(share), w.first_panel(share + 1), turn()};
+    int64_t count = 0;
     if (slot == 0 && !f.primal) {
-      gather(w, step, ahead);
-      if (!fuses(f, w.plan) && !reads_together(f)) look_ahead(w, ahead, {range.first, range.last}, range.first);
+      count = gather(w, step, ahead);
+      if (!fuses(f, w.plan) && !reads_together(f)) look_ahead(w, ahead, count, {range.first, range.last}, range.first);
     }
     const E* h = w.state.h[step.number % 2];
     const E* packed = w.packed.hh + w.run.problem * w.packed.hh_size;
@@ -517,7 +516,7 @@ class ForwardPass {
     if (!reads_together(f)) return of(range);
     for (int64_t n = 0; n < range.count(); ++n) {
       const PanelRange one = {range.at(n), range.at(n) + 1};
-      look_ahead(w, ahead, one, range.first);
+      look_ahead(w, ahead, count, one, range.first);
       of(one);
     }
   }
