@@ -112,6 +112,14 @@ def nvcc_flags(archs):
     return " ".join(["-std=c++20 -O3 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra", *flags])
 
 
+# What nvcc leaves beside an object: the PTX that it was made from, which tests execute, of all its intermediate files;
+# and what ptxas says of every kernel, for scripts/cuda_check.py. The rest of its words are for whoever builds.
+KEEP_PTX = (
+    " --keep --keep-dir $out.keep 2> $out.log; code=$$?; find $out.keep -type f ! -name '*.ptx' -delete;"
+    ' grep -vE "^ptxas info|bytes stack frame" $out.log; exit $$code'
+)
+
+
 def compile_steps(with_cuda):
     """Yields (rule, source, object, extra flags), in the order of the link."""
     for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.c*")):
@@ -130,15 +138,17 @@ def compile_steps(with_cuda):
 def ninja_file(torch, nvcc=None, archs=()):
     """The text of build.ninja, its paths relative to ROOT. Without nvcc there is no trace of CUDA in it."""
     cxx = os.environ.get("CXX", "g++")
-    commands = {"cxx": f"{cxx} {cxx_flags(torch, nvcc, archs)}"}
+    compiled = "$flags -MD -MF $out.d -c $in -o $out"
+    commands = {"cxx": f"{cxx} {cxx_flags(torch, nvcc, archs)} {compiled}"}
     if nvcc:
-        commands["nvcc"] = f"{shlex.quote(nvcc)} {nvcc_flags(archs)} -Xptxas -v"
+        # PTX with the lines of its source, which the machine code goes without: it would be more than twice as large.
+        lines = "-lineinfo -Xptxas -suppress-debug-info"
+        command = f"{shlex.quote(nvcc)} {nvcc_flags(archs)} -Xptxas -v {lines} {compiled}"
+        commands["nvcc"] = f"mkdir -p $out.keep; {command}{KEEP_PTX}"
     text = f"builddir = {BUILD}\n"
-    # What ptxas says of every kernel is kept, for scripts/cuda_check.py; the rest is for whoever builds.
-    report = {"nvcc": ' 2> $out.log; code=$$?; grep -vE "^ptxas info|bytes stack frame" $out.log; exit $$code'}
     for rule, command in commands.items():
         text += (
-            f"rule {rule}\n  command = {command} $flags -MD -MF $out.d -c $in -o $out{report.get(rule, '')}\n"
+            f"rule {rule}\n  command = {command}\n"
             f"  depfile = $out.d\n  deps = gcc\n  description = {rule} $out\n"
         )
     linker = f"{shlex.quote(nvcc)} -cudart static" if nvcc else cxx

@@ -9,4 +9,9 @@ namespace fused_rnn {
 void stepwise_forward(const Forward&, const Machine&);
 void stepwise_backward(const Backward&, const Machine&);
 
+// How many bytes of W_ih x are computed ahead of a run of steps: a long sequence has several runs. For tests, which set
+// it low; returns what it was before.
+constexpr int64_t kAheadBytes = int64_t{256} << 20;
+int64_t set_ahead_bytes(int64_t bytes);
+
 }  // namespace fused_rnn

@@ -1,12 +1,13 @@
+#include <atomic>
+
 #include "cuda/persistent_runs.h"
 #include "cuda/stepwise.h"
 
 namespace fused_rnn {
 namespace {
 
-#ifndef FUSED_RNN_AHEAD_BYTES  // tests set it low, and so have many runs of steps
-#define FUSED_RNN_AHEAD_BYTES (int64_t{256} << 20)
-#endif
+// Of inputs projected ahead of a run of steps.
+std::atomic<int64_t> ahead_bytes = kAheadBytes;
 
 class ForwardLoop : Arrays {
  public:
@@ -53,7 +54,7 @@ class ForwardLoop : Arrays {
 
   void begin() {
     const int64_t QB = problems_ * f_.batch, a_step = problems_ * f_.batch * gate_rows() * bytes(kT);
-    steps_ahead_ = std::clamp<int64_t>(FUSED_RNN_AHEAD_BYTES / std::max<int64_t>(a_step, 1), 1, f_.steps);
+    steps_ahead_ = std::clamp<int64_t>(ahead_bytes.load() / std::max<int64_t>(a_step, 1), 1, f_.steps);
     arrays_.x_rows = steps_ahead_ * f_.batch;
     if (!f_.primal) arrays_.x = take(kT, problems_ * arrays_.x_rows * gate_rows());
     if (cell_.recurrent && !persistent_) arrays_.r = take(kT, QB * gate_rows());
@@ -120,5 +121,7 @@ class ForwardLoop : Arrays {
 }  // namespace
 
 void stepwise_forward(const Forward& f, const Machine& machine) { ForwardLoop(f, machine).run(); }
+
+int64_t set_ahead_bytes(int64_t bytes) { return ahead_bytes.exchange(bytes); }
 
 }  // namespace fused_rnn

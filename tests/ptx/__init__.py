@@ -1,0 +1,78 @@
+"""A GPU in software: it executes the PTX that nvcc made of this library's kernels, launched by its own host code.
+
+    machine = ptx.load()                # torch.ops.fused_rnn_emulated now runs on it
+    machine.options(seed=3, weak=True)  # in which order things happen, and what loads may see
+    machine.change("Polling", "bar.sync 0;", "")  # in kernels whose names contain the first
+
+What it refuses, and says where: unknown opcodes, misaligned accesses, accesses outside of an allocation, shared memory
+that nobody has written, races, misuse of mbarriers, waiting for ever, and launches that a Hopper GPU would refuse. What
+it is not: ptxas and the machine code it makes, time, caches.
+"""
+
+import ctypes
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from . import building
+
+
+class Totals(NamedTuple):
+    launches: int
+    instructions: int
+    stale: int  # loads that saw an older value than the last one
+
+
+class Counts(NamedTuple):
+    """Of a kernel, by instruction. ``numbers`` has a column each: times executed, lanes, passes, passes at best."""
+
+    lines: list[tuple[int, str, str, int]]  # of the PTX, opcode, source file and line; line 0: the end, not in the text
+    numbers: np.ndarray
+
+
+class Machine:
+    """The module, and what Python asks about plans."""
+
+    def __init__(self, module):
+        self._module = module
+        self.library = ctypes.CDLL(module.__file__)  # what plan_info.cpp exports
+        self.orders = tuple(module.Order.__members__.values())
+        for name in ("names", "decoded", "decode_all", "launches_of", "reset_counts", "opcodes"):
+            setattr(self, name, getattr(module, name))
+        for name in ("fill_memory", "set_ahead_bytes", "undo_changes", "changed"):
+            setattr(self, name, getattr(module, name))
+        for path in building.ptx_files():
+            module.read_file(str(path))
+
+    def options(self, seed=0, order="shuffled", weak=False, rough=False, traffic=False, patience=0):
+        order = getattr(self._module.Order, order)
+        self._module.set_options(
+            seed=seed, order=order, weak=weak, rough=rough, traffic=traffic, patience=patience
+        )
+
+    def schedule(self, number):
+        """All orders in turn, with other random numbers each time around."""
+        self.options(seed=number, order=self.orders[number % len(self.orders)].name)
+
+    def change(self, kernel, before, after, which=-1):
+        """Replaces text in kernels whose names contain ``kernel``: everywhere, or only where it stands once more."""
+        self._module.change(kernel, before, after, which)
+
+    def counts(self, kernel) -> Counts:
+        return Counts(*self._module.counts_of(kernel))
+
+    def totals(self) -> Totals:
+        return Totals(*self._module.totals())
+
+    def launch(
+        self, text, kernel, grid=(1, 1, 1), block=(32, 1, 1), arguments=(), shared_bytes=0, cluster=1, cooperative=False
+    ):
+        """A kernel of a text of its own; ``arguments`` are numbers, or addresses of tensors."""
+        self._module.launch(text, kernel, grid, block, list(arguments), shared_bytes, cluster, cooperative)
+
+
+@functools.cache
+def load() -> Machine:
+    """Builds and loads it once. Tensors made from then on lie between fences."""
+    return Machine(building.load_module())

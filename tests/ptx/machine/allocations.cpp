@@ -1,0 +1,77 @@
+#include "allocations.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <new>
+
+namespace ptx {
+namespace {
+
+constexpr size_t kAlignment = 256, kFence = kAlignment;
+
+std::atomic<bool> filled = false;
+
+}  // namespace
+
+void Allocations::add(const void* begin, size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  const auto address = reinterpret_cast<uint64_t>(begin);
+  all_[address] = address + bytes;
+}
+
+void Allocations::remove(const void* begin) {
+  const std::lock_guard lock(mutex_);
+  all_.erase(reinterpret_cast<uint64_t>(begin));
+  ++generation_;
+}
+
+std::optional<Allocations::Range> Allocations::find(uint64_t address) const {
+  const std::lock_guard lock(mutex_);
+  const auto after = all_.upper_bound(address);
+  if (after == all_.begin()) return {};
+  const auto& [begin, end] = *std::prev(after);
+  if (address >= end) return {};
+  return Range{begin, end, generation()};
+}
+
+std::string Allocations::describe(uint64_t address) const {
+  const std::lock_guard lock(mutex_);
+  const auto after = all_.upper_bound(address);
+  if (after == all_.begin()) return "before all of the global memory that was allocated";
+  const auto& [begin, end] = *std::prev(after);
+  const std::string size = std::to_string(end - begin) + " bytes";
+  if (after != all_.end() && after->first - address < address - end)
+    return std::to_string(after->first - address) + " bytes before an allocation of " +
+           std::to_string(after->second - after->first) + " bytes";
+  return std::to_string(address - end) + " bytes past the end of an allocation of " + size;
+}
+
+// Never destroyed: tensors may outlive whatever else is.
+Allocations& allocations() {
+  static Allocations& only = *new Allocations;
+  return only;
+}
+
+void* allocate_fenced(size_t bytes) {
+  auto* const all = static_cast<char*>(std::aligned_alloc(kAlignment, (bytes + 3 * kFence - 1) / kFence * kFence));
+  if (!all) throw std::bad_alloc();
+  char* const memory = all + kFence;
+  if (filled) std::memset(memory, 0xff, bytes);
+  allocations().add(memory, bytes);
+  return memory;
+}
+
+void free_fenced(void* memory) {
+  if (!memory) return;
+  allocations().remove(memory);
+  std::free(static_cast<char*>(memory) - kFence);
+}
+
+void fill_allocations(bool fill) { filled = fill; }
+
+}  // namespace ptx
+
+// What the operators themselves allocate so (csrc/memory.cpp); this module's own, not the whole program's.
+void* operator new(size_t bytes, std::align_val_t) { return ptx::allocate_fenced(bytes); }
+void operator delete(void* memory, std::align_val_t) noexcept { ptx::free_fenced(memory); }

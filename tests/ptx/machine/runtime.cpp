@@ -1,0 +1,202 @@
+// The part of the CUDA runtime that this project's host code calls, in front of the machine: a GPU of the size of an
+// H200. It checks what a real one would refuse a launch for.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+
+#include "allocations.h"
+#include "grid.h"
+#include "library.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+// NVIDIA H200: compute capability 9.0. CUDA C++ Programming Guide, Technical Specifications per Compute Capability.
+constexpr int kMultiprocessors = 132, kMostShared = 227 * 1024, kSharedOfMultiprocessor = 228 * 1024;
+constexpr int kSharedOfSystem = 1024;  // of every block
+constexpr int kThreadsOfMultiprocessor = 2048, kBlocksOfMultiprocessor = 32, kRegistersOfMultiprocessor = 65536;
+constexpr int kMostRegisters = 256;  // of a thread: taken for what each kernel needs
+constexpr size_t kSharedUnasked = 48 * 1024, kMostParameters = 4096;
+constexpr unsigned kPortableCluster = 8, kMostCluster = 16;
+
+// What the host asks for a kernel, by the address of its stub.
+struct Function {
+  std::string name;
+  size_t most_dynamic_shared = kSharedUnasked;
+  bool large_cluster = false;
+};
+std::map<const void*, Function>& functions() {
+  static std::map<const void*, Function> all;
+  return all;
+}
+
+std::string last_error;
+std::mutex mutex;  // launches come one after the other, as on one stream
+
+cudaError_t refuse(cudaError_t error, const std::string& why) {
+  last_error = why;
+  return error;
+}
+
+int blocks_of_multiprocessor(int threads, size_t shared) {
+  const int by_shared = static_cast<int>(kSharedOfMultiprocessor / (shared + kSharedOfSystem));
+  const int by_registers = std::max(1, kRegistersOfMultiprocessor / (kMostRegisters * threads));
+  return std::min({by_shared, kThreadsOfMultiprocessor / threads, by_registers, kBlocksOfMultiprocessor});
+}
+
+// What a GPU would refuse; empty: nothing.
+std::string obstacle(const Function& f, const ptx::Kernel& kernel, const ptx::Launch& how) {
+  const uint64_t threads = how.block.count();
+  const bool grid_fits = how.grid.count() > 0 && how.grid.x <= 0x7fffffff && how.grid.y <= 65535 && how.grid.z <= 65535;
+  if (threads == 0 || threads > 1024 || how.block.z > 64) return "threads of a block: " + std::to_string(threads);
+  if (threads > kernel.most_threads) return "more threads than __launch_bounds__";
+  if (!grid_fits) return "the grid's size";
+  if (how.shared_bytes > f.most_dynamic_shared) return "more shared memory than was asked for";
+  if (how.shared_bytes + kernel.static_shared_bytes > kMostShared) return "more shared memory than a block may have";
+  if (kernel.parameter_bytes > kMostParameters) return "parameters of more than 4 KB";
+  if (how.cluster > kMostCluster || how.grid.x % how.cluster) return "clusters of " + std::to_string(how.cluster);
+  if (how.cluster > kPortableCluster && !f.large_cluster) return "a large cluster that was not asked for";
+  if (how.cluster > 1 && how.cooperative) return "a cooperative launch of clusters, which is not checked here";
+  return {};
+}
+
+cudaError_t launch(const void* function, ptx::Launch how, void** arguments) {
+  const std::lock_guard lock(mutex);
+  const auto found = functions().find(function);
+  if (found == functions().end()) return refuse(cudaErrorInvalidDeviceFunction, "not a kernel");
+  const Function& f = found->second;
+  try {
+    ptx::Loaded& loaded = ptx::library().kernel(f.name);
+    const ptx::Kernel& kernel = *loaded.kernel;
+    if (const std::string what = obstacle(f, kernel, how); !what.empty())
+      return refuse(cudaErrorInvalidConfiguration, what + ", of " + f.name);
+    const auto threads = static_cast<int>(how.block.count());
+    const auto resident = uint64_t(blocks_of_multiprocessor(threads, how.shared_bytes)) * kMultiprocessors;
+    if (how.cooperative && how.grid.count() > resident)
+      return refuse(cudaErrorCooperativeLaunchTooLarge, "too many blocks for a cooperative launch, of " + f.name);
+    how.parameters.resize(kernel.parameter_bytes);
+    for (size_t i = 0; i < kernel.parameters.size(); ++i)
+      std::memcpy(how.parameters.data() + kernel.parameters[i].offset, arguments[i], kernel.parameters[i].size);
+    ptx::run(*loaded.module, *loaded.kernel, how);
+    return cudaSuccess;
+  } catch (const std::exception& e) {
+    return refuse(cudaErrorLaunchFailure, e.what());
+  }
+}
+
+ptx::Dim dim(dim3 d) { return {d.x, d.y, d.z}; }
+
+}  // namespace
+
+// ---- what nvcc's host code calls ---------------------------------------------------------------------------------------
+// The machine code in a fat binary is not looked at: the PTX that it was made from has been read from its file.
+
+EXPORT void** __cudaRegisterFatBinary(void* wrapper) { return static_cast<void**>(wrapper); }
+EXPORT void __cudaRegisterFatBinaryEnd(void**) {}
+EXPORT void __cudaUnregisterFatBinary(void**) {}
+EXPORT void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, void*, void*, void*, void*,
+                                   int*) {
+  functions()[host] = {name};
+}
+EXPORT void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
+EXPORT cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* host) {
+  *kernel = static_cast<cudaKernel_t>(const_cast<void*>(host));
+  return cudaSuccess;
+}
+EXPORT cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared,
+                                      cudaStream_t) {
+  return launch(kernel, {dim(grid), dim(block), static_cast<uint32_t>(shared), 1, false, {}}, arguments);
+}
+EXPORT unsigned __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return 1; }
+
+// ---- launches and what a kernel may have -------------------------------------------------------------------------------
+
+EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** arguments) {
+  ptx::Launch how = {dim(config->gridDim), dim(config->blockDim), static_cast<uint32_t>(config->dynamicSmemBytes), 1,
+                     false, {}};
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& a = config->attrs[i];
+    if (a.id == cudaLaunchAttributeCooperative)
+      how.cooperative = a.val.cooperative;
+    else if (a.id == cudaLaunchAttributeClusterDimension)
+      how.cluster = a.val.clusterDim.x * a.val.clusterDim.y * a.val.clusterDim.z;
+    else
+      return refuse(cudaErrorNotSupported, "a launch attribute that is not known here");
+  }
+  return launch(function, std::move(how), arguments);
+}
+EXPORT cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute what, int value) {
+  Function& f = functions().at(function);
+  if (what == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    f.large_cluster = value;
+  } else if (what != cudaFuncAttributeMaxDynamicSharedMemorySize) {
+    return refuse(cudaErrorNotSupported, "a function attribute that is not known here");
+  } else if (value > kMostShared) {
+    return refuse(cudaErrorInvalidValue, "more shared memory than a block may have");
+  } else {
+    f.most_dynamic_shared = static_cast<size_t>(value);
+  }
+  return cudaSuccess;
+}
+EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int threads,
+                                                                          size_t shared, unsigned) {
+  *blocks = blocks_of_multiprocessor(threads, shared);
+  return cudaSuccess;
+}
+EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads, size_t shared) {
+  *blocks = blocks_of_multiprocessor(threads, shared);
+  return cudaSuccess;
+}
+EXPORT cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
+  const std::pair<cudaDeviceAttr, int> all[] = {{cudaDevAttrComputeCapabilityMajor, 9},
+                                                {cudaDevAttrComputeCapabilityMinor, 0},
+                                                {cudaDevAttrMultiProcessorCount, kMultiprocessors},
+                                                {cudaDevAttrMaxSharedMemoryPerBlockOptin, kMostShared}};
+  for (const auto& [known, number] : all)
+    if (known == what) return *value = number, cudaSuccess;
+  return refuse(cudaErrorInvalidValue, "a device attribute that is not known here");
+}
+EXPORT cudaError_t cudaGetLastError() { return cudaSuccess; }
+EXPORT const char* cudaGetErrorString(cudaError_t) { return last_error.c_str(); }
+
+// ---- memory, which is the host's; streams and events: everything is over when its call returns -------------------------
+
+EXPORT cudaError_t cudaMalloc(void** memory, size_t bytes) { return *memory = ptx::allocate_fenced(bytes), cudaSuccess; }
+EXPORT cudaError_t cudaFree(void* memory) { return ptx::free_fenced(memory), cudaSuccess; }
+EXPORT cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) { return cudaMalloc(memory, bytes); }
+EXPORT cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
+EXPORT cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) { return *device = host, cudaSuccess; }
+EXPORT cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
+EXPORT cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+EXPORT cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+EXPORT cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = reinterpret_cast<cudaEvent_t>(new std::chrono::steady_clock::time_point);
+  return cudaSuccess;
+}
+EXPORT cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete reinterpret_cast<std::chrono::steady_clock::time_point*>(event);
+  return cudaSuccess;
+}
+EXPORT cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  *reinterpret_cast<std::chrono::steady_clock::time_point*>(event) = std::chrono::steady_clock::now();
+  return cudaSuccess;
+}
+EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+EXPORT cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t begin, cudaEvent_t end) {
+  const auto time = [](cudaEvent_t e) { return *reinterpret_cast<std::chrono::steady_clock::time_point*>(e); };
+  *ms = std::chrono::duration<float, std::milli>(time(end) - time(begin)).count();
+  return cudaSuccess;
+}

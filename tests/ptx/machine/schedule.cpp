@@ -1,0 +1,388 @@
+// Runs grids: which warp runs next and for how long, how its lanes part and meet, when asynchronous stores arrive.
+#include <algorithm>
+
+#include "grid.h"
+#include "registers.h"
+
+namespace ptx {
+namespace {
+
+constexpr uint32_t kInTurnQuantum = 4096;  // instructions of a warp's turn
+
+bool is_random() { return options.order != Order::kInTurn; }
+
+// ---- what ends a wait ------------------------------------------------------------------------------------------------
+
+void make_ready(Warp& w) {
+  w.state = State::kReady;
+  if (w.listed) return;
+  w.listed = true;
+  w.block->grid->ready.push_back(&w);
+}
+
+template <class F>
+void for_live_lanes(Block& b, F f) {
+  for (auto& w : b.warps)
+    for (uint32_t rest = w->lanes; rest; rest &= rest - 1) f(*w, static_cast<size_t>(__builtin_ctz(rest)));
+}
+
+// A barrier orders all that its threads did before it ahead of all that they do after it.
+void join_knowledge(Block& b) {
+  ++b.epoch;
+  for (size_t number = 0; number < b.mbarriers.size(); ++number) {
+    uint32_t seen = 0, in_cluster = 0;
+    for_live_lanes(b, [&](Warp& w, size_t lane) {
+      seen = std::max(seen, w.knows.seen[number][lane]);
+      in_cluster = std::max(in_cluster, w.knows.seen_in_cluster[number][lane]);
+    });
+    for_live_lanes(b, [&](Warp& w, size_t lane) {
+      w.knows.seen[number][lane] = seen;
+      w.knows.seen_in_cluster[number][lane] = in_cluster;
+    });
+  }
+}
+void join_clocks(const std::vector<Block*>& blocks) {
+  if (!options.weak) return;
+  Clock all;
+  for (Block* b : blocks) for_live_lanes(*b, [&](Warp& w, size_t lane) { join(all, w.clocks[lane]); });
+  for (Block* b : blocks) for_live_lanes(*b, [&](Warp& w, size_t lane) { w.clocks[lane] = all; });
+}
+
+void end_block_barrier_if_due(Block& b) {
+  if (b.alive == 0 || b.waiting < b.alive) return;
+  b.waiting = 0;
+  join_knowledge(b);
+  join_clocks({&b});
+  b.grid->note_progress();
+  for (auto& w : b.warps)
+    if (w->state == State::kAtBarrier) make_ready(*w);
+}
+
+void end_cluster_barrier_if_due(Cluster& c) {
+  uint32_t all = 0;
+  for (Block* b : c.blocks)
+    for (auto& w : b->warps) all += w->lanes != 0;
+  if (all == 0 || c.arrived < all) return;
+  c.arrived = 0;
+  ++c.phase;
+  join_clocks(c.blocks);
+  for (Block* b : c.blocks) {
+    join_knowledge(*b);
+    b->grid->note_progress();
+    for (auto& w : b->warps)
+      if (w->state == State::kAtCluster) make_ready(*w);
+  }
+}
+
+void deliver(Grid& g, size_t which) {
+  const AsyncStore store = g.on_the_way[which];
+  if (is_random()) {
+    g.on_the_way[which] = g.on_the_way.back();
+    g.on_the_way.pop_back();
+  } else {
+    g.on_the_way.erase(g.on_the_way.begin() + static_cast<long>(which));
+  }
+  Block& to = *store.to;
+  const std::string in = ", in " + g.kernel.name;
+  if (to.alive == 0) fail("an asynchronous store to a block that has ended" + in);
+  Mbarrier& counter = *to.mbarriers.at(store.mbarrier_byte);
+  const SharedMemory::Completion with = {to.mbarriers.number(store.mbarrier_byte), counter.phase + 1, store.remote};
+  const std::string wrong = to.shared.write_async(to.epoch, with, store.byte, 4 * store.words, store.data);
+  if (!wrong.empty()) fail(wrong + in);
+  counter.transaction_bytes -= static_cast<int32_t>(4 * store.words);
+  if (counter.transaction_bytes < -Mbarriers::kMostCount) fail("more bytes than an mbarrier counts" + in);
+  counter.complete_if_due();
+  g.note_progress();
+}
+
+// ---- a warp's turn ----------------------------------------------------------------------------------------------------
+
+class Turn {
+ public:
+  Turn(Warp& warp, uint32_t quantum) : w_(warp), g_(*warp.block->grid), left_(quantum) {}
+
+  // Returns when the warp cannot go on, or has run long enough.
+  void run() {
+    while (left_ > 0 && !over_) {
+      const size_t k = choose();
+      uint32_t together = left_;
+      if (w_.fragments.size() > 1 && is_random()) together = std::min<uint32_t>(left_, 1 + g_.random() % 64);
+      left_ -= together;
+      changed_ = false;
+      for (current_ = k; together > 0 && !changed_ && !over_; --together) step();
+      left_ += together;
+    }
+  }
+
+ private:
+  const Instruction& instruction() const { return g_.kernel.code[w_.fragments[current_].pc]; }
+
+  // Which lanes go on: those that are furthest behind, so that they meet the others; or any.
+  size_t choose() {
+    const auto& all = w_.fragments;
+    if (all.size() == 1 && !all[0].waiting) return 0;
+    std::vector<size_t> able;
+    for (size_t k = 0; k < all.size(); ++k)
+      if (!all[k].waiting) able.push_back(k);
+    if (able.empty())
+      fail_at(w_, g_.kernel.code[all[0].pc],
+              all.size() > 1 ? "lanes of a warp wait for each other at different places"
+                             : "a warp waits for lanes that are not there");
+    if (options.order == Order::kAdversarial || (options.order == Order::kShuffled && g_.random() % 16 == 0))
+      return able[g_.random() % able.size()];
+    return *std::min_element(able.begin(), able.end(), [&](size_t a, size_t b) { return all[a].pc < all[b].pc; });
+  }
+
+  // Lanes that are where the current ones are join them.
+  bool meet() {
+    auto& all = w_.fragments;
+    const size_t before = all.size();
+    for (size_t o = 0; o < all.size();)
+      if (o != current_ && all[o].pc == all[current_].pc) {
+        all[current_].mask |= all[o].mask;
+        all.erase(all.begin() + static_cast<long>(o));
+        if (o < current_) --current_;
+      } else {
+        ++o;
+      }
+    return all.size() < before;
+  }
+
+  void step() {
+    if (w_.fragments.size() > 1 && options.order != Order::kAdversarial && meet())
+      w_.fragments[current_].waiting = false;
+    Fragment& f = w_.fragments[current_];
+    const Instruction& i = instruction();
+    const uint32_t mask = i.predicate == kNone ? f.mask : f.mask & (predicate(w_, i.predicate) ^ (i.negated ? kAllLanes : 0));
+    switch (i.kind) {
+      case Kind::kPlain:
+        count(f, mask);
+        if (mask) i.run(w_, i, mask);
+        ++f.pc;
+        break;
+      case Kind::kPoll:
+        count(f, mask);
+        if (mask) i.run(w_, i, mask);
+        ++f.pc;
+        over_ = true;
+        break;
+      case Kind::kBranch:
+        count(f, mask);
+        branch(f, i, mask);
+        break;
+      case Kind::kExit:
+        count(f, mask);
+        exit(mask);
+        break;
+      default:
+        together(i, mask);
+    }
+  }
+
+  void count(const Fragment& f, uint32_t mask) {
+    Count& c = g_.kernel.counts[f.pc];
+    ++c.executed;
+    c.lanes += static_cast<uint64_t>(__builtin_popcount(mask));
+    ++g_.executed;
+  }
+
+  void branch(Fragment& f, const Instruction& i, uint32_t mask) {
+    const uint32_t stay = f.mask & ~mask;
+    const uint32_t next = f.pc + 1;
+    f.pc = mask ? i.target : next;
+    if (mask == 0 || stay == 0) return;
+    f.mask = mask;
+    w_.fragments.push_back({next, stay, false});
+    changed_ = true;
+  }
+
+  void exit(uint32_t mask) {
+    Fragment& f = w_.fragments[current_];
+    f.mask &= ~mask;
+    ++f.pc;
+    if (f.mask == 0) {
+      w_.fragments.erase(w_.fragments.begin() + static_cast<long>(current_));
+      changed_ = true;
+    }
+    for (Fragment& rest : w_.fragments) rest.waiting = false;  // for those that have gone
+    w_.lanes &= ~mask;
+    if (w_.lanes != 0) return;
+    over_ = true;
+    w_.state = State::kDone;
+    --w_.block->alive;
+    end_block_barrier_if_due(*w_.block);
+    end_cluster_barrier_if_due(*w_.block->cluster);
+    g_.note_progress();
+  }
+
+  // Lanes that an instruction waits for: all of the warp, or those of its member mask.
+  uint32_t members_of(const Fragment& f, const Instruction& i) const {
+    if (i.kind != Kind::kWarp || i.members == kNone) return w_.lanes;
+    return get<uint32_t>(w_, i.members, __builtin_ctz(f.mask)) & w_.lanes;
+  }
+
+  void together(const Instruction& i, uint32_t mask) {
+    if (i.predicate != kNone && mask != w_.fragments[current_].mask) {
+      if (mask != 0) fail_at(w_, i, "a predicated collective that is not uniform");
+      count(w_.fragments[current_], mask);
+      ++w_.fragments[current_].pc;
+      return;
+    }
+    const uint32_t members = members_of(w_.fragments[current_], i);
+    meet();
+    Fragment& f = w_.fragments[current_];
+    if ((f.mask & members) != members) {
+      f.waiting = true;
+      changed_ = true;
+      return;
+    }
+    f.waiting = false;
+    count(f, f.mask);
+    ++f.pc;
+    switch (i.kind) {
+      case Kind::kBarrier:
+        return wait_at_barrier();
+      case Kind::kClusterArrive:
+        return arrive_at_cluster(i);
+      case Kind::kClusterWait:
+        return wait_at_cluster(i);
+      default:
+        i.run(w_, i, f.mask & members);
+    }
+  }
+
+  void wait_at_barrier() {
+    over_ = true;
+    ++w_.block->waiting;
+    w_.state = State::kAtBarrier;
+    g_.note_progress();
+    end_block_barrier_if_due(*w_.block);
+  }
+  void arrive_at_cluster(const Instruction& i) {
+    if (w_.arrived_at_cluster) fail_at(w_, i, "arrives at the cluster's barrier twice");
+    Cluster& cluster = *w_.block->cluster;
+    w_.arrived_at_cluster = true;
+    w_.cluster_phase = cluster.phase;
+    ++cluster.arrived;
+    end_cluster_barrier_if_due(cluster);
+  }
+  void wait_at_cluster(const Instruction& i) {
+    if (!w_.arrived_at_cluster) fail_at(w_, i, "waits at the cluster's barrier without having arrived");
+    w_.arrived_at_cluster = false;
+    if (w_.block->cluster->phase != w_.cluster_phase) return;
+    w_.state = State::kAtCluster;
+    over_ = true;
+  }
+
+  Warp& w_;
+  Grid& g_;
+  uint32_t left_;
+  size_t current_ = 0;     // of the warp's fragments
+  bool changed_ = false;   // fragments are to be chosen among anew
+  bool over_ = false;
+};
+
+// ---- whose turn it is -------------------------------------------------------------------------------------------------
+
+class Scheduler {
+ public:
+  explicit Scheduler(Grid& grid) : g_(grid) {}
+
+  // These blocks, which are all there are, to their end.
+  void run(const std::vector<std::unique_ptr<Block>>& blocks) {
+    uint64_t warps = 0;
+    for (auto& b : blocks)
+      for (auto& w : b->warps) make_ready(*w), ++warps;
+    const uint64_t patience = options.patience ? options.patience : 20'000'000 + 200'000 * warps;
+    g_.note_progress();
+    while (!(g_.ready.empty() && g_.on_the_way.empty())) {
+      if (g_.executed - g_.executed_at_progress > patience) fail("nothing but polling goes on, in " + g_.kernel.name);
+      deliver_some();
+      if (!g_.ready.empty()) take_turn();
+    }
+    for (auto& b : blocks)
+      if (b->alive > 0) fail("everybody waits, in " + g_.kernel.name + whereabouts(blocks));
+  }
+
+ private:
+  void deliver_some() {
+    if (g_.on_the_way.empty()) return;
+    if (!is_random()) {
+      while (!g_.on_the_way.empty()) deliver(g_, 0);
+      return;
+    }
+    if (!g_.ready.empty() && g_.random() % 3 > 0) return;
+    size_t count = 1 + g_.random() % std::min<size_t>(g_.on_the_way.size(), 64);
+    while (count-- > 0 && !g_.on_the_way.empty()) deliver(g_, g_.random() % g_.on_the_way.size());
+  }
+
+  void take_turn() {
+    const size_t which = next();
+    Warp& w = *g_.ready[which];
+    if (is_random())
+      g_.ready[which] = g_.ready.back(), g_.ready.pop_back();
+    else
+      g_.ready.erase(g_.ready.begin() + static_cast<long>(which));
+    w.listed = false;
+    const uint64_t before = g_.progress;
+    Turn(w, is_random() ? 16 + g_.random() % 512 : kInTurnQuantum).run();
+    w.polled_at = g_.progress == before ? before : ~uint64_t{0};
+    if (w.state == State::kReady) make_ready(w);
+  }
+
+  size_t next() {
+    if (!is_random()) return 0;
+    if (options.order == Order::kBlockAhead || options.order == Order::kWarpAhead) {
+      if (g_.random() % 64 == 0) favourite_ = g_.random();
+      for (size_t k = 0; k < g_.ready.size(); ++k)
+        if (is_favourite(*g_.ready[k]) && g_.ready[k]->polled_at != g_.progress) return k;
+    }
+    return g_.random() % g_.ready.size();
+  }
+  bool is_favourite(const Warp& w) const {
+    const auto blocks = static_cast<uint32_t>(g_.launch.grid.count()), warps = static_cast<uint32_t>(w.block->warps.size());
+    if (w.block->number != favourite_ % blocks) return false;
+    return options.order == Order::kBlockAhead || w.number == favourite_ / blocks % warps;
+  }
+
+  std::string whereabouts(const std::vector<std::unique_ptr<Block>>& blocks) const {
+    constexpr size_t kEnough = 600;
+    std::string all;
+    for (auto& b : blocks)
+      for (auto& w : b->warps) {
+        if (w->state == State::kDone || all.size() > kEnough) continue;
+        const Instruction& i = g_.kernel.code[w->fragments[0].pc - 1];
+        all += "\n  block " + std::to_string(b->number) + ", warp " + std::to_string(w->number) +
+               (w->state == State::kAtBarrier ? " at a barrier" : " at the cluster's barrier") + ", line " +
+               std::to_string(i.line);
+      }
+    return all;
+  }
+
+  Grid& g_;
+  uint32_t favourite_ = 0;
+};
+
+}  // namespace
+
+void run(Module& module, Kernel& kernel, const Launch& launch) {
+  Grid grid(module, kernel, launch);
+  ++kernel.launches;
+  ++totals.launches;
+  const auto blocks = static_cast<uint32_t>(launch.grid.count());
+  // Blocks that may wait for each other are all there at once; of others a few.
+  const uint32_t at_once = launch.cooperative ? blocks : launch.cluster > 1 ? 2 * launch.cluster : 4;
+  for (uint32_t first = 0; first < blocks; first += at_once) {
+    std::vector<std::unique_ptr<Block>> resident;
+    std::vector<std::unique_ptr<Cluster>> clusters;
+    for (uint32_t number = first; number < std::min(first + at_once, blocks); ++number) {
+      // A block without a cluster is one by itself.
+      if (number % launch.cluster == 0) clusters.push_back(std::make_unique<Cluster>());
+      resident.push_back(std::make_unique<Block>(grid, number, *clusters.back()));
+    }
+    Scheduler(grid).run(resident);
+  }
+  totals.instructions += grid.executed;
+}
+
+}  // namespace ptx
