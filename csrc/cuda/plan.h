@@ -132,6 +132,7 @@ struct Cut {
   int groups;       // of a problem
   int first_group;  // that this launch begins with, of all problems'
   int first_step, end_step;
+  const void* weights;  // packed (pack_weights.cuh)
   unsigned char* ring;
   uint32_t* flags;
 };
