@@ -141,6 +141,8 @@ class WarpWeights {
     const auto numbers_of = [&](int chunk, Pack<4>(&own)[kLoads]) -> const unsigned char* {
       const unsigned char* const from = slot + chunk * kStride;
       if constexpr (!kShows) return from;
+      // All lanes have read the chunk before. What the last step read, its block barrier has put behind.
+      if (chunk > 0) __syncwarp();
       show(link, from, own);
       if (chunk + kStage < chunks) fetch(link, from + kStage * kStride, own);
       return shown_;
@@ -179,7 +181,6 @@ class WarpWeights {
   FUSED_RNN_DEVICE void show(const Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) const {
     FUSED_RNN_UNROLL
     for (int l = 0; l < kLoads; ++l) link.settle(from + l * 512 + lane_of_warp() * 16, own[l]);
-    __syncwarp();  // all lanes have read what is there
     FUSED_RNN_UNROLL
     for (int l = 0; l < kLoads; ++l) *reinterpret_cast<Pack<4>*>(shown_ + l * 512 + lane_of_warp() * 16) = own[l];
     __syncwarp();
