@@ -36,6 +36,7 @@ void run(const Plan& plan, const Args& args, const Arrays& arrays, int64_t first
                      static_cast<int>(g),
                      static_cast<int>(first),
                      static_cast<int>(end),
+                     plan.scope,
                      memory.weights,
                      static_cast<unsigned char*>(memory.ring),
                      reinterpret_cast<uint32_t*>(static_cast<unsigned char*>(memory.ring) + slots)};

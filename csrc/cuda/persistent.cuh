@@ -47,7 +47,7 @@ struct Persistent {
 
     unsigned char* const shared = shared_memory();
     Link link({cut.ring, cut.flags, cut.blocks, number, rank, static_cast<unsigned>(cut.depth * kColumns * sizeof(S)),
-               static_cast<unsigned>(depth * kColumns * sizeof(S)), steps},
+               static_cast<unsigned>(depth * kColumns * sizeof(S)), steps, cut.scope},
               shared);
     T* const sums = reinterpret_cast<T*>(shared + kRingBytes);
     const Weights weights(

@@ -49,7 +49,9 @@ class PersistentRuns {
     const bool tf32 = args.dtype == Dtype::kFloat && tf32_allowed();
     const Task task = {args.cell,  args.dtype,  direction, args.members * args.directions,
                        args.batch, args.hidden, tf32,      obstacle(args)};
-    return select(task, gpu_of(args.device), engine_wanted());
+    Plan plan = select(task, gpu_of(args.device), engine_wanted());
+    plan.scope = scope_wanted();
+    return plan;
   }
 
   // Numbers of the host travel as kernel parameters: a copy would make the host wait, or a captured graph read memory
