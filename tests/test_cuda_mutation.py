@@ -167,7 +167,7 @@ FAULTS = {
     ),
     "a chunk is shown over one that is still read": (
         "warp_weights.cuh",
-        "    __syncwarp();  // all lanes have read what is there\n",
+        "      if (chunk > 0) __syncwarp();\n",
         "",
         "persistent_float",
         PARKED,

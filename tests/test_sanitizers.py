@@ -83,7 +83,7 @@ FAULTS = {
         Fault("exchange.cuh", "void wait(int) { __syncthreads(); }", "void wait(int) {}", {"one": "data race"}),
         Fault(
             "exchange.cuh",
-            "    mbarrier_wait(counters_ + slot % 2, slot / 2 % 2);\n",
+            "    mbarrier_wait(counters_ + slot % 2, slot / 2 % 2, group_.scope);\n",
             "",
             {"cluster": "data race"},
         ),

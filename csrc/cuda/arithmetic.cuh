@@ -9,7 +9,7 @@
 //   kWords   registers of a lane for a piece of weights, 16 rows x 32 of K
 //   kLoads   loads of a lane that together are a chunk
 //   kSums    sums of a lane for 16 rows
-//   hold(words, at)               makes a piece of at(row, k), row < 16, k < 32
+//   word(lane, i, at)             word i of a piece of at(row, k), row < 16, k < 32, that the lane holds
 //   add(sums, words, l, loaded)   the products of a load, the l-th or of column l
 //   finish(sums, tile, c)         sums of the columns of a tile: c[2 * i + j] is row g + 8i, column 2q + j (lane 4g +
 //   q)
@@ -74,13 +74,9 @@ struct TensorCores : OnTensorCores<S, kTilesN, 1> {
   using Base = OnTensorCores<S, kTilesN, 1>;
 
   template <class At>
-  static FUSED_RNN_DEVICE void hold(uint32_t* words, At at) {
-    const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < Base::kWords; ++i) {
-      const int row = g + 8 * (i % 2), k = 8 * q + 4 * (i / 4) + 2 * (i / 2 % 2);
-      words[i] = at(row, k).bits | uint32_t{at(row, k + 1).bits} << 16;
-    }
+  static FUSED_RNN_DEVICE uint32_t word(int lane, int i, At at) {
+    const int row = lane / 4 + 8 * (i % 2), k = 8 * (lane % 4) + 4 * (i / 4) + 2 * (i / 2 % 2);
+    return at(row, k).bits | uint32_t{at(row, k + 1).bits} << 16;
   }
   static FUSED_RNN_DEVICE unsigned first_byte() {
     return slot_byte<S, 8 * kTilesN>(8 * (lane_of_warp() % 4), lane_of_warp() / 4);
@@ -111,13 +107,9 @@ struct Tf32 : OnTensorCores<S, kTilesN, 2> {
 
   // Four products' worth, two for each load: of a lane's four numbers of a column one product takes two.
   template <class At>
-  static FUSED_RNN_DEVICE void hold(uint32_t* words, At at) {
-    const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < Base::kWords; ++i) {
-      const int row = g + 8 * (i % 2), k = 16 * (i / 8) + 4 * q + 2 * (i / 4 % 2) + i / 2 % 2;
-      words[i] = to_tf32(bits_as<uint32_t>(at(row, k)));
-    }
+  static FUSED_RNN_DEVICE uint32_t word(int lane, int i, At at) {
+    const int row = lane / 4 + 8 * (i % 2), k = 16 * (i / 8) + 4 * (lane % 4) + 2 * (i / 4 % 2) + i / 2 % 2;
+    return to_tf32(bits_as<uint32_t>(at(row, k)));
   }
   static FUSED_RNN_DEVICE unsigned first_byte() {
     return slot_byte<S, 8 * kTilesN>(4 * (lane_of_warp() % 4), lane_of_warp() / 4);
@@ -149,16 +141,10 @@ struct Scalars {
   using T = S;
 
   template <class At>
-  static FUSED_RNN_DEVICE void hold(uint32_t* words, At at) {
-    const int g = lane_of_warp() / 4, q = lane_of_warp() % 4;
-    FUSED_RNN_UNROLL
-    for (int load = 0; load < kLoadsOfColumn; ++load) FUSED_RNN_UNROLL
-    for (int i = 0; i < 2 * kPerLoad; ++i) {
-      const int row = g + 8 * (i / kPerLoad), k = (4 * load + q) * kPerLoad + i % kPerLoad;
-      const Number number = bits_as<Number>(at(row, k));
-      FUSED_RNN_UNROLL
-      for (int w = 0; w < kWordsOfNumber; ++w) words[load * kWordsOfLoad + i * kWordsOfNumber + w] = number.word[w];
-    }
+  static FUSED_RNN_DEVICE uint32_t word(int lane, int i, At at) {
+    const int load = i / kWordsOfLoad, number = i % kWordsOfLoad / kWordsOfNumber;
+    const int row = lane / 4 + 8 * (number / kPerLoad), k = (4 * load + lane % 4) * kPerLoad + number % kPerLoad;
+    return bits_as<Number>(at(row, k)).word[i % kWordsOfNumber];
   }
   static FUSED_RNN_DEVICE unsigned byte_of(int load, int column) {
     return slot_byte<S, 8 * kTilesN>((4 * load + lane_of_warp() % 4) * kPerLoad, column);

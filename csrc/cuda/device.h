@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "scope.h"
+
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #define FUSED_RNN_UNROLL _Pragma("unroll")
@@ -140,17 +142,26 @@ FUSED_RNN_DEVICE void mbarrier_arrive_and_expect(uint64_t* mbarrier, unsigned by
                "r"(bytes)
                : "memory");
 }
-FUSED_RNN_DEVICE bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity) {
-  // Acquires at the scope of the block, which is the default: that of the cluster would invalidate L1 at every poll,
-  // and what is waited for lies in this block's shared memory.
+// What a thread has seen to be complete is there for it, if it acquires at the scope of whoever wrote it
+// (AcquireScope).
+FUSED_RNN_DEVICE bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity, AcquireScope scope) {
   uint32_t complete;
-  asm volatile(
-      "{\n\t.reg .pred p;\n\t"
-      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
-      "selp.u32 %0, 1, 0, p;\n\t}"
-      : "=r"(complete)
-      : "r"(shared_address(mbarrier)), "r"(parity)
-      : "memory");
+  if (scope == AcquireScope::kCluster)
+    asm volatile(
+        "{\n\t.reg .pred p;\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "selp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(complete)
+        : "r"(shared_address(mbarrier)), "r"(parity)
+        : "memory");
+  else
+    asm volatile(
+        "{\n\t.reg .pred p;\n\t"
+        "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n\t"
+        "selp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(complete)
+        : "r"(shared_address(mbarrier)), "r"(parity)
+        : "memory");
   return complete;
 }
 
@@ -241,7 +252,7 @@ inline void mbarrier_init(uint64_t* mbarrier, unsigned arrivals) { emulator::Mba
 inline void mbarrier_arrive_and_expect(uint64_t* mbarrier, unsigned bytes) {
   emulator::Mbarrier(mbarrier).change(static_cast<int32_t>(bytes), 1);
 }
-inline bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity) {
+inline bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity, AcquireScope) {
   return emulator::Mbarrier(mbarrier).is_complete(parity);
 }
 template <int N>
@@ -263,8 +274,8 @@ inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t 
 
 #endif
 
-FUSED_RNN_DEVICE void mbarrier_wait(uint64_t* mbarrier, unsigned parity) {
-  while (!mbarrier_is_complete(mbarrier, parity)) keep_polling();
+FUSED_RNN_DEVICE void mbarrier_wait(uint64_t* mbarrier, unsigned parity, AcquireScope scope = AcquireScope::kCluster) {
+  while (!mbarrier_is_complete(mbarrier, parity, scope)) keep_polling();
 }
 
 }  // namespace

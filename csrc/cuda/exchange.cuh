@@ -20,6 +20,7 @@ struct Group {
   int blocks, number, rank;          // this block is `rank` of group `number`
   unsigned slot_bytes, known_bytes;  // of a slot; of what all blocks together publish in it
   int slots;                         // of the whole run
+  AcquireScope scope;                // of a cluster's waits
 };
 
 // One block: the slots are in its shared memory.
@@ -88,7 +89,7 @@ class Cluster {
   }
   FUSED_RNN_DEVICE void arrive(int) {}
   FUSED_RNN_DEVICE void wait(int slot) {
-    mbarrier_wait(counters_ + slot % 2, slot / 2 % 2);
+    mbarrier_wait(counters_ + slot % 2, slot / 2 % 2, group_.scope);
     // For the slot after the next: its parts come from blocks that have ours of the next one.
     if (threadIdx.x == 0) mbarrier_arrive_and_expect(counters_ + slot % 2, group_.known_bytes);
   }

@@ -21,13 +21,13 @@ int64_t all_slot_bytes(const Plan& plan, Dtype dtype, int64_t steps) {
 }
 
 template <class Args, class Arrays>
-void run(const Plan& plan, const Args& args, const Arrays& arrays, int64_t first, int64_t end, void* ring,
-         void* stream) {
+void run(const Plan& plan, const Args& args, const Arrays& arrays, int64_t first, int64_t end,
+         const PersistentMemory& memory, void* stream) {
   const int64_t groups = args.members * args.directions * plan.groups;
   const int64_t bytes = ring_bytes(plan, args.dtype, end - first),
                 slots = all_slot_bytes(plan, args.dtype, end - first);
   for (int64_t g = 0; g < groups; g += plan.groups_at_once) {
-    launch_fill(ring, has_slot_per_step(plan) ? 0xff : 0, bytes, stream);  // all ones: not yet written
+    launch_fill(memory.ring, has_slot_per_step(plan) ? 0xff : 0, bytes, stream);  // all ones: not yet written
     const Cut cut = {plan.units,
                      plan.blocks,
                      plan.depth,
@@ -36,8 +36,10 @@ void run(const Plan& plan, const Args& args, const Arrays& arrays, int64_t first
                      static_cast<int>(g),
                      static_cast<int>(first),
                      static_cast<int>(end),
-                     static_cast<unsigned char*>(ring),
-                     reinterpret_cast<uint32_t*>(static_cast<unsigned char*>(ring) + slots)};
+                     plan.scope,
+                     memory.weights,
+                     static_cast<unsigned char*>(memory.ring),
+                     reinterpret_cast<uint32_t*>(static_cast<unsigned char*>(memory.ring) + slots)};
     const int64_t now = std::min<int64_t>(plan.groups_at_once, groups - g);
     switch (args.dtype) {
       case Dtype::kFloat:
@@ -56,15 +58,41 @@ void run(const Plan& plan, const Args& args, const Arrays& arrays, int64_t first
   }
 }
 
+template <class Args>
+void pack(const Plan& plan, const Args& args, void* to, void* stream) {
+  switch (args.dtype) {
+    case Dtype::kFloat:
+      return pack_float(plan, args, to, stream);
+    case Dtype::kDouble:
+      return pack_double(plan, args, to, stream);
+    case Dtype::kBFloat16:
+      return pack_bfloat16(plan, args, to, stream);
+    case Dtype::kHalf:
+      return pack_half(plan, args, to, stream);
+  }
+}
+
 }  // namespace
 
+void launch_pack_weights(const Plan& plan, const Forward& f, const PersistentMemory& memory, void* stream) {
+  pack(plan, f, memory.weights, stream);
+}
+void launch_pack_weights(const Plan& plan, const Backward& g, const PersistentMemory& memory, void* stream) {
+  pack(plan, g, memory.weights, stream);
+}
+
 void launch_persistent(const Plan& plan, const Forward& f, const ForwardArrays& a, int64_t first, int64_t end,
-                       void* ring, void* stream) {
-  run(plan, f, a, first, end, ring, stream);
+                       const PersistentMemory& memory, void* stream) {
+  run(plan, f, a, first, end, memory, stream);
 }
 void launch_persistent(const Plan& plan, const Backward& g, const BackwardArrays& a, int64_t first, int64_t end,
-                       void* ring, void* stream) {
-  run(plan, g, a, first, end, ring, stream);
+                       const PersistentMemory& memory, void* stream) {
+  run(plan, g, a, first, end, memory, stream);
+}
+
+int64_t weight_bytes(const Plan& plan, const Layer& layer) {
+  const Tiles& tiles = plan.shape->tiles;
+  return layer.members * layer.directions * plan.blocks * tiles.rows() * tiles.depth() * number_bytes(layer.dtype);
 }
 
 int64_t ring_bytes(const Plan& plan, Dtype dtype, int64_t steps) {

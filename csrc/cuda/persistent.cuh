@@ -47,13 +47,12 @@ struct Persistent {
 
     unsigned char* const shared = shared_memory();
     Link link({cut.ring, cut.flags, cut.blocks, number, rank, static_cast<unsigned>(cut.depth * kColumns * sizeof(S)),
-               static_cast<unsigned>(depth * kColumns * sizeof(S)), steps},
+               static_cast<unsigned>(depth * kColumns * sizeof(S)), steps, cut.scope},
               shared);
     T* const sums = reinterpret_cast<T*>(shared + kRingBytes);
-    const Weights weights(reinterpret_cast<unsigned char*>(sums + 2 * kSumCount), [&](int r, int k) {
-      const int row = warp_m * kTilesM * 16 + r, part = row / cut.units, unit = first_unit + row % cut.units;
-      return part < Walk::kRows && unit < hidden ? Walk::weight(args, problem, padded, part, unit, k) : S{};
-    });
+    const Weights weights(
+        reinterpret_cast<unsigned char*>(sums + 2 * kSumCount),
+        static_cast<const Pack<4>*>(cut.weights) + (problem * cut.blocks + rank) * kWarps * Weights::kPacks);
 
     // ---- the cells ----
     // Four neighbouring lanes have four units of one column: one publication.

@@ -66,12 +66,6 @@ class ForwardCell {
   };
   static FUSED_RNN_DEVICE int slots(int steps) { return steps; }
 
-  // W_hh[gate of unit, k]
-  static FUSED_RNN_DEVICE Storage weight(const Args& f, int64_t problem, int, int gate, int unit, int k) {
-    const int64_t H = f.hidden, row = (problem / f.directions * Cell::kGates + gate) * H + unit;
-    return k < H ? at<Storage>(pick(f.weights, problem % f.directions).hh, row * H)[k] : Storage{};
-  }
-
   FUSED_RNN_DEVICE void begin(const Args& f, const Arrays& a, int64_t problem, int64_t b, int64_t unit,
                               Storage* shown) {
     const int64_t H = f.hidden;
@@ -170,14 +164,6 @@ class BackwardCell {
   };
   // The last one hands on what came back through the gates of the last step.
   static FUSED_RNN_DEVICE int slots(int steps) { return steps + 1; }
-
-  // W_hh[k's gate and unit, unit]: what is shown is [gate, padded]
-  static FUSED_RNN_DEVICE Storage weight(const Args& g, int64_t problem, int padded, int, int unit, int k) {
-    const int64_t H = g.hidden, gate = k / padded, from = k % padded;
-    if (gate >= Cell::kGates || from >= H) return Storage{};
-    const int64_t row = (problem / g.directions * Cell::kGates + gate) * H + from;
-    return at<Storage>(pick(g.weights, problem % g.directions).hh, row * H)[unit];
-  }
 
   FUSED_RNN_DEVICE void begin(const Args& g, const Arrays& a, int64_t problem, int64_t b, int64_t unit, Storage*) {
     const int64_t H = g.hidden;

@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "pack_weights.cuh"
 #include "persistent.cuh"
 #include "persistent.h"
 #include "persistent_cells.cuh"
@@ -69,6 +70,16 @@ void launch_groups(const Plan& plan, const Args& args, const Arrays& arrays, con
   });
 }
 
+template <class S>
+void pack_planned(const Plan& plan, const Layer& layer, void* to, void* stream) {
+  const Shape& shape = *plan.shape;
+  const Packing packing = {shape.tiles, shape.direction, plan.units, plan.blocks,
+                           static_cast<int>(traits_of(layer.cell).gates)};
+  if constexpr (sizeof(S) == 4)
+    if (shape.tf32) return launch_pack<Tf32<S, 1>>(layer, packing, to, stream);
+  launch_pack<ProductsOf<S, sizeof(S) == 2, 1>>(layer, packing, to, stream);
+}
+
 }  // namespace
 }  // namespace fused_rnn
 
@@ -76,4 +87,7 @@ void launch_groups(const Plan& plan, const Args& args, const Arrays& arrays, con
   void fused_rnn::launch_##name(const Plan& plan, const Way& args, const Way##Arrays& arrays, const Cut& cut, \
                                 int64_t groups, void* stream) {                                               \
     launch_groups<S, Way##Cell, Direction::k##Way>(plan, args, arrays, cut, groups, stream);                  \
+  }                                                                                                           \
+  void fused_rnn::pack_##name(const Plan& plan, const Way& args, void* to, void* stream) {                    \
+    pack_planned<S>(plan, args, to, stream);                                                                  \
   }

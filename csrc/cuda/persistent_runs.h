@@ -27,7 +27,9 @@ class PersistentRuns {
   PersistentRuns(const Args& args, Direction direction, const Machine& machine)
       : args_(args), machine_(machine), plan_(choose(args, direction)) {
     if (!plan_.shape) return;
-    ring_ = machine.scratch(ring_bytes(plan_, args.dtype, std::min(args.steps, most_steps())));
+    memory_ = {machine.scratch(ring_bytes(plan_, args.dtype, std::min(args.steps, most_steps()))),
+               machine.scratch(weight_bytes(plan_, args))};
+    launch_pack_weights(plan_, args, memory_, machine.stream);
     if (!args.offsets) return;
     args_.offsets = on_gpu(args.offsets, args.steps);
     args_.lengths = on_gpu(args.lengths, args.batch);
@@ -38,7 +40,7 @@ class PersistentRuns {
   int64_t most_steps() const { return fused_rnn::most_steps(plan_, args_.dtype); }
   void run(const ArraysOfPass& arrays, int64_t first, int64_t end) const {
     for (int64_t begin = first; begin < end; begin += most_steps())
-      launch_persistent(plan_, args_, arrays, begin, std::min(end, begin + most_steps()), ring_, machine_.stream);
+      launch_persistent(plan_, args_, arrays, begin, std::min(end, begin + most_steps()), memory_, machine_.stream);
   }
 
  private:
@@ -47,7 +49,9 @@ class PersistentRuns {
     const bool tf32 = args.dtype == Dtype::kFloat && tf32_allowed();
     const Task task = {args.cell,  args.dtype,  direction, args.members * args.directions,
                        args.batch, args.hidden, tf32,      obstacle(args)};
-    return select(task, gpu_of(args.device), engine_wanted());
+    Plan plan = select(task, gpu_of(args.device), engine_wanted());
+    plan.scope = scope_wanted();
+    return plan;
   }
 
   // Numbers of the host travel as kernel parameters: a copy would make the host wait, or a captured graph read memory
@@ -61,7 +65,7 @@ class PersistentRuns {
   Args args_;
   const Machine& machine_;
   const Plan plan_;
-  void* ring_ = nullptr;
+  PersistentMemory memory_ = {};
 };
 
 }  // namespace

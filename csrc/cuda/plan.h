@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../dispatch.h"
+#include "scope.h"
 
 namespace fused_rnn {
 
@@ -115,11 +116,12 @@ inline constexpr Shape kShapes[] = {
 };
 
 struct Plan {
-  const Shape* shape = nullptr;  // null: stepwise
-  int units = 0, blocks = 0;     // of a block; of a group
-  int depth = 0;                 // of a slot
-  int columns = 0, groups = 0;   // of a group; of a problem
-  int groups_at_once = 0;        // that a launch may have
+  const Shape* shape = nullptr;                 // null: stepwise
+  int units = 0, blocks = 0;                    // of a block; of a group
+  int depth = 0;                                // of a slot
+  int columns = 0, groups = 0;                  // of a group; of a problem
+  int groups_at_once = 0;                       // that a launch may have
+  AcquireScope scope = AcquireScope::kCluster;  // of a cluster's waits
   std::string why;
 };
 
@@ -132,6 +134,8 @@ struct Cut {
   int groups;       // of a problem
   int first_group;  // that this launch begins with, of all problems'
   int first_step, end_step;
+  AcquireScope scope;   // of a cluster's waits
+  const void* weights;  // packed (pack_weights.cuh)
   unsigned char* ring;
   uint32_t* flags;
 };
@@ -158,6 +162,10 @@ bool tf32_allowed();
 const char* engine_wanted();
 // From now on, by its number; -1: none. Returns what was set before.
 int set_engine_wanted(int number);
+
+// What a cluster's waits acquire, by FUSED_RNN_CUDA_MBARRIER_SCOPE: cluster, which is the default, or cta. Throws at
+// anything else.
+AcquireScope scope_wanted();
 
 // `wanted`: stepwise, persistent, or the persistent kernel with one, cluster, polling or flags; best: whichever is
 // estimated to be fastest. Throws when it cannot be had.

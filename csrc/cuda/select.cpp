@@ -105,6 +105,14 @@ const char* engine_wanted() {
   return wanted && *wanted ? wanted : "stepwise";
 }
 
+AcquireScope scope_wanted() {
+  const char* const variable = std::getenv("FUSED_RNN_CUDA_MBARRIER_SCOPE");
+  const std::string wanted = variable && *variable ? variable : "cluster";
+  FUSED_RNN_CHECK(wanted == "cluster" || wanted == "cta",
+                  "fused_rnn: FUSED_RNN_CUDA_MBARRIER_SCOPE must be cluster or cta, got '", wanted, "'");
+  return wanted == "cta" ? AcquireScope::kBlock : AcquireScope::kCluster;
+}
+
 Plan select(const Task& task, const Gpu& gpu, const std::string& wanted) {
   const bool best_of_all = wanted == "best", any = best_of_all || wanted == "persistent";
   FUSED_RNN_CHECK(any || wanted == "stepwise" || std::find(kNames, kNames + 4, wanted) != kNames + 4,

@@ -38,28 +38,31 @@ class WarpWeights {
   static constexpr int kSplit = kTilesM * kTilesN >= 4 || Products::kSums > 8 ? 1 : 4 / (kTilesM * kTilesN);
 
  public:
+  static constexpr int kPacks = kChunks * kTilesM * kWords / 4 * 32;  // of a warp, of 16 bytes
   static constexpr unsigned kSharedBytes = kWarps * (kParkedBytes + (kShows ? kChunkBytes : 0));
 
-  // at(row, k) of the warp's rows, and the block's K.
-  template <class At>
-  FUSED_RNN_DEVICE WarpWeights(unsigned char* shared, At at)
+  // `packed`: the block's part of what pack_weights.cuh leaves.
+  FUSED_RNN_DEVICE WarpWeights(unsigned char* shared, const Pack<4>* packed)
       : warp_k_(static_cast<int>(threadIdx.x / 32 % kWarpsK)),
         parked_(reinterpret_cast<Pack<4>*>(shared + threadIdx.x / 32 * kParkedBytes) + lane_of_warp()),
         shown_(shared + kWarps * kParkedBytes + threadIdx.x / 32 * kChunkBytes) {
-    const auto hold = [&](uint32_t* words, int chunk, int tile) {
-      const int first = (chunk * kWarpsK + warp_k_) * kChunk;
-      Products::hold(words, [&](int row, int k) { return at(tile * 16 + row, first + k); });
-    };
+    packed += threadIdx.x / 32 * kPacks + lane_of_warp();
     FUSED_RNN_UNROLL
     for (int chunk = 0; chunk < kHeld; ++chunk) FUSED_RNN_UNROLL
-    for (int tile = 0; tile < kTilesM; ++tile) hold(held_[chunk][tile], chunk, tile);
-    FUSED_RNN_NO_UNROLL
-    for (int i = 0; i < kParked * kTilesM; ++i) {
-      uint32_t words[kWords];
-      hold(words, kHeld + i / kTilesM, i % kTilesM);
+    for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
+    for (int w = 0; w < kWords; w += 4) {
+      const Pack<4> pack = packed[((chunk * kTilesM + tile) * kWords + w) / 4 * 32];
       FUSED_RNN_UNROLL
-      for (int w = 0; w < kWords; w += 4)
-        parked_[(i * kWords + w) / 4 * 32] = {words[w], words[w + 1], words[w + 2], words[w + 3]};
+      for (int i = 0; i < 4; ++i) held_[chunk][tile][w + i] = pack.word[i];
+    }
+    constexpr int kPacksOfChunk = kTilesM * kWords / 4 * 32;
+    FUSED_RNN_NO_UNROLL
+    for (int chunk = kHeld; chunk < kChunks; ++chunk) {
+      Pack<4> pack[kTilesM * kWords / 4];  // all on their way together
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < kTilesM * kWords / 4; ++i) pack[i] = packed[chunk * kPacksOfChunk + i * 32];
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < kTilesM * kWords / 4; ++i) parked_[(chunk - kHeld) * kPacksOfChunk + i * 32] = pack[i];
     }
   }
 
@@ -138,6 +141,8 @@ class WarpWeights {
     const auto numbers_of = [&](int chunk, Pack<4>(&own)[kLoads]) -> const unsigned char* {
       const unsigned char* const from = slot + chunk * kStride;
       if constexpr (!kShows) return from;
+      // All lanes have read the chunk before. What the last step read, its block barrier has put behind.
+      if (chunk > 0) __syncwarp();
       show(link, from, own);
       if (chunk + kStage < chunks) fetch(link, from + kStage * kStride, own);
       return shown_;
@@ -176,7 +181,6 @@ class WarpWeights {
   FUSED_RNN_DEVICE void show(const Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) const {
     FUSED_RNN_UNROLL
     for (int l = 0; l < kLoads; ++l) link.settle(from + l * 512 + lane_of_warp() * 16, own[l]);
-    __syncwarp();  // all lanes have read what is there
     FUSED_RNN_UNROLL
     for (int l = 0; l < kLoads; ++l) *reinterpret_cast<Pack<4>*>(shown_ + l * 512 + lane_of_warp() * 16) = own[l];
     __syncwarp();
