@@ -26,13 +26,19 @@ else
   ENVIRONMENT := $(wildcard $(ACTIVE)/pyvenv.cfg)
 endif
 
-.PHONY: help test bench lint format dist cuda-check library clean
+.PHONY: help test test-cuda bench lint format dist cuda-check library clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 14
 
 test: library $(STAMP)-test ## build, then run the tests
 	"$(PYTHON)" -m pytest $(ARGS)
+
+# The second run has the CUDA engine in place of the CPU's, under tests that know nothing of it.
+ON_MACHINE := transforms parity low_precision lengths_resets
+test-cuda: library $(STAMP)-test ## all tests of the CUDA kernels, whose PTX is executed on the CPU; needs nvcc
+	"$(PYTHON)" -m pytest tests/ptx tests/test_persistent.py tests/test_stepwise.py tests/*_cuda.py $(ARGS)
+	PYTHONPATH=tests "$(PYTHON)" -m pytest -p on_machine $(ON_MACHINE:%=tests/test_%.py) $(ARGS)
 
 bench: library $(STAMP)-bench ## build, then measure for a few minutes (ARGS=--quick: one)
 	"$(PYTHON)" -m benchmarks $(ARGS)

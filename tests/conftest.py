@@ -1,10 +1,10 @@
-import emulating
 import hypothesis
 import pytest
 import torch
 from common import tf32
 
 import fused_rnn
+import ptx
 from fused_rnn import _autograd, _inference, _library, _ops, reference
 
 # The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough
@@ -15,6 +15,8 @@ hypothesis.settings.register_profile(
     "no_shrinking", parent=hypothesis.settings.get_profile("default"), phases=[hypothesis.Phase.generate]
 )
 hypothesis.settings.load_profile("default")
+
+FEW_STEPS_AHEAD = 4096  # bytes: a sequence then has several runs of steps
 
 
 @pytest.fixture(autouse=True)
@@ -33,21 +35,32 @@ def no_reference(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def emulator():
-    """Everything runs on the emulated engine, and finds NaN in memory that it has not written."""
-    library = emulating.load()
+def machine():
+    """Everything runs on the CUDA engine, whose kernels' PTX is executed on the CPU, and finds NaN in fresh memory."""
+    machine = ptx.load()
     operators = torch.ops.fused_rnn_emulated
-    library.emulator_fill_memory(True)
+    machine.fill_memory(True)
+    before = machine.set_ahead_bytes(FEW_STEPS_AHEAD)
     _library.fill_memory(True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_autograd, "_FORWARD", operators.layer_forward.default)
         patch.setattr(_autograd, "_BACKWARD", operators.layer_backward.default)
         patch.setattr(_inference, "_infer", operators.infer.default)
         patch.setattr(_ops, "_operators", operators)
-        yield library
-    library.emulator_fill_memory(False)
+        yield machine
+    machine.fill_memory(False)
+    machine.set_ahead_bytes(before)
     _library.fill_memory(False)
-    library.emulator_schedule(0)
+    machine.options()
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    """What Python asks about plans, it asks the machine's engine: the library may have been built without CUDA."""
+    library = ptx.load().library
+    _library._declare_cuda(library)
+    monkeypatch.setattr(_library, "_library", library)
+    monkeypatch.setattr(_library, "cuda_archs", lambda: ["90a"])
 
 
 @pytest.fixture(params=["LSTM", "GRU", "RNN"])

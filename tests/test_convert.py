@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import emulating
 import pytest
 import torch
 from common import F64, KINDS, LAYERS, assert_close, make_input, make_packed, make_pair
@@ -245,12 +244,8 @@ def test_explain_says_none_where_a_call_computes_nothing(kind, monkeypatch):
 
 
 @every_kind
-def test_explain_names_the_cuda_engine(kind, monkeypatch):
-    """Of a GPU that is not there, by a library that may have been built without CUDA: hence the emulated one."""
-    library = emulating.load()
-    _library._declare_cuda(library)
-    monkeypatch.setattr(_library, "_library", library)
-    monkeypatch.setattr(_library, "cuda_archs", lambda: ["90a"])
+def test_explain_names_the_cuda_engine(kind, plans, monkeypatch):
+    """Of a GPU that is not there."""
     monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
     ours, _ = make_pair(kind)
     with torch._subclasses.FakeTensorMode():

@@ -1,4 +1,4 @@
-"""A CUDA engine chosen in a program, on the emulator: which one then runs, and for how long it is chosen."""
+"""A CUDA engine chosen in a program, on the machine: which one then runs, and for how long it is chosen."""
 
 import threading
 
@@ -13,11 +13,7 @@ HOPPER = _library.Gpu(90, 132, 227 * 1024, 16)
 
 
 @pytest.fixture
-def emulated(emulator, monkeypatch):
-    """What Python asks about plans, it asks the emulated library: the other may have been built without CUDA."""
-    _library._declare_cuda(emulator)
-    monkeypatch.setattr(_library, "_library", emulator)
-    monkeypatch.setattr(_library, "cuda_archs", lambda: ["90a"])
+def emulated(machine, plans, monkeypatch):
     monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
 
 

@@ -1,4 +1,4 @@
-"""grad_clip on the CUDA kernels, run by the emulator, against the reference."""
+"""grad_clip on the CUDA kernels, run by the machine, against the reference."""
 
 import pytest
 import test_persistent
@@ -22,20 +22,20 @@ def short(parameter):
 @pytest.mark.parametrize("name", CELLS)
 @given(case=clipped(test_stepwise.cases), empty_rows=st.booleans(), schedule=st.sampled_from(SCHEDULES))
 @settings(max_examples=10)
-def test_step_by_step(emulator, name, dtype, case, empty_rows, schedule):
-    emulator.emulator_schedule(schedule)
+def test_step_by_step(machine, name, dtype, case, empty_rows, schedule):
+    machine.schedule(schedule)
     assert_equals_reference(name, case, dtype, False, empty_rows)
 
 
 @pytest.mark.parametrize(("dtype", "kind"), test_persistent.CASES, ids=short)
 @pytest.mark.parametrize("name", CELLS)
-def test_in_one_launch(emulator, monkeypatch, name, dtype, kind):
+def test_in_one_launch(machine, monkeypatch, name, dtype, kind):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
 
     @given(case=clipped(test_persistent.cases(test_persistent.narrow)), schedule=st.sampled_from(SCHEDULES))
     @settings(max_examples=4)
     def check(case, schedule):
-        emulator.emulator_schedule(schedule)
+        machine.schedule(schedule)
         assert_equals_reference(name, case, dtype, False, True)
 
     check()

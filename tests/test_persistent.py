@@ -1,4 +1,4 @@
-"""The persistent CUDA kernel, run by the emulator: every kind of exchange, against the reference."""
+"""The persistent CUDA kernel, its PTX run by the machine (ptx/): every kind of exchange, against the reference."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def cases(hidden):
 
 @pytest.mark.parametrize(("dtype", "kind"), CASES)
 @pytest.mark.parametrize("name", CELLS)
-def test_equals_reference(emulator, monkeypatch, name, dtype, kind):
+def test_equals_reference(machine, monkeypatch, name, dtype, kind):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
 
     @given(
@@ -55,14 +55,14 @@ def test_equals_reference(emulator, monkeypatch, name, dtype, kind):
     )
     @settings(max_examples=6)
     def check(case, strided, empty_rows, schedule):
-        emulator.emulator_schedule(schedule)
+        machine.schedule(schedule)
         assert_equals_reference(name, case, dtype, strided, empty_rows)
 
     check()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_nan_may_enter(emulator, monkeypatch, kind):
+def test_any_nan_may_enter(machine, monkeypatch, kind):
     """A NaN of all ones is no mark of something not yet written: nobody waits for it forever."""
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
     weights = fused_rnn.GRU(3, 33).all_weights[0]
@@ -73,14 +73,14 @@ def test_any_nan_may_enter(emulator, monkeypatch, kind):
 
 
 @pytest.mark.parametrize(("dtype", "kind"), CASES)
-def test_same_bits_in_every_order(emulator, monkeypatch, dtype, kind):
+def test_same_bits_in_every_order(machine, monkeypatch, dtype, kind):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
     hidden = 29 if (dtype, kind) == (torch.float64, "one") else 45
     case = Case("bits", steps=4, batch=9, input_size=3, hidden=hidden, bidirectional=True, reset=True, lengths=True)
     problem = problem_of(CELLS["lstm"], case, dtype)
     found = []
     for schedule in range(5):
-        emulator.emulator_schedule(schedule)
+        machine.schedule(schedule)
         found.append(outputs_and_gradients(problem, functional, dtype))
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
@@ -88,13 +88,13 @@ def test_same_bits_in_every_order(emulator, monkeypatch, dtype, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_warps_that_run_ahead(emulator, monkeypatch, kind):
+def test_warps_that_run_ahead(machine, monkeypatch, kind):
     """Wide enough that warps of a block wait for different blocks, and several of them have cells."""
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
     problem = problem_of(CELLS["rnn_tanh"], Case("wide", steps=5, batch=3, input_size=2, hidden=128), torch.float32)
     expected = outputs_and_gradients(problem, reference, torch.float64)
     for schedule in range(15):
-        emulator.emulator_schedule(schedule)
+        machine.schedule(schedule)
         assert_near(outputs_and_gradients(problem, functional, torch.float32), expected, torch.float32)
 
 
@@ -114,7 +114,7 @@ PARKED = [
 
 
 @pytest.mark.parametrize(("dtype", "name", "kind", "hidden"), PARKED)
-def test_parked_weights(emulator, monkeypatch, dtype, name, kind, hidden):
+def test_parked_weights(machine, monkeypatch, dtype, name, kind, hidden):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
     problem = problem_of(CELLS[name], Case("parked", steps=3, batch=3, input_size=2, hidden=hidden), dtype)
     expected = outputs_and_gradients(problem, reference, torch.float64)
@@ -122,7 +122,7 @@ def test_parked_weights(emulator, monkeypatch, dtype, name, kind, hidden):
 
 
 @pytest.mark.parametrize(("name", "hidden"), [("lstm", 530), ("gru", 550)])
-def test_wide_in_float(emulator, monkeypatch, name, hidden):
+def test_wide_in_float(machine, monkeypatch, name, hidden):
     """The shapes for the widest layers in float32: two tiles of rows forward, most of K parked backward."""
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "polling")
     problem = problem_of(CELLS[name], Case("wide", steps=2, batch=2, input_size=2, hidden=hidden), torch.float32)
@@ -147,7 +147,7 @@ TF32_ERROR = 2**-10
         ("polling", "rnn_tanh", 1030),
     ],
 )
-def test_tf32_where_torch_allows_it(emulator, monkeypatch, kind, name, hidden):
+def test_tf32_where_torch_allows_it(machine, monkeypatch, kind, name, hidden):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
     case = Case("tf32", steps=3, batch=3, input_size=2, hidden=hidden, lengths=True)
     problem = problem_of(CELLS[name], case, torch.float32)
@@ -162,7 +162,7 @@ def test_tf32_where_torch_allows_it(emulator, monkeypatch, kind, name, hidden):
     assert_near(found, expected, torch.float32)
 
 
-def test_precision_set_in_the_newer_way(emulator, monkeypatch):
+def test_precision_set_in_the_newer_way(machine, monkeypatch):
     """torch then refuses to say whether TF32 is allowed: nothing is rounded, and nothing raised."""
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "cluster")
     problem = problem_of(CELLS["gru"], Case("newer", steps=2, batch=3, input_size=2, hidden=97), torch.float32)

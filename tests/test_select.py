@@ -1,8 +1,7 @@
-"""Which kernel the CUDA engine takes: asked about GPUs that are not there, through the emulated build."""
+"""Which kernel the CUDA engine takes: asked about GPUs that are not there."""
 
 import itertools
 
-import emulating
 import pytest
 import torch
 from common import tf32
@@ -29,14 +28,7 @@ BATCH = (1, 8, 32, 64, 256)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def library():
-    """Not the library itself, which may have been built without CUDA."""
-    emulated = emulating.load()
-    _library._declare_cuda(emulated)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_library, "_library", emulated)
-        yield
+pytestmark = pytest.mark.usefixtures("plans")
 
 
 def plan(name, dtype, gpu=HOPPER, wanted="best", **sizes):

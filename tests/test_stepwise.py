@@ -1,4 +1,4 @@
-"""The stepwise CUDA engine, its kernels run by the emulator: against the reference, and against the CPU engine."""
+"""The stepwise CUDA engine, its kernels' PTX run by the machine (ptx/): against the reference, and the CPU engine."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ from fused_rnn.verification import TOLERANCE, Case, relative_error
 SCHEDULES = range(10)
 
 
-pytestmark = pytest.mark.usefixtures("emulator")
+pytestmark = pytest.mark.usefixtures("machine")
 
 # Around the widths of warps and blocks, and odd ones.
 widths = st.integers(1, 9) | st.sampled_from([31, 33, 64, 65, 130])
@@ -45,8 +45,8 @@ cases = st.builds(
 @pytest.mark.parametrize("name", CELLS)
 @given(case=cases, strided=st.booleans(), empty_rows=st.booleans(), schedule=st.sampled_from(SCHEDULES))
 @settings(max_examples=15)
-def test_equals_reference(emulator, name, dtype, case, strided, empty_rows, schedule):
-    emulator.emulator_schedule(schedule)
+def test_equals_reference(machine, name, dtype, case, strided, empty_rows, schedule):
+    machine.schedule(schedule)
     assert_equals_reference(name, case, dtype, strided, empty_rows)
 
 
@@ -60,9 +60,9 @@ def test_equals_reference(emulator, name, dtype, case, strided, empty_rows, sche
     schedule=st.sampled_from(SCHEDULES),
 )
 @settings(max_examples=10)
-def test_vmapped_gradients(emulator, name, count, steps, batch, ragged, ensemble, schedule):
+def test_vmapped_gradients(machine, name, count, steps, batch, ragged, ensemble, schedule):
     """Over weights too, members of an ensemble; over inputs alone, per-sample gradients of one layer."""
-    emulator.emulator_schedule(schedule)
+    machine.schedule(schedule)
     dtype = torch.float64
     problem = problem_of(CELLS[name], Case("random", steps, batch, 3, 5, states=False, lengths=ragged), dtype)
     inputs = torch.stack([problem.tensors[0] * (1 + i) / 2 for i in range(count)])
@@ -172,8 +172,8 @@ def run_operators(operators, cell, call, dtype):
 @pytest.mark.parametrize("cell", BY_ID, ids=lambda cell: cell.name)
 @given(call=calls, schedule=st.sampled_from(SCHEDULES))
 @settings(max_examples=40)
-def test_operators_equal_those_of_the_cpu(emulator, cell, dtype, call, schedule):
-    emulator.emulator_schedule(schedule)
+def test_operators_equal_those_of_the_cpu(machine, cell, dtype, call, schedule):
+    machine.schedule(schedule)
     found = run_operators(torch.ops.fused_rnn_emulated, cell, call, dtype)
     expected = run_operators(torch.ops.fused_rnn, cell, call, dtype)
     tolerance = TOLERANCE[dtype]
@@ -189,8 +189,8 @@ def test_operators_equal_those_of_the_cpu(emulator, cell, dtype, call, schedule)
 @pytest.mark.parametrize("cell", BY_ID, ids=lambda cell: cell.name)
 @given(call=calls, schedule=st.sampled_from(SCHEDULES))
 @settings(max_examples=15)
-def test_clipped_gradients_and_ids(emulator, cell, dtype, options, call, schedule):
-    emulator.emulator_schedule(schedule)
+def test_clipped_gradients_and_ids(machine, cell, dtype, options, call, schedule):
+    machine.schedule(schedule)
     call = SimpleNamespace(**vars(call) | {"options": call.options | options})
     found, expected = (
         run_operators(operators, cell, call, dtype) for operators in (torch.ops.fused_rnn_emulated, torch.ops.fused_rnn)
@@ -202,12 +202,12 @@ def test_clipped_gradients_and_ids(emulator, cell, dtype, options, call, schedul
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("cell", BY_ID, ids=lambda cell: cell.name)
-def test_every_schedule_gives_the_same_bits(emulator, cell, dtype):
+def test_every_schedule_gives_the_same_bits(machine, cell, dtype):
     call = SimpleNamespace(steps=5, batch=6, input_size=5, hidden=33, members=2, rows="lengths", groups=2, wanted=127)
     call.options = dict.fromkeys(OPTIONS, True) | {"own_lengths": False}
     runs = []
     for schedule in SCHEDULES:
-        emulator.emulator_schedule(schedule)
+        machine.schedule(schedule)
         runs.append(run_operators(torch.ops.fused_rnn_emulated, cell, call, dtype))
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))

@@ -319,17 +319,17 @@ def test_operators_refuse_what_does_not_fit(what):
         torch.ops.fused_rnn.layer_tangent(*arguments)
 
 
-# ---- the CUDA kernels; last, as the emulator stays until the end of this file --------------------------------------
+# ---- the CUDA kernels; last, as the machine stays until the end of this file ---------------------------------------
 
 
 @pytest.mark.parametrize("size", ["small", "tails"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_cuda_kernels_equal_the_formula(emulator, cell, form, size, monkeypatch):
-    emulator.emulator_schedule(len(form + cell))
+def test_cuda_kernels_equal_the_formula(machine, cell, form, size, monkeypatch):
+    machine.schedule(len(form + cell))
     compare(problem_of(cell, form, size), torch.float64, 1e-10, monkeypatch)
 
 
-def test_an_engine_that_is_forced_computes_the_first_derivatives(emulator, monkeypatch):
+def test_an_engine_that_is_forced_computes_the_first_derivatives(machine, monkeypatch):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "one")
     compare(problem_of("gru", "lengths and resets", "small"), torch.float64, 1e-10, monkeypatch)

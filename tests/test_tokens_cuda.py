@@ -1,4 +1,4 @@
-"""Ids in place of input on the CUDA kernels, run by the emulator."""
+"""Ids in place of input on the CUDA kernels, run by the machine."""
 
 import pytest
 import test_persistent
@@ -29,37 +29,37 @@ def with_vocabulary(cases):
 @pytest.mark.parametrize("name", [name for name in CELLS if name != "rnn_relu"])
 @given(case=with_vocabulary(test_stepwise.cases), empty_rows=st.booleans(), schedule=st.sampled_from(SCHEDULES))
 @settings(max_examples=12)
-def test_step_by_step(emulator, name, dtype, case, empty_rows, schedule):
-    emulator.emulator_schedule(schedule)
+def test_step_by_step(machine, name, dtype, case, empty_rows, schedule):
+    machine.schedule(schedule)
     assert_equals_one_hot(name, case, dtype, empty_rows, exact=False)
 
 
 @pytest.mark.parametrize(("dtype", "kind"), test_persistent.CASES, ids=short)
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh"])
-def test_in_one_launch(emulator, monkeypatch, name, dtype, kind):
+def test_in_one_launch(machine, monkeypatch, name, dtype, kind):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
 
     @given(case=with_vocabulary(test_persistent.cases(test_persistent.narrow)), schedule=st.sampled_from(SCHEDULES))
     @settings(max_examples=4)
     def check(case, schedule):
-        emulator.emulator_schedule(schedule)
+        machine.schedule(schedule)
         assert_equals_one_hot(name, case, dtype, True, exact=False)
 
     check()
 
 
-def test_every_schedule_gives_the_same_bits(emulator):
+def test_every_schedule_gives_the_same_bits(machine):
     module, results = fused_rnn.GRU(70, 9, bidirectional=True), []
     ids = torch.randint(0, 70, (11, 6))
     for schedule in SCHEDULES:
-        emulator.emulator_schedule(schedule)
+        machine.schedule(schedule)
         output, _ = module(ids)
         results.append([output, *torch.autograd.grad(output.square().sum(), list(module.parameters()))])
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
 
 
-def test_inference(emulator):
+def test_inference(machine):
     module, ids = fused_rnn.LSTM(7, 5, num_layers=2, bidirectional=True), torch.randint(0, 7, (6, 3))
     with torch.no_grad():
         found = module(ids)[0]

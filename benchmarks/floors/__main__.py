@@ -3,7 +3,7 @@
     python -m benchmarks.floors FILE [--under COMMAND] [--rehearse]
 
 The file has a line of JSON for each floor, written when it is known. --under: only floors.cu's, a few steps of each,
-by a command such as a sanitizer's. --rehearse: on the tests' emulator, where times mean nothing.
+by a command such as a sanitizer's. --rehearse: on the tests' GPU, which is software and where times mean nothing.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ def main() -> int:
             file.flush()
             print(line, end="", flush=True)
 
-        small = options.under or options.rehearse
-        program = [*shlex.split(options.under), build(options.rehearse), *(["--rehearse"] if small else [])]
-        code = run_program(program, record)
+        program, environment = build_rehearsal() if options.rehearse else (build(), {})
+        flags = ["--rehearse"] if options.under or options.rehearse else []
+        command = [*shlex.split(options.under), program, *flags]
+        code = run_program(command, environment, record)
         if not options.under:
             device = StandIn() if options.rehearse else Gpu()
             for name in PRODUCTS:
@@ -59,27 +60,30 @@ def main() -> int:
     return code
 
 
-def build(emulated: bool) -> Path:
-    """The program, compiled as the library's kernels are, or by the C++ compiler for the emulator."""
+def build() -> Path:
+    """The program, compiled as the library's kernels are."""
     setup = runpy.run_path(str(ROOT / "setup.py"))
-    program = ROOT / "build" / ("floors-emulated" if emulated else "floors")
+    program = ROOT / "build/floors"
     program.parent.mkdir(exist_ok=True)
-    if emulated:
-        flags = "-std=c++20 -O1 -Icsrc -Itests/emulator -x c++"
-        command = shlex.split(f"{os.environ.get('CXX', 'g++')} {flags}")
-    else:
-        nvcc = setup["find_nvcc"]() or sys.exit("floors: there is no nvcc")
-        flags = setup["nvcc_flags"](setup["cuda_archs"]())
-        command = [nvcc, *shlex.split(flags)]
-    sources = [*FOLDER.glob("*.*"), *(ROOT / "csrc/cuda").glob("*.h"), *(ROOT / "tests/emulator").glob("*.h")]
+    nvcc = setup["find_nvcc"]() or sys.exit("floors: there is no nvcc")
+    flags = shlex.split(setup["nvcc_flags"](setup["cuda_archs"]()))
+    sources = [*FOLDER.glob("*.*"), *(ROOT / "csrc/cuda").glob("*.h")]
     if not program.exists() or program.stat().st_mtime < max(source.stat().st_mtime for source in sources):
-        subprocess.run([*command, str(FOLDER / "floors.cu"), "-o", str(program)], cwd=ROOT, check=True)
+        subprocess.run([nvcc, *flags, str(FOLDER / "floors.cu"), "-o", str(program)], cwd=ROOT, check=True)
     return program
 
 
-def run_program(command: list, record: Callable[[str], None]) -> int:
+def build_rehearsal() -> tuple[Path, dict[str, str]]:
+    """The program on the tests' machine, which executes its PTX, and what it needs in the environment."""
+    building = runpy.run_path(str(ROOT / "tests/ptx/building.py"))
+    if reason := building["why_not"]():
+        sys.exit(f"floors: {reason}")
+    return building["build_program"](FOLDER / "floors.cu")
+
+
+def run_program(command: list, environment: dict[str, str], record: Callable[[str], None]) -> int:
     """Hands over every line as it comes."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment) as running:
         for line in running.stdout:
             record(line)
     return running.returncode

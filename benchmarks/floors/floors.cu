@@ -4,9 +4,8 @@
 // is checked, so that a number stands for work that was done. A program of its own: if a kernel hangs, it can be
 // stopped. For sm_90 and later: half of it is about clusters.
 //
-//   floors [--rehearse] [--order N] [WORD]
-//     --rehearse   a few steps of each, for the emulator and for sanitizers
-//     --order      of the emulator's threads: schedule.h
+//   floors [--rehearse] [WORD]
+//     --rehearse   a few steps of each, for sanitizers and for the tests' GPU, which is software
 //     WORD         only the floors whose names contain it
 #include <cstdio>
 #include <functional>
@@ -27,6 +26,13 @@ struct Effort {
 };
 constexpr Effort kMeasured = {2000, 11, size_t{2} << 30, size_t{24} << 20};
 constexpr Effort kRehearsed = {6, 2, size_t{1} << 16, size_t{1} << 18};
+
+// For an error in a line of JSON.
+std::string escaped(std::string text) {
+  for (char& c : text)
+    if (c == '"' || c == '\\' || (c >= 0 && c < ' ')) c = ' ';
+  return text;
+}
 
 struct Floors {
   Effort effort;
@@ -66,7 +72,7 @@ struct Floors {
       body();
     } catch (const std::exception& error) {
       ++failed;
-      std::printf("{\"name\": \"%s\", \"error\": \"%s\"}\n", name.c_str(), error.what());
+      std::printf("{\"name\": \"%s\", \"error\": \"%s\"}\n", name.c_str(), escaped(error.what()).c_str());
       std::fflush(stdout);
     }
   }
@@ -89,10 +95,7 @@ Launch cluster_of(unsigned size, unsigned threads, size_t shared_bytes, unsigned
   return how;
 }
 
-std::vector<unsigned> grids() { return kOnGpu ? std::vector<unsigned>{32, 64, 128} : std::vector<unsigned>{2, 4}; }
-std::vector<unsigned> cluster_sizes() {
-  return kOnGpu ? std::vector<unsigned>{2, 4, 8, 16} : std::vector<unsigned>{2, 4};
-}
+constexpr unsigned kGrids[] = {32, 64, 128}, kClusterSizes[] = {2, 4, 8, 16};
 
 // ---- launches -------------------------------------------------------------------------------------------------------
 
@@ -110,7 +113,6 @@ void launches(Floors& all) {
   each("cooperative launch of a block for each multiprocessor", together(blocks, kThreads));
   each("launch of a cluster of 8", cluster_of(8, kThreads, 0));
 
-#ifdef __CUDACC__
   const auto replayed = [&](const std::string& name, Launch how) {
     all.guarded(name, [&] {
       constexpr int kCaptured = 100;
@@ -135,7 +137,6 @@ void launches(Floors& all) {
   };
   replayed("launch in a graph of 1 block", {1, 32, nullptr});
   replayed("cooperative launch in a graph", together(blocks, kThreads));
-#endif
 }
 
 // ---- grids ----------------------------------------------------------------------------------------------------------
@@ -167,10 +168,8 @@ void grid_barrier(Floors& all, const std::string& kind, unsigned blocks) {
 }
 
 void grid_barriers(Floors& all) {
-  for (unsigned blocks : grids()) {
-#ifdef __CUDACC__
+  for (unsigned blocks : kGrids) {
     grid_barrier<CooperativeGroups>(all, "cooperative groups", blocks);
-#endif
     grid_barrier<Counter>(all, "a counter", blocks);
     grid_barrier<Flags>(all, "flags", blocks);
   }
@@ -247,12 +246,12 @@ void grid_exchange(Floors& all, unsigned blocks, unsigned nanoseconds) {
 
 // A slot is H * N * 2 bytes: 8 KB for H = 512, 16 KB for H = 1024, 32 KB for 2048 and a batch of N = 8 in 16 bits.
 void grid_exchanges(Floors& all) {
-  for (unsigned blocks : grids()) {
+  for (unsigned blocks : kGrids) {
     grid_exchange<2>(all, blocks, 0);
     grid_exchange<4>(all, blocks, 0);
     grid_exchange<8>(all, blocks, 0);
   }
-  for (unsigned nanoseconds : {20, 100}) grid_exchange<4>(all, grids()[1], nanoseconds);
+  for (unsigned nanoseconds : {20, 100}) grid_exchange<4>(all, kGrids[1], nanoseconds);
 }
 
 // ---- clusters -------------------------------------------------------------------------------------------------------
@@ -336,16 +335,16 @@ void remote_bandwidth(Floors& all, unsigned size) {
 }
 
 void clusters(Floors& all) {
-  for (unsigned size : cluster_sizes()) {
+  for (unsigned size : kClusterSizes) {
     cluster_barrier<false>(all, size);
     cluster_barrier<true>(all, size);
-    cluster_exchange<true>(all, size, kOnGpu ? 8 : 1);
-    cluster_exchange<false>(all, size, kOnGpu ? 8 : 1);
+    cluster_exchange<true>(all, size, 8);
+    cluster_exchange<false>(all, size, 8);
     remote_bandwidth<false>(all, size);
     remote_bandwidth<true>(all, size);
   }
-  cluster_exchange<true>(all, cluster_sizes().back(), 4);
-  cluster_exchange<true>(all, cluster_sizes().back(), 16);
+  cluster_exchange<true>(all, std::end(kClusterSizes)[-1], 4);
+  cluster_exchange<true>(all, std::end(kClusterSizes)[-1], 16);
 
   all.guarded("DSMEM load, one after another", [&] {
     const int steps = all.effort.steps;
@@ -369,7 +368,6 @@ void clusters(Floors& all) {
 
 // How many clusters can be resident, of blocks that fill a multiprocessor by their registers or by shared memory.
 void resident_clusters(Floors& all) {
-#ifdef __CUDACC__
   const auto ask = [&](const std::string& kind, auto kernel, size_t shared_bytes) {
     for (unsigned size : {1u, 2u, 4u, 8u, 16u}) {
       const std::string name = joined("resident clusters of blocks with " + kind + ", blocks", " ", size);
@@ -396,7 +394,6 @@ void resident_clusters(Floors& all) {
   check_cuda(cudaFuncGetAttributes(&found, hold_registers), "asking for registers");
   ask(std::to_string(found.numRegs) + " registers", hold_registers, 0);
   ask("200 KB shared", do_nothing, 200 * 1024);
-#endif
   all.guarded("step of a kernel that fills the registers", [&] {
     const int steps = all.effort.steps;
     const unsigned blocks = multiprocessors();
@@ -449,7 +446,7 @@ void read_bandwidth(Floors& all, const std::string& name, const char* unit, unsi
 
 void memory_rates(Floors& all) {
   const unsigned most = multiprocessors();
-  for (unsigned blocks : grids())
+  for (unsigned blocks : kGrids)
     for (unsigned kilobytes : {8, 16, 32, 64})
       read_bandwidth(all, joined(joined("all blocks read the same KB", " ", kilobytes), ", blocks ", blocks), "us",
                      blocks, kilobytes * 1024, true);
@@ -519,8 +516,6 @@ int main(int count, char** arguments) {
     const std::string argument = arguments[i];
     if (argument == "--rehearse")
       all.effort = kRehearsed;
-    else if (argument == "--order" && i + 1 < count)
-      set_order(std::stoi(arguments[++i]));
     else
       all.word = argument;
   }

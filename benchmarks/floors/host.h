@@ -1,21 +1,11 @@
-// What the floors' program needs on the host: memory, time and facts of the device. Two bodies, for a GPU and for the
-// tests' emulator, on which times mean nothing.
+// What the floors' program needs on the host: memory, time and facts of the device.
 #pragma once
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "cuda/launch.h"
 
-#ifndef __CUDACC__
-#include <chrono>
-#endif
-
 namespace fused_rnn {
-
-#ifdef __CUDACC__
-
-inline constexpr bool kOnGpu = true;
 
 inline int multiprocessors() {
   int count = 0;
@@ -33,7 +23,6 @@ inline void copy(void* to, const void* from, size_t bytes) {
   check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault), "copying");
 }
 inline void wait_for_device() { check_cuda(cudaDeviceSynchronize(), "waiting for the GPU"); }
-inline void set_order(unsigned) {}
 
 // Microseconds of the GPU from before run() to after all it has launched.
 template <class Run>
@@ -51,27 +40,6 @@ double time_us(const Run& run) {
   check_cuda(cudaEventElapsedTime(&ms, begin.event, end.event), "reading events");
   return 1e3 * ms;
 }
-
-#else
-
-inline constexpr bool kOnGpu = false;
-
-inline int multiprocessors() { return 4; }
-
-inline void* allocate(size_t bytes) { return ::operator new(bytes); }
-inline void release(void* memory) { ::operator delete(memory); }
-inline void copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
-inline void wait_for_device() {}
-inline void set_order(unsigned seed) { emulator::schedule = {seed}; }
-
-template <class Run>
-double time_us(const Run& run) {
-  const auto begin = std::chrono::steady_clock::now();
-  run();
-  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count();
-}
-
-#endif
 
 // Numbers in the device's memory.
 template <class T>

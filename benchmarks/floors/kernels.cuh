@@ -1,18 +1,14 @@
 // The kernels behind the floors: each does one thing that a recurrent kernel must do in every step, many times over,
-// and leaves a result that shows it was done. For nvcc, and for the tests' emulator.
+// and leaves a result that shows it was done.
 #pragma once
-#include "cuda/device.h"
-
-#ifdef __CUDACC__
 #include <cooperative_groups.h>
-#endif
+
+#include "cuda/device.h"
 
 namespace fused_rnn {
 namespace {
 
 // ---- what these kernels need of the machine and the library's do not ----------------------------------------------
-
-#ifdef __CUDACC__
 
 FUSED_RNN_DEVICE int64_t clock_cycles() { return clock64(); }  // of this multiprocessor
 
@@ -24,17 +20,6 @@ FUSED_RNN_DEVICE void load_remote(Pack<4>& to, Remote from) {
                : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3])
                : "r"(from.address));
 }
-
-#else
-
-inline int64_t clock_cycles() { return 0; }
-
-template <int N>
-void load_remote(Pack<N>& to, Remote from) {
-  to = emulator::load_words<Pack<N> >(emulator::reach(from.place, sizeof to), __ATOMIC_RELAXED);
-}
-
-#endif
 
 constexpr uint32_t kNotYet = ~0u;  // what memory holds that is polled for, before the data comes
 
@@ -50,11 +35,9 @@ __global__ void do_nothing() {}
 
 // ---- barriers of a grid, whose blocks are all resident ------------------------------------------------------------
 
-#ifdef __CUDACC__
 struct CooperativeGroups {
   static FUSED_RNN_DEVICE void wait(uint32_t*, uint32_t) { cooperative_groups::this_grid().sync(); }
 };
-#endif
 
 // All blocks count up one word, and poll it.
 struct Counter {
@@ -198,8 +181,9 @@ __global__ void hop_by_async_store(uint32_t* out, int steps) {
 }
 
 // The exchange of a cluster: every block sends its slice, `packs` of 16 bytes, to all, and goes on with the next one's.
-// By asynchronous stores with an mbarrier, or by plain ones with the cluster barrier. Two slots, as in
-// tests/emulator/kernels.cuh. `packs` divides the number of threads. out [blocks, packs].
+// By asynchronous stores with an mbarrier, or by plain ones with the cluster barrier. Two slots: a block writes to a
+// slot again when all have sent what they could only send after reading it. `packs` divides the number of threads. out
+// [blocks, packs].
 template <bool kAsync>
 __global__ void exchange_in_cluster(uint32_t* out, unsigned size, unsigned packs, int steps) {
   uint64_t* const mbarriers = reinterpret_cast<uint64_t*>(shared_memory());

@@ -2,7 +2,7 @@
 
     machine = ptx.load()                # torch.ops.fused_rnn_emulated now runs on it
     machine.options(seed=3, weak=True)  # in which order things happen, and what loads may see
-    machine.change("Polling", "bar.sync 0;", "")  # in kernels whose names contain the first
+    machine.change(kernel, {120: "bar.sync 0;"})  # lines of its text, from now on
 
 What it refuses, and says where: unknown opcodes, misaligned accesses, accesses outside of an allocation, shared memory
 that nobody has written, races, misuse of mbarriers, waiting for ever, and launches that a Hopper GPU would refuse. What
@@ -38,9 +38,9 @@ class Machine:
         self._module = module
         self.library = ctypes.CDLL(module.__file__)  # what plan_info.cpp exports
         self.orders = tuple(module.Order.__members__.values())
-        for name in ("names", "decoded", "decode_all", "launches_of", "reset_counts", "opcodes"):
+        for name in ("names", "text_of", "decoded", "decode_all", "launches_of", "reset_counts", "opcodes"):
             setattr(self, name, getattr(module, name))
-        for name in ("fill_memory", "set_ahead_bytes", "undo_changes", "changed"):
+        for name in ("fill_memory", "set_ahead_bytes", "change", "undo_changes"):
             setattr(self, name, getattr(module, name))
         for path in building.ptx_files():
             module.read_file(str(path))
@@ -55,10 +55,6 @@ class Machine:
         """All orders in turn, with other random numbers each time around."""
         self.options(seed=number, order=self.orders[number % len(self.orders)].name)
 
-    def change(self, kernel, before, after, which=-1):
-        """Replaces text in kernels whose names contain ``kernel``: everywhere, or only where it stands once more."""
-        self._module.change(kernel, before, after, which)
-
     def counts(self, kernel) -> Counts:
         return Counts(*self._module.counts_of(kernel))
 
@@ -66,10 +62,25 @@ class Machine:
         return Totals(*self._module.totals())
 
     def launch(
-        self, text, kernel, grid=(1, 1, 1), block=(32, 1, 1), arguments=(), shared_bytes=0, cluster=1, cooperative=False
+        self,
+        text,
+        kernel,
+        grid=(1, 1, 1),
+        block=(32, 1, 1),
+        arguments=(),
+        shared_bytes=0,
+        cluster=1,
+        cooperative=False,
+        allowed_shared=48 << 10,
+        large_cluster=False,
     ):
-        """A kernel of a text of its own; ``arguments`` are numbers, or addresses of tensors."""
-        self._module.launch(text, kernel, grid, block, list(arguments), shared_bytes, cluster, cooperative)
+        """A kernel of a text of its own; ``arguments`` are numbers, or addresses of tensors.
+
+        The last two are what host code asks for with cudaFuncSetAttribute.
+        """
+        how = self._module.Launch(grid, block, shared_bytes, cluster, cooperative)
+        allowed = self._module.Allowed(allowed_shared, large_cluster)
+        self._module.launch(text, kernel, how, allowed, list(arguments))
 
 
 @functools.cache

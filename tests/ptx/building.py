@@ -11,16 +11,20 @@ from pathlib import Path
 
 import pybind11
 import pytest
+import torch
 
 MODULE = "fused_rnn_machine"
 MACHINE = Path(__file__).resolve().parent / "machine"
 ROOT = MACHINE.parents[2]
 SETUP = runpy.run_path(str(ROOT / "setup.py"))
 NATIVE = ROOT / SETUP["BUILD"]
+TORCH = Path(torch.__file__).parent
 FOLDER = ROOT / "build/ptx"  # kept: the next run compiles what has changed since
 # Of the CUDA engine, what stands between torch's CUDA and the kernels: engine.cpp stands for it.
 OF_A_GPU = {"registration.cpp", "stream.cpp"}
 SHARED = ("arguments.cpp", "gradients.cpp", "infer.cpp", "memory.cpp", "packed.cpp")
+OF_PYTHON = {"python.cpp", "engine.cpp", "tensor_memory.cpp"}  # of the machine, what programs go without
+LINES = "-lineinfo -Xptxas -suppress-debug-info"  # PTX with the lines of its source, as setup.py has the library's
 NAMESPACE = "-DFUSED_RNN_LIBRARY=fused_rnn_emulated"
 
 
@@ -57,36 +61,64 @@ def why_not():
     return None
 
 
-def ninja_file():
+def compile_rule():
+    """Of C++ for the machine."""
     cxx = os.environ.get("CXX", "g++")
-    torch = Path(SETUP["find_torch"]())
     flags = [
         "-std=c++20 -O3 -march=native -fPIC -fvisibility=hidden -Wall -Wextra",
         "-ffp-contract=off -frounding-math -fno-strict-aliasing",  # numbers as PTX has them; registers of any type
         f"-DFUSED_RNN_MACHINE={MODULE} {NAMESPACE} -DTORCH_TARGET_VERSION=0x{{:02x}}{{:02x}}000000000000".format(
             *SETUP["OLDEST_TORCH"]
         ),
-        f"-I{ROOT / 'csrc'} -isystem {torch / 'include'} -isystem {cuda_include()}",
+        f"-I{ROOT / 'csrc'} -isystem {TORCH / 'include'} -isystem {cuda_include()}",
         f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}",
     ]
-    sources = [*sorted(MACHINE.glob("*.cpp")), ROOT / "csrc/ops.cpp"]
-    objects = [f"{source.name}.o" for source in sources]
     text = f"rule cxx\n  command = {cxx} {' '.join(flags)} -MD -MF $out.d -c $in -o $out\n"
-    text += "  depfile = $out.d\n  deps = gcc\n"
-    libraries = f"-L{shlex.quote(str(torch / 'lib'))} -lc10 -ltorch_cpu -ldl"
-    text += f"rule link\n  command = {cxx} -shared -Wl,-Bsymbolic -o $out $in {libraries}\n"
-    for source, target in zip(sources, objects, strict=True):
-        text += f"build {target}: cxx {source}\n"
-    return text + f"build {MODULE}.so: link {' '.join([*objects, *map(str, engine_objects())])}\n"
+    return text + "  depfile = $out.d\n  deps = gcc\n"
 
 
-def build():
-    """The path of the module. What has not changed is kept."""
+def compile_steps(sources):
+    """The text, and the names of the objects."""
+    objects = [f"{source.name}.o" for source in sources]
+    steps = (f"build {target}: cxx {source}\n" for source, target in zip(sources, objects, strict=True))
+    return "".join(steps), objects
+
+
+def module_file():
+    """build.ninja of the module."""
+    steps, objects = compile_steps([*sorted(MACHINE.glob("*.cpp")), ROOT / "csrc/ops.cpp"])
+    cxx, libraries = os.environ.get("CXX", "g++"), f"-L{shlex.quote(str(TORCH / 'lib'))} -lc10 -ltorch_cpu -ldl"
+    text = f"{compile_rule()}rule link\n  command = {cxx} -shared -Wl,-Bsymbolic -o $out $in {libraries}\n"
+    return f"{text}{steps}build {MODULE}.so: link {' '.join([*objects, *map(str, engine_objects())])}\n"
+
+
+def program_file(source):
+    """build.ninja of a program that is one .cu file, with the machine in place of CUDA's runtime."""
+    steps, objects = compile_steps([path for path in sorted(MACHINE.glob("*.cpp")) if path.name not in OF_PYTHON])
+    nvcc = f"{shlex.quote(SETUP['find_nvcc']())} {SETUP['nvcc_flags'](['90a'])} -I{ROOT / 'csrc'} {LINES}"
+    text = f"{compile_rule()}rule nvcc\n  command = mkdir -p $out.keep; {nvcc} -MD -MF $out.d -c $in -o $out"
+    text += f"{SETUP['KEEP_PTX']}\n  depfile = $out.d\n  deps = gcc\n"
+    text += f"rule link\n  command = {os.environ.get('CXX', 'g++')} -o $out $in -ldl\n"
+    text += f"{steps}build {source.name}.o: nvcc {source}\n"
+    return f"{text}build {source.stem}: link {' '.join([f'{source.name}.o', *objects])}\n"
+
+
+def build(target, ninja_file):
+    """The path of what was built. What has not changed is kept."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "build.ninja").write_text(ninja_file())
-    done = subprocess.run([*SETUP["find_ninja"](), "-C", FOLDER, "-j2"], capture_output=True, text=True, check=False)
+    file = FOLDER / f"{target}.ninja"
+    file.write_text(ninja_file)
+    command = [*SETUP["find_ninja"](), "-C", FOLDER, "-f", file, "-j2", target]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return FOLDER / f"{MODULE}.so"
+    return FOLDER / target
+
+
+def build_program(source):
+    """A program, and the variable of the environment by which it finds its kernels."""
+    program = build(source.stem, program_file(source))
+    (kernels,) = (FOLDER / f"{source.name}.o.keep").glob("*.ptx")
+    return program, {"FUSED_RNN_PTX": str(kernels)}
 
 
 def load_module():
@@ -94,7 +126,7 @@ def load_module():
     path = os.environ.get("FUSED_RNN_EMULATED")
     if not path and (reason := why_not()):
         pytest.skip(reason)
-    spec = importlib.util.spec_from_file_location(MODULE, path or build())
+    spec = importlib.util.spec_from_file_location(MODULE, path or build(f"{MODULE}.so", module_file()))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

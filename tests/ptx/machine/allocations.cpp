@@ -38,13 +38,16 @@ std::optional<Allocations::Range> Allocations::find(uint64_t address) const {
 std::string Allocations::describe(uint64_t address) const {
   const std::lock_guard lock(mutex_);
   const auto after = all_.upper_bound(address);
-  if (after == all_.begin()) return "before all of the global memory that was allocated";
-  const auto& [begin, end] = *std::prev(after);
-  const std::string size = std::to_string(end - begin) + " bytes";
-  if (after != all_.end() && after->first - address < address - end)
-    return std::to_string(after->first - address) + " bytes before an allocation of " +
-           std::to_string(after->second - after->first) + " bytes";
-  return std::to_string(address - end) + " bytes past the end of an allocation of " + size;
+  const auto says = [](uint64_t bytes, const char* where, const auto& range) {
+    const uint64_t size = range.second - range.first;
+    return std::to_string(bytes) + " bytes " + where + " an allocation of " + std::to_string(size) + " bytes";
+  };
+  if (all_.empty()) return "none is allocated";
+  if (after == all_.begin()) return says(after->first - address, "before", *after);
+  const auto& before = *std::prev(after);
+  if (after != all_.end() && after->first - address < address - before.second)
+    return says(after->first - address, "before", *after);
+  return says(address - before.second, "past the end of", before);
 }
 
 // Never destroyed: tensors may outlive whatever else is.

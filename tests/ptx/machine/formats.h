@@ -10,7 +10,7 @@
 namespace ptx {
 
 constexpr uint32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;  // of a float's bits
-constexpr uint16_t kCanonicalNan16 = 0x7fff;                          // of half and bfloat16 alike
+constexpr uint16_t kCanonicalNan16 = 0x7fff;                         // of half and bfloat16 alike
 constexpr uint32_t kCanonicalNan = 0x7fffffff;
 
 // To nearest, ties to even.
@@ -51,8 +51,6 @@ inline uint32_t tf32_of(float x) {
 inline float float_of_tf32(uint32_t value) { return bits_as<float>(value & ~0x1fffu); }
 
 // .ftz
-inline float flushed(float x) {
-  return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.f, x) : x;
-}
+inline float flushed(float x) { return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.f, x) : x; }
 
 }  // namespace ptx

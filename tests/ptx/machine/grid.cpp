@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "allocations.h"
+
 namespace ptx {
 
 Options options;
@@ -10,8 +12,8 @@ Totals totals;
 
 namespace {
 
-// Register files are large, and fresh memory is slow: those of blocks that have ended are used again. So registers begin
-// with what another warp has left, or with NaNs.
+// Register files are large, and fresh memory is slow: those of blocks that have ended are used again. So registers
+// begin with what another warp has left, or with NaNs.
 std::vector<std::vector<char>>& spare_storage() {
   static std::vector<std::vector<char>> all;
   return all;
@@ -32,6 +34,7 @@ uint32_t special_register(const std::string& name, const Warp& w, uint32_t lane)
   const Launch& launch = b.grid->launch;
   const Dim size = launch.block, grid = launch.grid;
   const uint32_t thread = w.thread(lane);
+  const auto workspace = reinterpret_cast<uint64_t>(b.grid->workspace.get());
   const std::pair<const char*, uint32_t> all[] = {
       {"%tid.x", thread % size.x},
       {"%tid.y", thread / size.x % size.y},
@@ -49,6 +52,8 @@ uint32_t special_register(const std::string& name, const Warp& w, uint32_t lane)
       {"%warpid", w.number},
       {"%cluster_ctarank", b.rank},
       {"%cluster_nctarank", launch.cluster},
+      {"%envreg1", static_cast<uint32_t>(workspace >> 32)},
+      {"%envreg2", static_cast<uint32_t>(workspace)},
   };
   for (const auto& [known, value] : all)
     if (name == known) return value;
@@ -61,7 +66,13 @@ Grid::Grid(Module& module, Kernel& kernel, const Launch& launch)
     : module(module),
       kernel(kernel),
       launch(launch),
-      random(options.seed + static_cast<uint32_t>(totals.launches) * 7919u) {}
+      random(options.seed + static_cast<uint32_t>(totals.launches) * 7919u),
+      workspace(nullptr, free_fenced) {
+  if (!launch.cooperative) return;
+  constexpr size_t kWorkspace = 64;
+  workspace.reset(allocate_fenced(kWorkspace));
+  std::memset(workspace.get(), 0, kWorkspace);
+}
 
 Block::Block(Grid& grid, uint32_t number, Cluster& cluster)
     : grid(&grid),

@@ -40,7 +40,7 @@ struct Cluster {
 
 struct Block {
   Grid* grid;
-  Dim at;                    // %ctaid
+  Dim at;                     // %ctaid
   uint32_t number, rank = 0;  // of the grid's blocks; of the cluster's
   Cluster* cluster;
   std::vector<std::unique_ptr<Warp>> warps;
@@ -67,13 +67,13 @@ struct Warp {
   char* file = nullptr;           // the registers (registers.h)
   std::vector<char> storage;
   State state = State::kReady;
-  bool listed = false;            // among the grid's ready ones
+  bool listed = false;                // among the grid's ready ones
   uint64_t polled_at = ~uint64_t{0};  // the grid's progress when its last turn brought none
   std::vector<Fragment> fragments;
   uint32_t cluster_phase = 0;
   bool arrived_at_cluster = false;
-  Knowledge knows;                // what its lanes know of shared memory
-  std::vector<Clock> clocks;      // of its lanes; weak memory only
+  Knowledge knows;            // what its lanes know of shared memory
+  std::vector<Clock> clocks;  // of its lanes; weak memory only
 
   Warp(Block& block, uint32_t number);
   ~Warp();
@@ -88,6 +88,7 @@ struct AsyncStore {
   uint32_t byte, mbarrier_byte;  // of shared memory
   bool remote;                   // from another block
   uint32_t words, data[4];
+  Clock heard;  // Knowledge::heard of the thread that sent it
 };
 
 struct Grid {
@@ -97,10 +98,12 @@ struct Grid {
   std::mt19937 random;
   std::vector<Warp*> ready;  // in the order in which they became so
   std::deque<AsyncStore> on_the_way;
-  uint64_t executed = 0;     // instructions; also what %globaltimer counts, in nanoseconds
-  uint64_t progress = 0;     // stores, arrivals and the like: what someone may be waiting for
+  uint64_t executed = 0;  // instructions; also what %globaltimer counts, in nanoseconds
+  uint64_t progress = 0;  // stores, arrivals and the like: what someone may be waiting for
   uint64_t executed_at_progress = 0;
   WeakMemory weak;
+  // Of a cooperative launch, at first zeros: in it cooperative groups count who has come. 10.27: %envreg1, %envreg2.
+  std::unique_ptr<void, void (*)(void*)> workspace;
 
   Grid(Module& module, Kernel& kernel, const Launch& launch);
   void note_progress() {

@@ -11,11 +11,8 @@
 
 namespace ptx {
 
-// In the text of kernels whose names contain `kernel`.
-struct Change {
-  std::string kernel, from, to;
-  int which;  // of the places where `from` stands; -1: all
-};
+// Lines of a kernel's text, by number from 1, and what stands there instead.
+using Changes = std::map<uint32_t, std::string>;
 
 struct Loaded {
   std::unique_ptr<Module> module;
@@ -26,13 +23,14 @@ class Library {
  public:
   // Adds the kernels of a text, such as nvcc makes of one .cu file.
   void add(std::string text);
+  void read(const std::string& path);
   Loaded& kernel(const std::string& name);
   std::vector<std::string> names() const;
 
-  // For all launches from now on. Kernels that it does not concern stay as they are, and keep their counts.
-  void change(Change change);
+  // For all launches from now on, in place of earlier changes to it. Other kernels stay as they are, and keep their
+  // counts.
+  void change(const std::string& kernel, Changes changes);
   void undo_changes();
-  uint64_t changed() const { return changed_; }  // places, so far
 
   // What has been decoded and not changed.
   const std::map<std::string, Loaded>& decoded() const { return decoded_; }
@@ -49,16 +47,19 @@ class Library {
     size_t begin, end;
   };
 
+  friend Library& library();
+  void read_environment();
   static std::string text_of(const Entry& entry);
-  Loaded decode(const std::string& name, const std::vector<const Change*>& changes);
+  Loaded decode(const std::string& name) const;
 
   std::vector<std::unique_ptr<Text>> texts_;
   std::map<std::string, Entry> entries_;
   std::map<std::string, Loaded> decoded_, changed_kernels_;
-  std::vector<Change> changes_;
-  uint64_t changed_ = 0;
+  std::map<std::string, Changes> changes_;
 };
 
+// The only one. At first it has the texts of the files that FUSED_RNN_PTX names, with ":" between them;
+// FUSED_RNN_PTX_ORDER is a number by which options.order, all of them in turn, and options.seed are chosen.
 Library& library();
 
 }  // namespace ptx

@@ -22,8 +22,8 @@ bool OpcodeName::is_any_of(std::initializer_list<std::string_view> firsts) const
 
 bool OpcodeName::has_result() const {
   if (first() == "mbarrier") return has("arrive") || has("arrive_drop") || has("test_wait") || has("try_wait");
-  return !is_any_of({"st", "red", "bar", "barrier", "fence", "membar", "nanosleep", "trap", "cp", "prefetch",
-                     "griddepcontrol"});
+  return !is_any_of(
+      {"st", "red", "bar", "barrier", "fence", "membar", "nanosleep", "trap", "cp", "prefetch", "griddepcontrol"});
 }
 
 // The last type, but of a conversion, which ends with that of its source.
@@ -37,7 +37,7 @@ uint8_t OpcodeName::result_bytes() const {
   if (first() == "setp" || type == "pred" || has("try_wait") || has("test_wait")) return kPredicate;
   if (is_any_of({"popc", "clz"})) return 4;
   if (has("wide")) return type.ends_with("32") ? 8 : 4;
-  return type.ends_with("64") ? 8 : 4;
+  return type.ends_with("64") || type == "globaltimer" ? 8 : 4;
 }
 
 bool OpcodeName::is_result_signed() const { return result_type().starts_with('s'); }

@@ -18,9 +18,9 @@ class OpcodeName {
   bool is_any_of(std::initializer_list<std::string_view> firsts) const;
 
   bool has_result() const;
-  uint8_t result_bytes() const;                  // of the result's register: 4, 8 or kPredicate
-  bool is_result_signed() const;                 // whether a wider register is filled up with its sign
-  bool widens_result() const;                    // 9.4.1 (Operand Size Exceeding Instruction-Type Size)
+  uint8_t result_bytes() const;   // of the result's register: 4, 8 or kPredicate
+  bool is_result_signed() const;  // whether a wider register is filled up with its sign
+  bool widens_result() const;     // 9.4.1 (Operand Size Exceeding Instruction-Type Size)
   bool narrows_source() const;
   Semantic semantic() const;
   Scope scope() const;

@@ -23,7 +23,8 @@ void map_address(Warp& w, const Instruction& i, uint32_t mask) {
   });
 }
 
-// ---- mbarriers: 9.7.13.15 --------------------------------------------------------------------------------------------
+// ---- mbarriers: 9.7.13.15
+// --------------------------------------------------------------------------------------------
 
 Mbarrier& mbarrier_of(const Warp& w, const Instruction& i, uint64_t address) {
   check_alignment(w, i, address, 8);
@@ -58,7 +59,8 @@ void mbarrier_arrive_expect(Warp& w, const Instruction& i, uint32_t mask) {
   for_each_lane(mask, [&](int lane) {
     Mbarrier& barrier = mbarrier_of(w, i, address_of(w, i, lane, 0, 0));
     const auto bytes = get<uint32_t>(w, i.s[1], lane);
-    if (bytes > Mbarriers::kMostCount || barrier.transaction_bytes + static_cast<int64_t>(bytes) > Mbarriers::kMostCount)
+    if (bytes > Mbarriers::kMostCount ||
+        barrier.transaction_bytes + static_cast<int64_t>(bytes) > Mbarriers::kMostCount)
       fail_at(w, i, "more bytes than an mbarrier counts");
     if (barrier.pending <= 0) fail_at(w, i, "more arrivals at an mbarrier than it expects");
     barrier.transaction_bytes += static_cast<int32_t>(bytes);
@@ -67,8 +69,8 @@ void mbarrier_arrive_expect(Warp& w, const Instruction& i, uint32_t mask) {
   });
 }
 
-// 9.7.13.15.16 mbarrier.test_wait, try_wait: whether the phase of this parity is complete. Only the one that goes on and
-// the one before it can be asked for.
+// 9.7.13.15.16 mbarrier.test_wait, try_wait: whether the phase of this parity is complete. Only the one that goes on
+// and the one before it can be asked for.
 void mbarrier_wait_parity(Warp& w, const Instruction& i, uint32_t mask) {
   uint32_t complete = 0;
   for_each_lane(mask, [&](int lane) {
@@ -81,10 +83,21 @@ void mbarrier_wait_parity(Warp& w, const Instruction& i, uint32_t mask) {
     const auto number = static_cast<size_t>(w.block->mbarriers.number(barrier.byte));
     if (i.semantic == Semantic::kRelaxed) return;
     w.knows.seen[number][lane] = barrier.phase;
+    join(w.knows.heard, barrier.arrived);
     if (i.scope != Scope::kBlock) w.knows.seen_in_cluster[number][lane] = barrier.phase;
   });
   uint32_t& to = predicate(w, i.d[0]);
   to = (to & ~mask) | complete;
+}
+
+// What goes with a message: everything that this thread has done is over, and what it has heard of from others.
+const Clock& tell(Warp& w) {
+  const Launch& launch = w.block->grid->launch;
+  if (launch.block.count() == 1) {
+    w.knows.heard.resize(launch.cluster);
+    w.knows.heard[w.block->rank] = ++w.knows.time;
+  }
+  return w.knows.heard;
 }
 
 // 9.7.9.12 st.async: weak, in its own time; then the mbarrier, which lies beside the data, counts the bytes.
@@ -99,13 +112,15 @@ void store_async(Warp& w, const Instruction& i, uint32_t mask) {
     const auto [mbarrier_block, mbarrier_byte] = shared_place(w, i, mbarrier, 8);
     if (block != mbarrier_block) fail_at(w, i, "st.async with an mbarrier of another block than its data");
     if (!block->mbarriers.at(mbarrier_byte)) fail_at(w, i, "st.async with an mbarrier that is not initialised");
-    AsyncStore store = {block, byte, mbarrier_byte, block != w.block, kWords, {}};
+    if (block->mbarriers.overlap(byte, 4 * kWords)) fail_at(w, i, "a store over an mbarrier");
+    AsyncStore store = {block, byte, mbarrier_byte, block != w.block, kWords, {}, tell(w)};
     for (int k = 0; k < kWords; ++k) store.data[k] = get<uint32_t>(w, i.s[1 + k], lane);
     w.block->grid->on_the_way.push_back(store);
   });
 }
 
-// ---- barriers, fences -------------------------------------------------------------------------------------------------
+// ---- barriers, fences
+// -------------------------------------------------------------------------------------------------
 
 // What any of these lanes knows, all of them know.
 void share_knowledge(Knowledge& knows, uint32_t mask) {
@@ -119,11 +134,14 @@ void share_knowledge(Knowledge& knows, uint32_t mask) {
 
 // 9.7.13.2 bar.warp.sync orders memory accesses of its lanes.
 void sync_warp(Warp& w, const Instruction&, uint32_t mask) {
-  ++w.knows.warp_epoch;
+  w.knows.sync(mask, w.lanes);
   share_knowledge(w.knows, mask);
   if (!options.weak) return;
   Clock all;
-  for_each_lane(mask, [&](int lane) { join(all, w.clocks[lane]); });
+  for_each_lane(mask, [&](int lane) {
+    tick(w.clocks[lane], w.grid_thread(static_cast<uint32_t>(lane)));
+    join(all, w.clocks[lane]);
+  });
   for_each_lane(mask, [&](int lane) { w.clocks[lane] = all; });
 }
 

@@ -77,7 +77,10 @@ void add_unordered(Opcodes& all, const std::string& type) {
 
 template <class T>
 void add_selection(Opcodes& all, const std::string& type) {  // 9.7.6.3 selp
-  AddElementwise{all}("selp." + type, [](T a, T b, bool first) { return first ? a : b; });
+  AddElementwise{all}("selp." + type, [](T a, T b, bool first) {
+    const auto mask = static_cast<T>(0 - T{first});  // a branch would keep the loop from being vectorised
+    return static_cast<T>((a & mask) | (b & ~mask));
+  });
 }
 
 template <class Unsigned, class Signed>

@@ -101,23 +101,25 @@ void run_division(Warp& w, const Instruction& i, uint32_t mask) {
 }
 
 void add_approximations(Opcodes& all) {
-  add_approximation(all, "rcp", [](float a) { return 1 / a; }, OffByUnits<1>());                // 9.7.3.13
-  add_approximation(all, "sqrt", [](float a) { return std::sqrt(a); }, OffByUnits<1>());        // 9.7.3.15
-  add_approximation(all, "rsqrt", [](float a) { return 1 / std::sqrt(a); }, OffByUnits<2>());   // 9.7.3.16
-  add_approximation(all, "sin", [](float a) { return std::sin(a); }, OffOfSine());              // 9.7.3.18
-  add_approximation(all, "cos", [](float a) { return std::cos(a); }, OffOfSine());              // 9.7.3.19
-  add_approximation(all, "lg2", [](float a) { return std::log2(a); }, OffOfLogarithm());        // 9.7.3.20
-  add_approximation(all, "ex2", [](float a) { return std::exp2(a); }, OffUnlessWhole());        // 9.7.3.21
+  add_approximation(all, "rcp", [](float a) { return 1 / a; }, OffByUnits<1>());          // 9.7.3.13
+  add_approximation(all, "sqrt", [](float a) { return std::sqrt(a); }, OffByUnits<1>());  // 9.7.3.15
+  add_approximation(
+      all, "rsqrt", [](float a) { return static_cast<float>(1 / std::sqrt(double{a})); }, OffByUnits<2>());  // 9.7.3.16
+  add_approximation(all, "sin", [](float a) { return std::sin(a); }, OffOfSine());                           // 9.7.3.18
+  add_approximation(all, "cos", [](float a) { return std::cos(a); }, OffOfSine());                           // 9.7.3.19
+  add_approximation(all, "lg2", [](float a) { return std::log2(a); }, OffOfLogarithm());                     // 9.7.3.20
+  add_approximation(all, "ex2", [](float a) { return std::exp2(a); }, OffUnlessWhole());                     // 9.7.3.21
   const auto tanh = [](float a) { return std::tanh(a); };
-  all.add("tanh.approx.f32", run_approximation<decltype(tanh), OffOfTanh, false>, {4});         // 9.7.3.22
+  all.add("tanh.approx.f32", run_approximation<decltype(tanh), OffOfTanh, false>, {4});  // 9.7.3.22
   const auto quotient = [](float a, float b) { return a / b; };
-  all.add("div.full.f32", run_division<decltype(quotient), OffByUnits<2>>, {4, 4});             // 9.7.3.8
+  all.add("div.full.f32", run_division<decltype(quotient), OffByUnits<2>>, {4, 4});  // 9.7.3.8
   all.add("div.approx.f32", run_division<decltype(quotient), OffByUnits<2>>, {4, 4});
   // 9.7.3.14: of the upper half of argument and result.
   AddElementwise{all}("rcp.approx.ftz.f64", [](uint64_t a) {
     constexpr uint64_t kUpper = 0xffffffff00000000;
     const double argument = bits_as<double>(a & kUpper);
-    const double finite = std::fabs(argument) < std::numeric_limits<double>::min() ? std::copysign(0.0, argument) : argument;
+    const double finite =
+        std::fabs(argument) < std::numeric_limits<double>::min() ? std::copysign(0.0, argument) : argument;
     return bits_as<uint64_t>(1 / finite) & kUpper;
   });
 }

@@ -15,10 +15,10 @@ constexpr uint32_t kBits = 8 * sizeof(T);
 
 // What holds the product of two T.
 template <class T>
-using Wide = std::conditional_t<
-    sizeof(T) == 8, std::conditional_t<std::is_signed_v<T>, Int128, UInt128>,
-    std::conditional_t<sizeof(T) == 4, std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>,
-                       std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>>>;
+using Wide =
+    std::conditional_t<sizeof(T) == 8, std::conditional_t<std::is_signed_v<T>, Int128, UInt128>,
+                       std::conditional_t<sizeof(T) == 4, std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>,
+                                          std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>>>;
 
 template <class T>
 constexpr Wide<T> product(T a, T b) {
@@ -29,10 +29,10 @@ constexpr Wide<T> product(T a, T b) {
 // 16 bits would overflow the int that C++ makes of them.
 template <class U>
 void add_arithmetic(const AddElementwise& add, const std::string& type) {
-  add("add." + type, [](U a, U b) { return static_cast<U>(uint64_t{a} + b); });                    // 9.7.1.1
-  add("sub." + type, [](U a, U b) { return static_cast<U>(uint64_t{a} - b); });                    // 9.7.1.2
-  add("mul.lo." + type, [](U a, U b) { return static_cast<U>(uint64_t{a} * b); });                 // 9.7.1.3
-  add("mad.lo." + type, [](U a, U b, U c) { return static_cast<U>(uint64_t{a} * b + c); });        // 9.7.1.4
+  add("add." + type, [](U a, U b) { return static_cast<U>(uint64_t{a} + b); });              // 9.7.1.1
+  add("sub." + type, [](U a, U b) { return static_cast<U>(uint64_t{a} - b); });              // 9.7.1.2
+  add("mul.lo." + type, [](U a, U b) { return static_cast<U>(uint64_t{a} * b); });           // 9.7.1.3
+  add("mad.lo." + type, [](U a, U b, U c) { return static_cast<U>(uint64_t{a} * b + c); });  // 9.7.1.4
 }
 
 // What depends on the sign of T.
@@ -47,9 +47,8 @@ void add_signed_or_unsigned(const AddElementwise& add, const std::string& type) 
     using W = Wide<T>;
     using UW = std::make_unsigned_t<W>;
     add("mul.wide." + type, [](T a, T b) { return product(a, b); });
-    add("mad.wide." + type, [](T a, T b, W c) {
-      return static_cast<W>(static_cast<UW>(product(a, b)) + static_cast<UW>(c));
-    });
+    add("mad.wide." + type,
+        [](T a, T b, W c) { return static_cast<W>(static_cast<UW>(product(a, b)) + static_cast<UW>(c)); });
   }
   // 9.7.1.8 div, 9.7.1.9 rem: by zero the result is unspecified. The least number by -1 is itself, remainder 0.
   add("div." + type, [](T a, T b) {
@@ -77,10 +76,10 @@ void add_signed_or_unsigned(const AddElementwise& add, const std::string& type) 
 
 template <class U>
 void add_logic(const AddElementwise& add, const std::string& type) {
-  add("and." + type, [](U a, U b) { return static_cast<U>(a & b); });  // 9.7.8.1
-  add("or." + type, [](U a, U b) { return static_cast<U>(a | b); });   // 9.7.8.2
-  add("xor." + type, [](U a, U b) { return static_cast<U>(a ^ b); });  // 9.7.8.3
-  add("not." + type, [](U a) { return static_cast<U>(~a); });          // 9.7.8.4
+  add("and." + type, [](U a, U b) { return static_cast<U>(a & b); });                                   // 9.7.8.1
+  add("or." + type, [](U a, U b) { return static_cast<U>(a | b); });                                    // 9.7.8.2
+  add("xor." + type, [](U a, U b) { return static_cast<U>(a ^ b); });                                   // 9.7.8.3
+  add("not." + type, [](U a) { return static_cast<U>(~a); });                                           // 9.7.8.4
   add("shl." + type, [](U a, uint32_t by) { return by < kBits<U> ? static_cast<U>(a << by) : U{0}; });  // 9.7.8.8
   add("shr." + type, [](U a, uint32_t by) { return by < kBits<U> ? static_cast<U>(a >> by) : U{0}; });  // 9.7.8.9
 }

@@ -6,7 +6,8 @@
 //   16 x 8 of tf32 (9.7.14.5.7)      a0 (g, q)       a1 (g + 8, q)       a2 (g, q + 4)   a3 (g + 8, q + 4)
 //   8 x 8 of tf32                    b0 (q, g)       b1 (q + 4, g)
 //   16 x 8 of float                  c0 (g, 2q)      c1 (g, 2q + 1)      c2 (g + 8, 2q)  c3 (g + 8, 2q + 1)
-// Of 16 bits a register holds two: the upper half is the next column of A, the next row of B.
+// Of 16 bits a register holds two: the upper half is the next column of A, the next row of B. So for all formats a
+// register of the four lanes of a g is a run of half a row of A, or of half a column of B.
 #include "elementwise.h"
 #include "formats.h"
 #include "rough.h"
@@ -14,67 +15,62 @@
 namespace ptx {
 namespace {
 
-constexpr int kRows = 16, kColumns = 8;
+constexpr int kRows = 16, kColumns = 8, kGroups = 8;
 
 struct BFloat16 {
-  static constexpr int kDepth = 16;
-  static float value(uint32_t bits) { return float_of_bfloat16(static_cast<uint16_t>(bits)); }
+  using Element = uint16_t;
+  static float value(Element bits) { return float_of_bfloat16(bits); }
 };
 struct Half {
-  static constexpr int kDepth = 16;
-  static float value(uint32_t bits) { return float_of_half(static_cast<uint16_t>(bits)); }
+  using Element = uint16_t;
+  static float value(Element bits) { return float_of_half(bits); }
 };
 struct Tf32 {
-  static constexpr int kDepth = 8;
-  static float value(uint32_t bits) { return float_of_tf32(bits); }
+  using Element = uint32_t;
+  static float value(Element bits) { return float_of_tf32(bits); }
 };
+
+// A row of B or of the sums, as a vector of the compiler's.
+using Columns [[gnu::vector_size(kColumns * sizeof(double))]] = double;
 
 // Float sums, kept in double: products of these formats are exact there.
 template <class Format>
 struct Matrices {
-  static constexpr int kDepth = Format::kDepth;
-  double a[kRows][kDepth], b[kDepth][kColumns], c[kRows][kColumns];
+  using Element = typename Format::Element;
+  static constexpr int kRun = 16 / sizeof(Element), kDepth = 2 * kRun;
+  double a[kRows][kDepth];
+  Columns b[kDepth], c[kRows];
 
   void read(const Warp& w, const Instruction& i) {
-    for (int lane = 0; lane < 32; ++lane) {
-      const int g = lane / 4, q = lane % 4;
-      for (int r = 0; r < 4; ++r) {
-        const auto bits = get<uint32_t>(w, i.s[r], lane);
-        const int row = g + 8 * (r & 1), half = r >> 1;
-        if constexpr (kDepth == 16) {
-          a[row][2 * q + 8 * half] = Format::value(bits);
-          a[row][2 * q + 8 * half + 1] = Format::value(bits >> 16);
-        } else {
-          a[row][q + 4 * half] = Format::value(bits);
-        }
-        c[g + 8 * (r >> 1)][2 * q + (r & 1)] = get<float>(w, i.s[6 + r], lane);
-      }
-      for (int r = 0; r < 2; ++r) {
-        const auto bits = get<uint32_t>(w, i.s[4 + r], lane);
-        if constexpr (kDepth == 16) {
-          b[2 * q + 8 * r][g] = Format::value(bits);
-          b[2 * q + 8 * r + 1][g] = Format::value(bits >> 16);
-        } else {
-          b[q + 4 * r][g] = Format::value(bits);
-        }
-      }
+    for (int r = 0; r < 4; ++r) {
+      const auto* const elements = reinterpret_cast<const Element*>(w.file + i.s[r]);
+      for (int g = 0; g < kGroups; ++g)
+        for (int k = 0; k < kRun; ++k) a[g + 8 * (r & 1)][kRun * (r >> 1) + k] = Format::value(elements[kRun * g + k]);
     }
+    for (int r = 0; r < 2; ++r) {
+      const auto* const elements = reinterpret_cast<const Element*>(w.file + i.s[4 + r]);
+      for (int g = 0; g < kGroups; ++g)
+        for (int k = 0; k < kRun; ++k) b[kRun * r + k][g] = Format::value(elements[kRun * g + k]);
+    }
+    for (int r = 0; r < 4; ++r)
+      for (int lane = 0; lane < 32; ++lane)
+        c[lane / 4 + 8 * (r >> 1)][2 * (lane % 4) + (r & 1)] = get<float>(w, i.s[6 + r], lane);
   }
 
   // A tensor core adds some products at a time, of which the sum is then cut off to a float.
   template <bool kRough>
   void multiply() {
     for (int row = 0; row < kRows; ++row)
-      for (int k = 0; k < kDepth; ++k)
-        for (int column = 0; column < kColumns; ++column) {
-          c[row][column] += a[row][k] * b[k][column];
-          if (kRough && k % 4 == 3) c[row][column] = truncated(c[row][column]);
-        }
+      for (int k = 0; k < kDepth; ++k) {
+        c[row] += a[row][k] * b[k];
+        if (kRough && k % 4 == 3)
+          for (int column = 0; column < kColumns; ++column) c[row][column] = truncated(c[row][column]);
+      }
   }
 
   void write(Warp& w, const Instruction& i) const {
-    for (int lane = 0; lane < 32; ++lane)
-      for (int r = 0; r < 4; ++r)
+    for (int r = 0; r < 4; ++r)
+      for (int lane = 0; lane < 32; ++lane)
         put(w, i.d[r], lane, static_cast<float>(c[lane / 4 + 8 * (r >> 1)][2 * (lane % 4) + (r & 1)]));
   }
 };

@@ -1,22 +1,23 @@
 // Loads, stores and reductions: PTX ISA 9.7.9 (Data Movement), of the address spaces of 5.1.
 #include <algorithm>
 
-#include "allocations.h"
 #include "access.h"
+#include "allocations.h"
 #include "opcodes.h"
 #include "registers.h"
 #include "traffic.h"
 
 namespace ptx {
 
-
 uint64_t address_of(const Warp& w, const Instruction& i, int lane, int which, int operand) {
-  const uint64_t base = i.wide_address[which] ? get<uint64_t>(w, i.s[operand], lane) : get<uint32_t>(w, i.s[operand], lane);
+  const uint64_t base =
+      i.wide_address[which] ? get<uint64_t>(w, i.s[operand], lane) : get<uint32_t>(w, i.s[operand], lane);
   return base + static_cast<uint64_t>(i.offset[which]);
 }
 
 void check_alignment(const Warp& w, const Instruction& i, uint64_t address, uint32_t bytes) {
-  if (address % bytes) fail_at(w, i, "misaligned: address " + std::to_string(address) + " for " + std::to_string(bytes) + " bytes");
+  if (address % bytes)
+    fail_at(w, i, "misaligned: address " + std::to_string(address) + " for " + std::to_string(bytes) + " bytes");
 }
 
 // The block and the byte of its shared memory.
@@ -31,8 +32,9 @@ SharedPlace shared_place(const Warp& w, const Instruction& i, uint64_t address, 
     local = address & ((1u << kRankShift) - 1);
   }
   if (local < kSharedBase || local + bytes > kSharedBase + block->shared.size())
-    fail_at(w, i, "outside of shared memory: byte " + std::to_string(static_cast<int64_t>(local) - kSharedBase) + " of " +
-                      std::to_string(block->shared.size()));
+    fail_at(w, i,
+            "outside of shared memory: byte " + std::to_string(static_cast<int64_t>(local) - kSharedBase) + " of " +
+                std::to_string(block->shared.size()));
   if (block->alive == 0) fail_at(w, i, "shared memory of a block that has ended");
   return {block, static_cast<uint32_t>(local - kSharedBase)};
 }
@@ -54,9 +56,9 @@ WeakAccess weak_access(Warp& w, const Instruction& i, int lane) {
 
 // A place in memory, found and checked once for reading and writing.
 struct Target {
-  Block* block;       // of shared memory; null: global
-  uint32_t byte;      // there
-  uint64_t address;   // of global memory
+  Block* block;      // of shared memory; null: global
+  uint32_t byte;     // there
+  uint64_t address;  // of global memory
 };
 
 void check_global(const Warp& w, const Instruction& i, uint64_t address, uint32_t bytes) {
@@ -112,6 +114,7 @@ void read(Warp& w, const Instruction& i, int lane, const Target& from, uint32_t 
 }
 
 void write(Warp& w, const Instruction& i, int lane, const Target& to, uint32_t bytes, const unsigned char* from) {
+  if (to.block && to.block->mbarriers.overlap(to.byte, bytes)) fail_at(w, i, "a store over an mbarrier");
   if (to.block) return fail_if(to.block->shared.write(accessor(w, *to.block, lane), to.byte, bytes, from), w, i);
   if (!options.weak || bytes < 4) {
     std::memcpy(reinterpret_cast<void*>(to.address), from, bytes);
@@ -162,17 +165,22 @@ void store(Warp& w, const Instruction& i, uint32_t mask) {
   }
 }
 
-// 9.7.13.7 red.add, of unsigned words in global memory.
-void reduce_add(Warp& w, const Instruction& i, uint32_t mask) {
+// 9.7.13.6 atom.add, 9.7.13.7 red.add, of unsigned words in global memory.
+template <Space space, bool kReturns>
+void add_to_memory(Warp& w, const Instruction& i, uint32_t mask) {
   w.block->grid->note_progress();
   for (uint32_t rest = mask; rest; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
-    const Target to = target_of<Space::kGlobal>(w, i, lane, 4);
+    const Target to = target_of<space>(w, i, lane, 4);
+    if (to.block) fail_at(w, i, "an atomic addition in shared memory is not supported");
     const auto value = get<uint32_t>(w, i.s[1], lane);
+    auto& word = *reinterpret_cast<uint32_t*>(to.address);
+    const uint32_t before = word;
     if (options.weak)
       fail_if(w.block->grid->weak.add(weak_access(w, i, lane), to.address, value), w, i);
     else
-      *reinterpret_cast<uint32_t*>(to.address) += value;
+      word += value;
+    if constexpr (kReturns) put(w, i.d[0], lane, before);
   }
 }
 
@@ -224,7 +232,10 @@ void add_memory(Opcodes& all) {
   add_vectors<float>(all, "f32"), add_vectors<double>(all, "f64");
   for (const std::string semantic : {"relaxed", "release"})
     for (const std::string scope : {"cta", "cluster", "gpu", "sys"})
-      all.add("red." + semantic + "." + scope + ".global.add.u32", reduce_add, {8, 4});
+      all.add("red." + semantic + "." + scope + ".global.add.u32", add_to_memory<Space::kGlobal, false>, {8, 4});
+  // As cooperative groups have them.
+  all.add("ld.acquire.gpu.u32", load<Space::kGeneric, uint32_t, 1>, {8}, Kind::kPoll);
+  all.add("atom.add.release.gpu.u32", add_to_memory<Space::kGeneric, true>, {8, 4});
 }
 
 }  // namespace ptx

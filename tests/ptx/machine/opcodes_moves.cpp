@@ -40,8 +40,10 @@ void unpack(Warp& w, const Instruction& i, uint32_t mask) {
 
 template <int kParts, class Whole>
 void add_parts(Opcodes& all, const std::string& type) {
-  all.add("mov.pack" + std::to_string(kParts) + "." + type, pack<kParts, Whole>, {4, 4, 4, 4});
-  all.add("mov.unpack" + std::to_string(kParts) + "." + type, unpack<kParts, Whole>, {sizeof(Whole)});
+  const std::string parts = std::to_string(kParts) + "." + type;
+  constexpr int kOther = kParts == 4 ? 4 : 0;
+  all.add("mov.pack" + parts, pack<kParts, Whole>, {4, 4, kOther, kOther});
+  all.add("mov.unpack" + parts, unpack<kParts, Whole>, {sizeof(Whole)});
 }
 
 // 10.28 %globaltimer, 10.26 %clock64: time goes by with every instruction of the grid.

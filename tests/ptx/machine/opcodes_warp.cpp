@@ -32,20 +32,21 @@ From source_of(uint32_t lane, uint32_t b, uint32_t c) {
   }
 }
 
+// All lanes are computed, so that the loops are vectorised; those outside of the mask are dropped.
 template <Shuffle kHow>
 void shuffle(Warp& w, const Instruction& i, uint32_t mask) {
-  uint32_t values[32], inside = 0;
-  for (uint32_t rest = mask; rest; rest &= rest - 1) {
-    const int lane = std::countr_zero(rest);
-    const From from = source_of<kHow>(static_cast<uint32_t>(lane), get<uint32_t>(w, i.s[1], lane),
-                                      get<uint32_t>(w, i.s[2], lane));
-    const uint32_t source = from.inside ? from.lane : static_cast<uint32_t>(lane);
-    if (!(mask >> source & 1))
-      fail_at(w, i, "a shuffle from lane " + std::to_string(source) + ", which takes no part");
-    values[lane] = get<uint32_t>(w, i.s[0], static_cast<int>(source));
+  const Lanes<uint32_t> all(w, i.s[0]), b(w, i.s[1]), c(w, i.s[2]);
+  uint32_t sources[kLanes], values[kLanes], inside = 0, absent = 0;
+  for (uint32_t lane = 0; lane < kLanes; ++lane) {
+    const From from = source_of<kHow>(lane, b.get(static_cast<int>(lane)), c.get(static_cast<int>(lane)));
+    sources[lane] = from.inside ? from.lane : lane;
     inside |= uint32_t{from.inside} << lane;
+    absent |= (~mask >> sources[lane] & 1) << lane;
   }
-  for_lanes(mask, [&](int lane) { put(w, i.d[0], lane, values[lane]); });
+  if (absent &= mask)
+    fail_at(w, i, "a shuffle from lane " + std::to_string(sources[std::countr_zero(absent)]) + ", which takes no part");
+  for (uint32_t lane = 0; lane < kLanes; ++lane) values[lane] = all.get(static_cast<int>(sources[lane]));
+  if (i.d[0] != kNone) for_lanes(mask, [&](int lane) { put(w, i.d[0], lane, values[lane]); });
   if (i.d[1] != kNone) put_predicate(w, i.d[1], mask, inside);
 }
 

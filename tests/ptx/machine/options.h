@@ -13,6 +13,7 @@ enum class Order : uint8_t {
   kBlockAhead,   // one block runs as far as it can before others do
   kWarpAhead,    // one warp does
 };
+constexpr uint32_t kOrders = 5;
 
 struct Options {
   uint32_t seed = 0;

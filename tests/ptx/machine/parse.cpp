@@ -37,7 +37,8 @@ class Parser {
     std::string text;
     if (kernel_) text += "\n  in kernel " + kernel_->name;
     text += "\n  at line " + std::to_string(line_) + " of the PTX";
-    if (line_ > 0 && line_ <= module_->lines.size()) text += ": " + std::string(trimmed(module_->lines[line_ - 1]).substr(0, 200));
+    if (line_ > 0 && line_ <= module_->lines.size())
+      text += ": " + std::string(trimmed(module_->lines[line_ - 1]).substr(0, 200));
     return text;
   }
 
@@ -53,9 +54,9 @@ class Parser {
   void directive() {
     const std::string_view word = reader_.word();
     if (word == ".version" || word == ".target" || word == ".address_size") {
-      reader_.until("\n");
+      reader_.rest_of_line();
     } else if (word == ".file") {
-      const SourceFile file = parse_file(reader_.until("\n"));
+      const SourceFile file = parse_file(reader_.rest_of_line());
       module_->source_files[file.number] = file.path;
     } else if (word == ".section") {
       reader_.through('}');
@@ -78,8 +79,10 @@ class Parser {
     } else if (says(".shared")) {
       shared_.push_back(parse_variable(reader_.through(';')));
     } else if (says(".global") || says(".const")) {
-      Initialized made = parse_initialized(reader_.through(';'));
-      module_->globals[made.variable.name] = std::move(made.bytes);
+      const Initialized made = parse_initialized(reader_.through(';'));
+      FencedMemory& memory = module_->globals[made.variable.name];
+      memory.reset(static_cast<unsigned char*>(allocate_fenced(made.bytes.size())));
+      std::ranges::copy(made.bytes, memory.get());
     } else {
       fail("cannot read the declaration " + std::string(trimmed(head).substr(0, 100)));
     }
@@ -92,7 +95,8 @@ class Parser {
     module_->kernels[kernel_->name] = std::move(made);
     operands_.emplace(*module_, *kernel_, shared_);
     if (reader_.skip("(")) {
-      for (const std::string_view parameter : split(reader_.until(")"))) operands_->declare_parameter(parse_variable(parameter));
+      for (const std::string_view parameter : split(reader_.until(")")))
+        operands_->declare_parameter(parse_variable(parameter));
       reader_.skip(")");
     }
     while (reader_.skip_space(), !reader_.skip("{")) performance_directive(reader_.until("\n{"));
@@ -101,7 +105,8 @@ class Parser {
 
   // 11.4 (Performance-Tuning Directives)
   void performance_directive(std::string_view text) {
-    static constexpr std::array<std::string_view, 4> kIgnored = {".minnctapersm", ".maxnctapersm", ".maxnreg", ".noreturn"};
+    static constexpr std::array<std::string_view, 4> kIgnored = {".minnctapersm", ".maxnctapersm", ".maxnreg",
+                                                                 ".noreturn"};
     const std::string_view word = take_word(text);
     if (word == ".maxntid" || word == ".reqntid") {
       kernel_->most_threads = 1;
@@ -120,7 +125,7 @@ class Parser {
     }
     if (const std::string_view label = reader_.label(); !label.empty()) return body_->label(label);
     const std::string_view word = reader_.word();
-    if (word == ".loc") return body_->set_source(parse_loc(reader_.until("\n")));
+    if (word == ".loc") return body_->set_source(parse_loc(reader_.rest_of_line()));
     const std::string_view text = trimmed(reader_.through(';'));
     if (word == ".reg") {
       for (const RegisterDeclaration& one : parse_registers(text)) operands_->declare(one);

@@ -1,13 +1,9 @@
 #include "parse_body.h"
 
-#include <algorithm>
-#include <iterator>
 #include <unordered_map>
 
 namespace ptx {
 namespace {
-
-constexpr size_t kMostSources = std::size(Instruction{}.s), kMostResults = std::size(Instruction{}.d);
 
 uint32_t number_of_opcode(const std::string& name) {
   static std::unordered_map<std::string, uint32_t> numbers;
@@ -17,7 +13,9 @@ uint32_t number_of_opcode(const std::string& name) {
 }
 
 // Elements of "{a, b}".
-std::vector<std::string_view> elements(std::string_view braces) { return split(braces.substr(1, braces.rfind('}') - 1)); }
+std::vector<std::string_view> elements(std::string_view braces) {
+  return split(braces.substr(1, braces.rfind('}') - 1));
+}
 
 // The name of the function in "(result), name, (arguments)".
 std::string_view called(const std::vector<std::string_view>& operands) {
@@ -79,12 +77,14 @@ void Body::resolve(const Scope& scope) {
     else if (!scopes_.empty())
       scopes_.back().branches.push_back(branch);
     else
-      fail("no label " + std::string(branch.label));
+      fail("no label " + std::string(branch.label) + " for the branch at line " +
+           std::to_string(kernel_.code[branch.instruction].line));
   }
 }
 
 void Body::label(std::string_view name) {
-  if (!scopes_.back().labels.try_emplace(name, kernel_.code.size()).second) fail("label " + std::string(name) + " is there twice");
+  if (!scopes_.back().labels.try_emplace(name, kernel_.code.size()).second)
+    fail("label " + std::string(name) + " is there twice");
 }
 
 void Body::end() {
@@ -155,6 +155,7 @@ void Body::decode(Instruction i, std::string_view opcode, std::string_view rest)
       source(i, sources, text);
     is_result = false;
   }
+  if (is_result || sources.are_missing()) fail("fewer operands than the opcode has");
   // The member mask is the last operand of shfl, vote and bar.warp; mma has none.
   if (i.kind == Kind::kWarp && name.first() != "mma" && sources.next > 0) i.members = i.s[sources.next - 1];
   kernel_.code.push_back(i);
@@ -189,6 +190,7 @@ void Body::destination(Instruction& i, const OpcodeName& name, std::string_view 
     all = {text};
   }
   if (all.size() > kMostResults) fail("too many results");
+  if (text == "_" && name.first() != "mbarrier") fail("no register for the result");
   for (size_t k = 0; k < all.size(); ++k) {
     if (all[k] == "_") continue;
     const Register to = operands_.find(all[k]);
@@ -196,7 +198,8 @@ void Body::destination(Instruction& i, const OpcodeName& name, std::string_view 
     const uint8_t needs = unpacks ? 4 : is_second_predicate ? kPredicate : name.result_bytes();
     i.d[k] = to.place;
     if (to.bytes == needs) continue;
-    if (!name.widens_result() || to.bytes != 8 || needs != 4) fail("a result of another size than " + std::string(all[k]));
+    if (!name.widens_result() || to.bytes != 8 || needs != 4)
+      fail("a result of another size than " + std::string(all[k]));
     i.d[k] = operands_.make_register(4).place;
     after.push_back(helper(i, name.is_result_signed() ? "cvt.s64.s32" : "cvt.u64.u32", to.place, i.d[k]));
   }

@@ -1,5 +1,6 @@
 // The body of a kernel: its statements, decoded one after the other.
 #pragma once
+#include <iterator>
 #include <map>
 #include <string>
 #include <string_view>
@@ -10,6 +11,8 @@
 #include "parse_operands.h"
 
 namespace ptx {
+
+constexpr size_t kMostSources = std::size(Instruction{}.s), kMostResults = std::size(Instruction{}.d);
 
 class Body {
  public:
@@ -37,6 +40,9 @@ class Body {
     const Semantics& means;
     size_t next = 0;  // in Instruction::s
     size_t addresses = 0;
+
+    // Stores have as many as their vectors; everything else has all that the table says.
+    bool are_missing() const { return name.first() != "st" && next < kMostSources && means.source_bytes[next] != 0; }
   };
 
   std::string_view take_guard(Instruction& i, std::string_view text);

@@ -16,7 +16,8 @@ bool is_one_of(std::string_view word, const std::array<std::string_view, n>& wor
 
 // 5.2.1 Fundamental Types, of variables: 0 for what is none.
 uint32_t bytes_of_type(std::string_view type) {
-  if (type.size() < 3 || type[0] != '.' || std::strchr("busf", type[1]) == nullptr || !is_number(type.substr(2))) return 0;
+  if (type.size() < 3 || type[0] != '.' || std::strchr("busf", type[1]) == nullptr || !is_number(type.substr(2)))
+    return 0;
   return static_cast<uint32_t>(number(type.substr(2))) / 8;
 }
 
@@ -80,7 +81,8 @@ Initialized parse_initialized(std::string_view text) {
   if (values.starts_with('{')) values = values.substr(1, values.rfind('}') - 1);
   size_t at = 0;
   for (const std::string_view one : split(values)) {
-    if (!is_number(one)) fail("variable " + variable.name + " begins with " + std::string(one) + ", which is no number");
+    if (!is_number(one))
+      fail("variable " + variable.name + " begins with " + std::string(one) + ", which is no number");
     if (at + variable.element_bytes > variable.bytes) fail("variable " + variable.name + " begins with too much");
     const uint64_t value = number(one);
     std::memcpy(result.bytes.data() + at, &value, variable.element_bytes);
@@ -93,7 +95,8 @@ std::vector<RegisterDeclaration> parse_registers(std::string_view text) {
   take_word(text);
   const std::string_view type = take_word(text);
   const uint32_t bytes = bytes_of_type(type);
-  if ((bytes == 0 && type != ".pred") || bytes > 8) fail("registers of type " + std::string(type) + " are not supported");
+  if ((bytes == 0 && type != ".pred") || bytes > 8)
+    fail("registers of type " + std::string(type) + " are not supported");
   std::vector<RegisterDeclaration> all;
   for (const std::string_view one : split(text)) {
     RegisterDeclaration declared = {one, {}, bytes == 0 ? kPredicate : static_cast<uint8_t>(std::max(bytes, 4u))};

@@ -19,7 +19,8 @@ Operands::Operands(const Module& module, Kernel& kernel, const std::vector<Varia
     : module_(module), kernel_(kernel), scopes_(1), shared_variables_(shared) {}
 
 Register Operands::make_register(uint8_t bytes) {
-  if (bytes != kPredicate) kernel_.file_bytes = (kernel_.file_bytes + kRegisterAlign - 1) / kRegisterAlign * kRegisterAlign;
+  if (bytes != kPredicate)
+    kernel_.file_bytes = (kernel_.file_bytes + kRegisterAlign - 1) / kRegisterAlign * kRegisterAlign;
   const Register made = {kernel_.file_bytes, bytes};
   kernel_.file_bytes += file_bytes(bytes);
   return made;
@@ -107,7 +108,7 @@ uint32_t Operands::symbol(std::string_view name, uint8_t bytes) {
   if (const auto parameter = parameters_.find(name); parameter != parameters_.end())
     return constant(parameter->second, bytes);
   const Variable* const variable = shared_variable(name);
-  if (!variable) return constant(reinterpret_cast<uint64_t>(module_.globals.at(std::string(name)).data()), bytes);
+  if (!variable) return constant(reinterpret_cast<uint64_t>(module_.globals.at(std::string(name)).get()), bytes);
   if (variable->external) {
     const auto [found, added] = dynamic_shared_.try_emplace({std::string(name), bytes}, kernel_.constants.size());
     if (added) add_constant(0, bytes);
@@ -132,12 +133,13 @@ void Operands::place_dynamic_shared() {
 
 Register Operands::value(std::string_view text, uint8_t bytes) {
   // Chapter 10 (Special Registers); those that change are opcodes of their own.
-  static constexpr std::array<std::string_view, 7> kSpecial = {"%tid.",   "%ntid.",  "%ctaid.",  "%nctaid.",
-                                                               "%laneid", "%warpid", "%cluster_"};
+  static constexpr std::array<std::string_view, 8> kSpecial = {"%tid.",   "%ntid.",  "%ctaid.",   "%nctaid.",
+                                                               "%laneid", "%warpid", "%cluster_", "%envreg"};
   if (is_number(text)) return {constant(number(text), bytes), bytes};
   if (text == "WARP_SZ") return {constant(kLanesOfWarp, bytes), bytes};
   if (is_symbol(text)) return {symbol(text, bytes), bytes};
-  if (std::ranges::any_of(kSpecial, [&](std::string_view name) { return text.starts_with(name); })) return special(text);
+  if (std::ranges::any_of(kSpecial, [&](std::string_view name) { return text.starts_with(name); }))
+    return special(text);
   return find(text);
 }
 

@@ -63,10 +63,11 @@ class Operands {
   Kernel& kernel_;
   std::vector<Scope> scopes_;
   std::vector<Variable> shared_variables_;
-  std::map<std::string, uint32_t, std::less<>> parameters_;      // and their offsets
-  std::map<std::string, uint32_t, std::less<>> static_shared_;   // addresses of those that are used
-  std::map<std::pair<uint64_t, uint8_t>, uint32_t> constants_;   // value, bytes: place
-  std::map<std::pair<std::string, uint8_t>, size_t> dynamic_shared_;  // name, bytes: number among the kernel's constants
+  std::map<std::string, uint32_t, std::less<>> parameters_;     // and their offsets
+  std::map<std::string, uint32_t, std::less<>> static_shared_;  // addresses of those that are used
+  std::map<std::pair<uint64_t, uint8_t>, uint32_t> constants_;  // value, bytes: place
+  // Name, bytes: number among the kernel's constants.
+  std::map<std::pair<std::string, uint8_t>, size_t> dynamic_shared_;
 };
 
 }  // namespace ptx

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "allocations.h"
+
 namespace ptx {
 
 struct Error : std::runtime_error {
@@ -88,10 +90,15 @@ struct Kernel {
   uint64_t launches = 0;
 };
 
+struct FreeFenced {
+  void operator()(unsigned char* memory) const { free_fenced(memory); }
+};
+using FencedMemory = std::unique_ptr<unsigned char[], FreeFenced>;
+
 // What one text declares.
 struct Module {
   std::map<std::string, std::unique_ptr<Kernel>> kernels;
-  std::map<std::string, std::vector<unsigned char>> globals;  // .global arrays; they never move
+  std::map<std::string, FencedMemory> globals;                // .global and .const variables
   std::map<uint32_t, std::string> source_files;               // by number, as .file has them
   std::vector<std::string> lines;                             // of the text
 };

@@ -3,13 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <fstream>
-#include <sstream>
-
 #include "allocations.h"
 #include "cuda/stepwise.h"
 #include "grid.h"
 #include "library.h"
+#include "limits.h"
 #include "memory.h"
 #include "opcodes.h"
 
@@ -23,14 +21,6 @@ namespace {
 
 void set_options(uint32_t seed, Order order, bool weak, bool rough, bool traffic, uint64_t patience) {
   options = {seed, order, weak, rough, traffic, patience};
-}
-
-void read_file(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) fail("cannot read " + path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  library().add(std::move(text).str());
 }
 
 // Of a kernel: for each instruction its line, the name of its opcode, source file and line; and its counts.
@@ -73,21 +63,23 @@ std::vector<std::string> decoded() {
 std::vector<std::string> all_opcodes() { return opcodes().names(); }
 
 // A kernel of a text of its own, with numbers and pointers for arguments.
-void launch(const std::string& text, const std::string& name, std::array<uint32_t, 3> grid,
-            std::array<uint32_t, 3> block, const std::vector<int64_t>& arguments, uint32_t shared_bytes,
-            uint32_t cluster, bool cooperative) {
+void launch(const std::string& text, const std::string& name, Launch how, const Allowed& allowed,
+            const std::vector<int64_t>& arguments) {
   const auto module = parse(text);
   const auto found = module->kernels.find(name);
   if (found == module->kernels.end()) fail("no kernel is called " + name);
   Kernel& kernel = *found->second;
+  if (const std::string refused = obstacle(kernel, how, allowed).reason; !refused.empty())
+    fail(refused + ", of " + name);
   if (arguments.size() != kernel.parameters.size())
     fail(name + " has " + std::to_string(kernel.parameters.size()) + " parameters");
-  Launch how = {{grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared_bytes, cluster, cooperative, {}};
   how.parameters.resize(kernel.parameter_bytes);
   for (size_t i = 0; i < arguments.size(); ++i)
     std::memcpy(how.parameters.data() + kernel.parameters[i].offset, &arguments[i], kernel.parameters[i].size);
   run(*module, kernel, how);
 }
+
+Dim dim(std::array<uint32_t, 3> sizes) { return {sizes[0], sizes[1], sizes[2]}; }
 
 void fill_memory(bool fill) {
   fill_allocations(fill);
@@ -107,19 +99,25 @@ PYBIND11_MODULE(FUSED_RNN_MACHINE, m) {
       .value("warp_ahead", Order::kWarpAhead);
   m.def("set_options", &set_options, py::kw_only(), py::arg("seed"), py::arg("order"), py::arg("weak"),
         py::arg("rough"), py::arg("traffic"), py::arg("patience"));
-  m.def("read_file", &read_file);
+  m.def("read_file", [](const std::string& path) { library().read(path); });
   m.def("names", [] { return library().names(); });
   m.def("decoded", &decoded);
   m.def("decode_all", &decode_all);
-  m.def("change", [](std::string kernel, std::string from, std::string to, int which) {
-    library().change({std::move(kernel), std::move(from), std::move(to), which});
-  });
+  m.def("change", [](const std::string& kernel, Changes changes) { library().change(kernel, std::move(changes)); });
   m.def("undo_changes", [] { library().undo_changes(); });
-  m.def("changed", [] { return library().changed(); });
+  m.def("text_of", [](const std::string& name) { return library().kernel(name).module->lines; });
   m.def("counts_of", [](const std::string& name) { return counts_of(library().kernel(name)); });
   m.def("launches_of", [](const std::string& name) { return library().kernel(name).kernel->launches; });
   m.def("reset_counts", &reset_counts);
   m.def("totals", [] { return py::make_tuple(totals.launches, totals.instructions, totals.stale); });
+  using Sizes = std::array<uint32_t, 3>;
+  py::class_<Launch>(m, "Launch")
+      .def(py::init([](Sizes grid, Sizes block, uint32_t shared_bytes, uint32_t cluster, bool cooperative) {
+        return Launch{dim(grid), dim(block), shared_bytes, cluster, cooperative, {}};
+      }));
+  py::class_<Allowed>(m, "Allowed").def(py::init([](size_t dynamic_shared, bool large_cluster) {
+    return Allowed{dynamic_shared, large_cluster};
+  }));
   m.def("launch", &launch);
   m.def("opcodes", &all_opcodes);
   m.def("fill_memory", &fill_memory);

@@ -10,26 +10,19 @@
 #include <mutex>
 
 #include "allocations.h"
+#include "graphs.h"
 #include "grid.h"
 #include "library.h"
+#include "limits.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
 
-// NVIDIA H200: compute capability 9.0. CUDA C++ Programming Guide, Technical Specifications per Compute Capability.
-constexpr int kMultiprocessors = 132, kMostShared = 227 * 1024, kSharedOfMultiprocessor = 228 * 1024;
-constexpr int kSharedOfSystem = 1024;  // of every block
-constexpr int kThreadsOfMultiprocessor = 2048, kBlocksOfMultiprocessor = 32, kRegistersOfMultiprocessor = 65536;
-constexpr int kMostRegisters = 256;  // of a thread: taken for what each kernel needs
-constexpr size_t kSharedUnasked = 48 * 1024, kMostParameters = 4096;
-constexpr unsigned kPortableCluster = 8, kMostCluster = 16;
-
 // What the host asks for a kernel, by the address of its stub.
 struct Function {
   std::string name;
-  size_t most_dynamic_shared = kSharedUnasked;
-  bool large_cluster = false;
+  ptx::Allowed allowed = {};
 };
 std::map<const void*, Function>& functions() {
   static std::map<const void*, Function> all;
@@ -44,47 +37,30 @@ cudaError_t refuse(cudaError_t error, const std::string& why) {
   return error;
 }
 
-int blocks_of_multiprocessor(int threads, size_t shared) {
-  const int by_shared = static_cast<int>(kSharedOfMultiprocessor / (shared + kSharedOfSystem));
-  const int by_registers = std::max(1, kRegistersOfMultiprocessor / (kMostRegisters * threads));
-  return std::min({by_shared, kThreadsOfMultiprocessor / threads, by_registers, kBlocksOfMultiprocessor});
-}
-
-// What a GPU would refuse; empty: nothing.
-std::string obstacle(const Function& f, const ptx::Kernel& kernel, const ptx::Launch& how) {
-  const uint64_t threads = how.block.count();
-  const bool grid_fits = how.grid.count() > 0 && how.grid.x <= 0x7fffffff && how.grid.y <= 65535 && how.grid.z <= 65535;
-  if (threads == 0 || threads > 1024 || how.block.z > 64) return "threads of a block: " + std::to_string(threads);
-  if (threads > kernel.most_threads) return "more threads than __launch_bounds__";
-  if (!grid_fits) return "the grid's size";
-  if (how.shared_bytes > f.most_dynamic_shared) return "more shared memory than was asked for";
-  if (how.shared_bytes + kernel.static_shared_bytes > kMostShared) return "more shared memory than a block may have";
-  if (kernel.parameter_bytes > kMostParameters) return "parameters of more than 4 KB";
-  if (how.cluster > kMostCluster || how.grid.x % how.cluster) return "clusters of " + std::to_string(how.cluster);
-  if (how.cluster > kPortableCluster && !f.large_cluster) return "a large cluster that was not asked for";
-  if (how.cluster > 1 && how.cooperative) return "a cooperative launch of clusters, which is not checked here";
-  return {};
-}
-
-cudaError_t launch(const void* function, ptx::Launch how, void** arguments) {
+cudaError_t run(ptx::Loaded& loaded, const ptx::Launch& how) {
   const std::lock_guard lock(mutex);
+  try {
+    ptx::run(*loaded.module, *loaded.kernel, how);
+    return cudaSuccess;
+  } catch (const std::exception& e) {
+    return refuse(cudaErrorLaunchFailure, e.what());
+  }
+}
+
+cudaError_t launch(const void* function, ptx::Launch how, void** arguments, cudaStream_t stream) {
   const auto found = functions().find(function);
   if (found == functions().end()) return refuse(cudaErrorInvalidDeviceFunction, "not a kernel");
   const Function& f = found->second;
   try {
     ptx::Loaded& loaded = ptx::library().kernel(f.name);
     const ptx::Kernel& kernel = *loaded.kernel;
-    if (const std::string what = obstacle(f, kernel, how); !what.empty())
-      return refuse(cudaErrorInvalidConfiguration, what + ", of " + f.name);
-    const auto threads = static_cast<int>(how.block.count());
-    const auto resident = uint64_t(blocks_of_multiprocessor(threads, how.shared_bytes)) * kMultiprocessors;
-    if (how.cooperative && how.grid.count() > resident)
-      return refuse(cudaErrorCooperativeLaunchTooLarge, "too many blocks for a cooperative launch, of " + f.name);
+    if (const ptx::Obstacle found = ptx::obstacle(kernel, how, f.allowed); !found.reason.empty())
+      return refuse(found.too_many_blocks ? cudaErrorCooperativeLaunchTooLarge : cudaErrorInvalidConfiguration,
+                    found.reason + ", of " + f.name);
     how.parameters.resize(kernel.parameter_bytes);
     for (size_t i = 0; i < kernel.parameters.size(); ++i)
       std::memcpy(how.parameters.data() + kernel.parameters[i].offset, arguments[i], kernel.parameters[i].size);
-    ptx::run(*loaded.module, *loaded.kernel, how);
-    return cudaSuccess;
+    return ptx::capture(stream, [&loaded, how] { return run(loaded, how); }) ? cudaSuccess : run(loaded, how);
   } catch (const std::exception& e) {
     return refuse(cudaErrorLaunchFailure, e.what());
   }
@@ -94,8 +70,9 @@ ptx::Dim dim(dim3 d) { return {d.x, d.y, d.z}; }
 
 }  // namespace
 
-// ---- what nvcc's host code calls ---------------------------------------------------------------------------------------
-// The machine code in a fat binary is not looked at: the PTX that it was made from has been read from its file.
+// ---- what nvcc's host code calls
+// --------------------------------------------------------------------------------------- The machine code in a fat
+// binary is not looked at: the PTX that it was made from has been read from its file.
 
 EXPORT void** __cudaRegisterFatBinary(void* wrapper) { return static_cast<void**>(wrapper); }
 EXPORT void __cudaRegisterFatBinaryEnd(void**) {}
@@ -110,16 +87,17 @@ EXPORT cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* host) {
   return cudaSuccess;
 }
 EXPORT cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared,
-                                      cudaStream_t) {
-  return launch(kernel, {dim(grid), dim(block), static_cast<uint32_t>(shared), 1, false, {}}, arguments);
+                                      cudaStream_t stream) {
+  return launch(kernel, {dim(grid), dim(block), static_cast<uint32_t>(shared), 1, false, {}}, arguments, stream);
 }
 EXPORT unsigned __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return 1; }
 
-// ---- launches and what a kernel may have -------------------------------------------------------------------------------
+// ---- launches and what a kernel may have
+// -------------------------------------------------------------------------------
 
 EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** arguments) {
-  ptx::Launch how = {dim(config->gridDim), dim(config->blockDim), static_cast<uint32_t>(config->dynamicSmemBytes), 1,
-                     false, {}};
+  ptx::Launch how = {
+      dim(config->gridDim), dim(config->blockDim), static_cast<uint32_t>(config->dynamicSmemBytes), 1, false, {}};
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     const cudaLaunchAttribute& a = config->attrs[i];
     if (a.id == cudaLaunchAttributeCooperative)
@@ -129,36 +107,57 @@ EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const v
     else
       return refuse(cudaErrorNotSupported, "a launch attribute that is not known here");
   }
-  return launch(function, std::move(how), arguments);
+  return launch(function, std::move(how), arguments, config->stream);
 }
 EXPORT cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute what, int value) {
   Function& f = functions().at(function);
   if (what == cudaFuncAttributeNonPortableClusterSizeAllowed) {
-    f.large_cluster = value;
+    f.allowed.large_cluster = value;
   } else if (what != cudaFuncAttributeMaxDynamicSharedMemorySize) {
     return refuse(cudaErrorNotSupported, "a function attribute that is not known here");
-  } else if (value > kMostShared) {
+  } else if (value > ptx::kMostShared) {
     return refuse(cudaErrorInvalidValue, "more shared memory than a block may have");
   } else {
-    f.most_dynamic_shared = static_cast<size_t>(value);
+    f.allowed.dynamic_shared = static_cast<size_t>(value);
   }
   return cudaSuccess;
 }
-EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int threads,
-                                                                          size_t shared, unsigned) {
-  *blocks = blocks_of_multiprocessor(threads, shared);
+EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* function,
+                                                                          int threads, size_t shared, unsigned) {
+  const ptx::Kernel& kernel = *ptx::library().kernel(functions().at(function).name).kernel;
+  *blocks = ptx::blocks_of_multiprocessor(threads, shared + kernel.static_shared_bytes);
   return cudaSuccess;
 }
-EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads, size_t shared) {
-  *blocks = blocks_of_multiprocessor(threads, shared);
+EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function, int threads,
+                                                                 size_t shared) {
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared, 0);
+}
+// As if the blocks of a cluster could lie on any multiprocessors.
+EXPORT cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* function,
+                                                  const cudaLaunchConfig_t* config) {
+  int blocks = 0;
+  const int threads = static_cast<int>(dim(config->blockDim).count());
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads, config->dynamicSmemBytes);
+  unsigned size = 1;
+  for (unsigned i = 0; i < config->numAttrs; ++i)
+    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) size = config->attrs[i].val.clusterDim.x;
+  *clusters = blocks * ptx::kMultiprocessors / static_cast<int>(size);
+  return cudaSuccess;
+}
+EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
+  const ptx::Kernel& kernel = *ptx::library().kernel(functions().at(function).name).kernel;
+  *attributes = {};
+  attributes->numRegs = ptx::kMostRegisters;
+  attributes->maxThreadsPerBlock = static_cast<int>(kernel.most_threads);
+  attributes->sharedSizeBytes = kernel.static_shared_bytes;
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
   const std::pair<cudaDeviceAttr, int> all[] = {{cudaDevAttrComputeCapabilityMajor, 9},
                                                 {cudaDevAttrComputeCapabilityMinor, 0},
-                                                {cudaDevAttrMultiProcessorCount, kMultiprocessors},
-                                                {cudaDevAttrMaxSharedMemoryPerBlockOptin, kMostShared}};
+                                                {cudaDevAttrMultiProcessorCount, ptx::kMultiprocessors},
+                                                {cudaDevAttrMaxSharedMemoryPerBlockOptin, ptx::kMostShared}};
   for (const auto& [known, number] : all)
     if (known == what) return *value = number, cudaSuccess;
   return refuse(cudaErrorInvalidValue, "a device attribute that is not known here");
@@ -166,20 +165,23 @@ EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) 
 EXPORT cudaError_t cudaGetLastError() { return cudaSuccess; }
 EXPORT const char* cudaGetErrorString(cudaError_t) { return last_error.c_str(); }
 
-// ---- memory, which is the host's; streams and events: everything is over when its call returns -------------------------
+// ---- memory, which is the host's; streams and events: everything is over when its call returns
+// -------------------------
 
-EXPORT cudaError_t cudaMalloc(void** memory, size_t bytes) { return *memory = ptx::allocate_fenced(bytes), cudaSuccess; }
+EXPORT cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  return *memory = ptx::allocate_fenced(bytes), cudaSuccess;
+}
 EXPORT cudaError_t cudaFree(void* memory) { return ptx::free_fenced(memory), cudaSuccess; }
 EXPORT cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) { return cudaMalloc(memory, bytes); }
 EXPORT cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
 EXPORT cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) { return *device = host, cudaSuccess; }
-EXPORT cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  std::memset(to, value, bytes);
-  return cudaSuccess;
+EXPORT cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  const auto fill = [=] { return std::memset(to, value, bytes), cudaSuccess; };
+  return ptx::capture(stream, fill) ? cudaSuccess : fill();
 }
-EXPORT cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  std::memcpy(to, from, bytes);
-  return cudaSuccess;
+EXPORT cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  const auto copy = [=] { return std::memcpy(to, from, bytes), cudaSuccess; };
+  return ptx::capture(stream, copy) ? cudaSuccess : copy();
 }
 EXPORT cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 EXPORT cudaError_t cudaEventCreate(cudaEvent_t* event) {

@@ -3,99 +3,15 @@
 
 #include "grid.h"
 #include "registers.h"
+#include "waits.h"
 
 namespace ptx {
 namespace {
 
 constexpr uint32_t kInTurnQuantum = 4096;  // instructions of a warp's turn
 
-bool is_random() { return options.order != Order::kInTurn; }
-
-// ---- what ends a wait ------------------------------------------------------------------------------------------------
-
-void make_ready(Warp& w) {
-  w.state = State::kReady;
-  if (w.listed) return;
-  w.listed = true;
-  w.block->grid->ready.push_back(&w);
-}
-
-template <class F>
-void for_live_lanes(Block& b, F f) {
-  for (auto& w : b.warps)
-    for (uint32_t rest = w->lanes; rest; rest &= rest - 1) f(*w, static_cast<size_t>(__builtin_ctz(rest)));
-}
-
-// A barrier orders all that its threads did before it ahead of all that they do after it.
-void join_knowledge(Block& b) {
-  ++b.epoch;
-  for (size_t number = 0; number < b.mbarriers.size(); ++number) {
-    uint32_t seen = 0, in_cluster = 0;
-    for_live_lanes(b, [&](Warp& w, size_t lane) {
-      seen = std::max(seen, w.knows.seen[number][lane]);
-      in_cluster = std::max(in_cluster, w.knows.seen_in_cluster[number][lane]);
-    });
-    for_live_lanes(b, [&](Warp& w, size_t lane) {
-      w.knows.seen[number][lane] = seen;
-      w.knows.seen_in_cluster[number][lane] = in_cluster;
-    });
-  }
-}
-void join_clocks(const std::vector<Block*>& blocks) {
-  if (!options.weak) return;
-  Clock all;
-  for (Block* b : blocks) for_live_lanes(*b, [&](Warp& w, size_t lane) { join(all, w.clocks[lane]); });
-  for (Block* b : blocks) for_live_lanes(*b, [&](Warp& w, size_t lane) { w.clocks[lane] = all; });
-}
-
-void end_block_barrier_if_due(Block& b) {
-  if (b.alive == 0 || b.waiting < b.alive) return;
-  b.waiting = 0;
-  join_knowledge(b);
-  join_clocks({&b});
-  b.grid->note_progress();
-  for (auto& w : b.warps)
-    if (w->state == State::kAtBarrier) make_ready(*w);
-}
-
-void end_cluster_barrier_if_due(Cluster& c) {
-  uint32_t all = 0;
-  for (Block* b : c.blocks)
-    for (auto& w : b->warps) all += w->lanes != 0;
-  if (all == 0 || c.arrived < all) return;
-  c.arrived = 0;
-  ++c.phase;
-  join_clocks(c.blocks);
-  for (Block* b : c.blocks) {
-    join_knowledge(*b);
-    b->grid->note_progress();
-    for (auto& w : b->warps)
-      if (w->state == State::kAtCluster) make_ready(*w);
-  }
-}
-
-void deliver(Grid& g, size_t which) {
-  const AsyncStore store = g.on_the_way[which];
-  if (is_random()) {
-    g.on_the_way[which] = g.on_the_way.back();
-    g.on_the_way.pop_back();
-  } else {
-    g.on_the_way.erase(g.on_the_way.begin() + static_cast<long>(which));
-  }
-  Block& to = *store.to;
-  const std::string in = ", in " + g.kernel.name;
-  if (to.alive == 0) fail("an asynchronous store to a block that has ended" + in);
-  Mbarrier& counter = *to.mbarriers.at(store.mbarrier_byte);
-  const SharedMemory::Completion with = {to.mbarriers.number(store.mbarrier_byte), counter.phase + 1, store.remote};
-  const std::string wrong = to.shared.write_async(to.epoch, with, store.byte, 4 * store.words, store.data);
-  if (!wrong.empty()) fail(wrong + in);
-  counter.transaction_bytes -= static_cast<int32_t>(4 * store.words);
-  if (counter.transaction_bytes < -Mbarriers::kMostCount) fail("more bytes than an mbarrier counts" + in);
-  counter.complete_if_due();
-  g.note_progress();
-}
-
-// ---- a warp's turn ----------------------------------------------------------------------------------------------------
+// ---- a warp's turn
+// ----------------------------------------------------------------------------------------------------
 
 class Turn {
  public:
@@ -106,7 +22,7 @@ class Turn {
     while (left_ > 0 && !over_) {
       const size_t k = choose();
       uint32_t together = left_;
-      if (w_.fragments.size() > 1 && is_random()) together = std::min<uint32_t>(left_, 1 + g_.random() % 64);
+      if (w_.fragments.size() > 1 && is_shuffled()) together = std::min<uint32_t>(left_, 1 + g_.random() % 64);
       left_ -= together;
       changed_ = false;
       for (current_ = k; together > 0 && !changed_ && !over_; --together) step();
@@ -153,7 +69,8 @@ class Turn {
       w_.fragments[current_].waiting = false;
     Fragment& f = w_.fragments[current_];
     const Instruction& i = instruction();
-    const uint32_t mask = i.predicate == kNone ? f.mask : f.mask & (predicate(w_, i.predicate) ^ (i.negated ? kAllLanes : 0));
+    const uint32_t mask =
+        i.predicate == kNone ? f.mask : f.mask & (predicate(w_, i.predicate) ^ (i.negated ? kAllLanes : 0));
     switch (i.kind) {
       case Kind::kPlain:
         count(f, mask);
@@ -215,10 +132,28 @@ class Turn {
     g_.note_progress();
   }
 
-  // Lanes that an instruction waits for: all of the warp, or those of its member mask.
-  uint32_t members_of(const Fragment& f, const Instruction& i) const {
+  // Lanes that an instruction waits for: all of the warp, or those of this lane's member mask.
+  uint32_t members_of(const Instruction& i, int lane) const {
     if (i.kind != Kind::kWarp || i.members == kNone) return w_.lanes;
-    return get<uint32_t>(w_, i.members, __builtin_ctz(f.mask)) & w_.lanes;
+    const auto members = get<uint32_t>(w_, i.members, lane);
+    if (!(members >> lane & 1)) fail_at(w_, i, "a lane that its own member mask leaves out");
+    return members & w_.lanes;
+  }
+
+  // Groups of lanes that execute a collective together, by their member masks. Whether all of each of them are here.
+  bool find_groups(const Instruction& i, uint32_t mask) {
+    group_count_ = 0;
+    bool complete = true;
+    for (uint32_t rest = mask; rest;) {
+      const uint32_t members = members_of(i, __builtin_ctz(rest)), here = members & mask;
+      if (i.members != kNone)
+        for (uint32_t others = here; others; others &= others - 1)
+          if (members_of(i, __builtin_ctz(others)) != members) fail_at(w_, i, "lanes that name different member masks");
+      complete = complete && here == members;
+      groups_[group_count_++] = members;
+      rest &= ~here;
+    }
+    return complete;
   }
 
   void together(const Instruction& i, uint32_t mask) {
@@ -228,10 +163,9 @@ class Turn {
       ++w_.fragments[current_].pc;
       return;
     }
-    const uint32_t members = members_of(w_.fragments[current_], i);
     meet();
     Fragment& f = w_.fragments[current_];
-    if ((f.mask & members) != members) {
+    if (!find_groups(i, f.mask)) {
       f.waiting = true;
       changed_ = true;
       return;
@@ -247,7 +181,7 @@ class Turn {
       case Kind::kClusterWait:
         return wait_at_cluster(i);
       default:
-        i.run(w_, i, f.mask & members);
+        for (size_t k = 0; k < group_count_; ++k) i.run(w_, i, groups_[k]);
     }
   }
 
@@ -277,12 +211,15 @@ class Turn {
   Warp& w_;
   Grid& g_;
   uint32_t left_;
-  size_t current_ = 0;     // of the warp's fragments
-  bool changed_ = false;   // fragments are to be chosen among anew
+  size_t current_ = 0;  // of the warp's fragments
+  uint32_t groups_[kLanes];
+  size_t group_count_ = 0;
+  bool changed_ = false;  // fragments are to be chosen among anew
   bool over_ = false;
 };
 
-// ---- whose turn it is -------------------------------------------------------------------------------------------------
+// ---- whose turn it is
+// -------------------------------------------------------------------------------------------------
 
 class Scheduler {
  public:
@@ -307,7 +244,7 @@ class Scheduler {
  private:
   void deliver_some() {
     if (g_.on_the_way.empty()) return;
-    if (!is_random()) {
+    if (!is_shuffled()) {
       while (!g_.on_the_way.empty()) deliver(g_, 0);
       return;
     }
@@ -319,19 +256,19 @@ class Scheduler {
   void take_turn() {
     const size_t which = next();
     Warp& w = *g_.ready[which];
-    if (is_random())
+    if (is_shuffled())
       g_.ready[which] = g_.ready.back(), g_.ready.pop_back();
     else
       g_.ready.erase(g_.ready.begin() + static_cast<long>(which));
     w.listed = false;
     const uint64_t before = g_.progress;
-    Turn(w, is_random() ? 16 + g_.random() % 512 : kInTurnQuantum).run();
+    Turn(w, is_shuffled() ? 16 + g_.random() % 512 : kInTurnQuantum).run();
     w.polled_at = g_.progress == before ? before : ~uint64_t{0};
     if (w.state == State::kReady) make_ready(w);
   }
 
   size_t next() {
-    if (!is_random()) return 0;
+    if (!is_shuffled()) return 0;
     if (options.order == Order::kBlockAhead || options.order == Order::kWarpAhead) {
       if (g_.random() % 64 == 0) favourite_ = g_.random();
       for (size_t k = 0; k < g_.ready.size(); ++k)
@@ -340,7 +277,8 @@ class Scheduler {
     return g_.random() % g_.ready.size();
   }
   bool is_favourite(const Warp& w) const {
-    const auto blocks = static_cast<uint32_t>(g_.launch.grid.count()), warps = static_cast<uint32_t>(w.block->warps.size());
+    const auto blocks = static_cast<uint32_t>(g_.launch.grid.count()),
+               warps = static_cast<uint32_t>(w.block->warps.size());
     if (w.block->number != favourite_ % blocks) return false;
     return options.order == Order::kBlockAhead || w.number == favourite_ / blocks % warps;
   }

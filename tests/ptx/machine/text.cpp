@@ -100,7 +100,8 @@ void blank_comments(std::string& text) {
 }
 
 void Reader::move_to(size_t at) {
-  line_ += static_cast<uint32_t>(std::count(text_.begin() + static_cast<long>(at_), text_.begin() + static_cast<long>(at), '\n'));
+  line_ += static_cast<uint32_t>(
+      std::count(text_.begin() + static_cast<long>(at_), text_.begin() + static_cast<long>(at), '\n'));
   at_ = at;
 }
 
@@ -131,6 +132,12 @@ std::string_view Reader::through(char stop) {
   const std::string_view part = until(stops);
   move_to(at_ + 1);
   return part;
+}
+
+std::string_view Reader::rest_of_line() {
+  const size_t first = at_;
+  move_to(std::min(text_.find('\n', at_), text_.size()));
+  return text_.substr(first, at_ - first);
 }
 
 std::string_view Reader::word() const {

@@ -28,15 +28,16 @@ class Reader {
   explicit Reader(std::string_view text) : text_(text) {}
 
   uint32_t line() const { return line_; }
-  bool at_end();                                  // nothing but white space follows
+  bool at_end();  // nothing but white space follows
   bool starts_with(std::string_view what) const { return text_.substr(at_).starts_with(what); }
   std::string_view rest() const { return text_.substr(at_); }
   void skip_space();
-  bool skip(std::string_view what);               // whether it was there
-  std::string_view until(const char* stops);      // up to any of these, exclusively; throws when none follows
-  std::string_view through(char stop);            // the same, and past it
-  std::string_view word() const;                  // that follows, up to white space
-  std::string_view label();                       // past "label:"; empty when something else follows
+  bool skip(std::string_view what);           // whether it was there
+  std::string_view until(const char* stops);  // up to any of these, exclusively; throws when none follows
+  std::string_view through(char stop);        // the same, and past it
+  std::string_view rest_of_line();
+  std::string_view word() const;  // that follows, up to white space
+  std::string_view label();       // past "label:"; empty when something else follows
 
  private:
   void move_to(size_t at);

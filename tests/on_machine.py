@@ -1,11 +1,12 @@
-"""A pytest plugin, ``-p on_emulator``: tests run on the emulated CUDA engine that FUSED_RNN_EMULATED names."""
+"""A pytest plugin, ``-p on_machine``: tests run on the CUDA engine, whose kernels' PTX is executed on the CPU (ptx/)."""
 
-import emulating
 import torch
 
+import ptx
 from fused_rnn import _autograd, _ops
 
-emulating.load().emulator_fill_memory(True)
+machine = ptx.load()
+machine.fill_memory(True)
 _autograd._FORWARD = torch.ops.fused_rnn_emulated.layer_forward.default
 _autograd._BACKWARD = torch.ops.fused_rnn_emulated.layer_backward.default
 _ops._operators = torch.ops.fused_rnn_emulated
