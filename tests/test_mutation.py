@@ -9,8 +9,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-import emulating
 import pytest
+
+from ptx import building
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -134,11 +135,12 @@ def test_added_cells_agree_with_reference(trees):
     assert re.search(r"\d{2,} passed", done.stdout), done.stdout
 
 
-def test_added_cells_agree_on_the_stepwise_cuda_engine(trees, tmp_path):
+def test_added_cells_agree_on_the_stepwise_cuda_engine(trees):
     """Which has no cell with parameters or without a recurrent matrix otherwise."""
+    if reason := building.why_not():
+        pytest.skip(reason)
     shutil.copy(TESTS / "cells/added_cells.py", trees["extended"])
-    library = emulating.build(tmp_path, trees["extended"] / "csrc")
-    variables = {"FUSED_RNN_EMULATED": str(library), "PYTHONPATH": str(TESTS)}
-    done = run_python(trees["extended"], "-m", "pytest", "-q", "-p", "on_emulator", "added_cells.py", **variables)
+    variables = building.build_with_cells_of(trees["extended"]) | {"PYTHONPATH": str(TESTS)}
+    done = run_python(trees["extended"], "-m", "pytest", "-q", "-p", "on_machine", "added_cells.py", **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\d{2,} passed", done.stdout), done.stdout

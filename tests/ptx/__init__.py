@@ -11,6 +11,7 @@ it is not: ptxas and the machine code it makes, time, caches.
 
 import ctypes
 import functools
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +43,9 @@ class Machine:
             setattr(self, name, getattr(module, name))
         for name in ("fill_memory", "set_ahead_bytes", "change", "undo_changes"):
             setattr(self, name, getattr(module, name))
-        for path in building.ptx_files():
-            module.read_file(str(path))
+        if "FUSED_RNN_PTX" not in os.environ:  # which names other texts
+            for path in building.ptx_files():
+                module.read_file(str(path))
 
     def options(self, seed=0, order="shuffled", weak=False, rough=False, traffic=False, patience=0):
         order = getattr(self._module.Order, order)

@@ -66,7 +66,7 @@ def compile_rule():
     cxx = os.environ.get("CXX", "g++")
     flags = [
         "-std=c++20 -O3 -march=native -fPIC -fvisibility=hidden -Wall -Wextra",
-        "-ffp-contract=off -frounding-math -fno-strict-aliasing",  # numbers as PTX has them; registers of any type
+        "-ffp-contract=off -fno-strict-aliasing",  # numbers as PTX has them; registers of any type
         f"-DFUSED_RNN_MACHINE={MODULE} {NAMESPACE} -DTORCH_TARGET_VERSION=0x{{:02x}}{{:02x}}000000000000".format(
             *SETUP["OLDEST_TORCH"]
         ),
@@ -84,12 +84,13 @@ def compile_steps(sources):
     return "".join(steps), objects
 
 
-def module_file():
-    """build.ninja of the module."""
+def module_file(engine, target=f"{MODULE}.so"):
+    """build.ninja of the module, with the CUDA engine that these objects make up."""
     steps, objects = compile_steps([*sorted(MACHINE.glob("*.cpp")), ROOT / "csrc/ops.cpp"])
     cxx, libraries = os.environ.get("CXX", "g++"), f"-L{shlex.quote(str(TORCH / 'lib'))} -lc10 -ltorch_cpu -ldl"
-    text = f"{compile_rule()}rule link\n  command = {cxx} -shared -Wl,-Bsymbolic -o $out $in {libraries}\n"
-    return f"{text}{steps}build {MODULE}.so: link {' '.join([*objects, *map(str, engine_objects())])}\n"
+    link = f"{cxx} -shared -Wl,-Bsymbolic -o $out.new $in {libraries} && mv $out.new $out"  # a process may have it open
+    text = f"{compile_rule()}rule link\n  command = {link}\n{steps}"
+    return f"{text}build {target}: link {' '.join([*objects, *map(str, engine)])}\n"
 
 
 def program_file(source):
@@ -106,7 +107,7 @@ def program_file(source):
 def build(target, ninja_file):
     """The path of what was built. What has not changed is kept."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    file = FOLDER / f"{target}.ninja"
+    file = FOLDER / f"{Path(target).name}.ninja"
     file.write_text(ninja_file)
     command = [*SETUP["find_ninja"](), "-C", FOLDER, "-f", file, "-j2", target]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -121,12 +122,28 @@ def build_program(source):
     return program, {"FUSED_RNN_PTX": str(kernels)}
 
 
+def build_with_cells_of(tree):
+    """The module with the stepwise kernels of another source tree, where cells were added; and its environment."""
+    setup = runpy.run_path(str(tree / "setup.py"))
+    own = [path.relative_to(ROOT) for path in engine_objects() if not path.name.startswith(("persistent_", "identity"))]
+    (tree / "build/native/kernels.ninja").write_text(setup["ninja_file"](TORCH, setup["find_nvcc"](), ["90a"]))
+    command = [*setup["find_ninja"](), "-f", "build/native/kernels.ninja", "-j2", *map(str, own)]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    objects = [tree / path if (path := each.relative_to(ROOT)) in own else each for each in engine_objects()]
+    target = tree / "build" / f"{MODULE}.so"
+    kernels = [path for path in ptx_files() if path.name != "stepwise.ptx"]
+    kernels += (tree / "build/native").glob("csrc/cuda/stepwise*.keep/*.ptx")
+    module = build(target, module_file(objects, target))
+    return {"FUSED_RNN_EMULATED": str(module), "FUSED_RNN_PTX": ":".join(map(str, kernels))}
+
+
 def load_module():
     """Builds the module, unless FUSED_RNN_EMULATED names one, and loads it; skips the test where that cannot be."""
     path = os.environ.get("FUSED_RNN_EMULATED")
     if not path and (reason := why_not()):
         pytest.skip(reason)
-    spec = importlib.util.spec_from_file_location(MODULE, path or build(f"{MODULE}.so", module_file()))
+    spec = importlib.util.spec_from_file_location(MODULE, path or build(f"{MODULE}.so", module_file(engine_objects())))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

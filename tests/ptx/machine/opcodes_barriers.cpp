@@ -23,8 +23,7 @@ void map_address(Warp& w, const Instruction& i, uint32_t mask) {
   });
 }
 
-// ---- mbarriers: 9.7.13.15
-// --------------------------------------------------------------------------------------------
+// ---- mbarriers: 9.7.13.15 -------------------------------------------------------------------------------------------
 
 Mbarrier& mbarrier_of(const Warp& w, const Instruction& i, uint64_t address) {
   check_alignment(w, i, address, 8);
@@ -119,8 +118,7 @@ void store_async(Warp& w, const Instruction& i, uint32_t mask) {
   });
 }
 
-// ---- barriers, fences
-// -------------------------------------------------------------------------------------------------
+// ---- barriers, fences -----------------------------------------------------------------------------------------------
 
 // What any of these lanes knows, all of them know.
 void share_knowledge(Knowledge& knows, uint32_t mask) {

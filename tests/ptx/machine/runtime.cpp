@@ -30,7 +30,7 @@ std::map<const void*, Function>& functions() {
 }
 
 std::string last_error;
-std::mutex mutex;  // launches come one after the other, as on one stream
+std::recursive_mutex mutex;  // launches come one after the other, as on one stream
 
 cudaError_t refuse(cudaError_t error, const std::string& why) {
   last_error = why;
@@ -48,6 +48,7 @@ cudaError_t run(ptx::Loaded& loaded, const ptx::Launch& how) {
 }
 
 cudaError_t launch(const void* function, ptx::Launch how, void** arguments, cudaStream_t stream) {
+  const std::lock_guard lock(mutex);
   const auto found = functions().find(function);
   if (found == functions().end()) return refuse(cudaErrorInvalidDeviceFunction, "not a kernel");
   const Function& f = found->second;
@@ -66,13 +67,17 @@ cudaError_t launch(const void* function, ptx::Launch how, void** arguments, cuda
   }
 }
 
+const ptx::Kernel& kernel_of(const void* function) {
+  const std::lock_guard lock(mutex);
+  return *ptx::library().kernel(functions().at(function).name).kernel;
+}
+
 ptx::Dim dim(dim3 d) { return {d.x, d.y, d.z}; }
 
 }  // namespace
 
-// ---- what nvcc's host code calls
-// --------------------------------------------------------------------------------------- The machine code in a fat
-// binary is not looked at: the PTX that it was made from has been read from its file.
+// ---- what nvcc's host code calls ------------------------------------------------------------------------------------
+// The machine code in a fat binary is not looked at: the PTX that it was made from has been read from its file.
 
 EXPORT void** __cudaRegisterFatBinary(void* wrapper) { return static_cast<void**>(wrapper); }
 EXPORT void __cudaRegisterFatBinaryEnd(void**) {}
@@ -92,8 +97,7 @@ EXPORT cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block
 }
 EXPORT unsigned __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return 1; }
 
-// ---- launches and what a kernel may have
-// -------------------------------------------------------------------------------
+// ---- launches and what a kernel may have ----------------------------------------------------------------------------
 
 EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** arguments) {
   ptx::Launch how = {
@@ -124,7 +128,7 @@ EXPORT cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute 
 }
 EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* function,
                                                                           int threads, size_t shared, unsigned) {
-  const ptx::Kernel& kernel = *ptx::library().kernel(functions().at(function).name).kernel;
+  const ptx::Kernel& kernel = kernel_of(function);
   *blocks = ptx::blocks_of_multiprocessor(threads, shared + kernel.static_shared_bytes);
   return cudaSuccess;
 }
@@ -145,7 +149,7 @@ EXPORT cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* fun
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
-  const ptx::Kernel& kernel = *ptx::library().kernel(functions().at(function).name).kernel;
+  const ptx::Kernel& kernel = kernel_of(function);
   *attributes = {};
   attributes->numRegs = ptx::kMostRegisters;
   attributes->maxThreadsPerBlock = static_cast<int>(kernel.most_threads);
@@ -165,8 +169,7 @@ EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) 
 EXPORT cudaError_t cudaGetLastError() { return cudaSuccess; }
 EXPORT const char* cudaGetErrorString(cudaError_t) { return last_error.c_str(); }
 
-// ---- memory, which is the host's; streams and events: everything is over when its call returns
-// -------------------------
+// ---- memory, which is the host's; streams and events: everything is over when its call returns ----------------------
 
 EXPORT cudaError_t cudaMalloc(void** memory, size_t bytes) {
   return *memory = ptx::allocate_fenced(bytes), cudaSuccess;

@@ -1,0 +1,166 @@
+"""How changes to the kernels' PTX are made and run: a pass of a layer in one order of events after another, until its
+results are others than without the change, or the machine refuses what it does."""
+
+import functools
+import re
+from typing import Callable, Iterator, NamedTuple
+
+import torch
+from common import tf32
+
+from . import calls, listing
+from .calls import Call
+
+ATTEMPTS = 5  # orders of events, each with random numbers of its own
+PATIENCE = 300_000  # instructions without progress: of layers as small as these that is for ever
+
+
+class Pass(NamedTuple):
+    """What is run: one direction of a call."""
+
+    call: Call
+    direction: str  # forward, backward or tangents
+    weak: bool = False  # memory
+    tf32: bool = False
+
+    def __str__(self):
+        call = self.call
+        return f"{call.engine} {str(call.dtype).removeprefix('torch.')} {self.direction} {call.hidden}"
+
+
+class Running:
+    """A pass on the machine, with what it gives and what it executes when nothing is changed."""
+
+    def __init__(self, machine, which: Pass):
+        self.machine, self.which = machine, which
+        self._arguments = calls.Arguments(which.call)
+        machine.undo_changes()
+        machine.options()
+        with tf32(which.tf32):
+            self._outputs, self._saved = calls.forward(torch.ops.fused_rnn_emulated, self._arguments)
+        self._grads = self._arguments.gradients(self._outputs)
+        machine.reset_counts()
+        before = {name: machine.launches_of(name) for name in machine.names()}
+        self._expected = self._compute()
+        launched = [name for name, launches in before.items() if machine.launches_of(name) > launches]
+        self.executed = {name: [s for s in listing.statements(machine, name) if s.executed] for name in launched}
+        assert (wrong := self.seen()) is None, f"{which}, unchanged: {wrong}"
+
+    def _compute(self):
+        operators = torch.ops.fused_rnn_emulated
+        with tf32(self.which.tf32):
+            if self.which.direction == "forward":
+                return calls.forward(operators, self._arguments)[0]
+            if self.which.direction == "backward":
+                return calls.backward(operators, self._arguments, self._grads, self._saved)
+            return calls.tangents(operators, self._arguments, self._outputs, self._grads, self._saved)
+
+    def seen(self) -> str | None:
+        """What is wrong with it now, in the first order of events that shows it."""
+        machine = self.machine
+        for number in range(1, ATTEMPTS + 1):
+            order = machine.orders[number % len(machine.orders)].name
+            machine.options(seed=number, order=order, weak=self.which.weak, patience=PATIENCE)
+            if wrong := calls.differences(self.which.call.dtype, self._compute, self._expected):
+                return wrong
+        return None
+
+    def seen_with(self, kernel: str, lines: dict[int, str]) -> str | None:
+        self.machine.change(kernel, lines)
+        try:
+            self.machine.text_of(kernel)  # raises where the change itself cannot be read
+            return self.seen()
+        finally:
+            self.machine.undo_changes()
+            self.machine.options()
+
+
+@functools.cache
+def running(machine, which: Pass) -> Running:
+    return Running(machine, which)
+
+
+# ---- by name ---------------------------------------------------------------------------------------------------------
+
+# Pairs of a pattern and what is put in its place, of which the first that fits a statement is taken; or a function of
+# all statements' texts.
+Changes = tuple[tuple[str, str], ...] | Callable[[list[str]], list[str]]
+
+
+class Mutation(NamedTuple):
+    name: str
+    run: Pass
+    at: str  # part of "file: line of source" of a statement, or of what it was inlined into
+    changes: Changes
+    kernel: str = ""  # part of its name
+    every: int = 1  # 2: every second statement that fits, not the first
+    innermost: bool = False  # `at` is of the statement itself
+
+
+def changed_lines(mutation: Mutation, statements: list[listing.Statement]) -> dict[int, str]:
+    depth = 1 if mutation.innermost else None
+    fit = [s for s in statements if any(mutation.at in f"{f.file}: {f.text}" for f in s.frames[:depth])]
+    if callable(mutation.changes):
+        made = mutation.changes([s.text for s in fit])
+    else:
+        made = [changed(s.text, mutation.changes) for s in fit]
+    lines = [(s.line, text) for s, text in zip(fit, made, strict=True) if text != s.text]
+    return dict(lines[mutation.every - 1 :: mutation.every])
+
+
+def changed(text: str, changes: tuple[tuple[str, str], ...]) -> str:
+    for pattern, to in changes:
+        if re.search(pattern, text):
+            return re.sub(pattern, to, text)
+    return text
+
+
+def is_seen(machine, mutation: Mutation) -> str | None:
+    """By what. Every kernel that the pass launches and that it fits is changed by itself."""
+    run, found = running(machine, mutation.run), []
+    for kernel, statements in run.executed.items():
+        if mutation.kernel in kernel and (lines := changed_lines(mutation, statements)):
+            found.append(run.seen_with(kernel, lines))
+    assert found, "there is no place for it: the kernels have changed, and it must change with them"
+    return None if None in found else found[-1]
+
+
+# ---- one by one ------------------------------------------------------------------------------------------------------
+
+
+class Weakening(NamedTuple):
+    opcodes: str  # a pattern of all of the opcode
+    pattern: str
+    to: str
+    engines: str = ""  # a pattern
+
+
+class Place(NamedTuple):
+    run: Pass
+    kernel: str
+    statement: listing.Statement
+    weakening: Weakening
+
+    def __str__(self):
+        frames = " < ".join(f"{f.file}: {f.text}" for f in self.statement.frames[:3])
+        return f"{self.run}: {self.statement.opcode} -> '{self.weakening.to}' at {frames}"
+
+
+def places(machine, runs: list[Pass], weakenings: list[Weakening]) -> Iterator[Place]:
+    """Each once, in the first pass that executes it."""
+    known = set()
+    for run in runs:
+        fit = [w for w in weakenings if re.search(w.engines, run.call.engine)]
+        for kernel, statements in running(machine, run).executed.items():
+            for statement in statements:
+                for weakening in fit:
+                    key = (kernel, statement.line, weakening)
+                    if key not in known and re.fullmatch(weakening.opcodes, statement.opcode):
+                        known.add(key)
+                        yield Place(run, kernel, statement, weakening)
+
+
+def place_is_seen(machine, place: Place) -> str | None:
+    text = re.sub(place.weakening.pattern, place.weakening.to, place.statement.text)
+    assert text != place.statement.text
+    return running(machine, place.run).seen_with(place.kernel, {place.statement.line: text})
