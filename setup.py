@@ -147,10 +147,7 @@ def ninja_file(torch, nvcc=None, archs=()):
         commands["nvcc"] = f"mkdir -p $out.keep; {command}{KEEP_PTX}"
     text = f"builddir = {BUILD}\n"
     for rule, command in commands.items():
-        text += (
-            f"rule {rule}\n  command = {command}\n"
-            f"  depfile = $out.d\n  deps = gcc\n  description = {rule} $out\n"
-        )
+        text += f"rule {rule}\n  command = {command}\n  depfile = $out.d\n  deps = gcc\n  description = {rule} $out\n"
     linker = f"{shlex.quote(nvcc)} -cudart static" if nvcc else cxx
     libraries = f"-L{shlex.quote(f'{torch}/lib')} -lc10 -ltorch_cpu -ldl"
     text += f"rule link\n  command = {linker} -shared -Xlinker --no-undefined -o $out $in {libraries}\n"

@@ -13,7 +13,6 @@ import torch
 
 TESTS = Path(__file__).resolve().parent
 CSRC = TESTS.parent / "csrc"
-EMULATOR = TESTS / "emulator"
 BUILD_FLAGS = "-O3 -fno-math-errno -fno-trapping-math"  # setup.py's
 # Those of setup.py, this machine's own, and vectors of one number. Cells in Python run the best; these run each alone.
 FLAGS = {"baseline": BUILD_FLAGS, "scalar": f"{BUILD_FLAGS} -DFUSED_RNN_VECTOR_BYTES=4 -fno-tree-vectorize"}

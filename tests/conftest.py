@@ -1,10 +1,10 @@
 import hypothesis
+import ptx
 import pytest
 import torch
 from common import tf32
 
 import fused_rnn
-import ptx
 from fused_rnn import _autograd, _inference, _library, _ops, reference
 
 # The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough

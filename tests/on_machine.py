@@ -1,8 +1,8 @@
 """A pytest plugin, ``-p on_machine``: tests run on the CUDA engine, whose kernels' PTX is executed on the CPU (ptx/)."""
 
+import ptx
 import torch
 
-import ptx
 from fused_rnn import _autograd, _ops
 
 machine = ptx.load()

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fused_rnn
-from fused_rnn import _library
 from fused_rnn.__main__ import main
 from fused_rnn.verification import Report, Result
 

@@ -1,4 +1,4 @@
-"""The CUDA engine on a GPU. Its kernels run everywhere else under the emulator: test_stepwise.py."""
+"""The CUDA engine on a GPU. Everywhere else their PTX is executed in software: test_stepwise.py."""
 
 import threading
 

@@ -13,7 +13,7 @@ HOPPER = _library.Gpu(90, 132, 227 * 1024, 16)
 
 
 @pytest.fixture
-def emulated(machine, plans, monkeypatch):
+def on_machine(machine, plans, monkeypatch):
     monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
 
 
@@ -23,7 +23,7 @@ def kind_of_plan(**sizes):
 
 
 @pytest.mark.parametrize("name", _library.CUDA_ENGINES)
-def test_every_name_means_the_same_everywhere(emulated, monkeypatch, name):
+def test_every_name_means_the_same_everywhere(on_machine, monkeypatch, name):
     wanted = kind_of_plan(wanted=name)
     with fused_rnn.cuda_engine(name):
         assert kind_of_plan() == wanted
@@ -31,7 +31,7 @@ def test_every_name_means_the_same_everywhere(emulated, monkeypatch, name):
     assert kind_of_plan() == wanted
 
 
-def test_contexts_nest_and_come_before_the_environment(emulated, monkeypatch):
+def test_contexts_nest_and_come_before_the_environment(on_machine, monkeypatch):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "flags")
     with fused_rnn.cuda_engine("cluster"):
         with pytest.raises(KeyError), fused_rnn.cuda_engine("one"):
@@ -41,7 +41,7 @@ def test_contexts_nest_and_come_before_the_environment(emulated, monkeypatch):
     assert kind_of_plan() == "flags"
 
 
-def test_calls_run_on_the_engine(emulated):
+def test_calls_run_on_the_engine(on_machine):
     """Seen by what it refuses; in other threads too, where gradients on a GPU are computed."""
     layer, input = fused_rnn.LSTM(3, 65), torch.randn(2, 1, 3)
     loss = layer(input)[0].sum()
@@ -61,7 +61,7 @@ def test_calls_run_on_the_engine(emulated):
     layer(input)
 
 
-def test_explain_takes_an_engine(emulated):
+def test_explain_takes_an_engine(on_machine):
     layer = fused_rnn.GRU(3, 64)
     with torch._subclasses.FakeTensorMode():  # tensors of a GPU that is not there
         input = torch.empty(5, 2, 3, device="cuda")

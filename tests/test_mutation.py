@@ -10,7 +10,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-
 from ptx import building
 
 TESTS = Path(__file__).resolve().parent

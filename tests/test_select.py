@@ -188,7 +188,7 @@ def test_shared_memory_bounds_the_shapes():
 
 
 def test_this_gpu(monkeypatch):
-    """The emulated one; and the engine that is taken unless another is asked for."""
+    """The one in software; and the engine that is taken unless another is asked for."""
     assert _library.gpu(torch.device("cuda", 0)) == HOPPER
     monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
     assert plan("lstm", torch.bfloat16, hidden=64, wanted=None).blocks_kind is None

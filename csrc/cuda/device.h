@@ -1,22 +1,15 @@
-// Everything that kernels need of the machine beyond CUDA C++ itself. Two bodies: for nvcc, and for the tests'
-// emulator, which runs the same kernels on a CPU and supplies CUDA's own names (threadIdx, __syncthreads, shuffles)
-// too.
+// Everything that kernels need of the machine beyond CUDA C++ itself.
 #pragma once
+#include <cuda_runtime.h>
+
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
 
 #include "scope.h"
 
-#ifdef __CUDACC__
-#include <cuda_runtime.h>
 #define FUSED_RNN_UNROLL _Pragma("unroll")
 #define FUSED_RNN_NO_UNROLL _Pragma("unroll 1")
-#else
-#include "emulator.h"
-#define FUSED_RNN_UNROLL _Pragma("GCC unroll 1")
-#define FUSED_RNN_NO_UNROLL _Pragma("GCC unroll 1")
-#endif
 
 #define FUSED_RNN_DEVICE __device__ __forceinline__
 
@@ -29,8 +22,6 @@ struct alignas(4 * N) Pack {
   static_assert(N == 1 || N == 2 || N == 4);
   uint32_t word[N];
 };
-
-#ifdef __CUDACC__
 
 // The dynamic shared memory of the block, aligned to 128 bytes.
 FUSED_RNN_DEVICE unsigned char* shared_memory() {
@@ -208,71 +199,6 @@ FUSED_RNN_DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-
-#else  // the emulator
-
-using At = std::source_location;
-
-inline unsigned char* shared_memory() { return emulator::self().block->shared.begin(); }
-
-inline void require(bool condition, const At& at = At::current()) {
-  if (!condition) emulator::fail("an assertion does not hold at ", emulator::Place(at));
-}
-
-template <int N>
-void load_relaxed(Pack<N>& to, const void* from) {
-  to = emulator::load_words<Pack<N> >(from, __ATOMIC_RELAXED);
-}
-template <int N>
-void store_relaxed(void* to, const Pack<N>& value) {
-  emulator::store_words(to, value, __ATOMIC_RELAXED);
-}
-inline uint32_t load_acquire(const uint32_t* flag) { return emulator::load_words<uint32_t>(flag, __ATOMIC_ACQUIRE); }
-inline void store_release(uint32_t* flag, uint32_t value) { emulator::store_words(flag, value, __ATOMIC_RELEASE); }
-inline void add_release(uint32_t* flag, uint32_t value) {
-  __atomic_fetch_add(flag, value, __ATOMIC_ACQ_REL);
-  emulator::progress();
-}
-inline void keep_polling(unsigned = 0, const At& at = At::current()) { emulator::poll(at); }
-
-struct Remote {
-  emulator::RemoteAddress place;
-  Remote operator+(uint32_t bytes) const { return {{place.block, place.address + bytes}}; }
-};
-inline Remote map_remote(const void* own, unsigned rank) { return {emulator::map_remote(own, rank)}; }
-inline unsigned cluster_rank() { return emulator::self().rank; }
-inline void cluster_arrive(const At& at = At::current()) { emulator::cluster_arrive(at); }
-inline void cluster_wait(const At& at = At::current()) { emulator::cluster_wait(at); }
-template <int N>
-void store_remote(Remote to, const Pack<N>& value) {
-  emulator::store_words(emulator::reach(to.place, sizeof value), value, __ATOMIC_RELAXED);
-}
-
-inline void mbarrier_init(uint64_t* mbarrier, unsigned arrivals) { emulator::Mbarrier(mbarrier).init(arrivals); }
-inline void mbarrier_arrive_and_expect(uint64_t* mbarrier, unsigned bytes) {
-  emulator::Mbarrier(mbarrier).change(static_cast<int32_t>(bytes), 1);
-}
-inline bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity, AcquireScope) {
-  return emulator::Mbarrier(mbarrier).is_complete(parity);
-}
-template <int N>
-void store_async(Remote to, Remote mbarrier, const Pack<N>& value) {
-  emulator::store_async(to.place, mbarrier.place, value);
-}
-
-inline void multiply_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                              const At& at = At::current()) {
-  emulator::multiply_fragments<emulator::BFloat16Pair>(d, a, b, at);
-}
-inline void multiply_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const At& at = At::current()) {
-  emulator::multiply_fragments<emulator::HalfPair>(d, a, b, at);
-}
-inline uint32_t to_tf32(uint32_t bits) { return emulator::Tf32::round(bits); }
-inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const At& at = At::current()) {
-  emulator::multiply_fragments<emulator::Tf32>(d, a, b, at);
-}
-
-#endif
 
 FUSED_RNN_DEVICE void mbarrier_wait(uint64_t* mbarrier, unsigned parity, AcquireScope scope = AcquireScope::kCluster) {
   while (!mbarrier_is_complete(mbarrier, parity, scope)) keep_polling();

@@ -1,4 +1,4 @@
-// The only place that launches kernels, so that every launch is checked. For nvcc and the tests' emulator.
+// The only place that launches kernels, so that every launch is checked.
 #pragma once
 #include <cstring>
 
@@ -14,8 +14,6 @@ struct Launch {
   bool cooperative = false;  // all blocks are resident at the same time, or the launch fails
   unsigned cluster = 1;      // blocks in a cluster, which the grid's x is a multiple of
 };
-
-#ifdef __CUDACC__
 
 inline void check_cuda(cudaError_t error, const char* doing) {
   if (error == cudaSuccess) return;
@@ -72,17 +70,5 @@ void launch(const Launch& how, void (*kernel)(Params...), const Args&... args) {
 inline void fill_bytes(void* to, int value, size_t bytes, void* stream) {
   check_cuda(cudaMemsetAsync(to, value, bytes, static_cast<cudaStream_t>(stream)), "filling memory");
 }
-
-#else
-
-inline void fill_bytes(void* to, int value, size_t bytes, void*) { std::memset(to, value, bytes); }
-
-template <class... Params, class... Args>
-void launch(const Launch& how, void (*kernel)(Params...), const Args&... args) {
-  if (how.grid.x == 0 || how.grid.y == 0 || how.grid.z == 0) return;
-  emulator::run({how.grid, how.block, how.shared_bytes, how.cooperative, how.cluster}, [&] { kernel(args...); });
-}
-
-#endif
 
 }  // namespace fused_rnn

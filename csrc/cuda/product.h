@@ -8,7 +8,7 @@
 
 namespace fused_rnn {
 
-// Where the engine computes: a CUDA device and its stream, or, when kernels are emulated, the CPU.
+// Where the engine computes: a CUDA device and its stream, or, in tests that execute its PTX, the CPU.
 struct Machine {
   torch::stable::Device device;
   void* stream;

@@ -132,7 +132,6 @@ void launch_store_numbers(int64_t* to, const int64_t* from, int64_t count, void*
   }
 }
 
-#ifdef __CUDACC__
 Gpu gpu_of(int32_t device) {
   const auto ask = [&](cudaDeviceAttr what) {
     int value = 0;
@@ -143,8 +142,5 @@ Gpu gpu_of(int32_t device) {
   return {capability, ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin),
           capability == 90 || capability == 100 ? 16 : 8};
 }
-#else
-Gpu gpu_of(int32_t) { return {90, 132, 227 * 1024, 16}; }  // the emulator is a Hopper
-#endif
 
 }  // namespace fused_rnn

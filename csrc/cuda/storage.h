@@ -2,9 +2,6 @@
 #pragma once
 #include "../formats.h"
 #include "device.h"
-#ifndef __CUDACC__
-#include "../cpu/storage.h"  // the emulator's CPU has no instructions of its own for them
-#else
 
 namespace fused_rnn {
 namespace {
@@ -34,4 +31,3 @@ FUSED_RNN_DEVICE void store(Half& to, float x) { asm("cvt.rn.f16.f32 %0, %1;" : 
 
 }  // namespace
 }  // namespace fused_rnn
-#endif

@@ -49,9 +49,7 @@ class Machine:
 
     def options(self, seed=0, order="shuffled", weak=False, rough=False, traffic=False, patience=0):
         order = getattr(self._module.Order, order)
-        self._module.set_options(
-            seed=seed, order=order, weak=weak, rough=rough, traffic=traffic, patience=patience
-        )
+        self._module.set_options(seed=seed, order=order, weak=weak, rough=rough, traffic=traffic, patience=patience)
 
     def schedule(self, number):
         """All orders in turn, with other random numbers each time around."""

@@ -1,4 +1,4 @@
-"""Layers that run on the machine, forward and back, against torch.nn in float64; and the sets of them that tests run."""
+"""Layers that run on the machine, forward and back, against torch.nn in float64; and the sets that tests run."""
 
 import os
 from typing import NamedTuple

@@ -16,9 +16,11 @@ import ptx
 
 from . import cases
 
-SHAPES = """one,float32,lstm,1,64 cluster,float32,lstm,8,128 polling,float32,lstm,8,256 polling,float32,lstm,8,512
+SHAPES = """
+one,float32,lstm,1,64 cluster,float32,lstm,8,128 polling,float32,lstm,8,256 polling,float32,lstm,8,512
 one,bfloat16,lstm,1,64 cluster,bfloat16,lstm,8,256 cluster,bfloat16,lstm,8,512 polling,bfloat16,lstm,8,1024
-cluster,bfloat16,gru,8,512 cluster,float64,lstm,8,128""".split()
+cluster,bfloat16,gru,8,512 cluster,float64,lstm,8,128
+"""
 CLASSES = [
     ("mma", r"mma"),
     ("multiply, add", r"fma|mul\.f|add\.f|sub\.f"),
@@ -103,7 +105,7 @@ def costs(machine, shape: str) -> dict[str, Cost]:
 def main():
     machine = ptx.load()
     print(f"{'':34} {'warps':>5} {'first':>7} {'step':>7} {'sectors':>8}")
-    for shape in sys.argv[1:] or SHAPES:
+    for shape in sys.argv[1:] or SHAPES.split():
         for way, cost in costs(machine, shape).items():
             numbers = f"{cost.warps:5} {cost.first:7.0f} {cost.step:7.1f} {cost.sectors:8.1f}"
             print(f"{shape:25} {way:8} {numbers}", flush=True)

@@ -1,17 +1,11 @@
 """Calls that reach every kernel and nearly every instruction, and a report of what is left and why."""
 
-import re
-from collections import Counter, defaultdict
-from typing import NamedTuple
 
-import torch
-from common import tf32
 
 from fused_rnn._ops import Wanted
 
-from . import building, calls, listing
-from .calls import Call
-from .cases import BF16, F16, F32, F64
+from . import building
+from .cases import BF16, F32, F64
 
 LSTM, GRU, TANH, RELU = CELLS = range(4)
 REPORT = building.FOLDER / "coverage.txt"

@@ -3,7 +3,8 @@ results are others than without the change, or the machine refuses what it does.
 
 import functools
 import re
-from typing import Callable, Iterator, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from common import tf32
@@ -133,6 +134,7 @@ class Weakening(NamedTuple):
     pattern: str
     to: str
     engines: str = ""  # a pattern
+    weak: bool = False  # shows in passes with weak memory
 
 
 class Place(NamedTuple):
@@ -150,7 +152,7 @@ def places(machine, runs: list[Pass], weakenings: list[Weakening]) -> Iterator[P
     """Each once, in the first pass that executes it."""
     known = set()
     for run in runs:
-        fit = [w for w in weakenings if re.search(w.engines, run.call.engine)]
+        fit = [w for w in weakenings if re.search(w.engines, run.call.engine) and w.weak <= run.weak]
         for kernel, statements in running(machine, run).executed.items():
             for statement in statements:
                 for weakening in fit:

@@ -221,11 +221,11 @@ WEAKENINGS = [
     Weakening(r"mbarrier\.arrive\..*|st\.async\..*", *REMOVED),
     Weakening(r"st\.async\..*v4\.b32", *HALF),
     Weakening(r"mbarrier\.try_wait\..*acquire\.cluster.*", *BLOCK_SCOPE[0]),
-    Weakening(r"ld\.acquire\..*", *ACQUIRE[0]),
-    Weakening(r"st\.release\..*", *RELEASE[0]),
+    Weakening(r"ld\.acquire\..*", *ACQUIRE[0], weak=True),
+    Weakening(r"st\.release\..*", *RELEASE[0], weak=True),
     # Where what is polled for are the numbers themselves. Otherwise flags order them.
-    Weakening(r"ld\.relaxed\..*", *PLAIN_LOADS[0], engines="polling"),
-    Weakening(r"st\.relaxed\..*", *PLAIN_STORES[0], engines="polling"),
+    Weakening(r"ld\.relaxed\..*", *PLAIN_LOADS[0], engines="polling", weak=True),
+    Weakening(r"st\.relaxed\..*", *PLAIN_STORES[0], engines="polling", weak=True),
 ]
 
 
@@ -250,7 +250,7 @@ HARMLESS = [
     ),
     Harmless(
         *("bar.sync", "link.arrive(0);", r"flags \w+ backward"),
-        "Before its first step the way back shows zeros, and the ring is zeros: nobody can tell whether they are there.",
+        "Before its first step the way back shows zeros, and the ring is zeros: nobody can tell which they are.",
     ),
     Harmless(
         *("st.release", "link.arrive(0);", r"flags \w+ backward"),

@@ -93,7 +93,7 @@ def test_runs_of_steps(machine, ahead):
 
 
 def test_scope_of_a_clusters_waits(machine, monkeypatch):
-    """By PTX's memory model a wait at the block's scope is not enough for what other blocks store: the machine says so."""
+    """By PTX's memory model a wait at the block's scope is not enough for what other blocks store."""
     machine.options()
     case = cases.Case(cases.F32, "cluster", "lstm", 4, 3, 5, 33)
     monkeypatch.setenv("FUSED_RNN_CUDA_MBARRIER_SCOPE", "cta")

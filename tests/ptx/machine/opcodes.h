@@ -35,9 +35,9 @@ void add_integer(Opcodes&);
 void add_floating_point(Opcodes&);
 void add_comparisons(Opcodes&);  // and selections
 void add_conversions(Opcodes&);
-void add_moves(Opcodes&);        // registers, their parts, and clocks
-void add_warp(Opcodes&);         // shuffles, votes, traps
-void add_matrices(Opcodes&);     // mma
+void add_moves(Opcodes&);     // registers, their parts, and clocks
+void add_warp(Opcodes&);      // shuffles, votes, traps
+void add_matrices(Opcodes&);  // mma
 void add_memory(Opcodes&);    // loads, stores, reductions
 void add_barriers(Opcodes&);  // barriers, mbarriers, asynchronous stores, fences
 

@@ -174,7 +174,7 @@ void add_barriers(Opcodes& all) {
   all.add("bar.sync", nothing, {4}, Kind::kBarrier);
   all.add("barrier.sync", nothing, {4}, Kind::kBarrier);
   all.add("bar.warp.sync", sync_warp, {4}, Kind::kWarp);
-  all.add("nanosleep.u32", nothing, {4}, Kind::kPoll);  // 9.7.19.4: for any time, none included
+  all.add("nanosleep.u32", nothing, {4}, Kind::kPoll);  // 9.7.19.2: for any time, none included
 }
 
 }  // namespace ptx

@@ -165,7 +165,7 @@ void store(Warp& w, const Instruction& i, uint32_t mask) {
   }
 }
 
-// 9.7.13.6 atom.add, 9.7.13.7 red.add, of unsigned words in global memory.
+// 9.7.13.5 atom.add, 9.7.13.6 red.add, of unsigned words in global memory.
 template <Space space, bool kReturns>
 void add_to_memory(Warp& w, const Instruction& i, uint32_t mask) {
   w.block->grid->note_progress();

@@ -28,14 +28,15 @@ enum class Kind : uint8_t {
   kPlain,
   kBranch,
   kExit,
-  kWarp,           // all lanes of a member mask execute it together
-  kBarrier,        // bar.sync of the whole block
+  kWarp,     // all lanes of a member mask execute it together
+  kBarrier,  // bar.sync of the whole block
   kClusterArrive,
   kClusterWait,
-  kPoll,           // a look at what others change: after it others should run
+  kPoll,  // a look at what others change: after it others should run
 };
 
-// PTX ISA 8.3 (Memory Consistency Model: Operation Types) and 8.5 (Scope). Both of a memory instruction, from its opcode.
+// PTX ISA 8.3 (Memory Consistency Model: Operation Types) and 8.5 (Scope). Both of a memory instruction, from its
+// opcode.
 enum class Semantic : uint8_t { kWeak, kRelaxed, kAcquire, kRelease };
 enum class Scope : uint8_t { kBlock, kCluster, kGpu };  // .cta, .cluster; .gpu and .sys are the same here
 
@@ -44,18 +45,18 @@ constexpr uint32_t kNone = ~0u;
 struct Instruction {
   Execute run = nullptr;
   Kind kind = Kind::kPlain;
-  bool negated = false;         // runs where the predicate is false
+  bool negated = false;  // runs where the predicate is false
   Semantic semantic = Semantic::kWeak;
   Scope scope = Scope::kGpu;
-  bool wide_address[2] = {};    // whether an address register has 64 bits: of the first and of the second address
-  uint32_t predicate = kNone;   // bytes in the register file, like d and s
+  bool wide_address[2] = {};   // whether an address register has 64 bits: of the first and of the second address
+  uint32_t predicate = kNone;  // bytes in the register file, like d and s
   uint32_t d[4] = {kNone, kNone, kNone, kNone};
   uint32_t s[10] = {kNone, kNone, kNone, kNone, kNone, kNone, kNone, kNone, kNone, kNone};
-  int64_t offset[2] = {};       // of the first and of the second address
-  uint32_t target = kNone;      // of a branch
-  uint32_t members = kNone;     // of Kind::kWarp: where its member mask is; kNone: all lanes of the warp
-  uint32_t opcode = 0;          // its number in opcode_names()
-  uint32_t line = 0;            // of the PTX text
+  int64_t offset[2] = {};                     // of the first and of the second address
+  uint32_t target = kNone;                    // of a branch
+  uint32_t members = kNone;                   // of Kind::kWarp: where its member mask is; kNone: all lanes of the warp
+  uint32_t opcode = 0;                        // its number in opcode_names()
+  uint32_t line = 0;                          // of the PTX text
   uint32_t source_file = 0, source_line = 0;  // of the last .loc; file 0: none
 };
 
@@ -70,8 +71,8 @@ struct Constant {
   uint64_t value;
 };
 
-// Of each instruction, over all launches: how often it ran; in how many lanes; wavefronts of shared memory or sectors of
-// global memory, and how many these would be at best.
+// Of each instruction, over all launches: how often it ran; in how many lanes; wavefronts of shared memory or sectors
+// of global memory, and how many these would be at best.
 struct Count {
   uint64_t executed = 0, lanes = 0, passes = 0, least_passes = 0;
 };
@@ -80,13 +81,13 @@ struct Kernel {
   std::string name;
   std::vector<Parameter> parameters;
   uint32_t parameter_bytes = 0;
-  uint32_t most_threads = 1024;         // .maxntid
-  uint32_t static_shared_bytes = 0;     // what is declared; dynamic shared memory follows, aligned to 128 bytes
+  uint32_t most_threads = 1024;      // .maxntid
+  uint32_t static_shared_bytes = 0;  // what is declared; dynamic shared memory follows, aligned to 128 bytes
   std::vector<Instruction> code;
-  uint32_t file_bytes = 0;              // of a warp's register file
+  uint32_t file_bytes = 0;  // of a warp's register file
   std::vector<Constant> constants;
   std::map<std::string, uint32_t> special;  // special registers that are used: "%tid.x" and where
-  std::vector<Count> counts;            // by instruction
+  std::vector<Count> counts;                // by instruction
   uint64_t launches = 0;
 };
 
@@ -98,9 +99,9 @@ using FencedMemory = std::unique_ptr<unsigned char[], FreeFenced>;
 // What one text declares.
 struct Module {
   std::map<std::string, std::unique_ptr<Kernel>> kernels;
-  std::map<std::string, FencedMemory> globals;                // .global and .const variables
-  std::map<uint32_t, std::string> source_files;               // by number, as .file has them
-  std::vector<std::string> lines;                             // of the text
+  std::map<std::string, FencedMemory> globals;   // .global and .const variables
+  std::map<uint32_t, std::string> source_files;  // by number, as .file has them
+  std::vector<std::string> lines;                // of the text
 };
 
 std::unique_ptr<Module> parse(std::string text);

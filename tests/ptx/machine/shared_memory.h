@@ -23,7 +23,7 @@ struct Knowledge {
   // did is over, from the asynchronous stores that it has waited for. By rank; missing ones are 0.
   std::vector<uint32_t> heard;
   // [mbarrier][lane]: phases whose completion the lane has observed, by a wait of any scope, and by one of the
-  // cluster's. Only the latter orders it after stores of other blocks (8.8.1 Causality Order: morally strong).
+  // cluster's. Only the latter orders it after stores of other blocks (8.9.5 Causality Order: morally strong).
   std::vector<std::array<uint32_t, 32>> seen, seen_in_cluster;
 
   void sync(uint32_t mask, uint32_t lanes);  // by a barrier of the warp, among these of its lanes

@@ -20,7 +20,7 @@ WeakMemory::Access WeakMemory::access(const WeakAccess& who) {
   return {who.thread, who.block, who.cluster, time, who.semantic != Semantic::kWeak, who.scope};
 }
 
-// PTX ISA 8.7.1 (Morally strong operations): both strong, each within the other's scope. Overlap is complete here, as
+// PTX ISA 8.7 (Morally Strong Operations): both strong, each within the other's scope. Overlap is complete here, as
 // accesses are cut into words.
 bool WeakMemory::are_morally_strong(const WeakAccess& who, const Access& other) {
   if (who.semantic == Semantic::kWeak || !other.strong) return false;
@@ -97,8 +97,8 @@ std::string WeakMemory::store(const WeakAccess& who, uint64_t address, uint32_t 
   return {};
 }
 
-// A read-modify-write continues the release sequence that it reads from (8.9.1.1): who acquires its value acquires
-// theirs too.
+// A read-modify-write continues the release sequence that it reads from (8.9.2 Observation Order): who acquires its
+// value acquires theirs too.
 std::string WeakMemory::add(const WeakAccess& who, uint64_t address, uint32_t value) {
   const Write before = history(who, address).back();
   std::string wrong = store(who, address, before.value + value);
