@@ -80,17 +80,17 @@ class Fault(NamedTuple):
 # All in one copy of the sources, each made so that the engines of the others do not meet it.
 FAULTS = {
     "thread": [
-        Fault("exchange.cuh", "void wait(int) { __syncthreads(); }", "void wait(int) {}", {"one": "data race"}),
+        Fault("exchange.cuh", "void wait(int) {\n    __syncthreads();\n", "void wait(int) {\n", {"one": "data race"}),
         Fault(
             "exchange.cuh",
-            "    mbarrier_wait(counters_ + slot % 2, slot / 2 % 2, group_.scope);\n",
+            "    mbarrier_wait(counters_ + kParity, phase_, group_.scope);\n",
             "",
             {"cluster": "data race"},
         ),
         Fault(
             "persistent.cuh",
-            "      __syncthreads();\n",
-            "      if constexpr (Link::kRingIsShared) __syncthreads();\n",
+            "    __syncthreads();\n",
+            "    if constexpr (Link::kRingIsShared) __syncthreads();\n",
             {"polling": "data race", "flags": "data race"},
         ),
         Fault("step_backward.cuh", "    __syncthreads();\n", "", {"stepwise": "data race"}),
@@ -98,14 +98,14 @@ FAULTS = {
     "address": [
         Fault(
             "persistent.cuh",
-            "sums + slot % 2 * kSumCount;",
-            "sums + slot % (Link::kCluster ? 3 : 2) * kSumCount;",
+            "kBuffer = kParity * kSumCount;",
+            "kBuffer = kParity * (Link::kCluster ? 2 : 1) * kSumCount;",
             {"cluster": "use-after-poison"},
         ),
         Fault(
             "persistent_cells.cuh",
-            "row * Cell::kGates * H + place_.unit;",
-            "row * Cell::kGates * H + place_.unit + 1;",  # of the backward pass, which comes second
+            "a.gates_x, by_row * Cell::kGates * H + unit);",
+            "a.gates_x, by_row * Cell::kGates * H + unit + 1);",
             {"one": "heap-buffer-overflow", "polling": "heap-buffer-overflow", "flags": "heap-buffer-overflow"},
         ),
     ],
