@@ -14,8 +14,8 @@
 //   finish(sums, tile, c)         sums of the columns of a tile: c[2 * i + j] is row g + 8i, column 2q + j (lane 4g +
 //   q)
 // On tensor cores every lane multiplies what it has loaded, load l from first_byte() + byte_of(l) of a chunk. Otherwise
-// it needs numbers of all columns, kLoadsOfColumn times 16 bytes of each, from byte_of(load, column), which have
-// kWordsOfLoad words of a piece to themselves.
+// it needs numbers of all columns, kLoadsOfColumn times 16 bytes of each, from pair_byte(column / 2 % 4) +
+// byte_of(load, column), which have kWordsOfLoad words of a piece to themselves.
 #pragma once
 #include "storage.h"
 
@@ -146,8 +146,14 @@ struct Scalars {
     const int row = lane / 4 + 8 * (number / kPerLoad), k = (4 * load + lane % 4) * kPerLoad + number % kPerLoad;
     return bits_as<Number>(at(row, k)).word[i % kWordsOfNumber];
   }
-  static FUSED_RNN_DEVICE unsigned byte_of(int load, int column) {
-    return slot_byte<S, 8 * kTilesN>((4 * load + lane_of_warp() % 4) * kPerLoad, column);
+  // A lane's column n of a tile is column n ^ 2q of the batch (lane 4g + q): so the lanes of a row can exchange sums of
+  // the same places, and none has to choose. That leaves columns in pairs, of which each lane has its own order.
+  static FUSED_RNN_DEVICE unsigned pair_byte(int pair) {
+    const int q = lane_of_warp() % 4;
+    return static_cast<unsigned>((pair ^ q) * 2 * kChunk + q * kPerLoad) * sizeof(S);
+  }
+  static FUSED_RNN_DEVICE constexpr unsigned byte_of(int load, int column) {
+    return slot_byte<S, 8 * kTilesN>(4 * load * kPerLoad, column / 8 * 8 + column % 2);
   }
 
   static FUSED_RNN_DEVICE void add(T* sums, const uint32_t* words, int column, const Pack<4>& loaded) {
@@ -157,27 +163,31 @@ struct Scalars {
       sums[2 * column + row] += number(words, kPerLoad * row + i) * number(loaded.word, i);
   }
   static FUSED_RNN_DEVICE void finish(const T* sums, int tile, T (&c)[4]) {
-    const bool high = lane_of_warp() & 2, odd = lane_of_warp() & 1;
     T half[4][2];  // of columns 0..3 for the low two lanes, 4..7 for the high two
     FUSED_RNN_UNROLL
     for (int n = 0; n < 4; ++n) FUSED_RNN_UNROLL
-    for (int row = 0; row < 2; ++row) {
-      const T low4 = sums[(8 * tile + n) * 2 + row], high4 = sums[(8 * tile + n + 4) * 2 + row];
-      half[n][row] = (high ? high4 : low4) + __shfl_xor_sync(~0u, high ? low4 : high4, 2);
-    }
+    for (int row = 0; row < 2; ++row)
+      half[n][row] = sums[(8 * tile + n) * 2 + row] + across<2>(sums[(8 * tile + n + 4) * 2 + row]);
     FUSED_RNN_UNROLL
     for (int n = 0; n < 2; ++n) FUSED_RNN_UNROLL
-    for (int row = 0; row < 2; ++row) {
-      // In variables of their own: a choice between elements of an array puts it into slow memory.
-      const T even_sum = half[n][row], odd_sum = half[n + 2][row];
-      c[2 * row + n] = (odd ? odd_sum : even_sum) + __shfl_xor_sync(~0u, odd ? even_sum : odd_sum, 1);
-    }
+    for (int row = 0; row < 2; ++row) c[2 * row + n] = half[n][row] + across<1>(half[n + 2][row]);
   }
 
  private:
   static constexpr int kWordsOfNumber = sizeof(S) / 4;
   using Number = Pack<kWordsOfNumber>;
 
+  template <int kBits>
+  static FUSED_RNN_DEVICE T across(T own) {
+    if constexpr (kWordsOfNumber == 1) {
+      return word_across<kBits>(own);
+    } else {
+      Number number = bits_as<Number>(own);
+      FUSED_RNN_UNROLL
+      for (int w = 0; w < kWordsOfNumber; ++w) number.word[w] = word_across<kBits>(number.word[w]);
+      return bits_as<T>(number);
+    }
+  }
   static FUSED_RNN_DEVICE T number(const uint32_t* words, int i) {
     Number number;
     FUSED_RNN_UNROLL
@@ -185,46 +195,6 @@ struct Scalars {
     return bits_as<T>(number);
   }
 };
-
-// ---- publication: four units of one column at a time ---------------------------------------------------------------
-
-template <class S>
-struct Four {
-  static constexpr int kBytes = 4 * sizeof(S), kPacks = kBytes > 16 ? kBytes / 16 : 1;
-  Pack<kBytes / 4 / kPacks> pack[kPacks];
-};
-
-template <class S>
-FUSED_RNN_DEVICE Pack<sizeof(S) / 4> quiet_nan() {
-  Pack<sizeof(S) / 4> bits = {};
-  bits.word[sizeof(S) / 4 - 1] = 0x7fffff00u;
-  return bits;
-}
-
-// Lanes 4i .. 4i + 3 have one number each; every one of them gets all four. A word of a NaN is never all ones, which
-// stands for "not yet written" (exchange.cuh).
-template <class S>
-FUSED_RNN_DEVICE Four<S> gather_four(S own) {
-  constexpr int kWordsOfNumber = sizeof(S) > 4 ? sizeof(S) / 4 : 1;
-  Four<S> four;
-  if constexpr (sizeof(S) == 2) {
-    const uint32_t bits = own.bits;
-    const uint32_t other = __shfl_xor_sync(~0u, bits, 1),
-                   pair = lane_of_warp() & 1 ? other | bits << 16 : bits | other << 16;
-    const uint32_t far = __shfl_xor_sync(~0u, pair, 2);
-    four.pack[0].word[0] = lane_of_warp() & 2 ? far : pair;
-    four.pack[0].word[1] = lane_of_warp() & 2 ? pair : far;
-  } else {
-    const Pack<kWordsOfNumber> bits = own == own ? bits_as<Pack<kWordsOfNumber>>(own) : quiet_nan<S>();
-    FUSED_RNN_UNROLL
-    for (int i = 0; i < 4; ++i) FUSED_RNN_UNROLL
-    for (int w = 0; w < kWordsOfNumber; ++w) {
-      const int word = i * kWordsOfNumber + w;
-      four.pack[word / 4].word[word % 4] = __shfl_sync(~0u, bits.word[w], (lane_of_warp() & ~3) + i);
-    }
-  }
-  return four;
-}
 
 }  // namespace
 }  // namespace fused_rnn

@@ -32,33 +32,53 @@ FUSED_RNN_DEVICE unsigned char* shared_memory() {
 // What a user's numbers must be, and the host has not looked at: the device asserts it.
 FUSED_RNN_DEVICE void require(bool condition) { assert(condition); }
 
-// ---- memory that other blocks read and write at the same time ------------------------------------------------------
-// Relaxed, at the scope of the GPU: served by L2, never by a stale line of L1. Each word by itself is never torn.
+// A place in shared memory that stays in a register: the compiler would rather compute it again at every step.
+template <class T>
+FUSED_RNN_DEVICE T* keep_shared(T* place) {
+  uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(place));
+  asm("" : "+r"(address));
+  return static_cast<T*>(__cvta_shared_to_generic(address));
+}
 
+// Stands in a branch that is hardly ever taken, which the compiler then jumps over: else it would compute both sides
+// and choose, for every number by itself.
+FUSED_RNN_DEVICE void rare() { asm volatile(""); }
+
+// ---- memory that other blocks read and write at the same time ------------------------------------------------------
+// Relaxed, at the scope of the GPU: served by L2, never by a stale line of L1. Each word by itself is never torn. At
+// kOffset bytes from the address, which costs no instruction.
+
+template <int kOffset = 0>
 FUSED_RNN_DEVICE void load_relaxed(Pack<1>& to, const void* from) {
-  asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(to.word[0]) : "l"(from) : "memory");
+  asm volatile("ld.relaxed.gpu.global.b32 %0, [%1+%2];" : "=r"(to.word[0]) : "l"(from), "n"(kOffset) : "memory");
 }
+template <int kOffset = 0>
 FUSED_RNN_DEVICE void load_relaxed(Pack<2>& to, const void* from) {
-  asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];"
+  asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2+%3];"
                : "=r"(to.word[0]), "=r"(to.word[1])
-               : "l"(from)
+               : "l"(from), "n"(kOffset)
                : "memory");
 }
+template <int kOffset = 0>
 FUSED_RNN_DEVICE void load_relaxed(Pack<4>& to, const void* from) {
-  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4+%5];"
                : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3])
-               : "l"(from)
+               : "l"(from), "n"(kOffset)
                : "memory");
 }
+template <int kOffset = 0>
 FUSED_RNN_DEVICE void store_relaxed(void* to, const Pack<1>& v) {
-  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(to), "r"(v.word[0]) : "memory");
+  asm volatile("st.relaxed.gpu.global.b32 [%0+%2], %1;" ::"l"(to), "r"(v.word[0]), "n"(kOffset) : "memory");
 }
+template <int kOffset = 0>
 FUSED_RNN_DEVICE void store_relaxed(void* to, const Pack<2>& v) {
-  asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]) : "memory");
+  asm volatile("st.relaxed.gpu.global.v2.b32 [%0+%3], {%1, %2};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]), "n"(kOffset)
+               : "memory");
 }
+template <int kOffset = 0>
 FUSED_RNN_DEVICE void store_relaxed(void* to, const Pack<4>& v) {
-  asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]),
-               "r"(v.word[2]), "r"(v.word[3])
+  asm volatile("st.relaxed.gpu.global.v4.b32 [%0+%5], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]), "r"(v.word[1]),
+               "r"(v.word[2]), "r"(v.word[3]), "n"(kOffset)
                : "memory");
 }
 
@@ -156,18 +176,64 @@ FUSED_RNN_DEVICE bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity, 
   return complete;
 }
 
-// Stores, and then counts the bytes at the mbarrier, which lies in the same block as what is written.
+// Stores, and then counts the bytes at the mbarrier, which lies in the same block as what is written. Both at so many
+// bytes from the addresses.
+template <int kOffset = 0, int kCounterOffset = 0>
 FUSED_RNN_DEVICE void store_async(Remote to, Remote mbarrier, const Pack<2>& v) {
   asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to.address),
-      "r"(v.word[0]), "r"(v.word[1]), "r"(mbarrier.address)
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0+%4], {%1, %2}, [%3+%5];" ::"r"(to.address),
+      "r"(v.word[0]), "r"(v.word[1]), "r"(mbarrier.address), "n"(kOffset), "n"(kCounterOffset)
       : "memory");
 }
+template <int kOffset = 0, int kCounterOffset = 0>
 FUSED_RNN_DEVICE void store_async(Remote to, Remote mbarrier, const Pack<4>& v) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-                   to.address),
-               "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]), "r"(mbarrier.address)
-               : "memory");
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0+%6], {%1, %2, %3, %4}, [%5+%7];" ::"r"(
+          to.address),
+      "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]), "r"(mbarrier.address), "n"(kOffset),
+      "n"(kCounterOffset)
+      : "memory");
+}
+
+// ---- exchange within a warp ----------------------------------------------------------------------------------------
+
+// What the lane has whose number differs in these bits.
+template <int kBits>
+FUSED_RNN_DEVICE uint32_t word_across(uint32_t own) {
+  uint32_t other;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" : "=r"(other) : "r"(own), "n"(kBits));
+  return other;
+}
+template <int kBits>
+FUSED_RNN_DEVICE float word_across(float own) {
+  float other;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" : "=f"(other) : "f"(own), "n"(kBits));
+  return other;
+}
+// What the lane of this number has, of the four lanes 4i .. 4i + 3 that this one belongs to.
+template <int kLane>
+FUSED_RNN_DEVICE uint32_t word_of_four(uint32_t own) {
+  uint32_t other;
+  asm volatile("shfl.sync.idx.b32 %0, %1, %2, 7199, -1;" : "=r"(other) : "r"(own), "n"(kLane));  // 7199: 28 << 8 | 31
+  return other;
+}
+
+// ---- functions of float, right to some 22 bits; the tangent to 11 ---------------------------------------------------
+
+FUSED_RNN_DEVICE float rough_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+FUSED_RNN_DEVICE float rough_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+FUSED_RNN_DEVICE float rough_tanh(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 // ---- matrix products of a warp: d += a * b, with d in float --------------------------------------------------------
@@ -175,16 +241,20 @@ FUSED_RNN_DEVICE void store_async(Remote to, Remote mbarrier, const Pack<4>& v) 
 // float, in each word. sm_80 and later.
 
 FUSED_RNN_DEVICE void multiply_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  float sum[4];
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      "{%10, %11, %12, %13};"
+      : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(d[0]), "f"(d[1]), "f"(d[2]), "f"(d[3]));
+  for (int i = 0; i < 4; ++i) d[i] = sum[i];
 }
 FUSED_RNN_DEVICE void multiply_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  float sum[4];
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      "{%10, %11, %12, %13};"
+      : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(d[0]), "f"(d[1]), "f"(d[2]), "f"(d[3]));
+  for (int i = 0; i < 4; ++i) d[i] = sum[i];
 }
 // The nearest float with 10 bits of mantissa in place of 23, ties away from zero: what tensor cores take for a float.
 FUSED_RNN_DEVICE uint32_t to_tf32(uint32_t bits) {
@@ -194,14 +264,19 @@ FUSED_RNN_DEVICE uint32_t to_tf32(uint32_t bits) {
 }
 // K = 8, of floats of which the last 13 bits are ignored.
 FUSED_RNN_DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  float sum[4];
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      "{%10, %11, %12, %13};"
+      : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(d[0]), "f"(d[1]), "f"(d[2]), "f"(d[3]));
+  for (int i = 0; i < 4; ++i) d[i] = sum[i];
 }
 
 FUSED_RNN_DEVICE void mbarrier_wait(uint64_t* mbarrier, unsigned parity, AcquireScope scope = AcquireScope::kCluster) {
-  while (!mbarrier_is_complete(mbarrier, parity, scope)) keep_polling();
+  if (scope == AcquireScope::kCluster)
+    while (!mbarrier_is_complete(mbarrier, parity, AcquireScope::kCluster)) keep_polling();
+  else
+    while (!mbarrier_is_complete(mbarrier, parity, AcquireScope::kBlock)) keep_polling();
 }
 
 }  // namespace

@@ -92,10 +92,12 @@ FUSED_RNN_DEVICE void load_saved(const Layer& layer, const S* saved, T* kept, T*
 
 // What grad_clip leaves of dL/dh; NaN stays NaN.
 template <class T>
-FUSED_RNN_DEVICE T clipped(const Backward& g, T dh) {
-  if (!(g.grad_clip > 0)) return dh;
-  const T most = static_cast<T>(g.grad_clip);
+FUSED_RNN_DEVICE T clipped(T most, T dh) {
   return dh > most ? most : dh < -most ? -most : dh;
+}
+template <class T>
+FUSED_RNN_DEVICE T clipped(const Backward& g, T dh) {
+  return g.grad_clip > 0 ? clipped(static_cast<T>(g.grad_clip), dh) : dh;
 }
 
 }  // namespace

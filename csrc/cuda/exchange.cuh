@@ -1,15 +1,20 @@
 // How the blocks of a group give each other, at every step, what the next one needs: a slot of numbers
-// (arithmetic.cuh).
+// (arithmetic.cuh). Steps take turns: kParity is 0 in slots 0, 2, 4 .., so that addresses in a ring of two slots are
+// known beforehand; it has kSlotBytes for each where it is shared memory.
 //
-//   publish(slot, byte, four)   all lanes of a warp call; `four` is the same in four neighbouring lanes
-//   arrive(slot)                after a thread's last publication of a slot
-//   wait(slot)                  before the first look at it; all threads
-//   begin_of(slot)              where its numbers are; load() reads 16 bytes, settle() waits until they are valid
+//   outlet(bytes)        where a lane's quads go (quads.cuh), whose runs begin at these bytes of a slot
+//   publish(..)          the next slot's quad; all lanes of a warp call, and have what gather_quad gives
+//   arrive(slot)         after a thread's last publication of a slot
+//   wait(slot)           before the first look at it; all threads
+//   look_from(byte)      which byte of a slot is a lane's first; after the outlets
+//   begin()              where this is; load() reads 16 bytes, which may not be there yet where kPolls (is_missing)
+//   turn()               after a slot
 //
 // A slot may be written again two slots later: whoever writes slot i + 2 has waited for slot i + 1, whose parts every
 // block publishes after it has read slot i.
 #pragma once
-#include "arithmetic.cuh"
+#include "quads.cuh"
+#include "unrolled.cuh"
 
 namespace fused_rnn {
 namespace {
@@ -23,25 +28,62 @@ struct Group {
   AcquireScope scope;                // of a cluster's waits
 };
 
+// Zeros in the first `bytes` of two slots: what nobody publishes is multiplied too.
+template <int kSlotBytes>
+FUSED_RNN_DEVICE void clear_slots(unsigned char* ring, unsigned bytes) {
+  for (unsigned i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16)
+    *reinterpret_cast<Pack<4>*>(ring + i) = *reinterpret_cast<Pack<4>*>(ring + kSlotBytes + i) = {};
+}
+
 // One block: the slots are in its shared memory.
-struct OneBlock {
-  static constexpr bool kCluster = false, kCooperative = false, kRingIsShared = true, kSlotPerStep = false;
+class OneBlock {
+ public:
+  static constexpr bool kCluster = false, kCooperative = false, kRingIsShared = true, kSlotPerStep = false,
+                        kPolls = false;
   static constexpr int kSharedBytes = 0;
+  template <int kRuns>
+  struct Outlet {
+    unsigned char* to[kRuns];
+  };
 
   FUSED_RNN_DEVICE OneBlock(const Group& group, unsigned char* shared) : bytes_(group.slot_bytes), ring_(shared) {}
-  FUSED_RNN_DEVICE void begin() {
-    for (unsigned i = threadIdx.x; i < 2 * bytes_ / 4; i += blockDim.x) reinterpret_cast<uint32_t*>(ring_)[i] = 0;
+  template <int kSlotBytes>
+  FUSED_RNN_DEVICE void begin_run() {
+    clear_slots<kSlotBytes>(ring_, bytes_);
     __syncthreads();
   }
-  template <class S>
-  FUSED_RNN_DEVICE void publish(int slot, unsigned byte, const Four<S>& four) {
-    if (threadIdx.x % 4 == 0) *reinterpret_cast<Four<S>*>(ring_ + slot % 2 * bytes_ + byte) = four;
+  template <int kRuns>
+  FUSED_RNN_DEVICE Outlet<kRuns> outlet(const unsigned (&bytes)[kRuns]) const {
+    Outlet<kRuns> outlet;
+    FUSED_RNN_UNROLL
+    for (int run = 0; run < kRuns; ++run) outlet.to[run] = ring_ + bytes[run];
+    return outlet;
+  }
+  template <int kParity, int kSlotBytes, class Quad>
+  FUSED_RNN_DEVICE void publish(Outlet<Quad::kRuns>& outlet, const Quad& quad) {
+    if (threadIdx.x % 4 > 0) return;
+    FUSED_RNN_UNROLL
+    for (int run = 0; run < Quad::kRuns; ++run) FUSED_RNN_UNROLL
+    for (int i = 0; i < Quad::kPacks; ++i)
+      *reinterpret_cast<Pack<Quad::kWords>*>(outlet.to[run] + kParity * kSlotBytes + i * 4 * Quad::kWords) =
+          quad.pack[run][i];
   }
   FUSED_RNN_DEVICE void arrive(int) {}
-  FUSED_RNN_DEVICE void wait(int) { __syncthreads(); }
-  FUSED_RNN_DEVICE const unsigned char* begin_of(int slot) const { return ring_ + slot % 2 * bytes_; }
-  FUSED_RNN_DEVICE Pack<4> load(const unsigned char* from) const { return *reinterpret_cast<const Pack<4>*>(from); }
-  FUSED_RNN_DEVICE void settle(const unsigned char*, Pack<4>&) const {}
+  template <int kParity>
+  FUSED_RNN_DEVICE void wait(int) {
+    __syncthreads();
+  }
+  FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ = keep_shared(ring_ + byte); }
+  template <int kParity, int kSlotBytes>
+  FUSED_RNN_DEVICE const unsigned char* begin() const {
+    return ring_ + kParity * kSlotBytes;
+  }
+  template <int kOffset>
+  FUSED_RNN_DEVICE Pack<4> load(const unsigned char* from) const {
+    return *reinterpret_cast<const Pack<4>*>(from + kOffset);
+  }
+  template <int kParity>
+  FUSED_RNN_DEVICE void turn() {}
 
  private:
   unsigned bytes_;
@@ -52,22 +94,33 @@ struct OneBlock {
 // counted where they arrive, so nobody waits for more than its own data. sm_90 and later.
 class Cluster {
  public:
-  static constexpr bool kCluster = true, kCooperative = false, kRingIsShared = true, kSlotPerStep = false;
+  static constexpr bool kCluster = true, kCooperative = false, kRingIsShared = true, kSlotPerStep = false,
+                        kPolls = false;
   static constexpr int kSharedBytes = 128;  // two mbarriers; the ring stays aligned
-  static constexpr int kMostBlocks = 16;
+  static constexpr int kMostBlocks = 16, kPeers = kMostBlocks / 4;
+  // In each of a lane's peers; the first run's place, and how far the others are from it.
+  template <int kRuns>
+  struct Outlet {
+    Remote to[kPeers];
+    unsigned distance[kRuns];
+  };
 
   FUSED_RNN_DEVICE Cluster(const Group& group, unsigned char* shared)
-      : group_(group), counters_(reinterpret_cast<uint64_t*>(shared)), ring_(shared + kSharedBytes) {
+      : group_(group),
+        counters_(reinterpret_cast<uint64_t*>(shared)),
+        ring_(shared + kSharedBytes),
+        peer_count_((group.blocks + 3 - static_cast<int>(threadIdx.x % 4)) / 4),
+        arms_(threadIdx.x == 0) {
     FUSED_RNN_UNROLL
     for (int i = 0; i < kPeers; ++i) {
       const int rank = threadIdx.x % 4 + 4 * i;
       peers_[i] = map_remote(shared, rank < group.blocks ? rank : 0);
     }
   }
-  FUSED_RNN_DEVICE void begin() {
-    for (unsigned i = threadIdx.x; i < 2 * group_.slot_bytes / 4; i += blockDim.x)
-      reinterpret_cast<uint32_t*>(ring_)[i] = 0;
-    if (threadIdx.x == 0)
+  template <int kSlotBytes>
+  FUSED_RNN_DEVICE void begin_run() {
+    clear_slots<kSlotBytes>(ring_, group_.slot_bytes);
+    if (arms_)
       for (int i = 0; i < 2; ++i) {
         mbarrier_init(counters_ + i, 1);
         mbarrier_arrive_and_expect(counters_ + i, group_.known_bytes);
@@ -75,113 +128,196 @@ class Cluster {
     cluster_arrive();  // nothing may come before all this is done
     cluster_wait();
   }
-  // The four lanes that have it share out the ranks.
-  template <class S>
-  FUSED_RNN_DEVICE void publish(int slot, unsigned byte, const Four<S>& four) {
-    const unsigned to = kSharedBytes + slot % 2 * group_.slot_bytes + byte, counter = slot % 2 * sizeof(uint64_t);
+  template <int kRuns>
+  FUSED_RNN_DEVICE Outlet<kRuns> outlet(const unsigned (&bytes)[kRuns]) const {
+    Outlet<kRuns> outlet;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < kPeers; ++i) outlet.to[i] = peers_[i] + (kSharedBytes + bytes[0]);
+    FUSED_RNN_UNROLL
+    for (int run = 0; run < kRuns; ++run) outlet.distance[run] = bytes[run] - bytes[0];
+    return outlet;
+  }
+  // The four lanes that have the quad share out the ranks.
+  template <int kParity, int kSlotBytes, class Quad>
+  FUSED_RNN_DEVICE void publish(Outlet<Quad::kRuns>& outlet, const Quad& quad) {
+    constexpr int kCounter = kParity * sizeof(uint64_t);
     FUSED_RNN_UNROLL
     for (int i = 0; i < kPeers; ++i) {
-      if (static_cast<int>(threadIdx.x % 4) + 4 * i >= group_.blocks) continue;
-      FUSED_RNN_UNROLL
-      for (int part = 0; part < Four<S>::kPacks; ++part)
-        store_async(peers_[i] + (to + part * 16), peers_[i] + counter, four.pack[part]);
+      if (i >= peer_count_) return;
+      unrolled<Quad::kRuns>([&](auto run) {
+        const Remote to = run == 0 ? outlet.to[i] : outlet.to[i] + outlet.distance[run];
+        unrolled<Quad::kPacks>([&](auto part) {
+          constexpr int kOffset = kParity * kSlotBytes + part * 4 * Quad::kWords;
+          store_async<kOffset, kCounter>(to, peers_[i], quad.pack[run][part]);
+        });
+      });
     }
   }
   FUSED_RNN_DEVICE void arrive(int) {}
-  FUSED_RNN_DEVICE void wait(int slot) {
-    mbarrier_wait(counters_ + slot % 2, slot / 2 % 2, group_.scope);
+  template <int kParity>
+  FUSED_RNN_DEVICE void wait(int) {
+    mbarrier_wait(counters_ + kParity, phase_, group_.scope);
     // For the slot after the next: its parts come from blocks that have ours of the next one.
-    if (threadIdx.x == 0) mbarrier_arrive_and_expect(counters_ + slot % 2, group_.known_bytes);
+    if (arms_) mbarrier_arrive_and_expect(counters_ + kParity, group_.known_bytes);
   }
-  FUSED_RNN_DEVICE const unsigned char* begin_of(int slot) const { return ring_ + slot % 2 * group_.slot_bytes; }
-  FUSED_RNN_DEVICE Pack<4> load(const unsigned char* from) const { return *reinterpret_cast<const Pack<4>*>(from); }
-  FUSED_RNN_DEVICE void settle(const unsigned char*, Pack<4>&) const {}
+  FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ = keep_shared(ring_ + byte); }
+  template <int kParity, int kSlotBytes>
+  FUSED_RNN_DEVICE const unsigned char* begin() const {
+    return ring_ + kParity * kSlotBytes;
+  }
+  template <int kOffset>
+  FUSED_RNN_DEVICE Pack<4> load(const unsigned char* from) const {
+    return *reinterpret_cast<const Pack<4>*>(from + kOffset);
+  }
+  template <int kParity>
+  FUSED_RNN_DEVICE void turn() {
+    if (kParity == 1) phase_ ^= 1;
+  }
 
  private:
-  static constexpr int kPeers = kMostBlocks / 4;
-
   Group group_;
   uint64_t* counters_;
   unsigned char* ring_;
   Remote peers_[kPeers];
+  int peer_count_;
+  bool arms_;
+  unsigned phase_ = 0;
 };
 
 // Any blocks, through the second-level cache, and the data themselves say that they are there: every step has a slot of
 // its own, filled with ones beforehand, and a word of all ones has not been written yet. No flag, no fence, no barrier.
 class Polling {
  public:
-  static constexpr bool kCluster = false, kCooperative = true, kRingIsShared = false, kSlotPerStep = true;
+  static constexpr bool kCluster = false, kCooperative = true, kRingIsShared = false, kSlotPerStep = true,
+                        kPolls = true;
   static constexpr int kSharedBytes = 0;
+  template <int kRuns>
+  struct Outlet {
+    unsigned char* to;  // moves on from slot to slot
+    unsigned distance[kRuns];
+  };
 
   FUSED_RNN_DEVICE Polling(const Group& group, unsigned char*)
       : bytes_(group.slot_bytes),
         ring_(group.ring + static_cast<size_t>(group.number) * group.slots * group.slot_bytes) {}
-  FUSED_RNN_DEVICE void begin() {}
-  template <class S>
-  FUSED_RNN_DEVICE void publish(int slot, unsigned byte, const Four<S>& four) {
-    static_assert(sizeof(S) <= 4, "half of a double may be all ones");
-    if (threadIdx.x % 4 == 0) store_relaxed(ring_ + static_cast<size_t>(slot) * bytes_ + byte, four.pack[0]);
+  template <int kSlotBytes>
+  FUSED_RNN_DEVICE void begin_run() {}
+  template <int kRuns>
+  FUSED_RNN_DEVICE Outlet<kRuns> outlet(const unsigned (&bytes)[kRuns]) const {
+    Outlet<kRuns> outlet = {ring_ + bytes[0]};
+    FUSED_RNN_UNROLL
+    for (int run = 0; run < kRuns; ++run) outlet.distance[run] = bytes[run] - bytes[0];
+    return outlet;
   }
-  // What nobody publishes, behind the last number of a slot, is zeros. For one thread.
+  template <int kParity, int kSlotBytes, class Quad>
+  FUSED_RNN_DEVICE void publish(Outlet<Quad::kRuns>& outlet, const Quad& quad) {
+    if (threadIdx.x % 4 == 0)
+      unrolled<Quad::kRuns>([&](auto run) {
+        unsigned char* const to = run == 0 ? outlet.to : outlet.to + outlet.distance[run];
+        unrolled<Quad::kPacks>([&](auto part) {
+          constexpr int kOffset = part * 4 * Quad::kWords;
+          store_relaxed<kOffset>(to, quad.pack[run][part]);
+        });
+      });
+    outlet.to += bytes_;
+  }
+  // What nobody publishes, behind the last number of a slot, is zeros. For one thread, before the first turn.
   template <class S>
   FUSED_RNN_DEVICE void clear(int slot, unsigned byte) {
-    store_relaxed(ring_ + static_cast<size_t>(slot) * bytes_ + byte, Four<S>{}.pack[0]);
+    store_relaxed(ring_ + static_cast<size_t>(slot) * bytes_ + byte, Pack<sizeof(S)>{});
   }
   FUSED_RNN_DEVICE void arrive(int) {}
+  template <int kParity>
   FUSED_RNN_DEVICE void wait(int) {}
-  FUSED_RNN_DEVICE const unsigned char* begin_of(int slot) const { return ring_ + static_cast<size_t>(slot) * bytes_; }
+  FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ += byte; }
+  template <int kParity, int kSlotBytes>
+  FUSED_RNN_DEVICE const unsigned char* begin() const {
+    return ring_;
+  }
+  template <int kOffset>
   FUSED_RNN_DEVICE Pack<4> load(const unsigned char* from) const {
     Pack<4> loaded;
-    load_relaxed(loaded, from);
+    load_relaxed<kOffset>(loaded, from);
     return loaded;
   }
-  FUSED_RNN_DEVICE void settle(const unsigned char* from, Pack<4>& loaded) const {
-    while (loaded.word[0] == ~0u || loaded.word[1] == ~0u || loaded.word[2] == ~0u || loaded.word[3] == ~0u) {
-      keep_polling();
-      loaded = load(from);
-    }
+  // Any word of so many packs.
+  template <int kCount>
+  static FUSED_RNN_DEVICE bool is_missing(const Pack<4> (&loaded)[kCount]) {
+    uint32_t most = 0;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < kCount; ++i) FUSED_RNN_UNROLL
+    for (int w = 0; w < 4; ++w) most = loaded[i].word[w] > most ? loaded[i].word[w] : most;
+    return most == ~0u;
+  }
+  template <int kParity>
+  FUSED_RNN_DEVICE void turn() {
+    ring_ += bytes_;
   }
 
  private:
   unsigned bytes_;
-  unsigned char* ring_;
+  unsigned char* ring_;  // the slot of this step
 };
 
 // Any blocks, with a flag for each: the portable way.
 class Flags {
  public:
-  static constexpr bool kCluster = false, kCooperative = true, kRingIsShared = false, kSlotPerStep = false;
+  static constexpr bool kCluster = false, kCooperative = true, kRingIsShared = false, kSlotPerStep = false,
+                        kPolls = false;
   static constexpr int kSharedBytes = 0;
+  template <int kRuns>
+  struct Outlet {
+    unsigned char* to[kRuns];
+  };
 
   FUSED_RNN_DEVICE Flags(const Group& group, unsigned char*)
       : group_(group),
         ring_(group.ring + static_cast<size_t>(group.number) * 2 * group.slot_bytes),
         flags_(group.flags + group.number * group.blocks) {}
-  FUSED_RNN_DEVICE void begin() {}  // ring and flags are zeros
-  template <class S>
-  FUSED_RNN_DEVICE void publish(int slot, unsigned byte, const Four<S>& four) {
-    if (threadIdx.x % 4 > 0) return;
+  template <int kSlotBytes>
+  FUSED_RNN_DEVICE void begin_run() {}  // ring and flags are zeros
+  template <int kRuns>
+  FUSED_RNN_DEVICE Outlet<kRuns> outlet(const unsigned (&bytes)[kRuns]) const {
+    Outlet<kRuns> outlet;
     FUSED_RNN_UNROLL
-    for (int part = 0; part < Four<S>::kPacks; ++part)
-      store_relaxed(ring_ + slot % 2 * group_.slot_bytes + byte + part * 16, four.pack[part]);
+    for (int run = 0; run < kRuns; ++run) outlet.to[run] = ring_ + bytes[run];
+    return outlet;
+  }
+  template <int kParity, int kSlotBytes, class Quad>
+  FUSED_RNN_DEVICE void publish(Outlet<Quad::kRuns>& outlet, const Quad& quad) {
+    if (threadIdx.x % 4 > 0) return;
+    unrolled<Quad::kRuns>([&](auto run) {
+      unsigned char* const to = outlet.to[run] + kParity * group_.slot_bytes;
+      unrolled<Quad::kPacks>([&](auto part) {
+        constexpr int kOffset = part * 4 * Quad::kWords;
+        store_relaxed<kOffset>(to, quad.pack[run][part]);
+      });
+    });
   }
   FUSED_RNN_DEVICE void arrive(int slot) {
     __syncthreads();
     if (threadIdx.x == 0) store_release(flags_ + group_.rank, slot + 1);
   }
+  template <int kParity>
   FUSED_RNN_DEVICE void wait(int slot) {
     constexpr unsigned kNanoseconds = 20;
     for (int i = threadIdx.x; i < group_.blocks && threadIdx.x < 32; i += 32)
       while (load_acquire(flags_ + i) < static_cast<uint32_t>(slot + 1)) keep_polling(kNanoseconds);
     __syncthreads();
   }
-  FUSED_RNN_DEVICE const unsigned char* begin_of(int slot) const { return ring_ + slot % 2 * group_.slot_bytes; }
+  FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ += byte; }
+  template <int kParity, int kSlotBytes>
+  FUSED_RNN_DEVICE const unsigned char* begin() const {
+    return ring_ + kParity * group_.slot_bytes;
+  }
+  template <int kOffset>
   FUSED_RNN_DEVICE Pack<4> load(const unsigned char* from) const {
     Pack<4> loaded;
-    load_relaxed(loaded, from);
+    load_relaxed<kOffset>(loaded, from);
     return loaded;
   }
-  FUSED_RNN_DEVICE void settle(const unsigned char*, Pack<4>&) const {}
+  template <int kParity>
+  FUSED_RNN_DEVICE void turn() {}
 
  private:
   Group group_;

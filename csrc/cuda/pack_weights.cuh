@@ -6,6 +6,7 @@
 #include "arithmetic.cuh"
 #include "each_unit.cuh"
 #include "plan.h"
+#include "quads.cuh"
 
 namespace fused_rnn {
 namespace {
@@ -23,7 +24,7 @@ __global__ void pack_weights(const Layer layer, const Packing p, Pack<4>* to) {
   using S = typename Products::Storage;
   constexpr int kPacks = Products::kWords / 4;
   const Tiles& tiles = p.tiles;
-  const int hidden = static_cast<int>(layer.hidden), padded = p.units * p.blocks;
+  const int hidden = static_cast<int>(layer.hidden);
   const int64_t of_warp = int64_t{32} * kPacks * tiles.tiles_m * (tiles.held + tiles.parked);
   const int64_t warps = tiles.warps_m * tiles.warps_k, blocks = problems(layer) * p.blocks;
   for_each(of_warp, warps, blocks, [&](int64_t i, int64_t warp_, int64_t block) {
@@ -35,12 +36,14 @@ __global__ void pack_weights(const Layer layer, const Packing p, Pack<4>* to) {
     const int64_t problem = block / p.blocks, m = problem / layer.directions;
     const S* const matrix =
         at<S>(pick(layer.weights, problem % layer.directions).hh, m * p.gates * layer.hidden * layer.hidden);
-    // Forward, a row is a gate's of a unit, and K counts units. Back, a row is a unit, and K counts [gate, padded].
+    // Forward, a row is a gate's of a unit, and K counts units. Back, a row is a unit, and K counts quads of units.
     const auto number = [&](int row, int k) {
       const int part = (first_row + row) / p.units, unit = first_unit + (first_row + row) % p.units, from = first_k + k;
       const bool forward = p.direction == Direction::kForward;
-      const int gate = forward ? part : from / padded;
-      const int out = forward ? unit : from % padded, in = forward ? from : unit;
+      const int quad = from / (4 * p.gates), rest = from % (4 * p.gates);
+      const bool by_unit = unit_by_unit<S>(p.gates);
+      const int gate = forward ? part : by_unit ? rest % p.gates : rest / 4;
+      const int out = forward ? unit : 4 * quad + (by_unit ? rest / p.gates : rest % 4), in = forward ? from : unit;
       if (gate >= p.gates || out >= hidden || in >= hidden || (!forward && part > 0)) return S{};
       return matrix[(int64_t{gate} * hidden + out) * hidden + in];
     };

@@ -10,137 +10,223 @@
 //
 // A Walk says what a cell does on its way through time: ForwardCell and BackwardCell (persistent_cells.cuh).
 #pragma once
+#include "course.cuh"
+#include "exchange.cuh"
 #include "warp_weights.cuh"
 
 namespace fused_rnn {
 namespace {
 
 template <class WalkType, class Link, class Products, Tiles kTiles>
-struct Persistent {
+class Persistent {
+ public:
   using Walk = WalkType;
   static constexpr bool kCluster = Link::kCluster, kTensorCores = Products::kTensorCores;
   using S = typename Walk::Storage;
   using T = Arithmetic<S>;
   using Weights = WarpWeights<Link, Products, kTiles>;
+  using Args = typename Walk::Args;
+  using Arrays = typename Walk::Arrays;
 
   static constexpr int kWarpsK = kTiles.warps_k, kTilesM = kTiles.tiles_m, kTilesN = kTiles.tiles_n;
   static constexpr int kThreads = kTiles.threads(), kWarps = kThreads / 32;
   static constexpr int kColumns = kTiles.columns(), kRows = kTiles.rows();  // of a block
-  static constexpr int kMostUnits = kTiles.most_units(Walk::kRows);
-  static constexpr int kCells = (kMostUnits * kColumns + kThreads - 1) / kThreads;  // of a thread
 
-  static constexpr unsigned kSlotBytes = kTiles.depth() * kColumns * sizeof(S);  // at most
-  static constexpr unsigned kSumCount = kWarpsK * kColumns * kRows;              // of one of two buffers
+  // Neighbouring lanes have neighbouring units of a column, so many that what they write lies in whole sectors of
+  // memory; four of them make a quad. The units of a block, and then its columns, are spread over the warps, so that a
+  // small batch leaves whole warps without cells.
+  static constexpr int kMostUnits = kTiles.most_units(Walk::kRows);
+  static constexpr int kLaneUnits = kMostUnits % 16 == 0 ? 16 : kMostUnits % 8 == 0 ? 8 : 4;
+  static constexpr int kLaneColumns = 32 / kLaneUnits;
+  static constexpr int kUnitGroups = (kMostUnits + kLaneUnits - 1) / kLaneUnits;
+  static constexpr int kCells = (kUnitGroups * kColumns / kLaneColumns + kWarps - 1) / kWarps;  // of a thread
+
+  static constexpr int kSlotBytes = kTiles.depth() * kColumns * static_cast<int>(sizeof(S));  // at most
+  static constexpr int kSumCount = kWarpsK * kColumns * kRows;                                // of one of two buffers
   static constexpr unsigned kRingBytes = Link::kSharedBytes + (Link::kRingIsShared ? 2 * kSlotBytes : 0);
   static constexpr unsigned kSharedBytes = kRingBytes + 2 * kSumCount * sizeof(T) + Weights::kSharedBytes;
 
-  static FUSED_RNN_DEVICE void run(const typename Walk::Args& args, const typename Walk::Arrays& arrays,
-                                   const Cut& cut) {
-    const int lane = lane_of_warp(), warp = threadIdx.x / 32, warp_m = warp / kWarpsK, warp_k = warp % kWarpsK;
-    const int number = blockIdx.x / cut.blocks, rank = blockIdx.x % cut.blocks, group = cut.first_group + number;
-    const int64_t problem = group / cut.groups;
-    const int first_column = group % cut.groups * cut.columns, first_unit = rank * cut.units;
-    const int padded = cut.units * cut.blocks, hidden = static_cast<int>(args.hidden);
-    const int columns = min_of(cut.columns, static_cast<int>(args.batch) - first_column);
-    const int steps = Walk::slots(cut.end_step - cut.first_step);
-    const int depth = Walk::kShown * padded;  // what is really shown, in units' order
-
-    unsigned char* const shared = shared_memory();
-    Link link({cut.ring, cut.flags, cut.blocks, number, rank, static_cast<unsigned>(cut.depth * kColumns * sizeof(S)),
-               static_cast<unsigned>(depth * kColumns * sizeof(S)), steps, cut.scope},
-              shared);
-    T* const sums = reinterpret_cast<T*>(shared + kRingBytes);
-    const Weights weights(
-        reinterpret_cast<unsigned char*>(sums + 2 * kSumCount),
-        static_cast<const Pack<4>*>(cut.weights) + (problem * cut.blocks + rank) * kWarps * Weights::kPacks);
-
-    // ---- the cells ----
-    // Four neighbouring lanes have four units of one column: one publication.
-    const auto unit_of = [&](int cell) { return (cell * kWarps + warp) / kTilesN * 4 + lane % 4; };
-    const auto column_of = [&](int cell) { return (cell * kWarps + warp) % kTilesN * 8 + lane / 4; };
-    const auto is_live = [&](int cell) {
-      return unit_of(cell) < cut.units && first_unit + unit_of(cell) < hidden && column_of(cell) < columns;
-    };
-    const auto publish = [&](int slot, int cell, const S* shown) {
-      FUSED_RNN_UNROLL
-      for (int k = 0; k < Walk::kShown; ++k)
-        link.publish(slot, slot_byte<S, kColumns>((k * padded + first_unit + unit_of(cell)) / 4 * 4, column_of(cell)),
-                     gather_four(shown[k]));
-    };
-    if constexpr (Link::kSlotPerStep) {
-      // The blocks of a group share out the slots. Whoever comes first reads on only when all of a slot is there.
-      const int rest = (cut.depth - depth) / 4 * kColumns;
-      for (int slot = rank; slot < steps; slot += cut.blocks)
-        for (int i = threadIdx.x; i < rest; i += kThreads)
-          link.template clear<S>(slot, slot_byte<S, kColumns>(depth + i / kColumns * 4, i % kColumns));
-    }
-    link.begin();
-    Walk walk[kCells];
-    typename Walk::Moment moment(args, problem, cut.first_step, cut.end_step);
-    FUSED_RNN_UNROLL
-    for (int cell = 0; cell < kCells; ++cell) {
-      S shown[Walk::kShown] = {};
-      if (is_live(cell)) {
-        walk[cell].begin(args, arrays, problem, first_column + column_of(cell), first_unit + unit_of(cell), shown);
-        walk[cell].fetch(args, arrays, moment);
-      }
-      if (unit_of(cell) < cut.units) publish(0, cell, shown);  // whole warps, as units is a multiple of 4
-    }
-    link.arrive(0);
-
-    for (int slot = 0; slot < steps; ++slot) {
-      link.wait(slot);
-      T* const partial = sums + slot % 2 * kSumCount;  // two buffers: one barrier in a step is enough
-      typename Weights::Sums warp_sums;
-      weights.multiply(link, link.begin_of(slot), cut.depth, warp_sums);
-      FUSED_RNN_UNROLL
-      for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
-      for (int tile_n = 0; tile_n < kTilesN; ++tile_n) {
-        T c[4];
-        Products::finish(warp_sums[tile], tile_n, c);
-        T* const to = partial + ((warp_k * kTilesN + tile_n) * kRows + (warp_m * kTilesM + tile) * 16 + lane / 4) * 8 +
-                      lane % 4 * 2;
-        to[0] = c[0];
-        to[1] = c[1];
-        to[8 * 8] = c[2];
-        to[8 * 8 + 1] = c[3];
-      }
-      __syncthreads();
-      S shown[kCells][Walk::kShown];
-      FUSED_RNN_UNROLL
-      for (int cell = 0; cell < kCells; ++cell) {
-        if (unit_of(cell) >= cut.units) continue;
-        T sum[Walk::kRows];
-        FUSED_RNN_UNROLL
-        for (int part = 0; part < Walk::kRows; ++part) {
-          sum[part] = T(0);
-          FUSED_RNN_UNROLL
-          for (int k = 0; k < kWarpsK; ++k)
-            sum[part] += partial[((k * kTilesN + column_of(cell) / 8) * kRows + part * cut.units + unit_of(cell)) * 8 +
-                                 column_of(cell) % 8];
-        }
-        FUSED_RNN_UNROLL
-        for (int k = 0; k < Walk::kShown; ++k) shown[cell][k] = S{};
-        if (is_live(cell)) walk[cell].advance(args, moment, sum, shown[cell]);
-        if (slot + 1 < steps) publish(slot + 1, cell, shown[cell]);
-      }
-      if (slot + 1 < steps) link.arrive(slot + 1);
-      const typename Walk::Moment next(args, problem, cut.first_step + slot + 1, cut.end_step);
-      FUSED_RNN_UNROLL
-      for (int cell = 0; cell < kCells; ++cell) {
-        if (!is_live(cell)) continue;
-        walk[cell].store(args, arrays, moment);
-        walk[cell].fetch(args, arrays, next);
-      }
-      moment = next;
-    }
-    FUSED_RNN_UNROLL
-    for (int cell = 0; cell < kCells; ++cell)
-      if (is_live(cell)) walk[cell].end(args, arrays);
+  static FUSED_RNN_DEVICE void run(const Args& args, const Arrays& arrays, const Cut& cut) {
+    Persistent(args, arrays, cut).run();
   }
 
  private:
+  using QuadOfCell = Quad<S, Walk::kShown>;
+  using Outlet = typename Link::template Outlet<QuadOfCell::kRuns>;
+
+  FUSED_RNN_DEVICE Persistent(const Args& args, const Arrays& arrays, const Cut& cut)
+      : args_(args),
+        arrays_(arrays),
+        number_(blockIdx.x / cut.blocks),
+        rank_(blockIdx.x % cut.blocks),
+        units_(cut.units),
+        first_unit_(rank_ * cut.units),
+        hidden_(static_cast<int>(args.hidden)),
+        first_column_((cut.first_group + number_) % cut.groups * cut.columns),
+        columns_(min_of(cut.columns, static_cast<int>(args.batch) - first_column_)),
+        steps_(Walk::slots(cut.end_step - cut.first_step)),
+        known_depth_(Walk::kShown * cut.units * cut.blocks),
+        chunks_(cut.depth / (kChunk * kWarpsK)),
+        course_(args, (cut.first_group + number_) / cut.groups, Walk::kBack, cut.first_step, cut.end_step),
+        common_(args, course_),
+        link_({cut.ring, cut.flags, cut.blocks, number_, rank_, slot_bytes(cut.depth), slot_bytes(known_depth_), steps_,
+               cut.scope},
+              shared_memory()),
+        sums_(reinterpret_cast<T*>(shared_memory() + kRingBytes)),
+        weights_(reinterpret_cast<unsigned char*>(sums_ + 2 * kSumCount),
+                 static_cast<const Pack<4>*>(cut.weights) +
+                     (course_.problem * cut.blocks + rank_) * kWarps * Weights::kPacks) {
+    if constexpr (Link::kSlotPerStep) clear_rest(cut);
+    link_.template begin_run<kSlotBytes>();
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const int row = warp() / kWarpsK * kTilesM * 16 + lane() / 4 + 8 * i;
+      to_sums_[i] = keep_shared(sums_ + sum_place(row, lane() % 4 * 2) + warp() % kWarpsK * kColumns * kRows);
+    }
+    FUSED_RNN_UNROLL
+    for (int cell = 0; cell < kCells; ++cell) {
+      const int unit = unit_of(cell), column = column_of(cell);
+      shows_[cell] = unit < units_ && column < kColumns;
+      live_[cell] = shows_[cell] && first_unit_ + unit < hidden_ && column < columns_;
+      FUSED_RNN_UNROLL
+      for (int part = 0; part < Walk::kRows; ++part)
+        from_sums_[cell][part] = keep_shared(sums_ + (live_[cell] ? sum_place(part * units_ + unit, column) : 0));
+      unsigned bytes[QuadOfCell::kRuns];
+      FUSED_RNN_UNROLL
+      for (int run = 0; run < QuadOfCell::kRuns; ++run)
+        bytes[run] = slot_byte<S, kColumns>((first_unit_ + unit) / 4 * QuadOfCell::kNumbers + 4 * run, column);
+      outlets_[cell] = link_.outlet(bytes);
+    }
+    link_.look_from(weights_.first_byte());
+  }
+
+  FUSED_RNN_DEVICE void run() {
+    FUSED_RNN_UNROLL
+    for (int cell = 0; cell < kCells; ++cell) {
+      S shown[Walk::kShown] = {};
+      walk_[cell].rest();
+      if (live_[cell]) {
+        walk_[cell].begin(args_, arrays_, course_, first_column_ + column_of(cell), first_unit_ + unit_of(cell));
+        walk_[cell].shown_first(shown);
+        walk_[cell].fetch(args_, common_, course_, course_.number);
+      }
+      publish<0>(cell, shown);
+    }
+    link_.arrive(0);
+    for (int slot = 0; slot < steps_; slot += 2) {
+      step<0>(slot);
+      if (slot + 1 < steps_) step<1>(slot + 1);
+    }
+    FUSED_RNN_UNROLL
+    for (int cell = 0; cell < kCells; ++cell)
+      if (live_[cell]) walk_[cell].end(args_, arrays_, course_);
+  }
+
+  // Two of sums: one barrier in a step is enough.
+  template <int kParity>
+  static constexpr int kBuffer = kParity * kSumCount;
+
+  template <int kParity>
+  FUSED_RNN_DEVICE void step(int slot) {
+    link_.template wait<kParity>(slot);
+    typename Weights::Sums warp_sums;
+    weights_.multiply(link_, link_.template begin<kParity, kSlotBytes>(), chunks_, warp_sums);
+    FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
+    for (int tile_n = 0; tile_n < kTilesN; ++tile_n) {
+      T c[4];
+      Products::finish(warp_sums[tile], tile_n, c);
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 2; ++i)
+        *reinterpret_cast<Pair*>(to_sums_[i] + kBuffer<kParity> +
+                                 (tile_n * kRows + tile * 16) * 8) = {{c[2 * i], c[2 * i + 1]}};
+    }
+    __syncthreads();
+    const bool is_last = slot + 1 == steps_;
+    FUSED_RNN_UNROLL
+    for (int cell = 0; cell < kCells; ++cell) {
+      if (!warp_shows(cell)) continue;
+      S shown[Walk::kShown] = {};
+      if (live_[cell]) {
+        T sum[Walk::kRows];
+        FUSED_RNN_UNROLL
+        for (int part = 0; part < Walk::kRows; ++part) {
+          const T* const from = from_sums_[cell][part] + kBuffer<kParity>;
+          sum[part] = from[0];
+          FUSED_RNN_UNROLL
+          for (int k = 1; k < kWarpsK; ++k) sum[part] += from[k * kColumns * kRows];
+        }
+        walk_[cell].advance(common_, sum, shown);
+      }
+      if (!is_last) publish<1 - kParity>(cell, shown);
+    }
+    if (!is_last) link_.arrive(slot + 1);
+    link_.template turn<kParity>();
+    if (course_.packed) common_.pace(args_, course_);
+    ++course_.number;
+    FUSED_RNN_UNROLL
+    for (int cell = 0; cell < kCells; ++cell) {
+      if (!live_[cell]) continue;
+      if (!Walk::kBack || course_.number <= course_.end) walk_[cell].store(common_);
+      walk_[cell].move(common_);
+      walk_[cell].fetch(args_, common_, course_, course_.number);
+    }
+  }
+
+  template <int kParity>
+  FUSED_RNN_DEVICE void publish(int cell, const S (&shown)[Walk::kShown]) {
+    if (!warp_shows(cell)) return;
+    const QuadOfCell quad = gather_quad(shown);
+    if (shows_[cell]) link_.template publish<kParity, kSlotBytes>(outlets_[cell], quad);
+  }
+
+  // The blocks of a group share out the slots. Whoever comes first reads on only when all of a slot is there.
+  FUSED_RNN_DEVICE void clear_rest(const Cut& cut) {
+    const int rest = (cut.depth - known_depth_) / 4 * kColumns;
+    for (int slot = rank_; slot < steps_; slot += cut.blocks)
+      for (int i = threadIdx.x; i < rest; i += kThreads)
+        link_.template clear<S>(slot, slot_byte<S, kColumns>(known_depth_ + i / kColumns * 4, i % kColumns));
+  }
+
+  static FUSED_RNN_DEVICE int lane() { return lane_of_warp(); }
+  static FUSED_RNN_DEVICE int warp() { return static_cast<int>(threadIdx.x / 32); }
   static FUSED_RNN_DEVICE int min_of(int a, int b) { return a < b ? a : b; }
+  static FUSED_RNN_DEVICE unsigned slot_bytes(int depth) { return static_cast<unsigned>(depth * kColumns * sizeof(S)); }
+  static FUSED_RNN_DEVICE int unit_of(int cell) {
+    return (cell * kWarps + warp()) % kUnitGroups * kLaneUnits + lane() % kLaneUnits;
+  }
+  static FUSED_RNN_DEVICE int column_of(int cell) {
+    return (cell * kWarps + warp()) / kUnitGroups * kLaneColumns + lane() / kLaneUnits;
+  }
+  // Of all its lanes the first has the first unit, and the first column.
+  FUSED_RNN_DEVICE bool warp_shows(int cell) const {
+    return (cell * kWarps + warp()) % kUnitGroups * kLaneUnits < units_ &&
+           (cell * kWarps + warp()) / kUnitGroups * kLaneColumns < kColumns;
+  }
+  // Where a buffer has the sum of a row and column, of the first of the warps along K: [tile of columns][row][8], and
+  // in a row columns are exchanged such that the lanes' units and columns are in banks of their own.
+  static FUSED_RNN_DEVICE int sum_place(int row, int column) {
+    return (column / 8 * kRows + row) * 8 + (column % 8 ^ row / 4 % (kLaneUnits / 4) * kLaneColumns);
+  }
+
+  struct alignas(2 * sizeof(T)) Pair {
+    T sum[2];
+  };
+
+  const Args& args_;
+  const Arrays& arrays_;
+  const int number_, rank_;  // of the group, in this launch; of the block in it
+  const int units_, first_unit_, hidden_, first_column_, columns_, steps_, known_depth_, chunks_;
+  Course course_;
+  typename Walk::Common common_;
+  Link link_;
+  T* const sums_;
+  const Weights weights_;
+  T* to_sums_[2];
+  const T* from_sums_[kCells][Walk::kRows];
+  Outlet outlets_[kCells];
+  bool shows_[kCells], live_[kCells];
+  Walk walk_[kCells];
 };
 
 template <class Kernel>

@@ -43,8 +43,7 @@ class WarpWeights {
 
   // `packed`: the block's part of what pack_weights.cuh leaves.
   FUSED_RNN_DEVICE WarpWeights(unsigned char* shared, const Pack<4>* packed)
-      : warp_k_(static_cast<int>(threadIdx.x / 32 % kWarpsK)),
-        parked_(reinterpret_cast<Pack<4>*>(shared + threadIdx.x / 32 * kParkedBytes) + lane_of_warp()),
+      : parked_(keep_shared(reinterpret_cast<Pack<4>*>(shared + threadIdx.x / 32 * kParkedBytes) + lane_of_warp())),
         shown_(shared + kWarps * kParkedBytes + threadIdx.x / 32 * kChunkBytes) {
     packed += threadIdx.x / 32 * kPacks + lane_of_warp();
     FUSED_RNN_UNROLL
@@ -66,13 +65,20 @@ class WarpWeights {
     }
   }
 
-  // The warp's part of all sums. `depth`: of the slot.
-  FUSED_RNN_DEVICE void multiply(const Link& link, const unsigned char* slot, int depth, Sums& sums) const {
-    slot += warp_k_ * kChunkBytes;
+  // Of a slot, where the lane's own loads begin.
+  FUSED_RNN_DEVICE unsigned first_byte() const {
+    const unsigned of_warp = threadIdx.x / 32 % kWarpsK * kChunkBytes;
     if constexpr (Products::kTensorCores)
-      multiply_pieces(link, slot + Products::first_byte(), sums);
+      return of_warp + Products::first_byte();
     else
-      multiply_numbers(link, slot, depth / (kChunk * kWarpsK), sums);
+      return of_warp + (kShows ? lane_of_warp() * 16 : 0);
+  }
+  // The warp's part of all sums, from first_byte() of a slot on, which has so many chunks for each warp.
+  FUSED_RNN_DEVICE void multiply(const Link& link, const unsigned char* from, int chunks, Sums& sums) const {
+    if constexpr (Products::kTensorCores)
+      multiply_pieces(link, from, sums);
+    else
+      multiply_numbers(link, from, chunks, sums);
   }
 
  private:
@@ -87,22 +93,30 @@ class WarpWeights {
     }
   }
 
+  // Until all are there: in one round trip, if they are.
+  template <int kCount, class Load>
+  static FUSED_RNN_DEVICE void load_all(Pack<4> (&loaded)[kCount], Load load) {
+    unrolled<kCount>([&](auto i) { loaded[i] = load(i); });
+    if constexpr (Link::kPolls) {
+      while (Link::is_missing(loaded)) {
+        keep_polling();
+        unrolled<kCount>([&](auto i) { loaded[i] = load(i); });
+      }
+    }
+  }
+
   // On tensor cores a lane's loads are its part of a product.
   FUSED_RNN_DEVICE void multiply_pieces(const Link& link, const unsigned char* from, Sums& sums) const {
     T sum[kSplit][kTilesM][Products::kSums] = {};
-    FUSED_RNN_UNROLL
-    for (int first = 0; first < kChunks; first += kStage) {
-      Pack<4> loaded[kStage][kLoads];
-      FUSED_RNN_UNROLL
-      for (int i = 0; i < kStage; ++i) FUSED_RNN_UNROLL
-      for (int l = 0; l < kLoads; ++l)
-        if (first + i < kChunks) loaded[i][l] = link.load(from + (first + i) * kStride + Products::byte_of(l));
-      FUSED_RNN_UNROLL
-      for (int i = 0; i < kStage; ++i) {
-        const int chunk = first + i;
-        if (chunk >= kChunks) continue;
-        FUSED_RNN_UNROLL
-        for (int l = 0; l < kLoads; ++l) link.settle(from + chunk * kStride + Products::byte_of(l), loaded[i][l]);
+    unrolled<(kChunks + kStage - 1) / kStage>([&](auto stage) {
+      constexpr int kFirst = stage * kStage, kOfStage = kChunks - kFirst < kStage ? kChunks - kFirst : kStage;
+      Pack<4> loaded[kOfStage * kLoads];
+      load_all(loaded, [&](auto i) {
+        constexpr int kOffset = (kFirst + i / kLoads) * kStride + Products::byte_of(i % kLoads);
+        return link.template load<kOffset>(from);
+      });
+      unrolled<kOfStage>([&](auto i) {
+        constexpr int chunk = kFirst + i;
         FUSED_RNN_UNROLL
         for (int tile = 0; tile < kTilesM; ++tile) {
           uint32_t words[kWords];
@@ -113,10 +127,10 @@ class WarpWeights {
             words_of(chunk, tile, 0, words);
           }
           FUSED_RNN_UNROLL
-          for (int l = 0; l < kLoads; ++l) Products::add(sum[chunk % kSplit][tile], words, l, loaded[i][l]);
+          for (int l = 0; l < kLoads; ++l) Products::add(sum[chunk % kSplit][tile], words, l, loaded[i * kLoads + l]);
         }
-      }
-    }
+      });
+    });
     FUSED_RNN_UNROLL
     for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
     for (int i = 0; i < Products::kSums; ++i) {
@@ -128,6 +142,7 @@ class WarpWeights {
 
   // Of the first so many chunks. Those held are written out one by one, as registers have no numbers at run time; those
   // parked are a loop.
+  // There is one at least.
   FUSED_RNN_DEVICE void multiply_numbers(const Link& link, const unsigned char* slot, int chunks, Sums& sums) const {
     Pack<4> loaded[kStage][kLoads];
     FUSED_RNN_UNROLL
@@ -149,7 +164,7 @@ class WarpWeights {
     };
     FUSED_RNN_UNROLL
     for (int chunk = 0; chunk < kHeld; ++chunk) {
-      if (chunk >= chunks) continue;
+      if (chunk > 0 && chunk >= chunks) continue;
       const unsigned char* const numbers = numbers_of(chunk, loaded[chunk % kStage]);
       FUSED_RNN_UNROLL
       for (int part = 0; part < Products::kLoadsOfColumn; ++part)
@@ -175,12 +190,15 @@ class WarpWeights {
   }
 
   FUSED_RNN_DEVICE static void fetch(const Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) {
-    FUSED_RNN_UNROLL
-    for (int l = 0; l < kLoads; ++l) own[l] = link.load(from + l * 512 + lane_of_warp() * 16);
+    unrolled<kLoads>([&](auto l) { own[l] = link.template load<l * 512>(from); });
   }
   FUSED_RNN_DEVICE void show(const Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) const {
-    FUSED_RNN_UNROLL
-    for (int l = 0; l < kLoads; ++l) link.settle(from + l * 512 + lane_of_warp() * 16, own[l]);
+    if constexpr (Link::kPolls) {  // without braces nvcc would take the loop below for a part of this, and drop it
+      while (Link::is_missing(own)) {
+        keep_polling();
+        fetch(link, from, own);
+      }
+    }
     FUSED_RNN_UNROLL
     for (int l = 0; l < kLoads; ++l) *reinterpret_cast<Pack<4>*>(shown_ + l * 512 + lane_of_warp() * 16) = own[l];
     __syncwarp();
@@ -194,13 +212,13 @@ class WarpWeights {
     for (int tile = 0; tile < kTilesM; ++tile) take(tile, words[tile]);
     FUSED_RNN_UNROLL
     for (int column = 0; column < kColumns; ++column) {
-      const Pack<4> loaded = *reinterpret_cast<const Pack<4>*>(numbers + Products::byte_of(part, column));
+      const Pack<4> loaded = *reinterpret_cast<const Pack<4>*>(numbers + Products::pair_byte(column / 2 % 4) +
+                                                               Products::byte_of(part, column));
       FUSED_RNN_UNROLL
       for (int tile = 0; tile < kTilesM; ++tile) Products::add(sums[tile], words[tile], column, loaded);
     }
   }
 
-  const int warp_k_;
   Pack<4>* const parked_;
   unsigned char* const shown_;
   uint32_t held_[kHeld > 0 ? kHeld : 1][kTilesM][kWords];
