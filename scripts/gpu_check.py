@@ -30,6 +30,8 @@ SANITIZER = "compute-sanitizer --tool {tool} --kernel-name kns=fused_rnn --error
 # Warnings are errors in this project's tests; here, one of some package of the machine's should not cost a run.
 PYTEST = "{python} -m pytest {tests} -m cuda -q -p no:cacheprovider -W default --durations=5"
 FEW, MANY = (PYTEST.replace("{tests}", f"tests/{name}.py") for name in ("test_cuda", "test_cuda_parity"))
+# Waits at the block's scope: not right by the letter, perhaps right and faster. What this says decides nothing by itself.
+NARROW = "FUSED_RNN_CUDA_MBARRIER_SCOPE=cta "
 WAYS = ("one", "cluster", "polling", "flags")  # of the persistent kernel; one that hangs keeps no other from running
 IN_GRAPHS = "'(graph or same_bits or streams_and_threads) and not projected'"
 BEST = "FUSED_RNN_CUDA_ENGINE=${{FUSED_RNN_CUDA_ENGINE:-best}} "  # the persistent kernel where there is one
@@ -69,6 +71,7 @@ STEPS = [
     Step("info", 30, "{python} -m fused_rnn info", ""),
     Step("smoke", 60, FEW + " -k 'stream or odd_sizes or graph'", ""),
     *[Step(f"persistent-{way}", 30, FEW + f" -k 'every_way and {way}-'", "") for way in WAYS],
+    Step("cluster-narrow", 30, NARROW + FEW + " -k 'every_way and cluster-'", ""),
     Step("floors", 60, FLOORS, FLOORS + " --rehearse"),
     Step("verify", 60, "{python} -m fused_rnn verify --device cuda", EXAMPLES),
     Step("verify-best", 60, BEST + "{python} -m fused_rnn verify --device cuda", None),
@@ -80,6 +83,7 @@ STEPS = [
     *sanitized("synccheck"),
     Step("benchmark", 600, BENCHMARK, BENCHMARK + " --rehearse", reserved=120),
     Step("kernels", 45, KERNELS, KERNELS + " --rehearse", reserved=30),
+    Step("kernels-narrow", 45, NARROW + KERNELS.replace("kernels.json", "kernels-narrow.json"), None, FULL),
 ]
 SECONDS = {"quick": 480, "full": 570, "rehearse": 320}
 

@@ -472,6 +472,38 @@ void memory_rates(Floors& all) {
   });
 }
 
+// ---- a wait that is not answered ---------------------------------------------------------------------------------------
+
+// How long after its time a wait ends that nobody answers, and whether the host is told of it.
+void vain_waits(Floors& all) {
+  const std::string name = "giving up, after its time";
+  all.guarded(name, [&] {
+    constexpr uint64_t kNanoseconds = 1'000'000;
+    constexpr int kStep = 17, kBlocks = 2;
+    unsigned long long* report;
+    check_cuda(cudaHostAlloc(reinterpret_cast<void**>(&report), sizeof *report, cudaHostAllocMapped), "allocating");
+    Array<uint32_t> flag(1), given_up(1);
+    Array<uint64_t> took(kBlocks);
+    void* on_device;
+    check_cuda(cudaHostGetDevicePointer(&on_device, report, 0), "asking for the host's memory");
+    const Watch watch = {kNanoseconds, static_cast<unsigned long long*>(on_device), given_up.data()};
+    all.measure({name,
+                 "us",
+                 [&] {
+                   *report = 0;
+                   given_up.fill(0);
+                 },
+                 [&] { launch({kBlocks, 32, nullptr}, wait_in_vain, watch, flag.data(), took.data(), kStep); },
+                 [&](double) { return 1e-3 * (double(took.values()[0]) - kNanoseconds); },
+                 [&] {
+                   const Report found = {*static_cast<volatile unsigned long long*>(report)};
+                   return found.step() == kStep && found.group() < kBlocks && found.is_back() &&
+                          found.blocks() == static_cast<uint64_t>(Blocks::kFlags);
+                 }});
+    cudaFreeHost(report);
+  });
+}
+
 // ---- matrix products ------------------------------------------------------------------------------------------------
 
 template <class Kind, int kChains>
@@ -521,7 +553,7 @@ int main(int count, char** arguments) {
   }
   // What the design hangs on comes first: a run that is cut short has it.
   for (auto* group :
-       {hops, grid_exchanges, clusters, grid_barriers, resident_clusters, matrix_products, memory_rates, launches})
+       {hops, grid_exchanges, clusters, grid_barriers, resident_clusters, vain_waits, matrix_products, memory_rates, launches})
     all.guarded(all.word, [&] { group(all); });
   return all.failed > 0;
 }

@@ -3,7 +3,7 @@
 #pragma once
 #include <cooperative_groups.h>
 
-#include "cuda/device.h"
+#include "cuda/waiter.cuh"
 
 namespace fused_rnn {
 namespace {
@@ -25,6 +25,10 @@ constexpr uint32_t kNotYet = ~0u;  // what memory holds that is polled for, befo
 
 FUSED_RNN_DEVICE bool has_come(const Pack<4>& v) {
   return v.word[0] != kNotYet && v.word[1] != kNotYet && v.word[2] != kNotYet && v.word[3] != kNotYet;
+}
+
+FUSED_RNN_DEVICE void mbarrier_wait(uint64_t* mbarrier, unsigned parity) {
+  while (!mbarrier_is_complete(mbarrier, parity)) keep_polling();
 }
 
 FUSED_RNN_DEVICE Pack<4> four_times(uint32_t word) { return {{word, word, word, word}}; }
@@ -343,6 +347,18 @@ __global__ void multiply_ones(float* out, int64_t* cycles, int steps) {
   const unsigned warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
   out[warp] = sum;
   cycles[warp] = end - begin;
+}
+
+// ---- a wait that is not answered ---------------------------------------------------------------------------------------
+
+// out: nanoseconds until it gave up.
+__global__ void wait_in_vain(const Watch watch, const uint32_t* flag, uint64_t* out, int step) {
+  Waiter waiter(watch, Blocks::kFlags, true, static_cast<int>(blockIdx.x), 0);
+  const uint64_t since = global_nanoseconds();
+  Looks looks;
+  while (load_acquire(flag) == 0)
+    if (!waiter.looks_again(looks, step)) break;
+  out[blockIdx.x] = global_nanoseconds() - since;
 }
 
 // ---- a kernel as large as a persistent one --------------------------------------------------------------------------

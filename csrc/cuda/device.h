@@ -100,6 +100,13 @@ FUSED_RNN_DEVICE void keep_polling(unsigned nanoseconds = 0) {
   if (nanoseconds > 0) __nanosleep(nanoseconds);
 }
 
+// Of the whole GPU's clock.
+FUSED_RNN_DEVICE uint64_t global_nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  return now;
+}
+
 // ---- clusters: sm_90 and later -------------------------------------------------------------------------------------
 
 FUSED_RNN_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
@@ -155,9 +162,10 @@ FUSED_RNN_DEVICE void mbarrier_arrive_and_expect(uint64_t* mbarrier, unsigned by
 }
 // What a thread has seen to be complete is there for it, if it acquires at the scope of whoever wrote it
 // (AcquireScope).
-FUSED_RNN_DEVICE bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity, AcquireScope scope) {
+template <AcquireScope kScope = AcquireScope::kCluster>
+FUSED_RNN_DEVICE bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity) {
   uint32_t complete;
-  if (scope == AcquireScope::kCluster)
+  if constexpr (kScope == AcquireScope::kCluster)
     asm volatile(
         "{\n\t.reg .pred p;\n\t"
         "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
@@ -194,6 +202,9 @@ FUSED_RNN_DEVICE void store_async(Remote to, Remote mbarrier, const Pack<4>& v) 
       "n"(kCounterOffset)
       : "memory");
 }
+
+// Whether it is so in every lane of the warp.
+FUSED_RNN_DEVICE bool all_lanes(bool condition) { return __all_sync(~0u, condition); }
 
 // ---- exchange within a warp ----------------------------------------------------------------------------------------
 
@@ -270,13 +281,6 @@ FUSED_RNN_DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const
       : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(d[0]), "f"(d[1]), "f"(d[2]), "f"(d[3]));
   for (int i = 0; i < 4; ++i) d[i] = sum[i];
-}
-
-FUSED_RNN_DEVICE void mbarrier_wait(uint64_t* mbarrier, unsigned parity, AcquireScope scope = AcquireScope::kCluster) {
-  if (scope == AcquireScope::kCluster)
-    while (!mbarrier_is_complete(mbarrier, parity, AcquireScope::kCluster)) keep_polling();
-  else
-    while (!mbarrier_is_complete(mbarrier, parity, AcquireScope::kBlock)) keep_polling();
 }
 
 }  // namespace

@@ -5,16 +5,19 @@
 //   outlet(bytes)        where a lane's quads go (quads.cuh), whose runs begin at these bytes of a slot
 //   publish(..)          the next slot's quad; all lanes of a warp call, and have what gather_quad gives
 //   arrive(slot)         after a thread's last publication of a slot
-//   wait(slot)           before the first look at it; all threads
+//   wait(slot)           before the first look at it; all threads. false, to a whole warp: given up, it is not there
 //   look_from(byte)      which byte of a slot is a lane's first; after the outlets
-//   begin()              where this is; load() reads 16 bytes, which may not be there yet where kPolls (is_missing)
+//   begin()              where this is; load() reads 16 bytes, which may not be there yet where kPolls (is_missing,
+//                        looks_again); what is not there when the latter gives up is NaN
 //   turn()               after a slot
+//   end_run()            after the last one
 //
 // A slot may be written again two slots later: whoever writes slot i + 2 has waited for slot i + 1, whose parts every
 // block publishes after it has read slot i.
 #pragma once
 #include "quads.cuh"
 #include "unrolled.cuh"
+#include "waiter.cuh"
 
 namespace fused_rnn {
 namespace {
@@ -25,7 +28,9 @@ struct Group {
   int blocks, number, rank;          // this block is `rank` of group `number`
   unsigned slot_bytes, known_bytes;  // of a slot; of what all blocks together publish in it
   int slots;                         // of the whole run
+  int first_step;                    // that slot 0 belongs to
   AcquireScope scope;                // of a cluster's waits
+  Waiter waiter;
 };
 
 // Zeros in the first `bytes` of two slots: what nobody publishes is multiplied too.
@@ -45,6 +50,8 @@ class OneBlock {
   struct Outlet {
     unsigned char* to[kRuns];
   };
+
+  static constexpr Blocks kBlocks = Blocks::kOne;
 
   FUSED_RNN_DEVICE OneBlock(const Group& group, unsigned char* shared) : bytes_(group.slot_bytes), ring_(shared) {}
   template <int kSlotBytes>
@@ -70,8 +77,9 @@ class OneBlock {
   }
   FUSED_RNN_DEVICE void arrive(int) {}
   template <int kParity>
-  FUSED_RNN_DEVICE void wait(int) {
+  FUSED_RNN_DEVICE bool wait(int) {
     __syncthreads();
+    return true;
   }
   FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ = keep_shared(ring_ + byte); }
   template <int kParity, int kSlotBytes>
@@ -84,6 +92,7 @@ class OneBlock {
   }
   template <int kParity>
   FUSED_RNN_DEVICE void turn() {}
+  FUSED_RNN_DEVICE void end_run() {}
 
  private:
   unsigned bytes_;
@@ -104,6 +113,8 @@ class Cluster {
     Remote to[kPeers];
     unsigned distance[kRuns];
   };
+
+  static constexpr Blocks kBlocks = Blocks::kCluster;
 
   FUSED_RNN_DEVICE Cluster(const Group& group, unsigned char* shared)
       : group_(group),
@@ -155,10 +166,16 @@ class Cluster {
   }
   FUSED_RNN_DEVICE void arrive(int) {}
   template <int kParity>
-  FUSED_RNN_DEVICE void wait(int) {
-    mbarrier_wait(counters_ + kParity, phase_, group_.scope);
+  FUSED_RNN_DEVICE bool wait(int slot) {
+    const bool there = group_.scope == AcquireScope::kCluster ? is_there<kParity, AcquireScope::kCluster>(slot)
+                                                              : is_there<kParity, AcquireScope::kBlock>(slot);
+    if (!there) {  // counters are left alone from now on
+      peer_count_ = 0;
+      arms_ = false;
+    }
     // For the slot after the next: its parts come from blocks that have ours of the next one.
     if (arms_) mbarrier_arrive_and_expect(counters_ + kParity, group_.known_bytes);
+    return there;
   }
   FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ = keep_shared(ring_ + byte); }
   template <int kParity, int kSlotBytes>
@@ -173,8 +190,24 @@ class Cluster {
   FUSED_RNN_DEVICE void turn() {
     if (kParity == 1) phase_ ^= 1;
   }
+  // Nobody leaves while others may still store to its memory. Who has given up does not know what is on its way.
+  FUSED_RNN_DEVICE void end_run() {
+    constexpr uint64_t kOnTheWay = 100'000;  // nanoseconds: a hundred times what a store takes
+    cluster_arrive();
+    cluster_wait();
+    if (!group_.waiter.has_given_up()) return;
+    for (const uint64_t since = global_nanoseconds(); global_nanoseconds() - since < kOnTheWay;) keep_polling(1000);
+  }
 
  private:
+  template <int kParity, AcquireScope kScope>
+  FUSED_RNN_DEVICE bool is_there(int slot) {
+    Looks looks;
+    while (!all_lanes(mbarrier_is_complete<kScope>(counters_ + kParity, phase_) && !group_.waiter.has_given_up()))
+      if (!group_.waiter.looks_again(looks, group_.first_step + slot)) return false;
+    return true;
+  }
+
   Group group_;
   uint64_t* counters_;
   unsigned char* ring_;
@@ -197,9 +230,9 @@ class Polling {
     unsigned distance[kRuns];
   };
 
-  FUSED_RNN_DEVICE Polling(const Group& group, unsigned char*)
-      : bytes_(group.slot_bytes),
-        ring_(group.ring + static_cast<size_t>(group.number) * group.slots * group.slot_bytes) {}
+  static constexpr Blocks kBlocks = Blocks::kPolling;
+
+  FUSED_RNN_DEVICE Polling(const Group& group, unsigned char*) : group_(group), ring_(first_slot()) {}
   template <int kSlotBytes>
   FUSED_RNN_DEVICE void begin_run() {}
   template <int kRuns>
@@ -219,16 +252,18 @@ class Polling {
           store_relaxed<kOffset>(to, quad.pack[run][part]);
         });
       });
-    outlet.to += bytes_;
+    outlet.to += group_.slot_bytes;
   }
   // What nobody publishes, behind the last number of a slot, is zeros. For one thread, before the first turn.
   template <class S>
   FUSED_RNN_DEVICE void clear(int slot, unsigned byte) {
-    store_relaxed(ring_ + static_cast<size_t>(slot) * bytes_ + byte, Pack<sizeof(S)>{});
+    store_relaxed(ring_ + static_cast<size_t>(slot) * group_.slot_bytes + byte, Pack<sizeof(S)>{});
   }
   FUSED_RNN_DEVICE void arrive(int) {}
   template <int kParity>
-  FUSED_RNN_DEVICE void wait(int) {}
+  FUSED_RNN_DEVICE bool wait(int) {
+    return true;
+  }
   FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ += byte; }
   template <int kParity, int kSlotBytes>
   FUSED_RNN_DEVICE const unsigned char* begin() const {
@@ -249,13 +284,22 @@ class Polling {
     for (int w = 0; w < 4; ++w) most = loaded[i].word[w] > most ? loaded[i].word[w] : most;
     return most == ~0u;
   }
+  FUSED_RNN_DEVICE bool looks_again(Looks& looks) {
+    const int slot = static_cast<int>(static_cast<unsigned>(ring_ - first_slot()) / group_.slot_bytes);
+    return group_.waiter.looks_again(looks, group_.first_step + slot);
+  }
   template <int kParity>
   FUSED_RNN_DEVICE void turn() {
-    ring_ += bytes_;
+    ring_ += group_.slot_bytes;
   }
+  FUSED_RNN_DEVICE void end_run() {}
 
  private:
-  unsigned bytes_;
+  FUSED_RNN_DEVICE unsigned char* first_slot() const {
+    return group_.ring + static_cast<size_t>(group_.number) * group_.slots * group_.slot_bytes;
+  }
+
+  Group group_;
   unsigned char* ring_;  // the slot of this step
 };
 
@@ -269,6 +313,8 @@ class Flags {
   struct Outlet {
     unsigned char* to[kRuns];
   };
+
+  static constexpr Blocks kBlocks = Blocks::kFlags;
 
   FUSED_RNN_DEVICE Flags(const Group& group, unsigned char*)
       : group_(group),
@@ -299,11 +345,14 @@ class Flags {
     if (threadIdx.x == 0) store_release(flags_ + group_.rank, slot + 1);
   }
   template <int kParity>
-  FUSED_RNN_DEVICE void wait(int slot) {
+  FUSED_RNN_DEVICE bool wait(int slot) {
     constexpr unsigned kNanoseconds = 20;
-    for (int i = threadIdx.x; i < group_.blocks && threadIdx.x < 32; i += 32)
-      while (load_acquire(flags_ + i) < static_cast<uint32_t>(slot + 1)) keep_polling(kNanoseconds);
-    __syncthreads();
+    for (int i = threadIdx.x; i < group_.blocks && threadIdx.x < 32; i += 32) {
+      Looks looks;
+      while (load_acquire(flags_ + i) < static_cast<uint32_t>(slot + 1))
+        if (!group_.waiter.looks_again(looks, group_.first_step + slot, kNanoseconds)) break;
+    }
+    return __syncthreads_and(!group_.waiter.has_given_up());
   }
   FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ += byte; }
   template <int kParity, int kSlotBytes>
@@ -318,6 +367,7 @@ class Flags {
   }
   template <int kParity>
   FUSED_RNN_DEVICE void turn() {}
+  FUSED_RNN_DEVICE void end_run() {}
 
  private:
   Group group_;

@@ -39,7 +39,8 @@ void run(const Plan& plan, const Args& args, const Arrays& arrays, int64_t first
                      plan.scope,
                      memory.weights,
                      static_cast<unsigned char*>(memory.ring),
-                     reinterpret_cast<uint32_t*>(static_cast<unsigned char*>(memory.ring) + slots)};
+                     reinterpret_cast<uint32_t*>(static_cast<unsigned char*>(memory.ring) + slots),
+                     memory.watch};
     const int64_t now = std::min<int64_t>(plan.groups_at_once, groups - g);
     switch (args.dtype) {
       case Dtype::kFloat:

@@ -70,7 +70,8 @@ class Persistent {
         course_(args, (cut.first_group + number_) / cut.groups, Walk::kBack, cut.first_step, cut.end_step),
         common_(args, course_),
         link_({cut.ring, cut.flags, cut.blocks, number_, rank_, slot_bytes(cut.depth), slot_bytes(known_depth_), steps_,
-               cut.scope},
+               cut.first_step, cut.scope,
+               Waiter(cut.watch, Link::kBlocks, Walk::kBack, cut.first_group + number_, rank_)},
               shared_memory()),
         sums_(reinterpret_cast<T*>(shared_memory() + kRingBytes)),
         weights_(reinterpret_cast<unsigned char*>(sums_ + 2 * kSumCount),
@@ -120,6 +121,7 @@ class Persistent {
     FUSED_RNN_UNROLL
     for (int cell = 0; cell < kCells; ++cell)
       if (live_[cell]) walk_[cell].end(args_, arrays_, course_);
+    link_.end_run();
   }
 
   // Two of sums: one barrier in a step is enough.
@@ -128,9 +130,11 @@ class Persistent {
 
   template <int kParity>
   FUSED_RNN_DEVICE void step(int slot) {
-    link_.template wait<kParity>(slot);
     typename Weights::Sums warp_sums;
-    weights_.multiply(link_, link_.template begin<kParity, kSlotBytes>(), chunks_, warp_sums);
+    if (link_.template wait<kParity>(slot))
+      weights_.multiply(link_, link_.template begin<kParity, kSlotBytes>(), chunks_, warp_sums);
+    else
+      Weights::give_up(warp_sums);
     FUSED_RNN_UNROLL
     for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
     for (int tile_n = 0; tile_n < kTilesN; ++tile_n) {

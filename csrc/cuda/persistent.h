@@ -9,6 +9,7 @@ namespace fused_rnn {
 struct PersistentMemory {
   void* ring;     // ring_bytes
   void* weights;  // weight_bytes, packed
+  Watch watch;
 };
 
 // Once, before any steps.

@@ -8,6 +8,7 @@
 
 #include "../dispatch.h"
 #include "scope.h"
+#include "watch.h"
 
 namespace fused_rnn {
 
@@ -138,6 +139,7 @@ struct Cut {
   const void* weights;  // packed (pack_weights.cuh)
   unsigned char* ring;
   uint32_t* flags;
+  Watch watch;
 };
 
 // What a plan depends on.

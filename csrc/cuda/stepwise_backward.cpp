@@ -221,6 +221,9 @@ class BackwardLoop : Arrays {
 
 }  // namespace
 
-void stepwise_backward(const Backward& g, const Machine& machine) { BackwardLoop(g, machine).run(); }
+void stepwise_backward(const Backward& g, const Machine& machine) {
+  raise_report(g.device);
+  BackwardLoop(g, machine).run();
+}
 
 }  // namespace fused_rnn

@@ -120,7 +120,10 @@ class ForwardLoop : Arrays {
 
 }  // namespace
 
-void stepwise_forward(const Forward& f, const Machine& machine) { ForwardLoop(f, machine).run(); }
+void stepwise_forward(const Forward& f, const Machine& machine) {
+  raise_report(f.device);
+  ForwardLoop(f, machine).run();
+}
 
 int64_t set_ahead_bytes(int64_t bytes) { return ahead_bytes.exchange(bytes); }
 

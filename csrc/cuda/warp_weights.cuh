@@ -74,11 +74,17 @@ class WarpWeights {
       return of_warp + (kShows ? lane_of_warp() * 16 : 0);
   }
   // The warp's part of all sums, from first_byte() of a slot on, which has so many chunks for each warp.
-  FUSED_RNN_DEVICE void multiply(const Link& link, const unsigned char* from, int chunks, Sums& sums) const {
+  FUSED_RNN_DEVICE void multiply(Link& link, const unsigned char* from, int chunks, Sums& sums) const {
     if constexpr (Products::kTensorCores)
       multiply_pieces(link, from, sums);
     else
       multiply_numbers(link, from, chunks, sums);
+  }
+  // In its place, where the numbers will not come.
+  static FUSED_RNN_DEVICE void give_up(Sums& sums) {
+    FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
+    for (int i = 0; i < Products::kSums; ++i) sums[tile][i] = T(__int_as_float(0x7fffffff));
   }
 
  private:
@@ -95,23 +101,24 @@ class WarpWeights {
 
   // Until all are there: in one round trip, if they are.
   template <int kCount, class Load>
-  static FUSED_RNN_DEVICE void load_all(Pack<4> (&loaded)[kCount], Load load) {
+  static FUSED_RNN_DEVICE void load_all(Link& link, Pack<4> (&loaded)[kCount], Load load) {
     unrolled<kCount>([&](auto i) { loaded[i] = load(i); });
     if constexpr (Link::kPolls) {
+      Looks looks;
       while (Link::is_missing(loaded)) {
-        keep_polling();
+        if (!link.looks_again(looks)) break;
         unrolled<kCount>([&](auto i) { loaded[i] = load(i); });
       }
     }
   }
 
   // On tensor cores a lane's loads are its part of a product.
-  FUSED_RNN_DEVICE void multiply_pieces(const Link& link, const unsigned char* from, Sums& sums) const {
+  FUSED_RNN_DEVICE void multiply_pieces(Link& link, const unsigned char* from, Sums& sums) const {
     T sum[kSplit][kTilesM][Products::kSums] = {};
     unrolled<(kChunks + kStage - 1) / kStage>([&](auto stage) {
       constexpr int kFirst = stage * kStage, kOfStage = kChunks - kFirst < kStage ? kChunks - kFirst : kStage;
       Pack<4> loaded[kOfStage * kLoads];
-      load_all(loaded, [&](auto i) {
+      load_all(link, loaded, [&](auto i) {
         constexpr int kOffset = (kFirst + i / kLoads) * kStride + Products::byte_of(i % kLoads);
         return link.template load<kOffset>(from);
       });
@@ -143,7 +150,7 @@ class WarpWeights {
   // Of the first so many chunks. Those held are written out one by one, as registers have no numbers at run time; those
   // parked are a loop.
   // There is one at least.
-  FUSED_RNN_DEVICE void multiply_numbers(const Link& link, const unsigned char* slot, int chunks, Sums& sums) const {
+  FUSED_RNN_DEVICE void multiply_numbers(Link& link, const unsigned char* slot, int chunks, Sums& sums) const {
     Pack<4> loaded[kStage][kLoads];
     FUSED_RNN_UNROLL
     for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
@@ -192,10 +199,11 @@ class WarpWeights {
   FUSED_RNN_DEVICE static void fetch(const Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) {
     unrolled<kLoads>([&](auto l) { own[l] = link.template load<l * 512>(from); });
   }
-  FUSED_RNN_DEVICE void show(const Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) const {
+  FUSED_RNN_DEVICE void show(Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) const {
     if constexpr (Link::kPolls) {  // without braces nvcc would take the loop below for a part of this, and drop it
+      Looks looks;
       while (Link::is_missing(own)) {
-        keep_polling();
+        if (!link.looks_again(looks)) break;
         fetch(link, from, own);
       }
     }

@@ -12,6 +12,7 @@ it is not: ptxas and the machine code it makes, time, caches.
 import ctypes
 import functools
 import os
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +51,15 @@ class Machine:
     def options(self, seed=0, order="shuffled", weak=False, rough=False, traffic=False, patience=0):
         order = getattr(self._module.Order, order)
         self._module.set_options(seed=seed, order=order, weak=weak, rough=rough, traffic=traffic, patience=patience)
+
+    @contextmanager
+    def silence(self, block, after):
+        """From its publication number ``after`` on, all that a block of a grid publishes is lost."""
+        self._module.set_silence(block, after)
+        try:
+            yield
+        finally:
+            self._module.set_silence(-1, 0)
 
     def schedule(self, number):
         """All orders in turn, with other random numbers each time around."""

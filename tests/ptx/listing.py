@@ -1,5 +1,5 @@
-"""A kernel's PTX statement by statement, each with the lines of source that it comes from: for tests that change it, and
-for reports."""
+"""A kernel's PTX statement by statement, each with the lines of source that it comes from: for tests that change it or
+report on it."""
 
 import functools
 import re

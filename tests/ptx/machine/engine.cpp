@@ -31,15 +31,21 @@ class FencedScratch {
   std::vector<std::unique_ptr<void, Free>> held_;
 };
 
+constexpr int32_t kDevice = 0;  // the CPU of torch has no number
+
 void forward(const Forward& f, const Scratch&) {
   FencedScratch held;
   const Scratch scratch = [&](int64_t bytes) { return held.take(bytes); };
-  stepwise_forward(f, {{DeviceType::CPU}, nullptr, scratch});
+  Forward on_machine = f;
+  on_machine.device = kDevice;
+  stepwise_forward(on_machine, {{DeviceType::CPU}, nullptr, scratch});
 }
 void backward(const Backward& g, const Scratch&) {
   FencedScratch held;
   const Scratch scratch = [&](int64_t bytes) { return held.take(bytes); };
-  stepwise_backward(g, {{DeviceType::CPU}, nullptr, scratch});
+  Backward on_machine = g;
+  on_machine.device = kDevice;
+  stepwise_backward(on_machine, {{DeviceType::CPU}, nullptr, scratch});
 }
 
 const Engine kEngine = {&forward, &backward, nullptr, nullptr, nullptr};

@@ -8,6 +8,7 @@
 namespace ptx {
 
 Options options;
+Silence silence;
 Totals totals;
 
 namespace {

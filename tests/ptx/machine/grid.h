@@ -46,10 +46,13 @@ struct Block {
   std::vector<std::unique_ptr<Warp>> warps;
   uint32_t waiting = 0, alive = 0;  // warps at the barrier; that have not ended
   uint32_t epoch = 1;               // barriers of the block and the cluster that it has passed
+  uint64_t published = 0;           // instructions so far that others may wait for
   SharedMemory shared;
   Mbarriers mbarriers;
 
   Block(Grid& grid, uint32_t number, Cluster& cluster);
+  // Whether the next publication gets lost.
+  bool falls_silent() { return silence.block == number && published++ >= silence.after; }
 };
 
 // Lanes of a warp that are at the same instruction.

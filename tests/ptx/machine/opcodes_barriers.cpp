@@ -103,6 +103,7 @@ const Clock& tell(Warp& w) {
 template <int kWords>
 void store_async(Warp& w, const Instruction& i, uint32_t mask) {
   w.block->grid->note_progress();
+  if (w.block->falls_silent()) return;
   for_each_lane(mask, [&](int lane) {
     const uint64_t to = address_of(w, i, lane, 0, 0), mbarrier = address_of(w, i, lane, 1, 1 + kWords);
     check_alignment(w, i, to, 4 * kWords);

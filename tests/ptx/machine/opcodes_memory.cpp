@@ -156,6 +156,7 @@ template <Space space, class T, int kCount>
 void store(Warp& w, const Instruction& i, uint32_t mask) {
   constexpr uint32_t kBytes = sizeof(T) * kCount;
   w.block->grid->note_progress();
+  if (i.semantic != Semantic::kWeak && w.block->falls_silent()) return;
   if (options.traffic) note_traffic(w, i, mask, space == Space::kShared, kBytes);
   for (uint32_t rest = mask; rest; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);

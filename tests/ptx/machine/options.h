@@ -26,4 +26,12 @@ struct Options {
 
 extern Options options;
 
+// A block that falls silent, as one that hangs or was never started: from so many of its publications on (strong stores
+// to global memory, asynchronous ones), what it publishes is lost.
+struct Silence {
+  int64_t block = -1;  // of every grid; -1: none
+  uint64_t after = 0;
+};
+extern Silence silence;
+
 }  // namespace ptx
