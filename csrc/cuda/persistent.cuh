@@ -82,7 +82,7 @@ class Persistent {
     FUSED_RNN_UNROLL
     for (int i = 0; i < 2; ++i) {
       const int row = warp() / kWarpsK * kTilesM * 16 + lane() / 4 + 8 * i;
-      to_sums_[i] = keep_shared(sums_ + sum_place(row, lane() % 4 * 2) + warp() % kWarpsK * kColumns * kRows);
+      to_sums_[i] = keep(sums_ + sum_place(row, lane() % 4 * 2) + warp() % kWarpsK * kColumns * kRows);
     }
     FUSED_RNN_UNROLL
     for (int cell = 0; cell < kCells; ++cell) {
@@ -91,7 +91,7 @@ class Persistent {
       live_[cell] = shows_[cell] && first_unit_ + unit < hidden_ && column < columns_;
       FUSED_RNN_UNROLL
       for (int part = 0; part < Walk::kRows; ++part)
-        from_sums_[cell][part] = keep_shared(sums_ + (live_[cell] ? sum_place(part * units_ + unit, column) : 0));
+        from_sums_[cell][part] = keep(sums_ + (live_[cell] ? sum_place(part * units_ + unit, column) : 0));
       unsigned bytes[QuadOfCell::kRuns];
       FUSED_RNN_UNROLL
       for (int run = 0; run < QuadOfCell::kRuns; ++run)
@@ -211,6 +211,12 @@ class Persistent {
   // in a row columns are exchanged such that the lanes' units and columns are in banks of their own.
   static FUSED_RNN_DEVICE int sum_place(int row, int column) {
     return (column / 8 * kRows + row) * 8 + (column % 8 ^ row / 4 % (kLaneUnits / 4) * kLaneColumns);
+  }
+
+  // Two cells beside so many weights, or doubles, leave no registers for places that can be computed again.
+  static FUSED_RNN_DEVICE T* keep(T* place) {
+    constexpr bool kHasRoom = sizeof(T) == 4 && (kCells == 1 || kTilesM * kTiles.held * Products::kWords < 128);
+    return kHasRoom ? keep_shared(place) : place;
   }
 
   struct alignas(2 * sizeof(T)) Pair {

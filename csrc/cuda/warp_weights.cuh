@@ -33,7 +33,7 @@ class WarpWeights {
   // Loads of a lane that are on their way at the same time, and sums that do not wait for each other: a product of the
   // tensor cores takes some 30 cycles.
   static constexpr int kKept = kTilesM * (kHeld * kWords + (Products::kTensorCores ? 0 : Products::kSums));
-  static constexpr int kInFlight = kKept >= 128 ? 4 : 8;
+  static constexpr int kInFlight = Products::kTensorCores && kKept >= 144 ? 2 : kKept >= 128 || sizeof(S) == 8 ? 4 : 8;
   static constexpr int kStage = kLoads >= kInFlight ? 1 : kInFlight / kLoads;
   static constexpr int kSplit = kTilesM * kTilesN >= 4 || Products::kSums > 8 ? 1 : 4 / (kTilesM * kTilesN);
 
