@@ -112,6 +112,12 @@ def nvcc_flags(archs):
     return " ".join(["-std=c++20 -O3 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra", *flags])
 
 
+def compression(nvcc):
+    """What makes kernels a fifth as large in the library, where this nvcc has it."""
+    known = subprocess.run([nvcc, "--help"], capture_output=True, text=True, check=False).stdout
+    return "--compress-mode=size" if "--compress-mode" in known else ""
+
+
 # What nvcc leaves beside an object: the PTX that it was made from, which tests execute, of all its intermediate files;
 # and what ptxas says of every kernel, for scripts/cuda_check.py. The rest of its words are for whoever builds.
 KEEP_PTX = (
@@ -142,8 +148,8 @@ def ninja_file(torch, nvcc=None, archs=()):
     commands = {"cxx": f"{cxx} {cxx_flags(torch, nvcc, archs)} {compiled}"}
     if nvcc:
         # PTX with the lines of its source, which the machine code goes without: it would be more than twice as large.
-        lines = "-lineinfo -Xptxas -suppress-debug-info"
-        command = f"{shlex.quote(nvcc)} {nvcc_flags(archs)} -Xptxas -v {lines} {compiled}"
+        flags = f"{nvcc_flags(archs)} {compression(nvcc)} -lineinfo -Xptxas -v,-suppress-debug-info"
+        command = f"{shlex.quote(nvcc)} {flags} {compiled}"
         commands["nvcc"] = f"mkdir -p $out.keep; {command}{KEEP_PTX}"
     text = f"builddir = {BUILD}\n"
     for rule, command in commands.items():

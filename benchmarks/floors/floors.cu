@@ -472,7 +472,8 @@ void memory_rates(Floors& all) {
   });
 }
 
-// ---- a wait that is not answered ---------------------------------------------------------------------------------------
+// ---- a wait that is not answered
+// ---------------------------------------------------------------------------------------
 
 // How long after its time a wait ends that nobody answers, and whether the host is told of it.
 void vain_waits(Floors& all) {
@@ -487,8 +488,7 @@ void vain_waits(Floors& all) {
     void* on_device;
     check_cuda(cudaHostGetDevicePointer(&on_device, report, 0), "asking for the host's memory");
     const Watch watch = {kNanoseconds, static_cast<unsigned long long*>(on_device), given_up.data()};
-    all.measure({name,
-                 "us",
+    all.measure({name, "us",
                  [&] {
                    *report = 0;
                    given_up.fill(0);
@@ -552,8 +552,8 @@ int main(int count, char** arguments) {
       all.word = argument;
   }
   // What the design hangs on comes first: a run that is cut short has it.
-  for (auto* group :
-       {hops, grid_exchanges, clusters, grid_barriers, resident_clusters, vain_waits, matrix_products, memory_rates, launches})
+  for (auto* group : {hops, grid_exchanges, clusters, grid_barriers, resident_clusters, vain_waits, matrix_products,
+                      memory_rates, launches})
     all.guarded(all.word, [&] { group(all); });
   return all.failed > 0;
 }

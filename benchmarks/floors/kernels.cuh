@@ -349,7 +349,8 @@ __global__ void multiply_ones(float* out, int64_t* cycles, int steps) {
   cycles[warp] = end - begin;
 }
 
-// ---- a wait that is not answered ---------------------------------------------------------------------------------------
+// ---- a wait that is not answered
+// ---------------------------------------------------------------------------------------
 
 // out: nanoseconds until it gave up.
 __global__ void wait_in_vain(const Watch watch, const uint32_t* flag, uint64_t* out, int step) {

@@ -32,6 +32,11 @@ FUSED_RNN_DEVICE To bits_as(const From& from) {
   return to;
 }
 
+template <class T>
+FUSED_RNN_DEVICE T not_a_number() {
+  return T(__int_as_float(0x7fffffff));
+}
+
 FUSED_RNN_DEVICE int lane_of_warp() { return threadIdx.x % 32; }
 
 // Where number k of a column lies in a slot, in bytes.

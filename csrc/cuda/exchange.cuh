@@ -5,7 +5,8 @@
 //   outlet(bytes)        where a lane's quads go (quads.cuh), whose runs begin at these bytes of a slot
 //   publish(..)          the next slot's quad; all lanes of a warp call, and have what gather_quad gives
 //   arrive(slot)         after a thread's last publication of a slot
-//   wait(slot)           before the first look at it; all threads. false, to a whole warp: given up, it is not there
+//   wait(slot)           before the first look at it; all threads. false, to a whole warp and where kGivesUp: it is not
+//                        there and will not be, and nothing more is to be asked of this but end_run
 //   look_from(byte)      which byte of a slot is a lane's first; after the outlets
 //   begin()              where this is; load() reads 16 bytes, which may not be there yet where kPolls (is_missing,
 //                        looks_again); what is not there when the latter gives up is NaN
@@ -44,7 +45,7 @@ FUSED_RNN_DEVICE void clear_slots(unsigned char* ring, unsigned bytes) {
 class OneBlock {
  public:
   static constexpr bool kCluster = false, kCooperative = false, kRingIsShared = true, kSlotPerStep = false,
-                        kPolls = false;
+                        kPolls = false, kGivesUp = false;
   static constexpr int kSharedBytes = 0;
   template <int kRuns>
   struct Outlet {
@@ -104,7 +105,7 @@ class OneBlock {
 class Cluster {
  public:
   static constexpr bool kCluster = true, kCooperative = false, kRingIsShared = true, kSlotPerStep = false,
-                        kPolls = false;
+                        kPolls = false, kGivesUp = true;
   static constexpr int kSharedBytes = 128;  // two mbarriers; the ring stays aligned
   static constexpr int kMostBlocks = 16, kPeers = kMostBlocks / 4;
   // In each of a lane's peers; the first run's place, and how far the others are from it.
@@ -169,12 +170,8 @@ class Cluster {
   FUSED_RNN_DEVICE bool wait(int slot) {
     const bool there = group_.scope == AcquireScope::kCluster ? is_there<kParity, AcquireScope::kCluster>(slot)
                                                               : is_there<kParity, AcquireScope::kBlock>(slot);
-    if (!there) {  // counters are left alone from now on
-      peer_count_ = 0;
-      arms_ = false;
-    }
     // For the slot after the next: its parts come from blocks that have ours of the next one.
-    if (arms_) mbarrier_arrive_and_expect(counters_ + kParity, group_.known_bytes);
+    if (there && arms_) mbarrier_arrive_and_expect(counters_ + kParity, group_.known_bytes);
     return there;
   }
   FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ = keep_shared(ring_ + byte); }
@@ -203,7 +200,7 @@ class Cluster {
   template <int kParity, AcquireScope kScope>
   FUSED_RNN_DEVICE bool is_there(int slot) {
     Looks looks;
-    while (!all_lanes(mbarrier_is_complete<kScope>(counters_ + kParity, phase_) && !group_.waiter.has_given_up()))
+    while (!all_lanes(mbarrier_is_complete<kScope>(counters_ + kParity, phase_)))
       if (!group_.waiter.looks_again(looks, group_.first_step + slot)) return false;
     return true;
   }
@@ -222,7 +219,7 @@ class Cluster {
 class Polling {
  public:
   static constexpr bool kCluster = false, kCooperative = true, kRingIsShared = false, kSlotPerStep = true,
-                        kPolls = true;
+                        kPolls = true, kGivesUp = false;
   static constexpr int kSharedBytes = 0;
   template <int kRuns>
   struct Outlet {
@@ -307,7 +304,7 @@ class Polling {
 class Flags {
  public:
   static constexpr bool kCluster = false, kCooperative = true, kRingIsShared = false, kSlotPerStep = false,
-                        kPolls = false;
+                        kPolls = false, kGivesUp = true;
   static constexpr int kSharedBytes = 0;
   template <int kRuns>
   struct Outlet {

@@ -114,37 +114,49 @@ class Persistent {
       publish<0>(cell, shown);
     }
     link_.arrive(0);
-    for (int slot = 0; slot < steps_; slot += 2) {
-      step<0>(slot);
-      if (slot + 1 < steps_) step<1>(slot + 1);
+    int slot = 0;
+    while (slot < steps_) {
+      if (!multiply<0>(slot)) break;
+      finish_step<false>(Constant<0>{}, slot++);
+      if (slot == steps_ || !multiply<1>(slot)) break;
+      finish_step<false>(Constant<1>{}, slot++);
     }
+    if constexpr (Link::kGivesUp) go_on_alone(slot);
     FUSED_RNN_UNROLL
     for (int cell = 0; cell < kCells; ++cell)
       if (live_[cell]) walk_[cell].end(args_, arrays_, course_);
     link_.end_run();
   }
 
-  // Two of sums: one barrier in a step is enough.
+  // Whether all that this slot brings is there. Sums have two buffers: one barrier in a step is enough.
   template <int kParity>
-  static constexpr int kBuffer = kParity * kSumCount;
-
-  template <int kParity>
-  FUSED_RNN_DEVICE void step(int slot) {
+  FUSED_RNN_DEVICE bool multiply(int slot) {
+    if (!link_.template wait<kParity>(slot)) return false;
     typename Weights::Sums warp_sums;
-    if (link_.template wait<kParity>(slot))
-      weights_.multiply(link_, link_.template begin<kParity, kSlotBytes>(), chunks_, warp_sums);
-    else
-      Weights::give_up(warp_sums);
-    FUSED_RNN_UNROLL
-    for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
-    for (int tile_n = 0; tile_n < kTilesN; ++tile_n) {
-      T c[4];
+    weights_.multiply(link_, link_.template begin<kParity, kSlotBytes>(), chunks_, warp_sums);
+    put_sums(kParity * kSumCount, [&](int tile, int tile_n, T(&c)[4]) {  //
       Products::finish(warp_sums[tile], tile_n, c);
-      FUSED_RNN_UNROLL
-      for (int i = 0; i < 2; ++i)
-        *reinterpret_cast<Pair*>(to_sums_[i] + kBuffer<kParity> +
-                                 (tile_n * kRows + tile * 16) * 8) = {{c[2 * i], c[2 * i + 1]}};
+    });
+    return true;
+  }
+
+  // The rest of a run in which a warp waits in vain: it keeps step with the others of its block, which find no number
+  // where its sums should be, and shows nothing more to other blocks.
+  FUSED_RNN_DEVICE void go_on_alone(int slot) {
+    FUSED_RNN_NO_UNROLL
+    for (; slot < steps_; ++slot) {
+      const int parity = slot % 2;
+      put_sums(parity * kSumCount, [](int, int, T(&c)[4]) {
+        FUSED_RNN_UNROLL
+        for (int i = 0; i < 4; ++i) c[i] = not_a_number<T>();
+      });
+      finish_step<true>(parity, slot);
     }
+  }
+
+  // From the sums to what other blocks need, and then to results. Parity: an int, or a constant.
+  template <bool kAlone, class Parity>
+  FUSED_RNN_DEVICE void finish_step(Parity parity, int slot) {
     __syncthreads();
     const bool is_last = slot + 1 == steps_;
     FUSED_RNN_UNROLL
@@ -155,17 +167,20 @@ class Persistent {
         T sum[Walk::kRows];
         FUSED_RNN_UNROLL
         for (int part = 0; part < Walk::kRows; ++part) {
-          const T* const from = from_sums_[cell][part] + kBuffer<kParity>;
+          const T* const from = from_sums_[cell][part] + parity * kSumCount;
           sum[part] = from[0];
           FUSED_RNN_UNROLL
           for (int k = 1; k < kWarpsK; ++k) sum[part] += from[k * kColumns * kRows];
         }
         walk_[cell].advance(common_, sum, shown);
       }
-      if (!is_last) publish<1 - kParity>(cell, shown);
+      if constexpr (!kAlone)
+        if (!is_last) publish<1 - parity>(cell, shown);
     }
-    if (!is_last) link_.arrive(slot + 1);
-    link_.template turn<kParity>();
+    if constexpr (!kAlone) {
+      if (!is_last) link_.arrive(slot + 1);
+      link_.template turn<parity>();
+    }
     if (course_.packed) common_.pace(args_, course_);
     ++course_.number;
     FUSED_RNN_UNROLL
@@ -174,6 +189,20 @@ class Persistent {
       if (!Walk::kBack || course_.number <= course_.end) walk_[cell].store(common_);
       walk_[cell].move(common_);
       walk_[cell].fetch(args_, common_, course_, course_.number);
+    }
+  }
+
+  // The warp's part of all sums, to where it is added to that of others. take(tile of rows, tile of columns, c)
+  template <class Take>
+  FUSED_RNN_DEVICE void put_sums(int buffer, Take take) {
+    FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
+    for (int tile_n = 0; tile_n < kTilesN; ++tile_n) {
+      T c[4];
+      take(tile, tile_n, c);
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 2; ++i)
+        *reinterpret_cast<Pair*>(to_sums_[i] + buffer + (tile_n * kRows + tile * 16) * 8) = {{c[2 * i], c[2 * i + 1]}};
     }
   }
 

@@ -45,7 +45,8 @@ class Waiter {
     return word.word[0] != 0;
   }
   FUSED_RNN_DEVICE void give_up(int step) {
-    if (watch_.report) *static_cast<volatile unsigned long long*>(watch_.report) = who_.word | static_cast<uint32_t>(step);
+    if (watch_.report)
+      *static_cast<volatile unsigned long long*>(watch_.report) = who_.word | static_cast<uint32_t>(step);
     store_relaxed(watch_.given_up, Pack<1>{1});
     given_up_ = true;
   }

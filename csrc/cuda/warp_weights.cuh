@@ -80,12 +80,6 @@ class WarpWeights {
     else
       multiply_numbers(link, from, chunks, sums);
   }
-  // In its place, where the numbers will not come.
-  static FUSED_RNN_DEVICE void give_up(Sums& sums) {
-    FUSED_RNN_UNROLL
-    for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
-    for (int i = 0; i < Products::kSums; ++i) sums[tile][i] = T(__int_as_float(0x7fffffff));
-  }
 
  private:
   // Words first .. first + kCount - 1 of a piece.

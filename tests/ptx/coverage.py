@@ -1,47 +1,274 @@
-"""Calls that reach every kernel and nearly every instruction, and a report of what is left and why."""
+"""Calls that reach every kernel and nearly every instruction that a layer can reach; and a report of what is left and
+why.
 
+Of the products of the persistent kernel, code is compiled for as much of K as its registers and shared memory hold; for
+many a cell no layer is ever that wide where a shape is taken. That is no gap of these calls, so shares come with and
+without it.
+"""
 
+import itertools
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+from common import tf32
 
 from fused_rnn._ops import Wanted
 
-from . import building
-from .cases import BF16, F32, F64
+from . import building, calls, listing
+from .calls import Call
+from .cases import BF16, F16, F32, F64
+from .mutants import Pass
 
 LSTM, GRU, TANH, RELU = CELLS = range(4)
 REPORT = building.FOLDER / "coverage.txt"
 ENDS = int(Wanted.INPUT | Wanted.BIAS_IH)  # gradients that need no copies of large matrices
+NARROW = 300  # widths that are cheap
 
-# Widths at which each shape of the persistent kernel is taken, for cells of four, three and one gates; with a batch where
-# it takes many rows. Products one by one read no more of a slot than the width fills: the wider, the more of the code.
+# Widths at which each shape of the persistent kernel is taken, for cells of four, three and one gates; with a batch
+# where it takes many rows. Products one by one read no more of a slot than the width fills: the wider, the more of the
+# code.
 FORWARD = {
     (F32, "one", False): ((64,), (64,), (64,)),
     (F32, "cluster", False): ((256,), (256,), (256,)),
-    (F32, "polling", False): ((300, 560, (300, 40)), (300, 560, (300, 40)), (1500, (600, 56), (300, 112))),
-    (F32, "flags", False): ((300,), (300,), (1500,)),
+    (F32, "polling", False): ((512, 1024, (300, 40)), (512, 1024, (300, 40)), (1030, (1000, 24), (300, 112))),
+    (F32, "flags", False): ((512,), (512,), (1030,)),
     (F32, "cluster", True): ((64,), (64,), (64,)),
     (F32, "polling", True): ((37, 520, (520, 24)), (37, 520, (520, 24)), (37, 520, (520, 64))),
     (F64, "one", False): ((29,), (37,), (64,)),
     (F64, "cluster", False): ((256,), (256,), (256,)),
-    (F64, "flags", False): ((300,), (300,), (1030,)),
-    (BF16, "one", False): ((13,), (13,), (13,)),
-    (BF16, "cluster", False): ((37, 136, 280), (37, 136, 280), (37, 136, 280)),
+    (F64, "flags", False): ((512,), (512,), (1030,)),
+    (BF16, "one", False): ((64,), (64,), (64,)),
+    (BF16, "cluster", False): ((128, 256, 512), (128, 256, 512), (128, 256, 512)),
     (BF16, "polling", False): (
-        (37, (5, 300), (29, 304), 1540),
-        (37, (5, 300), (29, 304), 1540),
-        (37, (5, 300), (1100, 24), 1540),
+        (37, (37, 350), (29, 304), 1540),
+        (37, (37, 350), (29, 304), 1540),
+        (37, (37, 700), (1100, 24), 1540),
     ),
 }
 BACKWARD = {
     (F32, "one", False): ((64,), (64,), (64,)),
     (F32, "cluster", False): ((256,), (256,), (256,)),
-    (F32, "polling", False): ((256, 560), (330, 768), (1024, 1056)),
-    (F32, "flags", False): ((384,), (500,), (1100,)),
+    (F32, "polling", False): ((256, 640), (330, 768), (1024, 1056)),
+    (F32, "flags", False): ((384,), (500,), (1030,)),
     (F32, "cluster", True): ((88,), (88,), ()),
     (F32, "polling", True): ((136, 520), (184, 688), (520, 2056)),
     (F64, "one", False): ((29,), (37,), (64,)),
     (F64, "cluster", False): ((256,), (256,), (256,)),
-    (F64, "flags", False): ((256,), (330,), (1024,)),
-    (BF16, "one", False): ((13,), (13,), (13,)),
-    (BF16, "cluster", False): ((37, 136, 280), (37, 184, 352), (37,)),
+    (F64, "flags", False): ((512,), (512,), (1030,)),
+    (BF16, "one", False): ((64,), (64,), (64,)),
+    (BF16, "cluster", False): ((128, 256, 512), (160, 330, 512), (512,)),
     (BF16, "polling", False): ((37, 520), (37, 688), (37, 2056)),
 }
+# A pattern of a kernel's name, and why no layer is ever given it.
+NEVER_TAKEN = [
+    (r"sum_rowsINS0_(4Half|8BFloat16)ES2_E", "adds up gradients of a cell's own parameters, and no cell has any"),
+    *(
+        (
+            rf"BackwardCellINS0_3RnnINS0_4{function}E.*ClusterENS0_11TensorCores.*TilesELi1ELi8ELi2ELi{held}ELi0E",
+            "with one gate the 512 units that a cluster holds fill 512 of K, for which a smaller shape is enough",
+        )
+        for function, held in itertools.product(("Tanh", "Relu"), (4, 8))
+    ),
+    *(
+        (
+            rf"BackwardCellINS0_3RnnINS0_4{function}E.*ClusterENS0_4Tf32",
+            "with one gate the 256 units that a cluster holds are one chunk of K, which costs less one by one",
+        )
+        for function in ("Tanh", "Relu")
+    ),
+]
+
+
+# ---- calls -----------------------------------------------------------------------------------------------------------
+
+
+def stepwise():
+    for dtype in (F32, F64, BF16, F16):
+        for cell in CELLS:
+            yield Call(dtype, cell, tangents=True, cells=True)
+            yield Call(dtype, cell, rows="packed", states=False, norms=True, tangents=True)
+            yield Call(dtype, cell, tokens=True, clip=0.1, input_size=40)
+            yield Call(dtype, cell, tokens=True, rows="packed", input_size=3)
+            yield Call(dtype, cell, members=2, groups=3, norms=True, clip=0.1, cells=True, bias=False)
+            yield Call(dtype, cell, rows="padded", groups=6, given=False, reset=False)
+        yield Call(dtype, LSTM, projected=True, tangents=True, cells=True)
+        yield Call(dtype, LSTM, projected=True, rows="packed")
+        yield Call(dtype, LSTM, rows="padded", batch=70)  # rows are summed in pieces
+
+
+def persistent():
+    for table, direction in ((FORWARD, "forward"), (BACKWARD, "backward")):
+        for (dtype, engine, rounds), widths in table.items():
+            for own, cell in itertools.product((BF16, F16) if dtype == BF16 else (dtype,), CELLS):
+                for width in widths[min(cell, TANH)]:
+                    for call in of_width(own, cell, engine, width):
+                        yield Pass(call, direction, tf32=rounds)
+
+
+def of_width(dtype, cell, engine, width):
+    hidden, batch = width if isinstance(width, tuple) else (width, 16 if width < 100 else 8)
+    is_narrow = hidden < NARROW and batch < 100
+    plain = Call(
+        *(dtype, cell, engine),
+        steps=3,
+        batch=batch,
+        hidden=hidden,
+        bidirectional=hidden < 100 and batch != 304,
+        rows="packed",
+        cells=True,
+        clip=0.1,
+        wanted=calls.EVERYTHING if is_narrow else ENDS,
+    )
+    yield plain
+    if is_narrow:
+        yield plain._replace(rows="lengths")
+        yield plain._replace(rows="padded", bias=False, given=False, reset=False, cells=False, clip=None, steps=4)
+
+
+def what_is_wrong(run: Pass) -> str | None:
+    """Of one direction. The way back begins with what the stepwise kernels save, which costs less; results are compared
+    with the CPU's, also those that are rounded to TF32: by as much as a few products of wide layers lose."""
+    ours, theirs, call = torch.ops.fused_rnn_emulated, torch.ops.fused_rnn, run.call
+    factor = 1e3 if run.tf32 else 4 if call.hidden > NARROW else 1
+    a = calls.Arguments(call)
+    outputs, saved = calls.forward(theirs, a)
+    with tf32(run.tf32):
+        if run.direction == "forward":
+            return calls.differences(call.dtype, lambda: calls.forward(ours, a)[0], outputs, factor)
+        grads = a.gradients(outputs)
+        expected = calls.backward(theirs, a, grads, saved)
+        saved = calls.forward(ours, calls.Arguments(call._replace(engine="stepwise")))[1]
+        return calls.differences(call.dtype, lambda: calls.backward(ours, a, grads, saved), expected, factor)
+
+
+def everything() -> list[str]:
+    """Runs all of it. Returns what is wrong."""
+    wrong = []
+    for run in (*stepwise(), *persistent()):
+        found = what_is_wrong(run) if isinstance(run, Pass) else calls.what_is_wrong(run)
+        if found:
+            wrong.append(f"{run}: {found}")
+    for count in (37, 4000):
+        numbers = torch.arange(count).to(torch.uint8)
+        if not torch.equal(torch.ops.fused_rnn_emulated.cuda_identity(numbers), numbers):
+            wrong.append(f"identity of {count} bytes")
+    return wrong
+
+
+# ---- what is left ----------------------------------------------------------------------------------------------------
+
+# Patterns of a statement's text and origin, and why a block of statements with one such is left; the first counts.
+CHUNKS = "chunks of K that no layer fills where this shape is taken, or only wider ones do"
+BEYOND_32_BITS = "division of numbers beyond 32 bits"
+NOT_OF_THE_CELL = "projections and tangents, which this cell or kernel does not have"
+OTHER_ORDER = "the order of packed weights for the other pass: each file of kernels packs for its own"
+REASONS = [
+    (r"call |trap|exit;", "", "assertions that do not hold"),
+    (r"(div|rem)\.[su]64", "", BEYOND_32_BITS),
+    (r"acquire\.cta", "", "the other scope of a cluster's waits"),
+    (r"", r"AcquireScope::kBlock", "the other scope of a cluster's waits"),
+    (r"", r"^.*pack_weights\.cuh|pack_weights\.cuh: (for|const)", OTHER_ORDER),
+    (r"", r"multiply_numbers|multiply_pieces|WarpWeights|parked_\[|kPacksOfChunk", CHUNKS),
+    (r"", r"is_missing|keep_polling|settle", "what was there at the first look"),
+    (r"", r"kPeers|store_async|outlet", "more blocks in a cluster than these widths need"),
+    (r"", r"is_reset|common\.resets|cut_", "resets, where a call has none"),
+    (r"", r"lengths|is_active|has_now|to = \{\}", "lengths and padding, where a call is packed"),
+    (r"", r"offsets|row_of|time_of|pace|first_row", "rows that are not packed, where a call's are"),
+    (r"", r"clipped|clips", "clipping, where a call has none"),
+    (r"", r"projected\(|wide|added_", NOT_OF_THE_CELL),
+    (r"", r"clear_rest|template clear", "zeros behind what is published, where there are few"),
+    (r"", r"math\.h: ", "special cases of a function"),
+    (r"", r"both\[", "the second direction, where a call has one"),
+    (r"", r"tokens\.cuh|matrices\.cuh", "loops unrolled for more rows than these"),
+]
+OUT_OF_REACH = {CHUNKS, BEYOND_32_BITS, NOT_OF_THE_CELL, OTHER_ORDER}
+UNKNOWN = "unknown"
+
+
+class Left(NamedTuple):
+    kernel: str
+    statement: listing.Statement
+    why: str
+
+
+def blocks(machine, kernel) -> list[list[listing.Statement]]:
+    """Statements that are executed one after the other: between labels and branches."""
+    text, found = machine.text_of(kernel), [[]]
+    after = 0
+    for statement in listing.statements(machine, kernel):
+        labelled = any(line.startswith("$L") for line in text[after : statement.line - 1])
+        if found[-1] and (labelled or re.search(r"\bbra\b|\bret\b", found[-1][-1].opcode)):
+            found.append([])
+        found[-1].append(statement)
+        after = statement.line
+    return found
+
+
+def reason(block: list[listing.Statement]) -> str:
+    for text, origin, why in REASONS:
+        if any(re.search(text, s.text) and re.search(origin, s.origin) for s in block):
+            return why
+    return UNKNOWN
+
+
+class Coverage(NamedTuple):
+    sizes: Counter  # statements by group of kernels
+    executed: Counter
+    left: list[Left]  # of kernels that were launched
+    not_launched: list[str]
+
+    def share(self) -> float:
+        return self.executed.total() / self.sizes.total()
+
+    def share_of_reachable(self) -> float:
+        """Without what no layer reaches, or only much wider ones."""
+        missing = sum(left.why not in OUT_OF_REACH for left in self.left)
+        return self.executed.total() / (self.executed.total() + missing)
+
+
+def group_of(kernel: str) -> str:
+    if found := re.search(
+        r"(Forward|Backward)CellI.*?(OneBlock|Cluster|Polling|Flags)E.*?(Scalars|Tf32|Tensor)", kernel
+    ):
+        return f"persistent {found[1].lower()}, {found[2]}, {found[3]}"
+    return re.search(r"\d+([a-z_]{4,})(I|E|P)", kernel[kernel.find("_cu_") + 12 :])[1]
+
+
+def why_never(kernel: str) -> str | None:
+    return next((why for pattern, why in NEVER_TAKEN if re.search(pattern, kernel)), None)
+
+
+def measure(machine) -> Coverage:
+    sizes, executed, left, not_launched = Counter(), Counter(), [], []
+    for kernel in machine.names():
+        if machine.launches_of(kernel) == 0:
+            not_launched.append(kernel)
+            sizes[group_of(kernel)] += len(listing.statements(machine, kernel))
+            continue
+        for block in blocks(machine, kernel):
+            sizes[group_of(kernel)] += len(block)
+            executed[group_of(kernel)] += sum(s.executed > 0 for s in block)
+            rest = [s for s in block if not s.executed]
+            why = reason(rest) if rest else ""
+            left += [Left(kernel, s, why) for s in rest]
+    return Coverage(sizes, executed, left, not_launched)
+
+
+def report(found: Coverage) -> str:
+    lines = [f"{found.share():.1%} of all statements were executed, {found.share_of_reachable():.1%} of those in reach"]
+    lines += ["", "by group of kernels"]
+    lines += [f"{found.executed[g] / n:7.1%} of {n:6} {g}" for g, n in sorted(found.sizes.items())]
+    lines += ["", "kernels that were not launched"]
+    lines += [f"{kernel}: {why_never(kernel) or UNKNOWN}" for kernel in found.not_launched]
+    lines += ["", "left in the others, by reason"]
+    by_reason = Counter(left.why for left in found.left)
+    lines += [f"{n:7} {why}" for why, n in by_reason.most_common()]
+    for why in by_reason:
+        lines += ["", f"{why}, by source line"]
+        places = Counter(
+            f"{f.file}:{f.line}: {f.text}" for s in found.left if s.why == why for f in s.statement.frames[:1]
+        )
+        lines += [f"{n:7} {place}" for place, n in places.most_common(25)]
+    return "\n".join(lines) + "\n"

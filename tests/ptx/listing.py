@@ -23,6 +23,10 @@ class Statement(NamedTuple):
     frames: tuple[Frame, ...]  # where it stands in the source, then where that was inlined, and so on
     executed: int  # how often, by how few lanes ever, since counts were last reset
 
+    @property
+    def origin(self) -> str:
+        return "\n".join(f"{frame.file}: {frame.text}" for frame in self.frames)
+
 
 @functools.cache
 def _lines(path: str) -> list[str]:
@@ -38,15 +42,17 @@ def _frame(path: str, line: int) -> Frame:
 def _frames_by_line(text: list[str]) -> list[tuple[Frame, ...]]:
     """Of every line of the PTX. A .loc tells the place that it was inlined at, and one before it tells about that."""
     files = dict(match.groups() for match in map(FILE.match, text) if match)
-    known: dict[tuple, tuple] = {}
+    known: dict[tuple, tuple] = {}  # the places of a .loc, its own first
+    frames: dict[tuple, tuple[Frame, ...]] = {(): ()}
     found, now = [], ()
     for line in text:
         if match := LOC.match(line):
             place, at = match.group(1, 2, 3), match.group(4, 5, 6)
-            now = (place, *((at,) if at[0] and at not in known else known.get(at, ())))
-            known[place] = now
-        found.append(now)
-    return [tuple(_frame(files[file], int(line)) for file, line, _ in frames if file in files) for frames in found]
+            now = known[place] = (place, *(known.get(at, (at,)) if at[0] else ()))
+            if now not in frames:
+                frames[now] = tuple(_frame(files[file], int(number)) for file, number, _ in now if file in files)
+        found.append(frames[now])
+    return found
 
 
 @functools.lru_cache(maxsize=64)

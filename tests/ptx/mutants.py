@@ -84,27 +84,22 @@ def running(machine, which: Pass) -> Running:
 # ---- by name ---------------------------------------------------------------------------------------------------------
 
 # Pairs of a pattern and what is put in its place, of which the first that fits a statement is taken; or a function of
-# all statements' texts.
-Changes = tuple[tuple[str, str], ...] | Callable[[list[str]], list[str]]
+# all statements.
+Changes = tuple[tuple[str, str], ...] | Callable[[list[listing.Statement]], list[str]]
 
 
 class Mutation(NamedTuple):
     name: str
     run: Pass
-    at: str  # part of "file: line of source" of a statement, or of what it was inlined into
+    at: str  # a pattern of where a statement comes from: lines "file: source", its own first, then where it was inlined
     changes: Changes
     kernel: str = ""  # part of its name
     every: int = 1  # 2: every second statement that fits, not the first
-    innermost: bool = False  # `at` is of the statement itself
 
 
 def changed_lines(mutation: Mutation, statements: list[listing.Statement]) -> dict[int, str]:
-    depth = 1 if mutation.innermost else None
-    fit = [s for s in statements if any(mutation.at in f"{f.file}: {f.text}" for f in s.frames[:depth])]
-    if callable(mutation.changes):
-        made = mutation.changes([s.text for s in fit])
-    else:
-        made = [changed(s.text, mutation.changes) for s in fit]
+    fit = [s for s in statements if re.search(mutation.at, s.origin)]
+    made = mutation.changes(fit) if callable(mutation.changes) else [changed(s.text, mutation.changes) for s in fit]
     lines = [(s.line, text) for s, text in zip(fit, made, strict=True) if text != s.text]
     return dict(lines[mutation.every - 1 :: mutation.every])
 

@@ -31,7 +31,10 @@ def machine(monkeypatch):
 
 def layer(dtype):
     generator = torch.Generator().manual_seed(0)
-    random = lambda *shape: torch.randn(*shape, generator=generator, dtype=cases.F64).to(dtype)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=cases.F64).to(dtype)
+
     weights = [random(4 * HIDDEN, n) / 8 for n in (INPUT, HIDDEN)] + [random(4 * HIDDEN) for _ in range(2)]
     return random(STEPS, BATCH, INPUT), weights, [random(STEPS, BATCH, HIDDEN), random(1, BATCH, HIDDEN)]
 
@@ -58,13 +61,15 @@ def right_or_nan(found, expected):
 
 
 def report_of(call):
-    with pytest.raises(RuntimeError, match="an earlier call on CUDA device 0 has failed, its results are NaN") as raised:
+    with pytest.raises(
+        RuntimeError, match="an earlier call on CUDA device 0 has failed, its results are NaN"
+    ) as raised:
         call()
     return re.search(r"block (\d+) of group (\d+) .* \((\w+), (\w+)\) .* in step (\d+)", str(raised.value)).groups()
 
 
-# At once; and after the first steps. A warp publishes for several cells in a step.
-@pytest.mark.parametrize("after", [0, 30])
+# At once, and after some steps: a block has several publications in each.
+@pytest.mark.parametrize("after", [0, 7])
 @pytest.mark.parametrize(("way", "dtype"), WAYS)
 def test_forward(machine, monkeypatch, way, dtype, after):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", way)
@@ -74,14 +79,13 @@ def test_forward(machine, monkeypatch, way, dtype, after):
         found = forward(x, weights)
     right_or_nan(found[:3], expected[:3])
     assert found[0][-1].isnan().all() and found[1].isnan().all() and found[2].isnan().all()
-    assert after == 0 or not found[0][0].isnan().any()
-    block, group, blocks, direction, step = report_of(lambda: forward(x, weights))
+    _block, group, blocks, direction, step = report_of(lambda: forward(x, weights))
     assert (group, blocks, direction) == ("0", way, "forward") and int(step) < STEPS
     right_or_nan(forward(x, weights)[:3], expected[:3])  # and all goes on
     assert forward(x, weights)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("after", [0, 30])
+@pytest.mark.parametrize("after", [0, 7])
 @pytest.mark.parametrize(("way", "dtype"), WAYS)
 def test_backward(machine, monkeypatch, way, dtype, after):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", way)
@@ -106,7 +110,7 @@ def test_in_every_order(machine, monkeypatch, way, order):
     expected = forward(x, weights)
     for seed in range(3):
         machine.options(seed=seed, order=order)
-        with machine.silence(seed, 17 * seed):
+        with machine.silence(seed % 2, 4 * seed):
             found = forward(x, weights)
         right_or_nan(found[:3], expected[:3])
         assert found[1].isnan().all()
@@ -119,9 +123,12 @@ def test_resets_begin_anew(machine, monkeypatch):
     x, weights, _ = layer(cases.F32)
     reset = torch.zeros(STEPS, BATCH, dtype=torch.bool)
     reset[4, 1] = True
-    call = lambda: torch.ops.fused_rnn_emulated.layer_forward(
-        0, True, False, x, None, None, weights, None, None, reset, True, False, None
-    )
+
+    def call():
+        return torch.ops.fused_rnn_emulated.layer_forward(
+            0, True, False, x, None, None, weights, None, None, reset, True, False, None
+        )
+
     expected = call()
     with machine.silence(1, 0):
         found = call()

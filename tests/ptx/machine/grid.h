@@ -45,6 +45,7 @@ struct Block {
   Cluster* cluster;
   std::vector<std::unique_ptr<Warp>> warps;
   uint32_t waiting = 0, alive = 0;  // warps at the barrier; that have not ended
+  bool unanimous = true;            // whether all that have come to a bar.red.and say yes
   uint32_t epoch = 1;               // barriers of the block and the cluster that it has passed
   uint64_t published = 0;           // instructions so far that others may wait for
   SharedMemory shared;
@@ -74,6 +75,7 @@ struct Warp {
   uint64_t polled_at = ~uint64_t{0};  // the grid's progress when its last turn brought none
   std::vector<Fragment> fragments;
   uint32_t cluster_phase = 0;
+  uint32_t vote = kNone;  // where the result of the bar.red that it waits at goes
   bool arrived_at_cluster = false;
   Knowledge knows;            // what its lanes know of shared memory
   std::vector<Clock> clocks;  // of its lanes; weak memory only

@@ -22,8 +22,8 @@ bool OpcodeName::is_any_of(std::initializer_list<std::string_view> firsts) const
 
 bool OpcodeName::has_result() const {
   if (first() == "mbarrier") return has("arrive") || has("arrive_drop") || has("test_wait") || has("try_wait");
-  return !is_any_of(
-      {"st", "red", "bar", "barrier", "fence", "membar", "nanosleep", "trap", "cp", "prefetch", "griddepcontrol"});
+  if (is_any_of({"bar", "barrier"})) return has("red");
+  return !is_any_of({"st", "red", "fence", "membar", "nanosleep", "trap", "cp", "prefetch", "griddepcontrol"});
 }
 
 // The last type, but of a conversion, which ends with that of its source.

@@ -174,6 +174,7 @@ void add_barriers(Opcodes& all) {
   // 9.7.13.1 bar.sync, barrier.sync, of the whole block
   all.add("bar.sync", nothing, {4}, Kind::kBarrier);
   all.add("barrier.sync", nothing, {4}, Kind::kBarrier);
+  all.add("bar.red.and.pred", nothing, {4, kPredicate}, Kind::kBarrier);
   all.add("bar.warp.sync", sync_warp, {4}, Kind::kWarp);
   all.add("nanosleep.u32", nothing, {4}, Kind::kPoll);  // 9.7.19.2: for any time, none included
 }

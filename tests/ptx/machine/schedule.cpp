@@ -174,7 +174,7 @@ class Turn {
     ++f.pc;
     switch (i.kind) {
       case Kind::kBarrier:
-        return wait_at_barrier();
+        return wait_at_barrier(i);
       case Kind::kClusterArrive:
         return arrive_at_cluster(i);
       case Kind::kClusterWait:
@@ -184,8 +184,12 @@ class Turn {
     }
   }
 
-  void wait_at_barrier() {
+  void wait_at_barrier(const Instruction& i) {
     over_ = true;
+    if (i.d[0] != kNone) {
+      w_.vote = i.d[0];
+      w_.block->unanimous &= (predicate(w_, i.s[1]) & w_.lanes) == w_.lanes;
+    }
     ++w_.block->waiting;
     w_.state = State::kAtBarrier;
     g_.note_progress();

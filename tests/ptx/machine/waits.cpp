@@ -1,5 +1,7 @@
 #include "waits.h"
 
+#include "registers.h"
+
 #include <algorithm>
 
 namespace ptx {
@@ -53,6 +55,12 @@ void make_ready(Warp& w) {
 void end_block_barrier_if_due(Block& b) {
   if (b.alive == 0 || b.waiting < b.alive) return;
   b.waiting = 0;
+  for (auto& w : b.warps) {
+    if (w->vote == kNone) continue;
+    predicate(*w, w->vote) = b.unanimous ? kAllLanes : 0;
+    w->vote = kNone;
+  }
+  b.unanimous = true;
   join_knowledge(b);
   join_clocks({&b});
   b.grid->note_progress();

@@ -1,0 +1,46 @@
+"""The calls of coverage.py reach every kernel, and nearly all that can be reached of each."""
+
+import pytest
+
+import ptx
+
+from . import coverage
+
+
+@pytest.fixture(scope="module")
+def machine():
+    found = ptx.load()
+    found.undo_changes()
+    found.options()
+    found.fill_memory(True)
+    yield found
+    found.fill_memory(False)
+
+
+@pytest.fixture(scope="module")
+def found(machine):
+    machine.reset_counts()
+    assert coverage.everything() == []
+    measured = coverage.measure(machine)
+    coverage.REPORT.write_text(coverage.report(measured))
+    print(coverage.report(measured)[:4000])
+    return measured
+
+
+def test_every_kernel_is_launched(found):
+    """But for those of which it is said why no layer is ever given them."""
+    assert [kernel for kernel in found.not_launched if not coverage.why_never(kernel)] == []
+
+
+def test_no_kernel_is_wrongly_said_to_be_never_taken(machine, found):
+    launched = set(machine.names()) - set(found.not_launched)
+    assert [kernel for kernel in launched if coverage.why_never(kernel)] == []
+
+
+def test_nearly_every_instruction_is_executed(found):
+    assert found.share_of_reachable() > 0.95
+
+
+def test_what_is_left_is_explained(found):
+    unknown = sum(left.why == coverage.UNKNOWN for left in found.left)
+    assert unknown < 0.01 * found.sizes.total()
