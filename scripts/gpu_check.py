@@ -30,7 +30,7 @@ SANITIZER = "compute-sanitizer --tool {tool} --kernel-name kns=fused_rnn --error
 # Warnings are errors in this project's tests; here, one of some package of the machine's should not cost a run.
 PYTEST = "{python} -m pytest {tests} -m cuda -q -p no:cacheprovider -W default --durations=5"
 FEW, MANY = (PYTEST.replace("{tests}", f"tests/{name}.py") for name in ("test_cuda", "test_cuda_parity"))
-# Waits at the block's scope: not right by the letter, perhaps right and faster. What this says decides nothing by itself.
+# Waits at the block's scope: not right by the letter, perhaps right and faster. This alone decides nothing.
 NARROW = "FUSED_RNN_CUDA_MBARRIER_SCOPE=cta "
 WAYS = ("one", "cluster", "polling", "flags")  # of the persistent kernel; one that hangs keeps no other from running
 IN_GRAPHS = "'(graph or same_bits or streams_and_threads) and not projected'"

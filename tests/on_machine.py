@@ -1,4 +1,4 @@
-"""A pytest plugin, ``-p on_machine``: tests run on the CUDA engine, whose kernels' PTX is executed on the CPU (ptx/)."""
+"""A pytest plugin, ``-p on_machine``: tests run on the CUDA engine, its kernels' PTX executed on the CPU (ptx/)."""
 
 import ptx
 import torch

@@ -147,8 +147,8 @@ def test_a_sequence_carried_over_is_the_same_sequence(kind, dtype, no_reference)
     for at in (4, 3, 8):
         first, state = layer(x[:at])
         second, _ = layer(x[at:], state)
-        # But for a piece of a few rows, whose products are added up in another order; as torch's products, which the CUDA
-        # engine uses, are for any number of rows.
+        # But for a piece of a few rows, whose products are added up in another order. The CUDA engine's products are
+        # torch's, which are so for any number of rows.
         own_products = _ops._operators is torch.ops.fused_rnn
         tolerance = 0 if exact and own_products and at != 8 else rounded
         torch.testing.assert_close(torch.cat([first, second]), whole, rtol=tolerance, atol=tolerance)

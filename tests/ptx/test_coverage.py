@@ -22,6 +22,7 @@ def found(machine):
     machine.reset_counts()
     assert coverage.everything() == []
     measured = coverage.measure(machine)
+    coverage.REPORT.parent.mkdir(parents=True, exist_ok=True)
     coverage.REPORT.write_text(coverage.report(measured))
     print(coverage.report(measured)[:4000])
     return measured
