@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-// The operators' namespace in torch.ops. The tests build them a second time, for kernels in software, under another one.
+// The namespace of the operators in torch.ops. The tests build them again, for kernels in software, under another one.
 #ifndef FUSED_RNN_LIBRARY
 #define FUSED_RNN_LIBRARY fused_rnn
 #endif
