@@ -26,7 +26,7 @@ else
   ENVIRONMENT := $(wildcard $(ACTIVE)/pyvenv.cfg)
 endif
 
-.PHONY: help test test-cuda bench lint format dist cuda-check library clean
+.PHONY: help test test-cuda bench lint format dist cuda-check oldest-gpu library clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 14
@@ -59,6 +59,9 @@ dist: $(STAMP)-dev ## make sdist and wheel, try each in a fresh environment
 
 cuda-check: $(STAMP)-dev library ## show the CUDA kernels' registers and occupancy, fail on local memory
 	"$(PYTHON)" scripts/cuda_check.py
+
+oldest-gpu: library ## compile some CUDA kernels for the oldest GPUs, which lack most of what Hopper has
+	"$(PYTHON)" scripts/compile_all_archs.py --archs 75 -- csrc/cuda/identity.cu csrc/cuda/persistent_float_forward.cu
 
 library: $(STAMP)-tools ## build fused_rnn/_C.so
 	"$(PYTHON)" setup.py --quiet build_ext --inplace

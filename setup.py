@@ -113,9 +113,12 @@ def nvcc_flags(archs):
 
 
 def compression(nvcc):
-    """What makes kernels a fifth as large in the library, where this nvcc has it."""
-    known = subprocess.run([nvcc, "--help"], capture_output=True, text=True, check=False).stdout
-    return "--compress-mode=size" if "--compress-mode" in known else ""
+    """What makes kernels a fifth as large. Before CUDA 13 a library so packed needs a newer driver than CUDA does."""
+    if not shutil.which(nvcc):
+        return ""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.", said)
+    return "--compress-mode=size" if release and int(release[1]) >= 13 else ""
 
 
 # What nvcc leaves beside an object: the PTX that it was made from, which tests execute, of all its intermediate files;
@@ -150,7 +153,7 @@ def ninja_file(torch, nvcc=None, archs=()):
         # PTX with the lines of its source, which the machine code goes without: it would be more than twice as large.
         flags = f"{nvcc_flags(archs)} {compression(nvcc)} -lineinfo -Xptxas -v,-suppress-debug-info"
         command = f"{shlex.quote(nvcc)} {flags} {compiled}"
-        commands["nvcc"] = f"mkdir -p $out.keep; {command}{KEEP_PTX}"
+        commands["nvcc"] = f"rm -rf $out.keep; mkdir -p $out.keep; {command}{KEEP_PTX}"
     text = f"builddir = {BUILD}\n"
     for rule, command in commands.items():
         text += f"rule {rule}\n  command = {command}\n  depfile = $out.d\n  deps = gcc\n  description = {rule} $out\n"

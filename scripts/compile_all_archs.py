@@ -24,7 +24,7 @@ def known_to(nvcc):
 
 
 def line(arch, source, seconds, report):
-    kernels = cuda_check.kernels_of(source, report)
+    kernels = cuda_check.kernels_of(source, report, f"sm_{arch}")
     most = max(int(kernel["registers"]) for kernel in kernels)
     spilling = sum(map(cuda_check.spills, kernels))
     return (
@@ -40,7 +40,8 @@ def main():
     parser.add_argument("--archs", nargs="+", default=known_to(nvcc))
     parser.add_argument("sources", nargs="*")
     options = parser.parse_args()
-    found = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cu"))
+    found = [path for path in (ROOT / "csrc").rglob("*.cu") if path.name not in cuda_check.HOST_ONLY]
+    found = sorted(str(path.relative_to(ROOT)) for path in found)
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         for arch in options.archs:

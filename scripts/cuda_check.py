@@ -26,9 +26,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCH = "sm_90a"
+HOST_ONLY = {"watch.cu"}  # calls CUDA's runtime, has no kernel
 
 KERNEL = re.compile(
-    r"Compiling entry function '(?P<name>\w+)'.*?"
+    r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
     r".*?Used (?P<registers>\d+) registers[^\n]*",
     re.DOTALL,
@@ -88,8 +89,9 @@ def compile_source(source, nvcc, flags, output):
     return done.stderr
 
 
-def kernels_of(source, report):
-    return list(KERNEL.finditer(report)) or sys.exit(f"cuda_check: ptxas reports no kernel in {source}")
+def kernels_of(source, report, arch=ARCH):
+    found = [kernel for kernel in KERNEL.finditer(report) if kernel["arch"] == arch]
+    return found or sys.exit(f"cuda_check: ptxas reports no kernel in {source} for {arch}")
 
 
 def spills(kernel):
@@ -212,7 +214,7 @@ def main():
     nvcc = setup["find_nvcc"]() or sys.exit("cuda_check: there is no nvcc")
     disassembler = find_disassembler(nvcc)
     found = [*(ROOT / "csrc").rglob("*.cu"), *(ROOT / "benchmarks").rglob("*.cu")]
-    sources = sys.argv[1:] or sorted(str(path.relative_to(ROOT)) for path in found)
+    sources = sys.argv[1:] or sorted(str(path.relative_to(ROOT)) for path in found if path.name not in HOST_ONLY)
     flags = setup["nvcc_flags"]([ARCH.removeprefix("sm_")])
     shapes = shared_of_shapes()
 

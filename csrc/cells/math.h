@@ -23,9 +23,9 @@ FUSED_RNN_FN double tanh(double x) { return ::tanh(x); }
 FUSED_RNN_FN float relu(float x) { return x < 0.f ? 0.f : x; }
 FUSED_RNN_FN double relu(double x) { return x < 0. ? 0. : x; }
 
-// 1 where x > 0, else 0.
-FUSED_RNN_FN float positive(float x) { return x > 0.f ? 1.f : 0.f; }
-FUSED_RNN_FN double positive(double x) { return x > 0. ? 1. : 0.; }
+// 1 where x > 0, else 0; NaN stays NaN here too.
+FUSED_RNN_FN float positive(float x) { return x > 0.f ? 1.f : x == x ? 0.f : x; }
+FUSED_RNN_FN double positive(double x) { return x > 0. ? 1. : x == x ? 0. : x; }
 
 // exp(-x) overflows to infinity for very negative x; 1 / (1 + inf) is then the right limit, 0.
 template <class T>

@@ -284,7 +284,8 @@ FUSED_RNN_INLINE Vec<T> relu(Vec<T> x) {
 }
 template <class T>
 FUSED_RNN_INLINE Vec<T> positive(Vec<T> x) {
-  return x.v > 0 ? Vec<T>(T(1)).v : typename Vec<T>::Native{};
+  const auto zero_or_nan = x.v == x.v ? typename Vec<T>::Native{} : x.v;
+  return x.v > 0 ? Vec<T>(T(1)).v : zero_or_nan;
 }
 
 }  // namespace

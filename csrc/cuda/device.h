@@ -16,6 +16,13 @@
 namespace fused_rnn {
 namespace {
 
+// That this is compiled for: a kernel leaves out what its GPU has no instructions for, and is never launched there.
+#ifdef __CUDA_ARCH__
+constexpr int kArchitecture = __CUDA_ARCH__;
+#else
+constexpr int kArchitecture = 0;  // the host only names kernels
+#endif
+
 // Some 32-bit words that are loaded and stored by one instruction.
 template <int N>
 struct alignas(4 * N) Pack {

@@ -107,7 +107,7 @@ class Cluster {
   static constexpr bool kCluster = true, kCooperative = false, kRingIsShared = true, kSlotPerStep = false,
                         kPolls = false, kGivesUp = true;
   static constexpr int kSharedBytes = 128;  // two mbarriers; the ring stays aligned
-  static constexpr int kMostBlocks = 16, kPeers = kMostBlocks / 4;
+  static constexpr int kPeers = kMostClusterBlocks / 4;
   // In each of a lane's peers; the first run's place, and how far the others are from it.
   template <int kRuns>
   struct Outlet {
@@ -189,11 +189,12 @@ class Cluster {
   }
   // Nobody leaves while others may still store to its memory. Who has given up does not know what is on its way.
   FUSED_RNN_DEVICE void end_run() {
-    constexpr uint64_t kOnTheWay = 100'000;  // nanoseconds: a hundred times what a store takes
+    constexpr uint64_t kOnTheWay = 100'000;  // nanoseconds: for stores to this block, of which one takes a thousand
     cluster_arrive();
     cluster_wait();
     if (!group_.waiter.has_given_up()) return;
-    for (const uint64_t since = global_nanoseconds(); global_nanoseconds() - since < kOnTheWay;) keep_polling(1000);
+    const uint64_t until = global_nanoseconds() + kOnTheWay;
+    while (global_nanoseconds() < until) keep_polling(1000);
   }
 
  private:
@@ -201,7 +202,10 @@ class Cluster {
   FUSED_RNN_DEVICE bool is_there(int slot) {
     Looks looks;
     while (!all_lanes(mbarrier_is_complete<kScope>(counters_ + kParity, phase_)))
-      if (!group_.waiter.looks_again(looks, group_.first_step + slot)) return false;
+      if (!all_lanes(group_.waiter.looks_again(looks, group_.first_step + slot))) {
+        group_.waiter.stop();  // for the lanes that would still have looked
+        return false;
+      }
     return true;
   }
 
@@ -241,6 +245,7 @@ class Polling {
   }
   template <int kParity, int kSlotBytes, class Quad>
   FUSED_RNN_DEVICE void publish(Outlet<Quad::kRuns>& outlet, const Quad& quad) {
+    static_assert(Quad::kNumberBytes <= 4, "half of a double may be all ones");
     if (threadIdx.x % 4 == 0)
       unrolled<Quad::kRuns>([&](auto run) {
         unsigned char* const to = run == 0 ? outlet.to : outlet.to + outlet.distance[run];

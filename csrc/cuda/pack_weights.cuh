@@ -20,7 +20,7 @@ struct Packing {
 
 // A thread has 16 bytes. What no unit has is zeros: padding of what is shown is multiplied too.
 template <class Products>
-__global__ void pack_weights(const Layer layer, const Packing p, Pack<4>* to) {
+FUSED_RNN_DEVICE void pack(const Layer& layer, const Packing& p, Pack<4>* to) {
   using S = typename Products::Storage;
   constexpr int kPacks = Products::kWords / 4;
   const Tiles& tiles = p.tiles;
@@ -52,6 +52,11 @@ __global__ void pack_weights(const Layer layer, const Packing p, Pack<4>* to) {
     for (int w = 0; w < 4; ++w) words.word[w] = Products::word(lane, first_word + w, number);
     to[(block * warps + warp) * of_warp + i] = words;
   });
+}
+
+template <class Products>
+__global__ void pack_weights(const Layer layer, const Packing p, Pack<4>* to) {
+  if constexpr (kArchitecture >= (Products::kTensorCores ? 800 : 700)) pack<Products>(layer, p, to);
 }
 
 template <class Products>

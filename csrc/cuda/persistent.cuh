@@ -271,12 +271,8 @@ class Persistent {
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, 1)
     persistent(const typename Kernel::Walk::Args args, const typename Kernel::Walk::Arrays arrays, const Cut cut) {
-#ifdef __CUDA_ARCH__  // what this GPU has no instructions for is never launched
   constexpr int kNeeds = Kernel::kCluster ? 900 : Kernel::kTensorCores ? 800 : 700;
-#else
-  constexpr int kNeeds = 0, __CUDA_ARCH__ = 1;
-#endif
-  if constexpr (__CUDA_ARCH__ >= kNeeds) Kernel::run(args, arrays, cut);
+  if constexpr (kArchitecture >= kNeeds) Kernel::run(args, arrays, cut);
 }
 
 }  // namespace

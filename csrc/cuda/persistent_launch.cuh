@@ -33,7 +33,8 @@ template <size_t kNumber, class Walk, Direction direction>
 bool launch_if_planned(const Plan& plan, const typename Walk::Args& args, const typename Walk::Arrays& arrays,
                        const Cut& cut, int64_t groups, void* stream) {
   constexpr Shape kShape = kShapes[kNumber];
-  if constexpr (kShape.format == kFormatOf<typename Walk::Storage> && kShape.direction == direction) {
+  if constexpr (kShape.format == kFormatOf<typename Walk::Storage> && kShape.direction == direction &&
+                is_of_use(kShape, Walk::Cell::kGates)) {
     using Link = LinkOf<kShape.blocks>;
     using Products = ProductsOf<typename Walk::Storage, kShape.tensor_cores(), kShape.tiles.tiles_n>;
     using Kernel = Persistent<Walk, Link, Products, kShape.tiles>;

@@ -29,8 +29,11 @@ class PersistentRuns {
     if (!plan_.shape) return;
     memory_ = {machine.scratch(ring_bytes(plan_, args.dtype, std::min(args.steps, most_steps()))),
                machine.scratch(weight_bytes(plan_, args)),
-               make_watch(args.device, machine.scratch(sizeof(uint32_t)), machine.stream)};
-    launch_fill(memory_.watch.given_up, 0, sizeof(uint32_t), machine.stream);
+               {}};
+    if (plan_.shape->blocks != Blocks::kOne) {  // which waits for nobody
+      memory_.watch = make_watch(args.device, machine.scratch(sizeof(uint32_t)));
+      launch_fill(memory_.watch.given_up, 0, sizeof(uint32_t), machine.stream);
+    }
     launch_pack_weights(plan_, args, memory_, machine.stream);
     if (!args.offsets) return;
     args_.offsets = on_gpu(args.offsets, args.steps);

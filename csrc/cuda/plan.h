@@ -17,6 +17,8 @@ enum class Blocks : int { kOne, kCluster, kPolling, kFlags };
 
 enum class Direction : int { kForward, kBackward };
 
+constexpr int kMostClusterBlocks = 16;  // of any GPU
+
 constexpr int64_t number_bytes(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
 
 struct Gpu {
@@ -32,6 +34,7 @@ struct Gpu {
 struct Tiles {
   int warps_m, warps_k, tiles_m, held, parked, tiles_n;
 
+  constexpr bool operator==(const Tiles&) const = default;
   constexpr int rows() const { return 16 * tiles_m * warps_m; }
   constexpr int depth() const { return 32 * warps_k * (held + parked); }
   constexpr int columns() const { return 8 * tiles_n; }
@@ -115,6 +118,26 @@ inline constexpr Shape kShapes[] = {
     {Dtype::kDouble, Direction::kBackward, Blocks::kCluster, {1, 8, 1, 2, 2, 1}},
     {Dtype::kDouble, Direction::kBackward, Blocks::kFlags, {1, 8, 1, 2, 6, 1}},
 };
+
+// How much of K a layer can have where one block or one cluster holds all of its units; for any blocks there is no end.
+constexpr int64_t most_depth(const Shape& shape, int64_t gates) {
+  const bool forward = shape.direction == Direction::kForward;
+  const int64_t blocks = shape.blocks == Blocks::kOne ? 1 : shape.blocks == Blocks::kCluster ? kMostClusterBlocks : -1;
+  if (blocks < 0) return INT64_MAX;
+  return (forward ? 1 : gates) * shape.tiles.most_units(static_cast<int>(forward ? gates : 1)) * blocks;
+}
+// Whether a cell of so many gates needs this shape: not where one like it, but of less depth, holds all that there can
+// be.
+constexpr bool is_of_use(const Shape& shape, int64_t gates) {
+  for (const Shape& other : kShapes) {
+    Tiles like = other.tiles;
+    like.held = shape.tiles.held;
+    const bool alike = other.format == shape.format && other.direction == shape.direction &&
+                       other.blocks == shape.blocks && other.tf32 == shape.tf32 && like == shape.tiles;
+    if (alike && other.tiles.held < shape.tiles.held && other.tiles.depth() >= most_depth(shape, gates)) return false;
+  }
+  return true;
+}
 
 struct Plan {
   const Shape* shape = nullptr;                 // null: stepwise

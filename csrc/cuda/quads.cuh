@@ -15,7 +15,7 @@ FUSED_RNN_FN constexpr bool unit_by_unit(int shown) {
 // As many runs of packs, each of which lies in one piece: a chunk may end between two gates.
 template <class S, int kShown>
 struct Quad {
-  static constexpr int kNumbers = 4 * kShown, kRuns = kChunk % kNumbers == 0 ? 1 : kShown;
+  static constexpr int kNumberBytes = sizeof(S), kNumbers = 4 * kShown, kRuns = kChunk % kNumbers == 0 ? 1 : kShown;
   static constexpr int kRunBytes = kNumbers / kRuns * sizeof(S), kWords = kRunBytes < 16 ? 2 : 4;
   static constexpr int kPacks = kRunBytes / (4 * kWords);
   Pack<kWords> pack[kRuns][kPacks];

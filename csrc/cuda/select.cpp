@@ -52,6 +52,7 @@ std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, co
   const bool forward = task.direction == Direction::kForward;
   const int64_t parts = forward ? cell.gates : 1, shown = forward ? 1 : cell.gates;
   if (shape.format != format_of(task.dtype) || shape.direction != task.direction) return {};
+  if (!is_of_use(shape, cell.gates)) return {};
   if (shape.blocks == Blocks::kCluster && gpu.capability < 90) return {};
   if (shape.tf32 && !task.tf32) return {};
   if (shape.tensor_cores() && gpu.capability < 80) return {};  // its tensor cores know neither bfloat16 nor TF32
@@ -75,7 +76,8 @@ std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, co
                                                      std::max<int64_t>(least, ceil_div(task.batch, 8))));
   plan.columns = static_cast<int>(ceil_div(task.batch, plan.groups));
   plan.groups = static_cast<int>(ceil_div(task.batch, plan.columns));
-  plan.groups_at_once = static_cast<int>(std::max<int64_t>(all, 1));
+  plan.groups_at_once =
+      static_cast<int>(std::clamp<int64_t>(all, 1, std::max<int64_t>(task.problems * plan.groups, 1)));
   return plan;
 }
 

@@ -20,8 +20,9 @@ class Waiter {
         who_{Report::kIsThere | (back ? Report::kIsBack : 0) | uint64_t(blocks) << Report::kBlocks |
              uint64_t(group & 0xfffff) << Report::kGroup | uint64_t(rank) << Report::kRank} {}
 
-  // Whoever has given up waits for nothing any more.
+  // Whoever has given up waits for nothing any more, nor does anyone else in this call, even where all is well.
   FUSED_RNN_DEVICE bool has_given_up() const { return given_up_; }
+  FUSED_RNN_DEVICE void stop() { given_up_ = true; }
 
   // Stands in every loop that waits, after a look in vain: whether to look again. `step`: that it waits for.
   FUSED_RNN_DEVICE bool looks_again(Looks& looks, int step, unsigned nanoseconds = 0) {
@@ -31,10 +32,10 @@ class Waiter {
     if (++looks.count % kLooksBetween > 0) return true;
     const uint64_t now = global_nanoseconds();
     if (looks.since == 0) looks.since = now;
-    if (now - looks.since > watch_.nanoseconds)
+    if (others_have())  // first, so that one of them reports
+      given_up_ = true;
+    else if (static_cast<int64_t>(now - looks.since) > static_cast<int64_t>(watch_.nanoseconds))
       give_up(step);
-    else
-      given_up_ = others_have();
     return !given_up_;
   }
 
@@ -45,8 +46,7 @@ class Waiter {
     return word.word[0] != 0;
   }
   FUSED_RNN_DEVICE void give_up(int step) {
-    if (watch_.report)
-      *static_cast<volatile unsigned long long*>(watch_.report) = who_.word | static_cast<uint32_t>(step);
+    *static_cast<volatile unsigned long long*>(watch_.report) = who_.word | static_cast<uint32_t>(step);
     store_relaxed(watch_.given_up, Pack<1>{1});
     given_up_ = true;
   }

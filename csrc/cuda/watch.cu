@@ -20,16 +20,19 @@ std::atomic<Word*>& word_of(int32_t device) {
   return words[device];
 }
 
-Word* allocate_word(int32_t device, void* stream) {
+// In the first call that may need it. A stream that is being captured, this thread's or another's, does not mind: the
+// allocation is no part of any graph.
+Word* allocate_word(int32_t device) {
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
   std::atomic<Word*>& word = word_of(device);
   if (Word* const there = word) return there;
-  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capturing), "asking whether it is captured");
-  if (capturing != cudaStreamCaptureStatusNone) return nullptr;
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   void* memory = nullptr;
-  check_cuda(cudaHostAlloc(&memory, sizeof(Word), cudaHostAllocMapped), "allocating memory of the host");
+  check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "setting the mode of captures");
+  const cudaError_t error = cudaHostAlloc(&memory, sizeof(Word), cudaHostAllocMapped);
+  check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "setting the mode of captures");
+  check_cuda(error, "allocating memory of the host");
   *static_cast<Word*>(memory) = 0;
   return word = static_cast<Word*>(memory);
 }
@@ -41,16 +44,16 @@ void raise_report(int32_t device) {
   if (!word || !*const_cast<volatile Word*>(word)) return;
   const Report report = {__atomic_exchange_n(word, 0, __ATOMIC_RELAXED)};
   if (!report.word) return;  // another thread has raised it
-  fail("fused_rnn: an earlier call on CUDA device ", device, " has failed, its results are NaN: block ", report.rank(),
-       " of group ", report.group(), " of the persistent kernel (", kBlocks[report.blocks()],
+  fail("fused_rnn: an earlier call on CUDA device ", device,
+       ", on some stream of this process, has failed, its results are NaN where they are not right: block ",
+       report.rank(), " of group ", report.group(), " of the persistent kernel (", kBlocks[report.blocks()],
        report.is_back() ? ", backward" : ", forward", ") waited in vain for what others compute in step ",
        report.step(), ", for as long as FUSED_RNN_CUDA_WAIT_S says");
 }
 
-Watch make_watch(int32_t device, void* given_up, void* stream) {
-  Word* const word = allocate_word(device, stream);
+Watch make_watch(int32_t device, void* given_up) {
   void* on_device = nullptr;
-  if (word) check_cuda(cudaHostGetDevicePointer(&on_device, word, 0), "asking for the host's memory");
+  check_cuda(cudaHostGetDevicePointer(&on_device, allocate_word(device), 0), "asking for the host's memory");
   return {wait_nanoseconds(), static_cast<Word*>(on_device), static_cast<uint32_t*>(given_up)};
 }
 

@@ -1,6 +1,6 @@
-// Waits that end. A block that has waited in vain for some seconds gives up: it writes who waited for what to a word of
-// the host's memory, which the next call on that GPU raises, tells the rest of its launch, and takes for NaN all that
-// it did not get. So are then all numbers that come of it: an output is right, or it is NaN.
+// Waits that end: of blocks for each other. A block that has waited in vain for some seconds gives up: it writes who
+// waited for what to a word of the host's memory, which the next call on that GPU raises, tells the rest of its launch,
+// and takes for NaN all that it did not get. So are then all numbers that come of it: an output is right, or it is NaN.
 #pragma once
 #include <cstdint>
 
@@ -9,7 +9,7 @@ namespace fused_rnn {
 // What the kernels of a launch know of it.
 struct Watch {
   uint64_t nanoseconds;        // that a wait may take
-  unsigned long long* report;  // in the host's memory; null: there is none
+  unsigned long long* report;  // in the host's memory
   uint32_t* given_up;          // of this call: not 0 once anyone has
 };
 
@@ -29,9 +29,8 @@ struct Report {
 
 // Raises what an earlier launch on this device has reported, without waiting for any.
 void raise_report(int32_t device);
-// For launches on this device. `given_up` has 4 bytes of its memory. The first one allocates the word, unless the
-// stream is being captured, when nothing may be: then there is no report.
-Watch make_watch(int32_t device, void* given_up, void* stream);
+// For launches on this device, whose memory `given_up` has 4 bytes of.
+Watch make_watch(int32_t device, void* given_up);
 
 // FUSED_RNN_CUDA_WAIT_S, in nanoseconds: 10 seconds unless it is set. Throws for what is no positive number.
 uint64_t wait_nanoseconds();

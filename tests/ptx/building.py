@@ -30,14 +30,14 @@ NAMESPACE = "-DFUSED_RNN_LIBRARY=fused_rnn_emulated"
 
 def engine_objects():
     """The library's objects that make up its CUDA engine, as setup.py has compiled them."""
-    cuda = sorted(NATIVE.glob("csrc/cuda/*.o"))
-    wanted = [path for path in cuda if path.name.removesuffix(".o") not in OF_A_GPU]
-    return wanted + [NATIVE / "csrc" / f"{name}.o" for name in SHARED]
+    sources = [source for _, source, *_ in SETUP["compile_steps"](with_cuda=True)]
+    cuda = [source for source in sources if "cuda" in source.parts and source.name not in OF_A_GPU]
+    return [NATIVE / f"{source}.o" for source in [*cuda, *(Path("csrc") / name for name in SHARED)]]
 
 
 def ptx_files():
     """What nvcc made of the kernels for Hopper, on the way to the machine code in those same objects."""
-    files = sorted(NATIVE.glob("csrc/cuda/*.keep/*.ptx"))
+    files = [path for each in engine_objects() for path in sorted(Path(f"{each}.keep").glob("*.ptx"))]
     return [path for path in files if ".target sm_90a" in path.read_text()[:4000]]
 
 

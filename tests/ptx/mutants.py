@@ -3,7 +3,7 @@ results are others than without the change, or the machine refuses what it does.
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,10 +23,13 @@ class Pass(NamedTuple):
     direction: str  # forward, backward or tangents
     weak: bool = False  # memory
     tf32: bool = False
+    silent: int | None = None  # a block, all of whose publications are lost
+    after: int = 0  # or those from this one on
 
     def __str__(self):
         call = self.call
-        return f"{call.engine} {str(call.dtype).removeprefix('torch.')} {self.direction} {call.hidden}"
+        name = f"{call.engine} {str(call.dtype).removeprefix('torch.')} {self.direction} {call.hidden}"
+        return name if self.silent is None else f"{name} without block {self.silent}"
 
 
 class Running:
@@ -40,9 +43,10 @@ class Running:
         with tf32(which.tf32):
             self._outputs, self._saved = calls.forward(torch.ops.fused_rnn_emulated, self._arguments)
         self._grads = self._arguments.gradients(self._outputs)
+        self._expected = self._compute()
         machine.reset_counts()
         before = {name: machine.launches_of(name) for name in machine.names()}
-        self._expected = self._compute()
+        self._compute_silently()
         launched = [name for name, launches in before.items() if machine.launches_of(name) > launches]
         self.executed = {name: [s for s in listing.statements(machine, name) if s.executed] for name in launched}
         assert (wrong := self.seen()) is None, f"{which}, unchanged: {wrong}"
@@ -56,13 +60,20 @@ class Running:
                 return calls.backward(operators, self._arguments, self._grads, self._saved)
             return calls.tangents(operators, self._arguments, self._outputs, self._grads, self._saved)
 
+    def _compute_silently(self):
+        if self.which.silent is None:
+            return self._compute()
+        with calls.silence(self.machine, self.which.silent, self.which.after):
+            return self._compute()
+
     def seen(self) -> str | None:
         """What is wrong with it now, in the first order of events that shows it."""
         machine = self.machine
         for number in range(1, ATTEMPTS + 1):
             order = machine.orders[number % len(machine.orders)].name
             machine.options(seed=number, order=order, weak=self.which.weak, patience=PATIENCE)
-            if wrong := calls.differences(self.which.call.dtype, self._compute, self._expected):
+            dtype, or_nan = self.which.call.dtype, self.which.silent is not None
+            if wrong := calls.differences(dtype, self._compute_silently, self._expected, or_nan=or_nan):
                 return wrong
         return None
 
@@ -133,31 +144,33 @@ class Weakening(NamedTuple):
 
 
 class Place(NamedTuple):
-    run: Pass
+    runs: tuple[Pass, ...]  # that execute it
     kernel: str
     statement: listing.Statement
     weakening: Weakening
 
     def __str__(self):
         frames = " < ".join(f"{f.file}: {f.text}" for f in self.statement.frames[:3])
-        return f"{self.run}: {self.statement.opcode} -> '{self.weakening.to}' at {frames}"
+        return f"{self.runs[0]}: {self.statement.opcode} -> '{self.weakening.to}' at {frames}"
 
 
-def places(machine, runs: list[Pass], weakenings: list[Weakening]) -> Iterator[Place]:
-    """Each once, in the first pass that executes it."""
-    known = set()
+def places(machine, runs: list[Pass], weakenings: list[Weakening]) -> list[Place]:
+    found: dict[tuple, Place] = {}
     for run in runs:
         fit = [w for w in weakenings if re.search(w.engines, run.call.engine) and w.weak <= run.weak]
         for kernel, statements in running(machine, run).executed.items():
             for statement in statements:
                 for weakening in fit:
-                    key = (kernel, statement.line, weakening)
-                    if key not in known and re.fullmatch(weakening.opcodes, statement.opcode):
-                        known.add(key)
-                        yield Place(run, kernel, statement, weakening)
+                    if re.fullmatch(weakening.opcodes, statement.opcode):
+                        key = (kernel, statement.line, weakening)
+                        place = found.setdefault(key, Place((), kernel, statement, weakening))
+                        found[key] = place._replace(runs=(*place.runs, run))
+    return list(found.values())
 
 
 def place_is_seen(machine, place: Place) -> str | None:
+    """In one of the passes that execute it: some things matter only once blocks have given up."""
     text = re.sub(place.weakening.pattern, place.weakening.to, place.statement.text)
     assert text != place.statement.text
-    return running(machine, place.run).seen_with(place.kernel, {place.statement.line: text})
+    seen = (running(machine, run).seen_with(place.kernel, {place.statement.line: text}) for run in place.runs)
+    return next(filter(None, seen), None)

@@ -21,10 +21,10 @@ def small(dtype, engine, hidden=13, rows="padded", reset=False, **options):
     return Call(dtype, LSTM, engine, rows=rows, reset=reset, **sizes, **options)
 
 
-def passes(dtype, engine, forward=13, backward=13, weak=False, **options):
+def passes(dtype, engine, forward=13, backward=13, weak=False, silent=None, after=0, **options):
     return [
-        Pass(small(dtype, engine, forward, **options), "forward", weak),
-        Pass(small(dtype, engine, backward, **options), "backward", weak),
+        Pass(small(dtype, engine, hidden, **options), direction, weak, silent=silent, after=after)
+        for hidden, direction in ((forward, "forward"), (backward, "backward"))
     ]
 
 
@@ -44,6 +44,10 @@ CLUSTER_F64, CLUSTER_F64_BACK = passes(F64, "cluster", 37, 37)
 POLLING, POLLING_BACK = passes(F32, "polling", 6, 18, weak=True)
 FLAGS, FLAGS_BACK = passes(F32, "flags", 6, 18, weak=True)
 FLAGS_F64, FLAGS_F64_BACK = passes(F64, "flags", 6, 18, weak=True)
+# Some of whose blocks wait in vain.
+VAIN, VAIN_BACK = passes(F32, "cluster", 37, 37, silent=1, after=3)
+VAIN_POLLING, VAIN_POLLING_BACK = passes(F32, "polling", 6, 18, weak=True, silent=1, after=1)
+VAIN_FLAGS, VAIN_FLAGS_BACK = passes(F32, "flags", 6, 18, weak=True, silent=1, after=1)
 TF32 = Pass(small(F32, "cluster", 45), "forward", tf32=True)
 # So wide that warps have several chunks, some of them parked.
 CHUNKS = Pass(small(F32, "polling", 264), "backward")
@@ -54,6 +58,7 @@ FETCHED = Pass(small(F64, "flags", 132), "backward")
 # ---- by name ---------------------------------------------------------------------------------------------------------
 
 BAR = ((r"bar\.sync\s+0;", ""),)
+NO_VOTE = ((r"bar\.red\.and\.pred\s+(%\w+), 0, (%\w+);", r"mov.pred \1, \2;"),)
 WARP_BAR = ((r"bar\.warp\.sync\s+-1;", ""),)
 PLAIN_LOADS = ((r"ld\.relaxed\.gpu\.global", "ld.global"),)
 PLAIN_STORES = ((r"st\.relaxed\.gpu\.global", "st.global"),)
@@ -164,7 +169,7 @@ NAMED = [
     Mutation("sums are read before all warps have written theirs", FLAGS, r"persistent\.cuh: __syncthreads", BAR),
     Mutation(
         "sums of the next step overwrite those of this one",
-        *(POLLING, r"^.*(\* 8\) = \{\{|\bfrom\[)(.*\n)*.*step<1>", in_first_buffer),
+        *(POLLING, r"^.*(\* 8\) = \{\{|\bfrom\[)(.*\n)*.*(multiply<1>|Constant<1>)", in_first_buffer),
     ),
     Mutation("a publication has a unit four times", ONE, r"gather_quad", LANE_0),
     Mutation("sums come from another row's lanes", ONE, r"Products::finish", OTHER_LANE),
@@ -180,7 +185,7 @@ NAMED = [
     Mutation("flags: acquire becomes relaxed, double", FLAGS_F64, "", ACQUIRE),
     Mutation("flags: barriers are left out", FLAGS, "", BAR),
     Mutation("a flag is raised before the block is done", FLAGS, r"\barrive\(", BAR),
-    Mutation("a block looks before all flags are up", FLAGS, r"\bwait<\w+>\(slot\)", BAR),
+    Mutation("a block looks before all flags are up", FLAGS, r"\bwait<\w+>\(slot\)", NO_VOTE),
     Mutation("polling: numbers are loaded plainly", POLLING, "", PLAIN_LOADS),
     Mutation("polling: numbers are stored plainly", POLLING, "", PLAIN_STORES),
     Mutation("what is not there yet is taken for a number", POLLING, r"is_missing", ((", -1;", ", 2131702838;"),)),
@@ -215,10 +220,16 @@ BY_ONE = [
     *(POLLING, POLLING_BACK, *passes(BF16, "polling", 10, 18, weak=True), CHUNKS),
     *(FLAGS, FLAGS_BACK, FLAGS_F64, FLAGS_F64_BACK),
     *(NORMS, NORMS_F64),
+    *(VAIN, VAIN_BACK, *passes(BF16, "cluster", 70, 70, silent=0, after=3)),
+    *passes(F64, "cluster", 37, 37, silent=0, after=3),
+    *passes(F32, "cluster", 210, 210, silent=2, after=9),
+    *(VAIN_POLLING, VAIN_POLLING_BACK, *passes(BF16, "polling", 10, 18, weak=True, silent=1, after=1)),
+    *(VAIN_FLAGS, VAIN_FLAGS_BACK, *passes(F64, "flags", 6, 18, weak=True, silent=1, after=1)),
 ]
 REMOVED = r"^.*$", ""
 WEAKENINGS = [
     Weakening(r"bar\.sync|bar\.warp\.sync|barrier\.cluster\..*|fence\..*", *REMOVED),
+    Weakening(r"bar\.red\.and\.pred", *NO_VOTE[0]),
     Weakening(r"mbarrier\.arrive\..*|st\.async\..*", *REMOVED),
     Weakening(r"st\.async\..*v4\.b32", *HALF),
     Weakening(r"mbarrier\.try_wait\..*acquire\.cluster.*", *BLOCK_SCOPE[0]),
@@ -240,7 +251,7 @@ class Harmless(NamedTuple):
         return (
             place.statement.opcode.startswith(self.opcode)
             and self.at in place.statement.origin
-            and re.match(self.runs, str(place.run)) is not None
+            and re.match(self.runs, str(place.runs[0])) is not None
         )
 
 

@@ -20,7 +20,7 @@ def machine():
 @pytest.fixture(scope="module")
 def found(machine):
     machine.reset_counts()
-    assert coverage.everything() == []
+    assert coverage.everything(machine) == []
     measured = coverage.measure(machine)
     coverage.REPORT.parent.mkdir(parents=True, exist_ok=True)
     coverage.REPORT.write_text(coverage.report(measured))

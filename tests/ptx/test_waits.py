@@ -29,13 +29,13 @@ def machine(monkeypatch):
     machine.fill_memory(False)
 
 
-def layer(dtype):
+def layer(dtype, gates=4):
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
         return torch.randn(*shape, generator=generator, dtype=cases.F64).to(dtype)
 
-    weights = [random(4 * HIDDEN, n) / 8 for n in (INPUT, HIDDEN)] + [random(4 * HIDDEN) for _ in range(2)]
+    weights = [random(gates * HIDDEN, n) / 8 for n in (INPUT, HIDDEN)] + [random(gates * HIDDEN) for _ in range(2)]
     return random(STEPS, BATCH, INPUT), weights, [random(STEPS, BATCH, HIDDEN), random(1, BATCH, HIDDEN)]
 
 
@@ -62,7 +62,7 @@ def right_or_nan(found, expected):
 
 def report_of(call):
     with pytest.raises(
-        RuntimeError, match="an earlier call on CUDA device 0 has failed, its results are NaN"
+        RuntimeError, match=r"an earlier call on CUDA device 0, on some stream .* has failed, its results are NaN"
     ) as raised:
         call()
     return re.search(r"block (\d+) of group (\d+) .* \((\w+), (\w+)\) .* in step (\d+)", str(raised.value)).groups()
@@ -144,3 +144,19 @@ def test_the_time_must_be_one(monkeypatch, value):
     x, weights, _ = layer(cases.F32)
     with pytest.raises(RuntimeError, match=f"FUSED_RNN_CUDA_WAIT_S must be a number of seconds above 0, got '{value}'"):
         forward(x, weights)
+
+
+@pytest.mark.parametrize("way", ["cluster", "polling", "flags"])
+def test_gradients_of_a_failed_pass(machine, monkeypatch, way):
+    """Nothing that it left lends itself to plausible gradients, by ReLU either."""
+    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", way)
+    x, weights, grads = layer(cases.F32, gates=1)
+    relu = (3, True, False, x, None, None, weights, None, None, None)
+    with machine.silence(1, 0):
+        saved = torch.ops.fused_rnn_emulated.layer_forward(*relu, True, False, None)[4]
+    report_of(lambda: forward(x, layer(cases.F32)[1]))
+    found = torch.ops.fused_rnn_emulated.layer_backward(
+        *(3, True, False, *grads, None, None, x, None, None, weights, None, None, None, saved),
+        *(cases.EVERY_GRADIENT, 1, False, None),
+    )
+    assert all(t.isnan().all() for t in found[4])
