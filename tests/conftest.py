@@ -16,8 +16,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("default")
 
-FEW_STEPS_AHEAD = 4096  # bytes: a sequence then has several runs of steps
-
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
@@ -40,7 +38,6 @@ def machine():
     machine = ptx.load()
     operators = torch.ops.fused_rnn_emulated
     machine.fill_memory(True)
-    before = machine.set_ahead_bytes(FEW_STEPS_AHEAD)
     _library.fill_memory(True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_autograd, "_FORWARD", operators.layer_forward.default)
@@ -49,8 +46,8 @@ def machine():
         patch.setattr(_ops, "_operators", operators)
         yield machine
     machine.fill_memory(False)
-    machine.set_ahead_bytes(before)
     _library.fill_memory(False)
+    machine.schedule(0)
     machine.options()
 
 

@@ -19,6 +19,8 @@ import numpy as np
 
 from . import building
 
+FEW_STEPS_AHEAD = 4096  # bytes of inputs that are projected ahead of a run of steps
+
 
 class Totals(NamedTuple):
     launches: int
@@ -40,6 +42,8 @@ class Machine:
         self._module = module
         self.library = ctypes.CDLL(module.__file__)  # what plan_info.cpp exports
         self.orders = tuple(module.Order.__members__.values())
+        self._ahead_bytes = module.set_ahead_bytes(FEW_STEPS_AHEAD)
+        module.set_ahead_bytes(self._ahead_bytes)
         for name in ("names", "text_of", "decoded", "decode_all", "launches_of", "reset_counts", "opcodes"):
             setattr(self, name, getattr(module, name))
         for name in ("fill_memory", "set_ahead_bytes", "change", "undo_changes"):
@@ -62,8 +66,13 @@ class Machine:
             self._module.set_silence(-1, 0)
 
     def schedule(self, number):
-        """All orders in turn, with other random numbers each time around."""
-        self.options(seed=number, order=self.orders[number % len(self.orders)].name)
+        """All orders in turn, with other random numbers each time around.
+
+        Every other time around a sequence is cut into runs of a few steps, as a long one is.
+        """
+        rounds, order = divmod(number, len(self.orders))
+        self.options(seed=number, order=self.orders[order].name)
+        self.set_ahead_bytes(FEW_STEPS_AHEAD if rounds % 2 else self._ahead_bytes)
 
     def counts(self, kernel) -> Counts:
         return Counts(*self._module.counts_of(kernel))

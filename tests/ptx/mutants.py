@@ -14,6 +14,7 @@ from .calls import Call
 
 ATTEMPTS = 5  # orders of events, each with random numbers of its own
 PATIENCE = 300_000  # instructions without progress: of layers as small as these that is for ever
+WITH_A_SILENT_BLOCK = 3_000_000  # all warps look at the clock some times, and then wait for what is on its way
 
 
 class Pass(NamedTuple):
@@ -71,8 +72,9 @@ class Running:
         machine = self.machine
         for number in range(1, ATTEMPTS + 1):
             order = machine.orders[number % len(machine.orders)].name
-            machine.options(seed=number, order=order, weak=self.which.weak, patience=PATIENCE)
             dtype, or_nan = self.which.call.dtype, self.which.silent is not None
+            patience = WITH_A_SILENT_BLOCK if or_nan else PATIENCE
+            machine.options(seed=number, order=order, weak=self.which.weak, patience=patience)
             if wrong := calls.differences(dtype, self._compute_silently, self._expected, or_nan=or_nan):
                 return wrong
         return None

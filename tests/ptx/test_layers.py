@@ -92,6 +92,17 @@ def test_runs_of_steps(machine, ahead):
         machine.set_ahead_bytes(before)
 
 
+@pytest.mark.parametrize("order", ["shuffled", "block_ahead"])
+def test_many_steps(machine, order):
+    """In one launch, by several blocks: slots are written again and again."""
+    machine.options(seed=1, order=order)
+    all_right(
+        cases.Case(dtype, engine, "gru", 40, 2, 3, 70, factor=2)
+        for dtype, engine in cases.PERSISTENT
+        if engine != "one"
+    )
+
+
 def test_scope_of_a_clusters_waits(machine, monkeypatch):
     """By PTX's memory model a wait at the block's scope is not enough for what other blocks store."""
     machine.options()
@@ -100,3 +111,5 @@ def test_scope_of_a_clusters_waits(machine, monkeypatch):
     assert "without a wait for it that acquires at the cluster's scope" in cases.what_is_wrong(case)
     monkeypatch.delenv("FUSED_RNN_CUDA_MBARRIER_SCOPE")
     assert cases.what_is_wrong(case) is None
+    monkeypatch.setenv("FUSED_RNN_CUDA_MBARRIER_SCOPE", "gpu")
+    assert "FUSED_RNN_CUDA_MBARRIER_SCOPE must be cluster or cta, got 'gpu'" in cases.what_is_wrong(case)
