@@ -206,7 +206,7 @@ def test_every_schedule_gives_the_same_bits(machine, cell, dtype):
     call = SimpleNamespace(steps=5, batch=6, input_size=5, hidden=33, members=2, rows="lengths", groups=2, wanted=127)
     call.options = dict.fromkeys(OPTIONS, True) | {"own_lengths": False}
     runs = []
-    for schedule in SCHEDULES:
+    for schedule in (*range(5), *range(10, 15)):  # that cut the sequence alike
         machine.schedule(schedule)
         runs.append(run_operators(torch.ops.fused_rnn_emulated, cell, call, dtype))
     for other in runs[1:]:

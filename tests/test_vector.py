@@ -26,7 +26,7 @@ EXACT = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "relu": torch.relu,
-    "positive": lambda x: (x > 0).to(x.dtype),
+    "positive": lambda x: torch.where(x.isnan(), x, (x > 0).to(x.dtype)),
 }
 DTYPES = {"float": torch.float32, "double": torch.float64}
 
