@@ -121,12 +121,21 @@ def compression(nvcc):
     return "--compress-mode=size" if release and int(release[1]) >= 13 else ""
 
 
+COMPILED = "$flags -MD -MF $out.d -c $in -o $out"  # of a rule for ninja, how a source becomes an object
+
 # What nvcc leaves beside an object: the PTX that it was made from, which tests execute, of all its intermediate files;
 # and what ptxas says of every kernel, for scripts/cuda_check.py. The rest of its words are for whoever builds.
 KEEP_PTX = (
     " --keep --keep-dir $out.keep 2> $out.log; code=$$?; find $out.keep -type f ! -name '*.ptx' -delete;"
     ' grep -vE "^ptxas info|bytes stack frame" $out.log; exit $$code'
 )
+
+
+def nvcc_command(nvcc, archs):
+    """Of a rule for ninja."""
+    # PTX with the lines of its source, which the machine code goes without: it would be more than twice as large.
+    flags = f"{nvcc_flags(archs)} {compression(nvcc)} -lineinfo -Xptxas -v,-suppress-debug-info"
+    return f"rm -rf $out.keep; mkdir -p $out.keep; {shlex.quote(nvcc)} {flags} {COMPILED}{KEEP_PTX}"
 
 
 def compile_steps(with_cuda):
@@ -147,13 +156,9 @@ def compile_steps(with_cuda):
 def ninja_file(torch, nvcc=None, archs=()):
     """The text of build.ninja, its paths relative to ROOT. Without nvcc there is no trace of CUDA in it."""
     cxx = os.environ.get("CXX", "g++")
-    compiled = "$flags -MD -MF $out.d -c $in -o $out"
-    commands = {"cxx": f"{cxx} {cxx_flags(torch, nvcc, archs)} {compiled}"}
+    commands = {"cxx": f"{cxx} {cxx_flags(torch, nvcc, archs)} {COMPILED}"}
     if nvcc:
-        # PTX with the lines of its source, which the machine code goes without: it would be more than twice as large.
-        flags = f"{nvcc_flags(archs)} {compression(nvcc)} -lineinfo -Xptxas -v,-suppress-debug-info"
-        command = f"{shlex.quote(nvcc)} {flags} {compiled}"
-        commands["nvcc"] = f"rm -rf $out.keep; mkdir -p $out.keep; {command}{KEEP_PTX}"
+        commands["nvcc"] = nvcc_command(nvcc, archs)
     text = f"builddir = {BUILD}\n"
     for rule, command in commands.items():
         text += f"rule {rule}\n  command = {command}\n  depfile = $out.d\n  deps = gcc\n  description = {rule} $out\n"

@@ -24,7 +24,6 @@ FOLDER = ROOT / "build/ptx"  # kept: the next run compiles what has changed sinc
 OF_A_GPU = {"registration.cpp", "stream.cpp"}
 SHARED = ("arguments.cpp", "gradients.cpp", "infer.cpp", "memory.cpp", "packed.cpp")
 OF_PYTHON = {"python.cpp", "engine.cpp", "tensor_memory.cpp"}  # of the machine, what programs go without
-LINES = "-lineinfo -Xptxas -suppress-debug-info"  # PTX with the lines of its source, as setup.py has the library's
 NAMESPACE = "-DFUSED_RNN_LIBRARY=fused_rnn_emulated"
 
 
@@ -96,11 +95,10 @@ def module_file(engine, target=f"{MODULE}.so"):
 def program_file(source):
     """build.ninja of a program that is one .cu file, with the machine in place of CUDA's runtime."""
     steps, objects = compile_steps([path for path in sorted(MACHINE.glob("*.cpp")) if path.name not in OF_PYTHON])
-    nvcc = f"{shlex.quote(SETUP['find_nvcc']())} {SETUP['nvcc_flags'](['90a'])} -I{ROOT / 'csrc'} {LINES}"
-    text = f"{compile_rule()}rule nvcc\n  command = mkdir -p $out.keep; {nvcc} -MD -MF $out.d -c $in -o $out"
-    text += f"{SETUP['KEEP_PTX']}\n  depfile = $out.d\n  deps = gcc\n"
+    nvcc = SETUP["nvcc_command"](SETUP["find_nvcc"](), ["90a"])
+    text = f"{compile_rule()}rule nvcc\n  command = {nvcc}\n  depfile = $out.d\n  deps = gcc\n"
     text += f"rule link\n  command = {os.environ.get('CXX', 'g++')} -o $out $in -ldl\n"
-    text += f"{steps}build {source.name}.o: nvcc {source}\n"
+    text += f"{steps}build {source.name}.o: nvcc {source}\n  flags = -I{ROOT / 'csrc'}\n"
     return f"{text}build {source.stem}: link {' '.join([f'{source.name}.o', *objects])}\n"
 
 

@@ -1,11 +1,12 @@
 """Layers that run on the machine, forward and back, against torch.nn in float64; and the sets that tests run."""
 
-import os
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from . import calls
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 # Relative errors of norms: some units in the last place of a format, and what a few steps make of it.
@@ -20,7 +21,6 @@ CELLS = {
 PERSISTENT = [(dtype, way) for way in ("one", "cluster", "polling") for dtype in (F32, BF16, F16)]
 PERSISTENT += [(F32, "flags"), *((F64, way) for way in ("one", "cluster", "flags"))]
 ENGINES = [(dtype, "stepwise") for dtype in TOLERANCE] + PERSISTENT
-EVERY_GRADIENT = 127  # bits of what layer_backward is asked for
 
 
 class Case(NamedTuple):
@@ -75,9 +75,7 @@ def errors(case: Case) -> dict[str, float]:
     last = last if has_memory else (last,)
 
     operators = torch.ops.fused_rnn_emulated
-    before = os.environ.get("FUSED_RNN_CUDA_ENGINE")
-    os.environ["FUSED_RNN_CUDA_ENGINE"] = case.engine
-    try:
+    with calls.engine(case.engine):
         layer, masks = (number, True, case.bidirectional), (lengths, None, None)
         found = operators.layer_forward(*layer, x, h0, c0, weights, *masks, True, False, None)
         pairs = [("output", found[0], output), *((f"state {i}", found[1 + i], t) for i, t in enumerate(last))]
@@ -85,17 +83,13 @@ def errors(case: Case) -> dict[str, float]:
             grads = [random(case.steps, case.batch, D * P), random(D, case.batch, P)]
             grads += [random(D, case.batch, case.hidden)] if has_memory else []
             torch.autograd.backward([output, *last], [t.double() for t in grads])
-            arguments = (x, h0, c0, weights, *masks, found[4], EVERY_GRADIENT, 1, False, None)
+            arguments = (x, h0, c0, weights, *masks, found[4], calls.EVERYTHING, 1, False, None)
             grads += [None] * (4 - len(grads))
             back = operators.layer_backward(*layer, *grads, *arguments)
             pairs += [("input", back[0], wide[0].grad)]
             pairs += [(f"h0, c0 {i}", back[1 + i], t.grad) for i, t in enumerate(wide[1:]) if t is not None]
             names, parameters = zip(*theirs.named_parameters(), strict=True)
             pairs += [(name, one, p.grad) for name, one, p in zip(names, back[4], parameters, strict=True)]
-    finally:
-        os.environ.pop("FUSED_RNN_CUDA_ENGINE")
-        if before is not None:
-            os.environ["FUSED_RNN_CUDA_ENGINE"] = before
 
     def error(one, other):
         return ((one.double() - other).norm() / other.norm().clamp_min(1e-300)).item()

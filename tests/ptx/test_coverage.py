@@ -2,19 +2,7 @@
 
 import pytest
 
-import ptx
-
 from . import coverage
-
-
-@pytest.fixture(scope="module")
-def machine():
-    found = ptx.load()
-    found.undo_changes()
-    found.options()
-    found.fill_memory(True)
-    yield found
-    found.fill_memory(False)
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,7 @@
 import pytest
 from common import tf32
 
-import ptx
-
 from . import cases
-
-
-@pytest.fixture(scope="module")
-def machine():
-    found = ptx.load()
-    found.fill_memory(True)
-    yield found
-    found.fill_memory(False)
 
 
 @pytest.fixture(autouse=True)

@@ -5,14 +5,7 @@ import re
 import pytest
 import torch
 
-import ptx
 from ptx.faults import HEADER, ORDERS, Fault, Small, in_every_order, run
-
-
-@pytest.fixture(scope="module")
-def machine():
-    return ptx.load()
-
 
 # ---- global memory ---------------------------------------------------------------------------------------------------
 

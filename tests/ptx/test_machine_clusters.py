@@ -4,14 +4,7 @@ import re
 
 import pytest
 
-import ptx
 from ptx.faults import Fault, Small, in_every_order
-
-
-@pytest.fixture(scope="module")
-def machine():
-    return ptx.load()
-
 
 SYNC = "barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;"
 # Each block writes its rank into the next one's shared memory.

@@ -5,14 +5,7 @@ import re
 
 import pytest
 
-import ptx
 from ptx.faults import HEADER, Fault, Small, in_every_order
-
-
-@pytest.fixture(scope="module")
-def machine():
-    return ptx.load()
-
 
 # ---- grids, whose blocks are all there -------------------------------------------------------------------------------
 

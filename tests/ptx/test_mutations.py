@@ -2,19 +2,7 @@
 
 import pytest
 
-import ptx
-
 from . import mutants, mutations
-
-
-@pytest.fixture(scope="module")
-def machine():
-    found = ptx.load()
-    found.fill_memory(True)
-    yield found
-    found.undo_changes()
-    found.options()
-    found.fill_memory(False)
 
 
 @pytest.mark.parametrize("mutation", mutations.NAMED, ids=lambda mutation: mutation.name)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import ptx
 from ptx.kernels import apply
 from ptx.references import DTYPES, REFERENCES
 
@@ -25,14 +24,6 @@ ELSEWHERE = {
     "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
     "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
 }
-
-
-@pytest.fixture(scope="module")
-def machine():
-    machine = ptx.load()
-    machine.options()
-    yield machine
-    machine.options()
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------

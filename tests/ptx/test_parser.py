@@ -3,15 +3,7 @@
 import numpy as np
 import pytest
 
-import ptx
 from ptx.kernels import HEADER, apply, kernel, memory
-
-
-@pytest.fixture(scope="module")
-def machine():
-    machine = ptx.load()
-    machine.options()
-    return machine
 
 
 def words(count):

@@ -5,9 +5,7 @@ import re
 import pytest
 import torch
 
-import ptx
-
-from . import cases
+from . import calls, cases
 
 WAIT_S = "0.002"  # of the machine's clock, which counts instructions as nanoseconds
 # How blocks exchange, and a dtype of each kind of arithmetic there.
@@ -20,13 +18,9 @@ STEPS, BATCH, INPUT, HIDDEN = 6, 3, 4, 70  # of several blocks each
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch):
-    machine = ptx.load()
+def short_waits(machine, monkeypatch):
     machine.options()
-    machine.fill_memory(True)
     monkeypatch.setenv("FUSED_RNN_CUDA_WAIT_S", WAIT_S)
-    yield machine
-    machine.fill_memory(False)
 
 
 def layer(dtype, gates=4):
@@ -49,7 +43,7 @@ def backward(x, weights, grads, saved):
     none = (None,) * 2
     *states, of_weights = torch.ops.fused_rnn_emulated.layer_backward(
         *(0, True, False, grads[0], grads[1], *none, x, *none, weights, None, None, None, saved),
-        *(cases.EVERY_GRADIENT, 1, False, None),
+        *(calls.EVERYTHING, 1, False, None),
     )
     return [t for t in (*states[:3], *of_weights) if t.numel()]
 
@@ -157,6 +151,6 @@ def test_gradients_of_a_failed_pass(machine, monkeypatch, way):
     report_of(lambda: forward(x, layer(cases.F32)[1]))
     found = torch.ops.fused_rnn_emulated.layer_backward(
         *(3, True, False, *grads, None, None, x, None, None, weights, None, None, None, saved),
-        *(cases.EVERY_GRADIENT, 1, False, None),
+        *(calls.EVERYTHING, 1, False, None),
     )
     assert all(t.isnan().all() for t in found[4])

@@ -4,18 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import ptx
 from ptx.kernels import apply, kernel
 
 LANES = np.arange(32)
-
-
-@pytest.fixture(scope="module")
-def machine():
-    machine = ptx.load()
-    machine.options()
-    yield machine
-    machine.options()
 
 
 # ---- shuffles and votes ----------------------------------------------------------------------------------------------
