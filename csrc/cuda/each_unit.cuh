@@ -42,6 +42,12 @@ inline Launch one_thread_each(int64_t x, int64_t y, int64_t z, void* stream) {
 
 FUSED_RNN_FN int64_t problems(const Layer& layer) { return layer.members * layer.directions; }
 
+// Whether h is projected, which the compiler knows of most cells.
+template <class Cell>
+FUSED_RNN_DEVICE bool is_projected(const Layer& layer) {
+  return Cell::kProjectable && projected(layer);
+}
+
 // One of two. An array among a kernel's parameters that is indexed at run time would be copied to slow memory first.
 template <class T>
 FUSED_RNN_DEVICE T pick(const T (&both)[2], int64_t i) {

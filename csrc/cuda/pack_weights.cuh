@@ -13,13 +13,12 @@ namespace {
 
 struct Packing {
   Tiles tiles;
-  Direction direction;
   int units, blocks;  // of a block; of a group
   int gates;
 };
 
 // A thread has 16 bytes. What no unit has is zeros: padding of what is shown is multiplied too.
-template <class Products>
+template <class Products, Direction direction>
 FUSED_RNN_DEVICE void pack(const Layer& layer, const Packing& p, Pack<4>* to) {
   using S = typename Products::Storage;
   constexpr int kPacks = Products::kWords / 4;
@@ -39,7 +38,7 @@ FUSED_RNN_DEVICE void pack(const Layer& layer, const Packing& p, Pack<4>* to) {
     // Forward, a row is a gate's of a unit, and K counts units. Back, a row is a unit, and K counts quads of units.
     const auto number = [&](int row, int k) {
       const int part = (first_row + row) / p.units, unit = first_unit + (first_row + row) % p.units, from = first_k + k;
-      const bool forward = p.direction == Direction::kForward;
+      constexpr bool forward = direction == Direction::kForward;
       const int quad = from / (4 * p.gates), rest = from % (4 * p.gates);
       const bool by_unit = unit_by_unit<S>(p.gates);
       const int gate = forward ? part : by_unit ? rest % p.gates : rest / 4;
@@ -54,17 +53,17 @@ FUSED_RNN_DEVICE void pack(const Layer& layer, const Packing& p, Pack<4>* to) {
   });
 }
 
-template <class Products>
+template <class Products, Direction direction>
 __global__ void pack_weights(const Layer layer, const Packing p, Pack<4>* to) {
-  if constexpr (kArchitecture >= (Products::kTensorCores ? 800 : 700)) pack<Products>(layer, p, to);
+  if constexpr (kArchitecture >= (Products::kTensorCores ? 800 : 700)) pack<Products, direction>(layer, p, to);
 }
 
-template <class Products>
+template <class Products, Direction direction>
 void launch_pack(const Layer& layer, const Packing& packing, void* to, void* stream) {
   const Tiles& tiles = packing.tiles;
   const Launch how = one_thread_each(int64_t{8} * Products::kWords * tiles.tiles_m * (tiles.held + tiles.parked),
                                      tiles.threads() / 32, problems(layer) * packing.blocks, stream);
-  launch(how, pack_weights<Products>, layer, packing, static_cast<Pack<4>*>(to));
+  launch(how, pack_weights<Products, direction>, layer, packing, static_cast<Pack<4>*>(to));
 }
 
 }  // namespace

@@ -32,14 +32,14 @@ using ProductsOf = std::conditional_t<!tensor_cores, Scalars<S, kTilesN>,
 template <size_t kNumber, class Walk, Direction direction>
 bool launch_if_planned(const Plan& plan, const typename Walk::Args& args, const typename Walk::Arrays& arrays,
                        const Cut& cut, int64_t groups, void* stream) {
-  constexpr Shape kShape = kShapes[kNumber];
+  constexpr Shape kShape = for_gates(kShapes[kNumber], Walk::Cell::kGates);
   if constexpr (kShape.format == kFormatOf<typename Walk::Storage> && kShape.direction == direction &&
-                is_of_use(kShape, Walk::Cell::kGates)) {
+                is_of_use(kNumber, Walk::Cell::kGates)) {
     using Link = LinkOf<kShape.blocks>;
     using Products = ProductsOf<typename Walk::Storage, kShape.tensor_cores(), kShape.tiles.tiles_n>;
     using Kernel = Persistent<Walk, Link, Products, kShape.tiles>;
     static_assert(Kernel::kSharedBytes == kShape.shared_bytes());
-    if (plan.shape != kShapes + kNumber) return false;
+    if (plan.number != kNumber) return false;
     const Launch how = {dim3(static_cast<unsigned>(groups * plan.blocks)),
                         dim3(Kernel::kThreads),
                         stream,
@@ -56,7 +56,7 @@ template <class Walk, Direction direction, size_t... kNumber>
 void launch_planned(std::index_sequence<kNumber...>, const Plan& plan, const typename Walk::Args& args,
                     const typename Walk::Arrays& arrays, const Cut& cut, int64_t groups, void* stream) {
   const bool launched = (launch_if_planned<kNumber, Walk, direction>(plan, args, arrays, cut, groups, stream) || ...);
-  if (!launched) unknown_value("shape of the persistent kernel", plan.shape - kShapes);
+  if (!launched) unknown_value("shape of the persistent kernel", static_cast<int64_t>(plan.number));
 }
 
 // Of so many groups, from cut.first_group on.
@@ -71,14 +71,13 @@ void launch_groups(const Plan& plan, const Args& args, const Arrays& arrays, con
   });
 }
 
-template <class S>
+template <class S, Direction direction>
 void pack_planned(const Plan& plan, const Layer& layer, void* to, void* stream) {
   const Shape& shape = *plan.shape;
-  const Packing packing = {shape.tiles, shape.direction, plan.units, plan.blocks,
-                           static_cast<int>(traits_of(layer.cell).gates)};
+  const Packing packing = {shape.tiles, plan.units, plan.blocks, static_cast<int>(traits_of(layer.cell).gates)};
   if constexpr (sizeof(S) == 4)
-    if (shape.tf32) return launch_pack<Tf32<S, 1>>(layer, packing, to, stream);
-  launch_pack<ProductsOf<S, sizeof(S) == 2, 1>>(layer, packing, to, stream);
+    if (shape.tf32) return launch_pack<Tf32<S, 1>, direction>(layer, packing, to, stream);
+  launch_pack<ProductsOf<S, sizeof(S) == 2, 1>, direction>(layer, packing, to, stream);
 }
 
 }  // namespace
@@ -90,5 +89,5 @@ void pack_planned(const Plan& plan, const Layer& layer, void* to, void* stream) 
     launch_groups<S, Way##Cell, Direction::k##Way>(plan, args, arrays, cut, groups, stream);                  \
   }                                                                                                           \
   void fused_rnn::pack_##name(const Plan& plan, const Way& args, void* to, void* stream) {                    \
-    pack_planned<S>(plan, args, to, stream);                                                                  \
+    pack_planned<S, Direction::k##Way>(plan, args, to, stream);                                               \
   }

@@ -41,7 +41,7 @@ class PersistentRuns {
     args_.lengths_member_stride = 0;
   }
 
-  explicit operator bool() const { return plan_.shape; }
+  explicit operator bool() const { return plan_.shape.has_value(); }
   int64_t most_steps() const { return fused_rnn::most_steps(plan_, args_.dtype); }
   void run(const ArraysOfPass& arrays, int64_t first, int64_t end) const {
     for (int64_t begin = first; begin < end; begin += most_steps())

@@ -18,6 +18,9 @@ enum class Blocks : int { kOne, kCluster, kPolling, kFlags };
 enum class Direction : int { kForward, kBackward };
 
 constexpr int kMostClusterBlocks = 16;  // of any GPU
+// Of a group that meets through memory. No GPU has more multiprocessors, so what is compiled for a cell ends with the
+// widest layer that they hold.
+constexpr int kMostGroupBlocks = 192;
 
 constexpr int64_t number_bytes(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
 
@@ -54,6 +57,7 @@ struct Shape {
   Tiles tiles;
   bool tf32 = false;  // float's factors rounded to 11 bits, for tensor cores
 
+  constexpr bool operator==(const Shape&) const = default;
   constexpr bool tensor_cores() const { return format == Dtype::kHalf || tf32; }
   // How much of K is read where so much is shown (warp_weights.cuh).
   constexpr int64_t depth_read(int64_t shown) const {
@@ -102,7 +106,7 @@ inline constexpr Shape kShapes[] = {
     {Dtype::kFloat, Direction::kForward, Blocks::kFlags, {1, 8, 1, 4, 2, 1}},
     {Dtype::kFloat, Direction::kBackward, Blocks::kOne, {4, 2, 1, 4, 0, 1}},
     {Dtype::kFloat, Direction::kBackward, Blocks::kCluster, {1, 8, 1, 4, 0, 1}},
-    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 4, 4, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 4, 0, 1}},
     {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 5, 13, 1}},
     {Dtype::kFloat, Direction::kBackward, Blocks::kFlags, {1, 8, 1, 4, 2, 1}},
     {Dtype::kFloat, Direction::kForward, Blocks::kCluster, {4, 2, 2, 2, 0, 1}, true},
@@ -119,28 +123,28 @@ inline constexpr Shape kShapes[] = {
     {Dtype::kDouble, Direction::kBackward, Blocks::kFlags, {1, 8, 1, 2, 6, 1}},
 };
 
-// How much of K a layer can have where one block or one cluster holds all of its units; for any blocks there is no end.
-constexpr int64_t most_depth(const Shape& shape, int64_t gates) {
+// What of a shape a cell of so many gates needs: no more depth than its widest layer has.
+constexpr Shape for_gates(Shape shape, int gates) {
+  constexpr int kMostBlocks[] = {1, kMostClusterBlocks, kMostGroupBlocks, kMostGroupBlocks};
   const bool forward = shape.direction == Direction::kForward;
-  const int64_t blocks = shape.blocks == Blocks::kOne ? 1 : shape.blocks == Blocks::kCluster ? kMostClusterBlocks : -1;
-  if (blocks < 0) return INT64_MAX;
-  return (forward ? 1 : gates) * shape.tiles.most_units(static_cast<int>(forward ? gates : 1)) * blocks;
+  Tiles& tiles = shape.tiles;
+  const int units = tiles.most_units(forward ? gates : 1) * kMostBlocks[static_cast<int>(shape.blocks)];
+  const int depth = (forward ? 1 : gates) * units, at_once = 32 * tiles.warps_k;
+  const int chunks = std::min(tiles.held + tiles.parked, (depth + at_once - 1) / at_once);
+  tiles.held = std::min(tiles.held, chunks);
+  tiles.parked = chunks - tiles.held;
+  return shape;
 }
-// Whether a cell of so many gates needs this shape: not where one like it, but of less depth, holds all that there can
-// be.
-constexpr bool is_of_use(const Shape& shape, int64_t gates) {
-  for (const Shape& other : kShapes) {
-    Tiles like = other.tiles;
-    like.held = shape.tiles.held;
-    const bool alike = other.format == shape.format && other.direction == shape.direction &&
-                       other.blocks == shape.blocks && other.tf32 == shape.tf32 && like == shape.tiles;
-    if (alike && other.tiles.held < shape.tiles.held && other.tiles.depth() >= most_depth(shape, gates)) return false;
-  }
+// Whether it needs this one of kShapes at all: none before it comes to the same.
+constexpr bool is_of_use(size_t number, int gates) {
+  for (size_t i = 0; i < number; ++i)
+    if (for_gates(kShapes[i], gates) == for_gates(kShapes[number], gates)) return false;
   return true;
 }
 
 struct Plan {
-  const Shape* shape = nullptr;                 // null: stepwise
+  std::optional<Shape> shape;                   // none: stepwise
+  size_t number = 0;                            // of kShapes; `shape` is what the cell needs of that
   int units = 0, blocks = 0;                    // of a block; of a group
   int depth = 0;                                // of a slot
   int columns = 0, groups = 0;                  // of a group; of a problem

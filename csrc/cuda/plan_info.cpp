@@ -60,7 +60,7 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_
                                found.columns,
                                found.groups,
                                found.groups_at_once,
-                               found.shape ? found.shape - kShapes : -1,
+                               found.shape ? static_cast<int64_t>(found.number) : -1,
                                found.shape && found.shape->tf32,
                                found.shape ? found.shape->tiles.threads() : 0,
                                found.shape ? found.shape->weight_registers() : 0,

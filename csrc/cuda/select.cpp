@@ -42,17 +42,19 @@ int most_blocks(Blocks blocks, const Gpu& gpu) {
     case Blocks::kCluster:
       return gpu.most_cluster_blocks;
     default:
-      return gpu.multiprocessors;
+      return std::min(gpu.multiprocessors, kMostGroupBlocks);
   }
 }
 
-// How `shape` would serve the task, if it can.
-std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, const CellTraits& cell) {
+// How a shape would serve the task, if it can.
+std::optional<Plan> fit(size_t number, const Task& task, const Gpu& gpu, const CellTraits& cell) {
+  const int gates = static_cast<int>(cell.gates);
+  const Shape shape = for_gates(kShapes[number], gates);
   const Tiles& tiles = shape.tiles;
   const bool forward = task.direction == Direction::kForward;
   const int64_t parts = forward ? cell.gates : 1, shown = forward ? 1 : cell.gates;
   if (shape.format != format_of(task.dtype) || shape.direction != task.direction) return {};
-  if (!is_of_use(shape, cell.gates)) return {};
+  if (!is_of_use(number, gates)) return {};
   if (shape.blocks == Blocks::kCluster && gpu.capability < 90) return {};
   if (shape.tf32 && !task.tf32) return {};
   if (shape.tensor_cores() && gpu.capability < 80) return {};  // its tensor cores know neither bfloat16 nor TF32
@@ -60,7 +62,8 @@ std::optional<Plan> fit(const Shape& shape, const Task& task, const Gpu& gpu, co
   const int64_t most = tiles.most_units(static_cast<int>(parts));
   if (most == 0) return {};
   Plan plan;
-  plan.shape = &shape;
+  plan.shape = shape;
+  plan.number = number;
   // The fewest blocks, evenly filled; a few more where units that fill up to a multiple of 4 would not fit the depth.
   for (plan.blocks = static_cast<int>(ceil_div(task.hidden, most));; ++plan.blocks) {
     if (plan.blocks > most_blocks(shape.blocks, gpu)) return {};
@@ -128,9 +131,9 @@ Plan select(const Task& task, const Gpu& gpu, const std::string& wanted) {
   std::string because = task.obstacle ? task.obstacle : "there is nothing to compute again and again";
   std::optional<Plan> best;
   if (!task.obstacle && cell.recurrent && task.batch > 0 && task.hidden > 0) {
-    for (const Shape& shape : kShapes) {
-      if (!any && wanted != kNames[static_cast<int>(shape.blocks)]) continue;
-      const std::optional<Plan> plan = fit(shape, task, gpu, cell);
+    for (size_t number = 0; number < std::size(kShapes); ++number) {
+      if (!any && wanted != kNames[static_cast<int>(kShapes[number].blocks)]) continue;
+      const std::optional<Plan> plan = fit(number, task, gpu, cell);
       if (plan && (!best || cost_of(*plan, task) < cost_of(*best, task))) best = plan;
     }
     because = "no shape of the persistent kernel fits this dtype and width";

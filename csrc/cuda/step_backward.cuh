@@ -57,7 +57,7 @@ FUSED_RNN_DEVICE void clear_unit(const Backward& g, const Place& p, const Backwa
     store(*at<S>(a.gates_x, p.by_row(g) * GH + j * H + unit), T(0));
     store(*at<S>(a.gates_r, p.by_row(g) * GH + j * H + unit), T(0));
   }
-  if (p.exists && projected(g)) store(*at<S>(a.wide_h, p.by_row(g) * H + unit), T(0));
+  if (p.exists && is_projected<Cell>(g)) store(*at<S>(a.wide_h, p.by_row(g) * H + unit), T(0));
   if (Cell::kStates > 1 && a.whole[1]) *at<T>(a.whole[1], p.state * H + unit) = T(0);
 }
 
@@ -78,7 +78,7 @@ FUSED_RNN_DEVICE void tangent_backward(const Backward& g, const Place& p, int64_
   for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) states[s] = {state[s], state_tangents[s]};
   FUSED_RNN_UNROLL
   for (int i = 0; i < Cell::kParams; ++i) constants[i] = {params[i], T(0)};
-  if (g.added_wide) dnext[0] += load(*at<S>(g.added_wide, p.by_row(g) * H + unit));
+  if (Cell::kProjectable && g.added_wide) dnext[0] += load(*at<S>(g.added_wide, p.by_row(g) * H + unit));
   const S* traced = at<S>(g.traced_states, p.by_row(g) * Cell::kStates * H + unit);
   FUSED_RNN_UNROLL
   for (int s = 0; s < Cell::kStates; ++s) dnexts[s] = {load(traced[s * H]), dnext[s]};
@@ -105,7 +105,7 @@ __global__ void backward_step(const Backward g, const Step step, const BackwardA
   for_each(g.hidden, step.rows, problems(g), [&](int64_t unit, int64_t b, int64_t problem) {
     const Place p(g, step, problem, b);
     const int64_t H = g.hidden, GH = G * H, state_unit = p.state * H + unit;
-    const T dh = projected(g) ? *at<T>(a.wide, state_unit) : whole_dh<S>(g, p, step, a, b, unit);
+    const T dh = is_projected<Cell>(g) ? *at<T>(a.wide, state_unit) : whole_dh<S>(g, p, step, a, b, unit);
     if (!p.active) return clear_unit<Cell, S>(g, p, a, unit);
     const bool cut = p.is_cut(g, step, b);
     const S* saved = at<S>(g.saved, p.by_direction(g) * g.saved_width + unit);
@@ -140,7 +140,7 @@ __global__ void backward_step(const Backward g, const Step step, const BackwardA
     }
     if (Cell::kReadsH) *at<T>(a.dh, state_unit) = (cut ? T(0) : dstate[0]) + added_dh<S>(g, p, step, b, unit);
     if (Cell::kStates > 1) *at<T>(a.dc, state_unit) = cut ? T(0) : dstate[1];
-    if (projected(g)) store(*at<S>(a.wide_h, p.by_row(g) * H + unit), next[0]);
+    if (is_projected<Cell>(g)) store(*at<S>(a.wide_h, p.by_row(g) * H + unit), next[0]);
     if (Cell::kStates > 1 && a.whole[1]) *at<T>(a.whole[1], state_unit) = dnext[1];
     FUSED_RNN_UNROLL
     for (int i = 0; i < Cell::kParams; ++i) *at<T>(a.params, (p.state * Cell::kParams + i) * H + unit) += dparams[i];

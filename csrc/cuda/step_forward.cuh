@@ -29,7 +29,7 @@ FUSED_RNN_DEVICE void clear_h(const Forward& f, const Place& p, int64_t kept, in
 template <class Cell, class S>
 FUSED_RNN_DEVICE void clear_unit(const Forward& f, const Place& p, int64_t unit) {
   using T = Arithmetic<S>;
-  if (!projected(f)) clear_h<S>(f, p, Cell::kSaved, unit);
+  if (!is_projected<Cell>(f)) clear_h<S>(f, p, Cell::kSaved, unit);
   if (f.cells) store(*at<S>(f.cells, p.by_row(f) * f.hidden + unit), T(0));
   if (!f.saved) return;
   S* saved = at<S>(f.saved, p.by_direction(f) * f.saved_width + unit);
@@ -52,7 +52,7 @@ FUSED_RNN_DEVICE void leave(const Forward& f, const Place& p, const ForwardArray
     *at<Arithmetic<S>>(a.c, p.state * H + unit) = next[1];
     if (f.cells) store(*at<S>(f.cells, p.by_row(f) * H + unit), next[1]);
   }
-  if (projected(f))
+  if (is_projected<Cell>(f))
     store(*at<S>(a.wide_h, p.state * H + unit), next[0]);
   else
     store_h<S>(f, p, a, Cell::kSaved, unit, cut, next[0]);

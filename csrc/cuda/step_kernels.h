@@ -87,9 +87,8 @@ void launch_gather(const Backward&, const Gather&, void* stream);
 struct SumRows {
   int64_t members, groups, pieces, outer, inner, columns;
   void* to;  // [members, groups, pieces, columns]
-  Format to_format;
+  Format to_format;  // `from` has the other one
   const void* from;
-  Format from_format;
   int64_t from_member_stride, from_row_stride;
 };
 void launch_sum_rows(Dtype, const SumRows&, void* stream);

@@ -95,9 +95,11 @@ void launch_gather(const Backward& g, const Gather& c, void* stream) {
 }
 
 void launch_sum_rows(Dtype dtype, const SumRows& c, void* stream) {
-  dispatch(dtype, c.to_format, c.from_format, [&](auto to, auto from) {
+  dispatch(dtype, [&](auto s) {
+    using S = typename decltype(s)::type;
+    using T = Arithmetic<S>;
     launch(one_thread_each(c.columns, c.pieces, c.members * c.groups, stream),
-           sum_rows<typename decltype(to)::type, typename decltype(from)::type>, c);
+           c.to_format == Format::kStorage ? sum_rows<S, T> : sum_rows<T, S>, c);
   });
 }
 

@@ -159,11 +159,11 @@ class BackwardLoop : Arrays {
     const int64_t outer = K == 1 ? 1 : g_.steps, inner = K == 1 ? g_.rows : g_.batch / K;
     const int64_t pieces = std::clamp<int64_t>(outer * inner / kRowsOfAPiece, 1, kMostPieces);
     void* const sums = take(kT, M * K * pieces * GH);
-    launch_sum_rows(g_.dtype, {M, K, pieces, outer, inner, GH, sums, kT, gates, kS, g_.rows * width, width},
+    launch_sum_rows(g_.dtype, {M, K, pieces, outer, inner, GH, sums, kT, gates, g_.rows * width, width},
                     machine_.stream);
     for (void* bias : {one, other})
       if (bias)
-        launch_sum_rows(g_.dtype, {M * K, 1, 1, 1, pieces, GH, bias, kS, sums, kT, pieces * GH, GH}, machine_.stream);
+        launch_sum_rows(g_.dtype, {M * K, 1, 1, 1, pieces, GH, bias, kS, sums, pieces * GH, GH}, machine_.stream);
   }
 
   // dL/dW_ih of one-hot rows: added up as [I, G*H], where neighbouring threads have neighbouring numbers.
@@ -207,7 +207,7 @@ class BackwardLoop : Arrays {
     const int64_t numbers = cell_.params * H, B = g_.batch;
     launch_sum_rows(g_.dtype,
                     {g_.members, K, 1, 1, B / K, numbers, out.params, kS, offset(arrays_.params, kT, d * B * numbers),
-                     kT, D * B * numbers, numbers},
+                     D * B * numbers, numbers},
                     machine_.stream);
   }
 

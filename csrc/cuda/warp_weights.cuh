@@ -178,7 +178,7 @@ class WarpWeights {
     if constexpr (kParked > 0) {
       FUSED_RNN_NO_UNROLL
       for (int first = kHeld; first < chunks; first += kStage) FUSED_RNN_UNROLL
-      for (int i = 0; i < kStage; ++i) {
+      for (int i = 0; i < (kStage < kParked ? kStage : kParked); ++i) {
         const int chunk = first + i;
         if (chunk >= chunks) continue;
         const unsigned char* const numbers = numbers_of(chunk, loaded[(kHeld + i) % kStage]);

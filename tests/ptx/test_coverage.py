@@ -17,13 +17,7 @@ def found(machine):
 
 
 def test_every_kernel_is_launched(found):
-    """But for those of which it is said why no layer is ever given them."""
-    assert [kernel for kernel in found.not_launched if not coverage.why_never(kernel)] == []
-
-
-def test_no_kernel_is_wrongly_said_to_be_never_taken(machine, found):
-    launched = set(machine.names()) - set(found.not_launched)
-    assert [kernel for kernel in launched if coverage.why_never(kernel)] == []
+    assert found.not_launched == []
 
 
 def test_nearly_every_instruction_is_executed(found):
