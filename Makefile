@@ -61,7 +61,7 @@ cuda-check: $(STAMP)-dev library ## show the CUDA kernels' registers and occupan
 	"$(PYTHON)" scripts/cuda_check.py
 
 oldest-gpu: library ## compile some CUDA kernels for the oldest GPUs, which lack most of what Hopper has
-	"$(PYTHON)" scripts/compile_all_archs.py --archs 75 -- csrc/cuda/identity.cu csrc/cuda/persistent_float_forward.cu
+	"$(PYTHON)" scripts/compile_all_archs.py --archs 75 -- build/native/persistent/float_forward.cu
 
 library: $(STAMP)-tools ## build fused_rnn/_C.so
 	"$(PYTHON)" setup.py --quiet build_ext --inplace

@@ -1,4 +1,4 @@
-"""Builds fused_rnn/_C.so with ninja: g++ compiles csrc/**/*.cpp; nvcc, where there is one, csrc/cuda/*.cu.
+"""Builds fused_rnn/_C.so with ninja: g++ compiles csrc/**/*.cpp; nvcc, where there is one, csrc/cuda/**/*.cu.
 
 Read from the environment:
   FUSED_RNN_CUDA        auto (default): with CUDA if nvcc is found; 1: fail without nvcc; 0: CPU only
@@ -26,7 +26,7 @@ LIBRARY = BUILD / "_C.so"
 OLDEST_TORCH = (2, 11)  # its stable ABI is what the library is compiled for
 
 # The CPU engine is compiled once per instruction set; the library picks one of them when it runs.
-ENGINE = Path("csrc/cpu/engine.cpp")
+ENGINE = Path("csrc/cpu/kernels.cpp")
 X86_64 = platform.machine() in ("x86_64", "AMD64")
 ISA_FLAGS = {"baseline": ""}
 if X86_64:
@@ -138,15 +138,45 @@ def nvcc_command(nvcc, archs):
     return f"rm -rf $out.keep; mkdir -p $out.keep; {shlex.quote(nvcc)} {flags} {COMPILED}{KEEP_PTX}"
 
 
+# The persistent kernels of each dtype and direction take a compiler a while: a file of its own for each.
+PERSISTENT = BUILD / "persistent"
+DTYPES = {"float": "float", "double": "double", "bfloat16": "BFloat16", "half": "Half"}
+
+
+def persistent_sources():
+    """{file: its text}, which ``write_sources`` puts there."""
+    return {
+        PERSISTENT / f"{name}_{way.lower()}.cu": (
+            '#include "cuda/persistent/instances.cuh"\n\n' + f"FUSED_RNN_LAUNCHES({way}, {storage}, {name})\n"
+        )
+        for name, storage in DTYPES.items()
+        for way in ("Forward", "Backward")
+    }
+
+
+def write_sources():
+    (ROOT / PERSISTENT).mkdir(parents=True, exist_ok=True)
+    for path, text in persistent_sources().items():
+        if not (ROOT / path).exists() or (ROOT / path).read_text() != text:
+            (ROOT / path).write_text(text)
+
+
+def cuda_sources():
+    """All that nvcc compiles, relative to ROOT."""
+    return sorted([*(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cu")), *persistent_sources()])
+
+
+def object_of(source):
+    return Path(f"{source}.o") if source.is_relative_to(BUILD) else BUILD / f"{source}.o"
+
+
 def compile_steps(with_cuda):
     """Yields (rule, source, object, extra flags), in the order of the link."""
-    for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.c*")):
-        if source == ENGINE or ("cuda" in source.parts and not with_cuda):
-            continue
-        if source.suffix == ".cpp":
-            yield "cxx", source, f"{BUILD}/{source}.o", "-DFUSED_RNN_X86_ISAS=1" if X86_64 else ""
-        elif source.suffix == ".cu":
-            yield "nvcc", source, f"{BUILD}/{source}.o", ""
+    for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cpp")):
+        if source != ENGINE and (with_cuda or "cuda" not in source.parts):
+            yield "cxx", source, object_of(source), "-DFUSED_RNN_X86_ISAS=1" if X86_64 else ""
+    for source in cuda_sources() if with_cuda else ():
+        yield "nvcc", source, object_of(source), ""
     # Last: of an inline function in several objects the linker keeps the first, which must run on every CPU.
     for isa, flags in ISA_FLAGS.items():
         name = isa.title().replace("_", "")
@@ -170,7 +200,7 @@ def ninja_file(torch, nvcc=None, archs=()):
     steps = list(compile_steps(with_cuda=bool(nvcc)))
     for rule, source, target, flags in steps:
         text += f"build {target}: {rule} {source}\n  flags = {flags}\n"
-    return f"{text}build {LIBRARY}: link {' '.join(target for _, _, target, _ in steps)}\n"
+    return f"{text}build {LIBRARY}: link {' '.join(str(target) for _, _, target, _ in steps)}\n"
 
 
 class NinjaBuild(build_ext):
@@ -181,7 +211,7 @@ class NinjaBuild(build_ext):
         torch, nvcc = find_torch(), find_nvcc()
         archs = cuda_archs() if nvcc else []
         print(f"fused_rnn: building {f'with {nvcc} for {archs}' if nvcc else 'without CUDA'}", flush=True)
-        (ROOT / BUILD).mkdir(parents=True, exist_ok=True)
+        write_sources()
         (ROOT / BUILD / "build.ninja").write_text(ninja_file(torch, nvcc, archs))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([*find_ninja(), "-f", f"{BUILD}/build.ninja", *jobs], cwd=ROOT, check=False).returncode:

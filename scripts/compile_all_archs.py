@@ -40,8 +40,8 @@ def main():
     parser.add_argument("--archs", nargs="+", default=known_to(nvcc))
     parser.add_argument("sources", nargs="*")
     options = parser.parse_args()
-    found = [path for path in (ROOT / "csrc").rglob("*.cu") if path.name not in cuda_check.HOST_ONLY]
-    found = sorted(str(path.relative_to(ROOT)) for path in found)
+    setup["write_sources"]()
+    found = [str(path) for path in setup["cuda_sources"]() if path.name not in cuda_check.HOST_ONLY]
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         for arch in options.archs:

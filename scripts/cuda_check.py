@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCH = "sm_90a"
-HOST_ONLY = {"watch.cu"}  # calls CUDA's runtime, has no kernel
+HOST_ONLY = {"gpu.cu", "watch.cu"}  # call CUDA's runtime, have no kernel
 
 KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
@@ -61,16 +61,18 @@ NUMBER_BYTES = {"double": 8, "float": 4, "Half": 2, "BFloat16": 2}
 PRINT_SHAPES = """
 #include <cstdio>
 #include <cstdlib>
-#include "cuda/plan.h"
-using namespace fused_rnn;
+#include "cuda/plan/plan.h"
+using namespace fused_rnn::cuda;
 void fused_rnn::unknown_value(const char*, int64_t) { std::abort(); }
 int main() {
   constexpr const char* kLinks[] = {"OneBlock", "Cluster", "Polling", "Flags"};  // in the order of Blocks
-  for (const Shape& s : kShapes) {
-    const auto [warps_m, warps_k, tiles_m, held, parked, tiles_n] = s.tiles;
-    std::printf("%d %s %d %d, %d, %d, %d, %d, %d: %d\\n", int(number_bytes(s.format)), kLinks[int(s.blocks)],
-                s.tensor_cores(), warps_m, warps_k, tiles_m, held, parked, tiles_n, int(s.shared_bytes()));
-  }
+  for (const Shape& shape : kShapes)
+    for (int gates = 1; gates <= 4; ++gates) {
+      const Shape s = for_gates(shape, gates);
+      const auto [warps_m, warps_k, tiles_m, held, parked, tiles_n] = s.tiles;
+      std::printf("%d %s %d %d, %d, %d, %d, %d, %d: %d\\n", int(number_bytes(s.format)), kLinks[int(s.blocks)],
+                  s.tensor_cores(), warps_m, warps_k, tiles_m, held, parked, tiles_n, int(s.shared_bytes()));
+    }
 }
 """
 
@@ -213,8 +215,9 @@ def main():
     setup = runpy.run_path(str(ROOT / "setup.py"))
     nvcc = setup["find_nvcc"]() or sys.exit("cuda_check: there is no nvcc")
     disassembler = find_disassembler(nvcc)
-    found = [*(ROOT / "csrc").rglob("*.cu"), *(ROOT / "benchmarks").rglob("*.cu")]
-    sources = sys.argv[1:] or sorted(str(path.relative_to(ROOT)) for path in found if path.name not in HOST_ONLY)
+    setup["write_sources"]()
+    found = [*setup["cuda_sources"](), *(path.relative_to(ROOT) for path in (ROOT / "benchmarks").rglob("*.cu"))]
+    sources = sys.argv[1:] or [str(path) for path in found if path.name not in HOST_ONLY]
     flags = setup["nvcc_flags"]([ARCH.removeprefix("sm_")])
     shapes = shared_of_shapes()
 
@@ -222,7 +225,7 @@ def main():
         return instructions_of(disassembler, compiled), bounds_of(disassembler, compiled)
 
     def inspect(source):
-        compiled = ROOT / setup["BUILD"] / f"{source}.o"
+        compiled = ROOT / setup["object_of"](Path(source))
         log = Path(f"{compiled}.log")
         if log.exists() and f"for '{ARCH}'" in log.read_text():
             return log.read_text(), *disassembled(compiled)

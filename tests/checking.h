@@ -8,9 +8,9 @@
 
 #include <random>
 
-#include "cpu/storage.h"
+#include "cpu/simd/storage.h"
 
-namespace fused_rnn {
+namespace fused_rnn::cpu {
 namespace {
 
 std::mt19937_64 randoms;
@@ -56,4 +56,4 @@ class Guarded {
 };
 
 }  // namespace
-}  // namespace fused_rnn
+}  // namespace fused_rnn::cpu

@@ -1,13 +1,13 @@
-// Called by test_product.py: csrc/cpu/product.h against plain loops. Each function returns what is wrong, or null.
+// Called by test_product.py: csrc/cpu/gemm/product.h against plain loops. Each function returns what is wrong, or null.
 //
 // Numbers are small integers, so that every sum is exact and must be equal.
 #include <cstring>
 #include <vector>
 
 #include "checking.h"
-#include "cpu/product.h"
+#include "cpu/gemm/product.h"
 
-namespace fused_rnn {
+namespace fused_rnn::cpu {
 namespace {
 
 // Sizes around those of vectors, tiles, blocks of depth and groups of rows.
@@ -167,9 +167,9 @@ const char* check(const char* what, int64_t cases) {
 }
 
 }  // namespace
-}  // namespace fused_rnn
+}  // namespace fused_rnn::cpu
 
 extern "C" const char* check_product(const char* what, int is_double, uint64_t seed, int64_t cases) {
-  fused_rnn::randoms.seed(seed);
-  return is_double ? fused_rnn::check<double>(what, cases) : fused_rnn::check<float>(what, cases);
+  fused_rnn::cpu::randoms.seed(seed);
+  return is_double ? fused_rnn::cpu::check<double>(what, cases) : fused_rnn::cpu::check<float>(what, cases);
 }

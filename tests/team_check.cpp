@@ -1,4 +1,5 @@
-// Called by test_team.py: csrc/cpu/team.h under schedules of all kinds. Each function returns what is wrong, or null.
+// Called by test_team.py: csrc/cpu/schedule/team.h under schedules of all kinds. Each function returns what is wrong,
+// or null.
 #include <pthread.h>
 #include <sched.h>
 #include <stdint.h>
@@ -21,9 +22,9 @@ static void switch_point();
   (switch_point(), __atomic_compare_exchange_n(to, expected, value, weak, order, order_else))
 #define sched_yield() switch_point()
 #endif
-#include "cpu/team.h"
+#include "cpu/schedule/team.h"
 
-using fused_rnn::Team;
+using fused_rnn::cpu::Team;
 
 static char problem[256];
 #define FAIL(...)                                                    \

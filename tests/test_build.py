@@ -134,8 +134,8 @@ def test_build_without_cuda_knows_nothing_of_cuda(setup):
 
 def test_build_with_cuda(setup):
     text = setup["ninja_file"](Path("/site-packages/torch"), "/opt/cuda/bin/nvcc", ["80", "90a"])
-    assert re.search(r"^build \S+: nvcc csrc/cuda/\w+\.cu$", text, re.MULTILINE)
-    assert re.search(r"^build \S+: cxx csrc/cuda/registration\.cpp$", text, re.MULTILINE)
+    assert re.search(r"^build \S+: nvcc csrc/cuda/\w+/\w+\.cu$", text, re.MULTILINE)
+    assert re.search(r"^build \S+: cxx csrc/cuda/engine\.cpp$", text, re.MULTILINE)
     assert "arch=compute_80,code=sm_80" in text
     assert "arch=compute_90a,code=sm_90a" in text
     assert "arch=compute_80,code=compute_80" in text, "PTX of the newest architecture that has successors"
@@ -148,15 +148,15 @@ def test_portable_objects_come_first_in_the_link(setup):
     objects = [Path(name).name for name in link.split(": link ")[1].split()]
     portable = [name for name in objects if not re.search(r"\.(avx|amx)\w*\.o$", name)]
     assert objects[: len(portable)] == portable
-    assert "engine.cpp.baseline.o" in portable
+    assert "kernels.cpp.baseline.o" in portable
 
 
 @pytest.mark.parametrize(
     ("touched", "rebuilt", "untouched"),
     [
-        ("csrc/ops.cpp", r"ops\.cpp\.o", "engine"),
-        ("csrc/cpu/engine.cpp", r"engine\.cpp\.\w+\.o", "ops"),
-        ("csrc/cells/math.h", r"engine\.cpp\.\w+\.o", "registration"),
+        ("csrc/ops/ops.cpp", r"ops\.cpp\.o", "kernels"),
+        ("csrc/cpu/kernels.cpp", r"kernels\.cpp\.\w+\.o", "ops"),
+        ("csrc/cells/math.h", r"kernels\.cpp\.\w+\.o", "engine"),
     ],
 )
 def test_build_is_incremental(tree, touched, rebuilt, untouched):

@@ -404,8 +404,8 @@ def test_occupancy_is_that_of_cuda(tmp_path):
 
 
 KERNELS = """
-#include "cuda/persistent_launch.cuh"
-namespace fused_rnn {
+#include "cuda/persistent/instances.cuh"
+namespace fused_rnn::cuda {
 namespace {
 __global__ void unbounded(int* p) { p[0] = p[1]; }
 __global__ void __launch_bounds__(512) bounded(int* p) {
@@ -431,7 +431,7 @@ def test_cuda_check_knows_how_kernels_are_launched(tmp_path):
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {
-        re.search(r"fused_rnn::(\w+)", line)[1]: re.search(
+        re.search(r"fused_rnn::cuda::(\w+)", line)[1]: re.search(
             r"\S+ blocks of +(\S+) threads and +(\S+) bytes", line
         ).group()
         for line in done.stdout.splitlines()

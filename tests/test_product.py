@@ -1,4 +1,4 @@
-"""csrc/cpu/product.h, compiled for each instruction set: tiles, panels and packing against plain loops."""
+"""csrc/cpu/gemm/product.h, compiled for each instruction set: tiles, panels and packing against plain loops."""
 
 import subprocess
 import sys

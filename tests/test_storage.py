@@ -1,4 +1,4 @@
-"""csrc/cpu/storage.h against torch's own conversions of float16 and bfloat16."""
+"""csrc/cpu/simd/storage.h against torch's own conversions of float16 and bfloat16."""
 
 import ctypes
 
@@ -7,10 +7,10 @@ import torch
 from compiling import FLAGS, compile_library
 
 SOURCE = """
-#include "cpu/storage.h"
+#include "cpu/simd/storage.h"
 #define CONVERSIONS(name, S)                                                                              \\
-  extern "C" void load_##name(float* to, const fused_rnn::S* from, int64_t n) { load_row(to, from, n); } \\
-  extern "C" void store_##name(fused_rnn::S* to, const float* from, int64_t n) { store_row(to, from, n); }
+  extern "C" void load_##name(float* to, const fused_rnn::cpu::S* from, int64_t n) { load_row(to, from, n); } \\
+  extern "C" void store_##name(fused_rnn::cpu::S* to, const float* from, int64_t n) { store_row(to, from, n); }
 CONVERSIONS(float16, Half)
 CONVERSIONS(bfloat16, BFloat16)
 """

@@ -1,4 +1,4 @@
-"""csrc/cpu/split.h and amx.h: floats in three parts, and their products on tiles, against plain loops."""
+"""csrc/cpu/gemm/split.h and amx.h: floats in three parts, and their products on tiles, against plain loops."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""csrc/cpu/vector.h: the vectorized exp, tanh and sigmoid against float64 ones, to the last units of precision."""
+"""csrc/cpu/simd/vector.h: the vectorized exp, tanh and sigmoid against float64 ones, to the last units of precision."""
 
 import ctypes
 import math
@@ -10,8 +10,9 @@ from compiling import FLAGS, compile_library
 
 SOURCE = """
 #include "cells/math.h"
-#include "cpu/vector.h"
+#include "cpu/simd/vector.h"
 using namespace fused_rnn;
+using namespace fused_rnn::cpu;
 #define FUNCTION(name, T)                                                                          \\
   extern "C" void name##_##T(T* to, const T* from, int64_t n) {                                    \\
     for_lanes<T>(n, [&](auto lanes, int64_t j) {                                                   \\

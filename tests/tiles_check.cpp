@@ -1,5 +1,5 @@
-// Called by test_tiles.py: csrc/cpu/split.h and csrc/cpu/amx.h, compiled for floats in three parts. Each function
-// returns what is wrong, or null. Arrays end where a page begins that may not be touched.
+// Called by test_tiles.py: csrc/cpu/gemm/split.h and csrc/cpu/gemm/amx.h, compiled for floats in three parts. Each
+// function returns what is wrong, or null. Arrays end where a page begins that may not be touched.
 #include <math.h>
 #include <sys/syscall.h>
 
@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "checking.h"
-#include "cpu/amx.h"
+#include "cpu/gemm/amx.h"
 
-namespace fused_rnn {
+namespace fused_rnn::cpu {
 namespace {
 
 float normal() { return std::normal_distribution<float>()(randoms); }
@@ -246,10 +246,10 @@ const char* check_panel_rows(int64_t cases) {
 }
 
 }  // namespace
-}  // namespace fused_rnn
+}  // namespace fused_rnn::cpu
 
 extern "C" const char* check_tiles(const char* what, uint64_t seed, int64_t cases) {
-  using namespace fused_rnn;
+  using namespace fused_rnn::cpu;
   constexpr long kArchReqXcompPerm = 0x1023, kXfeatureXtiledata = 18;
   if (syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureXtiledata) != 0) return "tiles are not allowed";
   randoms.seed(seed);

@@ -67,7 +67,7 @@ def build() -> Path:
     program.parent.mkdir(exist_ok=True)
     nvcc = setup["find_nvcc"]() or sys.exit("floors: there is no nvcc")
     flags = shlex.split(setup["nvcc_flags"](setup["cuda_archs"]()))
-    sources = [*FOLDER.glob("*.*"), *(ROOT / "csrc/cuda").glob("*.h")]
+    sources = [*FOLDER.glob("*.*"), *(ROOT / "csrc/cuda").rglob("*.h")]
     if not program.exists() or program.stat().st_mtime < max(source.stat().st_mtime for source in sources):
         subprocess.run([nvcc, *flags, str(FOLDER / "floors.cu"), "-o", str(program)], cwd=ROOT, check=True)
     return program

@@ -15,7 +15,7 @@
 #include "host.h"
 #include "kernels.cuh"
 
-namespace fused_rnn {
+namespace fused_rnn::cuda {
 namespace {
 
 constexpr unsigned kThreads = 256;
@@ -539,10 +539,10 @@ void matrix_products(Floors& all) {
 }
 
 }  // namespace
-}  // namespace fused_rnn
+}  // namespace fused_rnn::cuda
 
 int main(int count, char** arguments) {
-  using namespace fused_rnn;
+  using namespace fused_rnn::cuda;
   Floors all = {kMeasured, ""};
   for (int i = 1; i < count; ++i) {
     const std::string argument = arguments[i];

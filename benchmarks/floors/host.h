@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "cuda/launch.h"
+#include "cuda/device/launch.h"
 
-namespace fused_rnn {
+namespace fused_rnn::cuda {
 
 inline int multiprocessors() {
   int count = 0;
@@ -68,4 +68,4 @@ class Array {
   T* data_;
 };
 
-}  // namespace fused_rnn
+}  // namespace fused_rnn::cuda

@@ -3,9 +3,9 @@
 #pragma once
 #include <cooperative_groups.h>
 
-#include "cuda/waiter.cuh"
+#include "cuda/persistent/waiter.cuh"
 
-namespace fused_rnn {
+namespace fused_rnn::cuda {
 namespace {
 
 // ---- what these kernels need of the machine and the library's do not ----------------------------------------------
@@ -384,4 +384,4 @@ __global__ __launch_bounds__(256, 1) void hold_registers(uint32_t* out, int step
 }
 
 }  // namespace
-}  // namespace fused_rnn
+}  // namespace fused_rnn::cuda

@@ -25,9 +25,9 @@
 //
 // To add a cell: write its header, include it here and give it a row below. CONTRIBUTING.md walks through it.
 #pragma once
-#include "gru.h"
-#include "lstm.h"
-#include "rnn.h"
+#include "cells/gru.h"
+#include "cells/lstm.h"
+#include "cells/rnn.h"
 
 namespace fused_rnn {
 namespace {

@@ -1,6 +1,6 @@
 // A number and its derivative along some direction. A cell's formulas, instantiated with it, differentiate themselves.
 #pragma once
-#include "math.h"
+#include "cells/math.h"
 
 namespace fused_rnn {
 namespace {

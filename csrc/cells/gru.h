@@ -1,5 +1,5 @@
 #pragma once
-#include "math.h"
+#include "cells/math.h"
 
 namespace fused_rnn {
 namespace {

@@ -8,7 +8,7 @@
 #pragma once
 #include <math.h>
 
-#include "function.h"
+#include "cells/function.h"
 
 namespace fused_rnn {
 namespace {

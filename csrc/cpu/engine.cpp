@@ -1,76 +1,127 @@
-// Every CPU kernel for one instruction set. The build compiles this file once for each, with FUSED_RNN_ISA naming it.
-//
-// Nothing here or below may call an inline function or template of external linkage (std:: included): the linker keeps
-// one copy of those, and it might be one that needs a newer processor than the caller does.
-#include "../dispatch.h"
-#include "forward.h"
-#include "kernels.h"
-#include "weight_grads.h"
+// The CPU engine: runs a pass's phases on torch's threads.
+#include <torch/csrc/stable/ops.h>
 
-namespace fused_rnn {
+#include "core/engine.h"
+#include "cpu/schedule/select.h"
+#include "cpu/schedule/team.h"
+#include "ops/register.h"
+
+namespace fused_rnn::cpu {
 namespace {
 
-template <class Cell, class S>
-struct Passes {
-  using F = ForwardPass<Cell, S>;
-  using B = BackwardPass<Cell, S>;
-  using W = WeightGradientsPass<Cell, S>;
-  static int64_t one_round(const Forward&) { return 1; }
-  static constexpr Pass<Forward> kForward = {
-      &F::bytes,
-      &one_round,
-      {{&F::count_packs, &F::pack_weights}, {&F::count_runs_to_prepare, &F::prepare_run}},
-      {{&F::count_walks, &in_tiles<&F::walk>}},
-      {}};
-  static constexpr Packing kPacking = {&F::packed_bytes, {&F::count_packs, &F::pack_weights}};
-  static constexpr Pass<Backward> kBackward = {&W::bytes,
-                                               &count_rounds,
-                                               {{&B::count_packs, &B::prepare}},
-                                               {{&B::count_walks, &in_tiles<&B::walk>},
-                                                {&W::count_inputs, &in_tiles<&W::input_grads>},
-                                                {&W::count_reverse_inputs, &in_tiles<&W::reverse_input_grads>},
-                                                {&W::count_operands, &W::pack_operands},
-                                                {&W::count_blocks, &in_tiles<&W::weight_grads>}},
-                                               {{&B::count_ends, &B::finish},
-                                                {&W::count_token_grads, &W::store_token_grads},
-                                                {&W::count_stores, &W::store_sums},
-                                                {&W::count_ends, &W::finish}}};
-};
+// f(phase, round) for all phases of a pass in their order.
+template <class Args, class F>
+void for_phases(const Pass<Args>& pass, const Args& args, F f) {
+  const auto run_all = [&](const Phase<Args>(&phases)[kMostPhases], int64_t round) {
+    for (const Phase<Args>& phase : phases)
+      if (phase.run != nullptr) f(phase, round);
+  };
+  const int64_t rounds = pass.rounds(args);
+  run_all(pass.first, 0);
+  for (int64_t round = 0; round < rounds; ++round) run_all(pass.each, round);
+  run_all(pass.last, rounds);
+}
 
-template <class Select>
-auto dispatch(int64_t cell, Dtype dtype, Select select) {
-  return dispatch_cell(cell, [&](auto c) {
-    const auto selected = [&](auto s) {
-      return select(Passes<typename decltype(c)::type, typename decltype(s)::type>{});
-    };
-#if defined(FUSED_RNN_BFLOAT16_PRODUCTS)  // a build for one dtype
-    (void)dtype;
-    return selected(Type<BFloat16>{});
-#elif defined(FUSED_RNN_SPLIT_PRODUCTS)
-    (void)dtype;
-    return selected(Type<float>{});
-#else
-    return dispatch_dtype<BFloat16, Half>(dtype, selected);
-#endif
+// Threads are called up once for all phases, and meet between them: to call them up costs more than a phase of a small
+// layer. Those that do not come are not waited for.
+template <class Args>
+void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scratch& scratch) {
+  void* workspace = scratch(pass.workspace_bytes(args, plan));
+  const int64_t size = plan.threads;
+  const Team team(size > 1 ? static_cast<Team::Member*>(scratch(size * sizeof(Team::Member))) : nullptr, size);
+  const auto take_part = [&](int64_t member) {
+    int64_t stretch = 0;
+    team.join(member);
+    for_phases(pass, args, [&](const Phase<Args>& phase, int64_t round) {
+      // Calls a pointer to the chosen instruction set's code: what stands here is compiled for the plain one.
+      const int64_t tasks = phase.count(args, plan);
+      if (tasks == 0) return;
+      team.together(member, stretch++, [&](int64_t share) {
+        for (int64_t task = tasks * share / size; task < tasks * (share + 1) / size; ++task)
+          phase.run(args, plan, workspace, round, task);
+      });
+    });
+    team.leave(member);
+  };
+  if (size == 1) return take_part(0);
+  team.clear();
+  torch::stable::parallel_for(0, size, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t member = begin; member < end; ++member) take_part(member);
   });
 }
 
-const Pass<Forward>& forward(int64_t cell, Dtype dtype) {
-  return *dispatch(cell, dtype, [](auto passes) { return &decltype(passes)::kForward; });
+// A plan for a call, with the order of its rows.
+struct CallPlan : Plan {
+  std::vector<int64_t> rows;
+
+  explicit CallPlan(const Layer& layer)
+      : Plan(select(isas_for(layer.dtype), load_of(layer), torch::stable::get_num_threads())),
+        rows(order_rows(layer, *this)) {
+    order = rows.empty() ? nullptr : rows.data();
+  }
+  CallPlan(const CallPlan&) = delete;
+};
+
+// Packing is done once: on one thread.
+struct PackingCall {
+  Forward forward = {};
+  Plan plan;
+  const Packing& packing;
+
+  PackingCall(const Layer& layer, Isa isa)
+      : plan{isa, 1, 1, 1, nullptr, true}, packing(kernels_for(isa, layer.dtype).packing(layer.cell, layer.dtype)) {
+    static_cast<Layer&>(forward) = layer;
+    forward.packed = nullptr;
+    forward.tokens = nullptr;  // what is packed serves any input
+  }
+
+  int64_t bytes() const { return packing.bytes(forward, plan); }
+  void pack(char* to) const {
+    for (int64_t task = 0; task < packing.phase.count(forward, plan); ++task)
+      packing.phase.run(forward, plan, to, 0, task);
+  }
+};
+
+// What a layer runs on may differ from call to call: its weights are packed for each of these, one after the other.
+int64_t packed_bytes(const Layer& layer) {
+  int64_t bytes = 0;
+  for (const Isa isa : isas_for(layer.dtype)) bytes += PackingCall(layer, isa).bytes();
+  return bytes;
+}
+void pack(const Layer& layer, void* packed) {
+  char* to = static_cast<char*>(packed);
+  for (const Isa isa : isas_for(layer.dtype)) {
+    const PackingCall call(layer, isa);
+    call.pack(to);
+    to += call.bytes();
+  }
+}
+const void* packed_for(Isa wanted, const Layer& layer) {
+  const char* packed = static_cast<const char*>(layer.packed);
+  for (const Isa isa : isas_for(layer.dtype)) {
+    if (isa == wanted) break;
+    packed += PackingCall(layer, isa).bytes();
+  }
+  return packed;
 }
 
-const Packing& packing(int64_t cell, Dtype dtype) {
-  return *dispatch(cell, dtype, [](auto passes) { return &decltype(passes)::kPacking; });
+void forward(const Forward& given, const Scratch& scratch) {
+  const CallPlan plan(given);
+  Forward args = given;
+  if (args.packed) args.packed = packed_for(plan.isa, args);
+  run(kernels_for(plan.isa, args.dtype).forward(args.cell, args.dtype), args, plan, scratch);
 }
 
-const Pass<Backward>& backward(int64_t cell, Dtype dtype) {
-  return *dispatch(cell, dtype, [](auto passes) { return &decltype(passes)::kBackward; });
+void backward(const Backward& args, const Scratch& scratch) {
+  const CallPlan plan(args);
+  run(kernels_for(plan.isa, args.dtype).backward(args.cell, args.dtype), args, plan, scratch);
 }
+int64_t packed_format() { return static_cast<int64_t>(best_isa()); }
+
+const Engine kEngine = {&forward, &backward, &packed_bytes, &pack, &packed_format};
+const bool kAdded = (add_engine(torch::headeronly::DeviceType::CPU, kEngine), true);
 
 }  // namespace
+}  // namespace fused_rnn::cpu
 
-#define FUSED_RNN_JOIN(a, b) a##b
-#define FUSED_RNN_TABLE(isa) FUSED_RNN_JOIN(kKernels, isa)
-extern const Kernels FUSED_RNN_TABLE(FUSED_RNN_ISA) = {&forward, &packing, &backward};
-
-}  // namespace fused_rnn
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) { FUSED_RNN_IMPLEMENT_OPERATORS(m); }

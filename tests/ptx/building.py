@@ -21,7 +21,7 @@ NATIVE = ROOT / SETUP["BUILD"]
 TORCH = Path(torch.__file__).parent
 FOLDER = ROOT / "build/ptx"  # kept: the next run compiles what has changed since
 # Of the CUDA engine, what stands between torch's CUDA and the kernels: engine.cpp stands for it.
-OF_A_GPU = {"registration.cpp", "stream.cpp"}
+OF_A_GPU = {"engine.cpp", "stream.cpp"}
 SHARED = ("arguments.cpp", "gradients.cpp", "infer.cpp", "memory.cpp", "packed.cpp")
 OF_PYTHON = {"python.cpp", "engine.cpp", "tensor_memory.cpp"}  # of the machine, what programs go without
 NAMESPACE = "-DFUSED_RNN_LIBRARY=fused_rnn_emulated"
@@ -29,9 +29,12 @@ NAMESPACE = "-DFUSED_RNN_LIBRARY=fused_rnn_emulated"
 
 def engine_objects():
     """The library's objects that make up its CUDA engine, as setup.py has compiled them."""
-    sources = [source for _, source, *_ in SETUP["compile_steps"](with_cuda=True)]
-    cuda = [source for source in sources if "cuda" in source.parts and source.name not in OF_A_GPU]
-    return [NATIVE / f"{source}.o" for source in [*cuda, *(Path("csrc") / name for name in SHARED)]]
+    wanted = []
+    for _, source, target, _ in SETUP["compile_steps"](with_cuda=True):
+        of_cuda = "cuda" in source.parts or source.suffix == ".cu"
+        if source.name not in OF_A_GPU if of_cuda else source.name in SHARED:
+            wanted.append(ROOT / target)
+    return wanted
 
 
 def ptx_files():
@@ -85,7 +88,7 @@ def compile_steps(sources):
 
 def module_file(engine, target=f"{MODULE}.so"):
     """build.ninja of the module, with the CUDA engine that these objects make up."""
-    steps, objects = compile_steps([*sorted(MACHINE.glob("*.cpp")), ROOT / "csrc/ops.cpp"])
+    steps, objects = compile_steps([*sorted(MACHINE.glob("*.cpp")), ROOT / "csrc/ops/ops.cpp"])
     cxx, libraries = os.environ.get("CXX", "g++"), f"-L{shlex.quote(str(TORCH / 'lib'))} -lc10 -ltorch_cpu -ldl"
     link = f"{cxx} -shared -Wl,-Bsymbolic -o $out.new $in {libraries} && mv $out.new $out"  # a process may have it open
     text = f"{compile_rule()}rule link\n  command = {link}\n{steps}"
@@ -123,15 +126,15 @@ def build_program(source):
 def build_with_cells_of(tree):
     """The module with the stepwise kernels of another source tree, where cells were added; and its environment."""
     setup = runpy.run_path(str(tree / "setup.py"))
-    own = [path.relative_to(ROOT) for path in engine_objects() if not path.name.startswith(("persistent_", "identity"))]
+    own = [path.relative_to(ROOT) for path in engine_objects() if "persistent" not in path.parent.parts]
     (tree / "build/native/kernels.ninja").write_text(setup["ninja_file"](TORCH, setup["find_nvcc"](), ["90a"]))
     command = [*setup["find_ninja"](), "-f", "build/native/kernels.ninja", "-j2", *map(str, own)]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     objects = [tree / path if (path := each.relative_to(ROOT)) in own else each for each in engine_objects()]
     target = tree / "build" / f"{MODULE}.so"
-    kernels = [path for path in ptx_files() if path.name != "stepwise.ptx"]
-    kernels += (tree / "build/native").glob("csrc/cuda/stepwise*.keep/*.ptx")
+    kernels = [path for path in ptx_files() if "stepwise" not in path.parts]
+    kernels += (tree / "build/native").glob("csrc/cuda/stepwise/*.keep/*.ptx")
     module = build(target, module_file(objects, target))
     return {"FUSED_RNN_EMULATED": str(module), "FUSED_RNN_PTX": ":".join(map(str, kernels))}
 

@@ -167,7 +167,7 @@ NAMED = [
     Mutation("one: barriers are left out", ONE, "", BAR),
     Mutation("one: barriers are left out, 16 bits", ONE_BF, "", BAR),
     Mutation("one: slots are not zeros in the beginning", ONE, r"clear_slots", NO_STORE),
-    Mutation("sums are read before all warps have written theirs", FLAGS, r"persistent\.cuh: __syncthreads", BAR),
+    Mutation("sums are read before all warps have written theirs", FLAGS, r"kernel\.cuh: __syncthreads", BAR),
     Mutation(
         "sums of the next step overwrite those of this one",
         *(POLLING, r"^.*(\* 8\) = \{\{|\bfrom\[)(.*\n)*.*(multiply<1>|Constant<1>)", in_first_buffer),

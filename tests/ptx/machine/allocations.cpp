@@ -75,6 +75,6 @@ void fill_allocations(bool fill) { filled = fill; }
 
 }  // namespace ptx
 
-// What the operators themselves allocate so (csrc/memory.cpp); this module's own, not the whole program's.
+// What the operators themselves allocate so (csrc/ops/memory.cpp); this module's own, not the whole program's.
 void* operator new(size_t bytes, std::align_val_t) { return ptx::allocate_fenced(bytes); }
 void operator delete(void* memory, std::align_val_t) noexcept { ptx::free_fenced(memory); }

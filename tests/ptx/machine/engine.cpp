@@ -1,15 +1,13 @@
 // fused_rnn's CUDA engine, with its tensors in the host's memory and its kernels on the machine: the operators of
 // torch.ops.fused_rnn_emulated.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <memory>
 #include <vector>
 
 #include "allocations.h"
-#include "cuda/identity.h"
-#include "cuda/stepwise.h"
-#include "ops.h"
+#include "cuda/host/passes.h"
+#include "ops/register.h"
 
 namespace fused_rnn {
 namespace {
@@ -38,35 +36,21 @@ void forward(const Forward& f, const Scratch&) {
   const Scratch scratch = [&](int64_t bytes) { return held.take(bytes); };
   Forward on_machine = f;
   on_machine.device = kDevice;
-  stepwise_forward(on_machine, {{DeviceType::CPU}, nullptr, scratch});
+  cuda::stepwise_forward(on_machine, {{DeviceType::CPU}, nullptr, scratch});
 }
 void backward(const Backward& g, const Scratch&) {
   FencedScratch held;
   const Scratch scratch = [&](int64_t bytes) { return held.take(bytes); };
   Backward on_machine = g;
   on_machine.device = kDevice;
-  stepwise_backward(on_machine, {{DeviceType::CPU}, nullptr, scratch});
+  cuda::stepwise_backward(on_machine, {{DeviceType::CPU}, nullptr, scratch});
 }
 
+// Weights are packed on the CPU only.
 const Engine kEngine = {&forward, &backward, nullptr, nullptr, nullptr};
 const bool kAdded = (add_engine(DeviceType::CPU, kEngine), true);
-
-Tensor identity(const Tensor& input) {
-  const Tensor output = torch::stable::empty_like(input);
-  const int64_t bytes = input.numel() * static_cast<int64_t>(input.element_size());
-  launch_identity(input.const_data_ptr(), output.mutable_data_ptr(), bytes, nullptr);
-  return output;
-}
 
 }  // namespace
 }  // namespace fused_rnn
 
-STABLE_TORCH_LIBRARY_IMPL(FUSED_RNN_LIBRARY, CPU, m) {
-  m.impl("layer_forward", TORCH_BOX(&fused_rnn::layer_forward));
-  m.impl("infer", TORCH_BOX(&fused_rnn::infer));
-  m.impl("layer_backward", TORCH_BOX(&fused_rnn::layer_backward));
-  m.impl("layer_tangent", TORCH_BOX(&fused_rnn::layer_tangent));
-  m.impl("layer_trace", TORCH_BOX(&fused_rnn::layer_trace));
-  m.impl("layer_backward_tangent", TORCH_BOX(&fused_rnn::layer_backward_tangent));
-  m.impl("cuda_identity", TORCH_BOX(&fused_rnn::identity));
-}
+STABLE_TORCH_LIBRARY_IMPL(FUSED_RNN_LIBRARY, CPU, m) { FUSED_RNN_IMPLEMENT_OPERATORS(m); }

@@ -4,12 +4,12 @@
 #include <pybind11/stl.h>
 
 #include "allocations.h"
-#include "cuda/stepwise.h"
+#include "cuda/host/passes.h"
 #include "grid.h"
 #include "library.h"
 #include "limits.h"
-#include "memory.h"
 #include "opcodes.h"
+#include "ops/memory.h"
 
 namespace py = pybind11;
 
@@ -122,6 +122,6 @@ PYBIND11_MODULE(FUSED_RNN_MACHINE, m) {
   m.def("launch", &launch);
   m.def("opcodes", &all_opcodes);
   m.def("fill_memory", &fill_memory);
-  m.def("set_ahead_bytes", &fused_rnn::set_ahead_bytes);
+  m.def("set_ahead_bytes", &fused_rnn::cuda::set_ahead_bytes);
   take_over_tensor_memory();
 }

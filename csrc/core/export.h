@@ -1,0 +1,25 @@
+// What Python calls through ctypes: functions of C, which need no tensor.
+#pragma once
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+
+#define FUSED_RNN_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace fused_rnn {
+namespace {
+
+// Whether f ran without an exception; else `reason` says what was wrong.
+template <class F>
+bool succeeds(char* reason, int64_t reason_size, F f) {
+  try {
+    f();
+    return true;
+  } catch (const std::exception& e) {
+    std::snprintf(reason, reason_size, "%s", e.what());
+    return false;
+  }
+}
+
+}  // namespace
+}  // namespace fused_rnn

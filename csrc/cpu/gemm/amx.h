@@ -1,0 +1,298 @@
+// Products of bfloat16, or of floats in three parts (split.h), on the tiles of AMX: 16 rows x 32 k of A times 32 k x 16
+// columns of a panel, into 16 x 16 floats.
+//
+// A panel's lines are what the right operand's rows must be, so it is read in place; so are rows of A that lie evenly
+// spaced in memory. The order of a sum depends neither on the height of its tile nor on the rows beside it.
+#pragma once
+#include "cpu/gemm/product.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+#ifdef FUSED_RNN_AMX
+
+constexpr int64_t kTileRows = 16, kTileDepth = 32;
+// So much of a panel stays in the second-level cache for so many tiles, whose sums are kept from block to block; a
+// third as many bytes of bfloat16 do at any depth. A matrix of more bytes is fetched ahead of time.
+template <class E>
+constexpr int64_t kDepthAtOnce = kParts<E> > 1 ? 512 : int64_t(1) << 40;
+constexpr int64_t kDepthGathered = 256, kTilesAtOnce = 8, kFetchFrom = 2 << 20;
+// Rows of more bytes are gone through block by block for so many panels: else all of them leave the cache before the
+// next panel comes.
+constexpr int64_t kMostRowBytes = 1 << 20, kPanelsAtOnce = 4;
+constexpr int kLeft = kMostVectors, kRight = 7;  // registers: sums, up to three parts of A, one of the panel
+
+// The registers of this thread are set up for tiles of A of this height; 0: not at all. Setting up takes 50 ns.
+thread_local int64_t tile_height = 0;
+
+inline void set_up_tiles(int64_t height) {
+  if (tile_height == height) return;
+  struct alignas(64) {
+    uint8_t palette = 1, first_row = 0, unused[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+  } setup;
+  for (int i = 0; i < 8; ++i) {
+    setup.row_bytes[i] = kCacheLine;
+    setup.rows[i] = uint8_t(i < kRight ? height : kTileRows);
+  }
+  asm volatile("ldtilecfg %0" ::"m"(setup));
+  tile_height = height;
+}
+
+// Runs a task and gives back what it has set up: Linux saves tiles that are in use at every switch of threads.
+template <auto run, class... Args>
+void in_tiles(Args... args) {
+  run(args...);
+  if (tile_height == 0) return;
+  asm volatile("tilerelease");
+  tile_height = 0;
+}
+
+template <int kTile>
+FUSED_RNN_INLINE void clear_tile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+template <int kTile>
+FUSED_RNN_INLINE void load_tile(const void* from, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kTile>
+FUSED_RNN_INLINE void store_tile(void* to, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kTo, int kPart>
+FUSED_RNN_INLINE void add_tile_product() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kTo), "i"(kLeft + kPart), "i"(kRight));
+}
+
+// One tile of rows times one panel: parts i of A and j of the panel for all i + j < kParts. between() is called after
+// every 32 k: tiles are multiplied beside everything else that the processor does.
+// Vector kVector of the panel belongs to sum kTo.
+template <class E, class Vectors, class To>
+struct TileProduct;
+template <class E, int... kVector, int... kTo>
+struct TileProduct<E, std::integer_sequence<int, kVector...>, std::integer_sequence<int, kTo...>> {
+  static constexpr int kVectors = sizeof...(kVector);
+  static constexpr int kLast = kParts<E> - 1;
+  static constexpr int64_t kTileBytes = kTileRows * kCacheLine;
+
+  template <class Between>
+  FUSED_RNN_INLINE static void add(int64_t depth, const E* a, int64_t stride, const E* panel, Between between) {
+    const char* b = reinterpret_cast<const char*>(panel);
+    for (int64_t k = 0; k < depth; k += kTileDepth, b += kVectors * kParts<E> * kTileBytes) {
+      load_left(a + k, stride, std::make_integer_sequence<int, kParts<E>>{});
+      ((add_vector<kTo>(b + kVector * kParts<E> * kTileBytes, std::make_integer_sequence<int, kParts<E>>{}), between()),
+       ...);
+    }
+  }
+
+ private:
+  template <int... kPart>
+  FUSED_RNN_INLINE static void load_left(const E* a, int64_t bytes, std::integer_sequence<int, kPart...>) {
+    (load_tile<kLeft + kPart>(reinterpret_cast<const char*>(a) + kPart * kCacheLine, bytes), ...);
+  }
+  template <int kSum, int... kPart>
+  FUSED_RNN_INLINE static void add_vector(const char* b, std::integer_sequence<int, kPart...>) {
+    (add_part<kSum>(b + (kLast - kPart) * kTileBytes, std::make_integer_sequence<int, kPart + 1>{}), ...);
+  }
+  // The smallest products first: they are rounded least.
+  template <int kSum, int... kPart>
+  FUSED_RNN_INLINE static void add_part(const char* b, std::integer_sequence<int, kPart...>) {
+    load_tile<kRight>(b, kCacheLine);
+    (add_tile_product<kSum, sizeof...(kPart) - 1 - kPart>(), ...);
+  }
+};
+
+// Rows of A for one tile, evenly spaced or else to be gathered.
+template <class E>
+struct TileOfRows {
+  const E* rows[kTileRows];
+  int64_t height, stride = 0;  // in bytes
+  bool even = true;
+
+  template <class Row>
+  TileOfRows(Row row, int64_t first, int64_t height) : height(height) {
+    for (int64_t i = 0; i < height; ++i) rows[i] = row(first + i);
+    const auto address = [&](int64_t i) { return reinterpret_cast<const char*>(rows[i]); };
+    if (height > 1) stride = address(1) - address(0);
+    for (int64_t i = 2; i < height; ++i) even = even && address(i) - address(i - 1) == stride;
+  }
+};
+
+// Rows times some depth of a panel.
+template <int kVectors, class To, class E, class Between>
+FUSED_RNN_INLINE void add_panel(const TileOfRows<E>& a, int64_t k0, int64_t depth, const E* panel, Between between) {
+  using Product = TileProduct<E, std::make_integer_sequence<int, kVectors>, To>;
+  if (a.even) return Product::add(depth, a.rows[0] + k0, a.stride, panel, between);
+  for (int64_t k = 0; k < depth; k += kDepthGathered) {
+    const int64_t deep = minimum(depth - k, kDepthGathered);
+    E gathered[kTileRows * kDepthGathered] __attribute__((aligned(64)));
+    for (int64_t i = 0; i < a.height; ++i) memcpy(gathered + i * deep, a.rows[i] + k0 + k, sizeof(E) * deep);
+    Product::add(deep, gathered, deep * int64_t(sizeof(E)), panel + k * kVectors * Vec<float>::kLanes, between);
+  }
+}
+
+// `multiply` of product.h, on tiles. The rows of a tile are used while the next one is multiplied, some after each
+// vector of each 32 k.
+template <class Matrix, class E, class Row, class Fetch, class Use, class Results, class Also>
+class TileProducts {
+ public:
+  TileProducts(const Matrix& matrix, const E* packed, const LeftRows<Row>& left, Fetch fetch, Use use, Results results,
+               const Also& second)
+      : matrix_(matrix), packed_(packed), left_(left), fetch_(fetch), use_(use), results_(results), second_(second) {}
+
+  void run(PanelRange panels) {
+    const int64_t bytes = matrix_.offset(panels.last - 1) - matrix_.offset(panels.first);
+    fetches_ahead_ = bytes * int64_t(sizeof(E)) > kFetchFrom;
+    const bool in_blocks = depth() > kDepthAtOnce<E>;
+    const int64_t most = in_blocks ? kTilesAtOnce * kTileRows : maximum(1, left_.count);
+    const int64_t groups = (left_.count + most - 1) / most;
+    const int64_t rows = groups > 0 ? (left_.count + groups - 1) / groups : 0;
+    const bool many_bytes = in_blocks && rows * depth() * int64_t(sizeof(E)) > kMostRowBytes;
+    const int64_t panels_at_once = many_bytes ? kPanelsAtOnce : 1;
+    ring_ = panels_at_once * kTilesAtOnce + 1;
+    for (int64_t group = 0; group < groups; ++group, panels.back = !panels.back) {
+      row0_ = left_.count * group / groups;
+      rows_ = left_.count * (group + 1) / groups - row0_;
+      tiles_ = (rows_ + kTileRows - 1) / kTileRows;
+      height_ = (rows_ + tiles_ - 1) / tiles_;
+      set_up_tiles(height_);
+      // Sums that are kept where tiles overlap cannot be added to: some rows would be twice.
+      const bool apart = results_(panels.first) == nullptr || tiles_ * height_ == rows_;
+      blocks_ = apart ? maximum(1, (depth() + kDepthAtOnce<E> - 1) / kDepthAtOnce<E>) : 1;
+      for (int64_t n = 0; n < panels.count(); n += panels_at_once, place_ += panels_at_once * tiles_)
+        multiply_panels(panels, n, minimum(panels.count(), n + panels_at_once));
+    }
+    use_rest();
+  }
+
+ private:
+  static constexpr bool kSecond = !std::is_same_v<Also, NoSecond>;
+
+  int64_t depth() const { return padded_depth<E>(matrix_.depth); }
+  int64_t first_of(int64_t block) const { return depth() * block / blocks_ / kTileDepth * kTileDepth; }
+  const E* block_of(int64_t panel, int64_t block) const {
+    return packed_ + matrix_.offset(panel) + first_of(block) * matrix_.panel_vectors(panel) * Vec<float>::kLanes;
+  }
+
+  // Some panels at once: the same block of each, then the next one.
+  void multiply_panels(const PanelRange& panels, int64_t n0, int64_t n1) {
+    for (int64_t block = 0; block < blocks_; ++block)
+      for (int64_t n = n0; n < n1; ++n) {
+        const E* next = block_of(panels.after(n), 0);
+        if (n + 1 < n1)
+          next = block_of(panels.at(n + 1), block);
+        else if (block + 1 < blocks_)
+          next = block_of(panels.at(n0), block + 1);
+        multiply_block(panels.at(n), block, place_ + (n - n0) * tiles_, next);
+      }
+  }
+
+  void multiply_block(int64_t panel, int64_t block, int64_t place, const E* next) {
+    const int vectors = matrix_.panel_vectors(panel);
+    if (vectors == 1) multiply_block<1>(panel, block, place, next);
+    if (vectors == 2) multiply_block<2>(panel, block, place, next);
+    if (vectors == 3) multiply_block<3>(panel, block, place, next);
+    if (vectors == 4) multiply_block<4>(panel, block, place, next);
+  }
+
+  template <int kVectors>
+  void multiply_block(int64_t panel, int64_t block, int64_t place, const E* next) {
+    constexpr int kSums = kVectors + kVectors - Also::template shared<kVectors>();
+    if constexpr (kSums <= kMostVectors) {
+      constexpr int64_t kWidth = kSums * Vec<float>::kLanes;
+      float* const kept = results_(panel);
+      const bool is_last = block + 1 == blocks_;
+      const int64_t k0 = first_of(block), deep = first_of(block + 1) - k0;
+      for (int64_t tile = 0; tile < tiles_; ++tile) {
+        // Tiles of one height: the last one may begin in the one before, and compute some rows again.
+        const int64_t known = row0_ + tile * height_, i0 = minimum(known, row0_ + rows_ - height_);
+        float* const out = kept ? kept + i0 * kWidth : sums_[(place + tile) % ring_];
+        if (block == 0)
+          for (int64_t i = known; i < i0 + height_; ++i) fetch_(panel, i);
+        multiply_tile<kVectors, kSums>(panel, block_of(panel, block), next, i0, k0, deep, tile, out, block > 0,
+                                       is_last);
+        if (!is_last) continue;
+        use_rest();
+        before_ = {panel, known, i0 + height_, kWidth, out + (known - i0) * kWidth};
+      }
+    }
+  }
+
+  template <int kVectors, int kSums>
+  FUSED_RNN_INLINE void multiply_tile(int64_t panel, const E* from, const E* next, int64_t i0, int64_t k0, int64_t deep,
+                                      int64_t tile, float* out, bool add_to_out, bool is_last) {
+    using Vectors = std::make_integer_sequence<int, kVectors>;
+    const int64_t pauses = (deep + (is_last ? second_.depth() : 0)) / kTileDepth * kVectors;
+    const int64_t at_once = pauses > 0 ? (before_.end - before_.next + pauses - 1) / pauses : 0;
+    // What comes next, by each tile a part of it.
+    const int64_t fetches = fetches_ahead_ ? (kParts<E> * kTileRows + tiles_ - 1) / tiles_ : 0;
+    const char* coming =
+        reinterpret_cast<const char*>(next) + tile * fetches * deep / kTileDepth * kVectors * kCacheLine;
+    const auto between = [&] {
+      for (int64_t i = 0; i < fetches; ++i, coming += kCacheLine) __builtin_prefetch(coming, 0, 2);
+      for (int64_t i = 0; i < at_once && before_.next < before_.end; ++i) use_next();
+    };
+    [&]<int... kSum>(std::integer_sequence<int, kSum...>) {
+      constexpr int64_t kLine = kSums * kCacheLine;
+      if (add_to_out)
+        (load_tile<kSum>(out + kSum * Vec<float>::kLanes, kLine), ...);
+      else
+        (clear_tile<kSum>(), ...);
+      add_panel<kVectors, Vectors>(TileOfRows<E>(left_.row, i0, height_), k0, deep, from, between);
+      if constexpr (kSecond)
+        if (is_last)
+          add_panel<kVectors, decltype(Also::template sums<kVectors>(Vectors{}))>(
+              TileOfRows<E>(second_.row, i0, height_), 0, second_.depth(),
+              second_.packed + second_.matrix.offset(panel), between);
+      (store_tile<kSum>(out + kSum * Vec<float>::kLanes, kLine), ...);
+    }(std::make_integer_sequence<int, kSums>{});
+  }
+
+  FUSED_RNN_INLINE void use_next() {
+    use_(before_.panel, before_.next++, before_.sums);
+    before_.sums += before_.width;
+  }
+  void use_rest() {
+    while (before_.next < before_.end) use_next();
+  }
+
+  const Matrix& matrix_;
+  const E* packed_;
+  const LeftRows<Row>& left_;
+  Fetch fetch_;
+  Use use_;
+  Results results_;
+  const Also& second_;
+
+  bool fetches_ahead_;
+  int64_t row0_, rows_, tiles_, height_;  // of the group
+  struct {
+    int64_t panel, next, end, width;
+    const float* sums;  // of row `next`
+  } before_ = {};
+  int64_t blocks_;
+  // A ring: the tile that is in use when a panel begins keeps its place.
+  int64_t place_ = 0, ring_;
+  float sums_[kPanelsAtOnce * kTilesAtOnce + 1][kTileRows * kMostVectors * Vec<float>::kLanes]
+      __attribute__((aligned(64)));
+};
+
+template <class Matrix, class E, class Row, class Fetch, class Use, class Results = KeepNothing, class Also = NoSecond>
+void multiply(const Matrix& matrix, const E* packed, PanelRange panels, const LeftRows<Row>& left, Fetch fetch, Use use,
+              Results results = {}, const Also& second = {}) {
+  if (panels.count() > 0) TileProducts(matrix, packed, left, fetch, use, results, second).run(panels);
+}
+
+#else
+
+template <auto run, class... Args>
+void in_tiles(Args... args) {
+  run(args...);
+}
+
+#endif
+
+}  // namespace
+}  // namespace fused_rnn::cpu

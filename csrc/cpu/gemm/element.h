@@ -1,0 +1,215 @@
+// What a product multiplies: numbers of the arithmetic type, or bfloat16 where the processor multiplies those itself.
+//
+// It sums the products of two neighbours at once, so two of them, a Factor, take the place of one float: in a row of A
+// they lie side by side as they are, in a panel (panels.h) the rows k and k + 1 of B are zipped together. Sums are
+// float.
+//
+// Or a float as the sum of three bfloat16 (split.h). In a row of A the parts of 32 neighbours then lie one after the
+// other, so that a number has no address of its own: rows of A are read and written by load_at and store_at.
+#pragma once
+#include <type_traits>
+
+#include "cpu/simd/storage.h"
+
+#ifdef FUSED_RNN_SPLIT_PRODUCTS
+namespace fused_rnn {
+
+namespace cpu {
+namespace {
+struct Split {
+  BFloat16 parts[3];
+};
+}  // namespace
+}  // namespace cpu
+
+namespace {
+template <>
+struct ArithmeticOf<cpu::Split> {
+  using type = float;
+};
+}  // namespace
+
+}  // namespace fused_rnn
+#endif
+
+namespace fused_rnn::cpu {
+namespace {
+
+template <class E>
+struct FactorOf {
+  using type = E;
+};
+struct Pair {
+  BFloat16 k[2];
+};
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS
+template <>
+struct FactorOf<BFloat16> {
+  using type = Pair;
+};
+#endif
+#ifdef FUSED_RNN_SPLIT_PRODUCTS
+template <>
+struct FactorOf<Split> {
+  using type = Split[2];
+};
+#endif
+template <class E>
+using Factor = typename FactorOf<E>::type;
+
+// The elements that a layer stored as S multiplies.
+#if defined(FUSED_RNN_SPLIT_PRODUCTS)
+template <class S>
+using Element = Split;  // such a build has kernels for float alone
+#elif defined(FUSED_RNN_BFLOAT16_PRODUCTS)
+template <class S>
+using Element = S;  // such a build has kernels for bfloat16 alone
+#else
+template <class S>
+using Element = Arithmetic<S>;
+#endif
+
+template <class E>
+constexpr int kTogether = sizeof(Factor<E>) / sizeof(E);
+template <class E>
+constexpr int kParts = kTogether<E> > 1 ? sizeof(E) / sizeof(BFloat16) : 1;
+
+// Do the tiles of AMX multiply them?
+#ifdef FUSED_RNN_AMX
+template <class E>
+constexpr bool kTiles = true;
+#else
+template <class E>
+constexpr bool kTiles = false;
+#endif
+
+// Depths are filled up with zeros to a multiple of this: in panels, and in the rows that meet them.
+template <class E>
+constexpr int kDepthStep = kTiles<E> ? 32 : kTogether<E>;
+template <class E>
+constexpr int64_t padded_depth(int64_t depth) {
+  return (depth + kDepthStep<E> - 1) / kDepthStep<E> * kDepthStep<E>;
+}
+
+// Are rows of S what a product reads, as they are?
+template <class E, class S>
+constexpr bool kReadInPlace = std::is_same_v<E, S> && kDepthStep<E> == 1;
+
+// ---- rows of A
+// -------------------------------------------------------------------------------------------------------
+
+// The numbers j .. j + count - 1 of a row, a vector at most; of a whole vector the count may be left out.
+template <class E>
+FUSED_RNN_INLINE Vec<Arithmetic<E>> load_at(const E* row, int64_t j) {
+  return load_vector(row + j);
+}
+template <class E>
+FUSED_RNN_INLINE Vec<Arithmetic<E>> load_at(const E* row, int64_t j, int64_t count) {
+  return load_vector(row + j, count);
+}
+template <class E>
+FUSED_RNN_INLINE void store_at(E* row, int64_t j, Vec<Arithmetic<E>> x) {
+  store_vector(row + j, x);
+}
+template <class E>
+FUSED_RNN_INLINE void store_at(E* row, int64_t j, Vec<Arithmetic<E>> x, int64_t count) {
+  store_vector(row + j, x, count);
+}
+
+// Two vectors: of what is multiplied as bfloat16 they fill a line of the cache.
+template <class E>
+FUSED_RNN_INLINE void store_two_at(E* row, int64_t j, Vec<Arithmetic<E>> first, Vec<Arithmetic<E>> second) {
+  store_two_vectors(row + j, first, second);
+}
+
+// n of them at once; a null source is zeros.
+template <class E, class S>
+void load_row_at(E* row, int64_t j, const S* from, int64_t n) {
+  load_row(row + j, from, n);
+}
+template <class S, class E>
+void store_row_from(S* to, const E* row, int64_t j, int64_t n) {
+  store_row(to, row + j, n);
+}
+template <class E>
+void zero_row_at(E* row, int64_t j, int64_t n) {
+  zero_row(row + j, n);
+}
+
+// ---- what is packed
+// --------------------------------------------------------------------------------------------------
+
+// A vector of factors, or of numbers, part by part.
+template <class E>
+struct Parts {
+  typename Vec<Arithmetic<E>>::Native part[kParts<E>];
+};
+
+// Numbers j .. of a row in memory, whatever follows `count` of them as zeros. A bfloat16 is the upper half of a lane.
+template <class E, class S>
+FUSED_RNN_INLINE Parts<E> load_parts(const S* row, int64_t j, int64_t count) {
+  return {{load_vector(row + j, count).v}};
+}
+
+// Factors from memory: the first `count` numbers from `from` on as they lie there, whatever follows as zeros.
+template <class E, class S>
+FUSED_RNN_INLINE Parts<E> load_factors(const S* from, int64_t count) {
+  return load_parts<E>(from, 0, count);
+}
+
+// Back to a row of A.
+template <class E>
+FUSED_RNN_INLINE void store_factors(E* to, const Parts<E>& x) {
+#pragma GCC unroll 3
+  for (int part = 0; part < kParts<E>; ++part)
+    store_lanes(reinterpret_cast<char*>(to) + part * int64_t(sizeof x.part[0]), x.part[part]);
+}
+
+// Columns j .. of line `line` of a panel: row(k) is where row k < depth of B begins; `count` columns are left there.
+template <class E, class Row>
+FUSED_RNN_INLINE Parts<E> load_line(Row row, int64_t line, int64_t depth, int64_t j, int64_t count) {
+  const auto load_row = [&](int64_t k) { return k < depth ? load_parts<E>(row(k), j, count) : Parts<E>{}; };
+  if constexpr (kTogether<E> == 1) {
+    return load_row(line);
+  } else {
+    const Parts<E> first = load_row(2 * line), second = load_row(2 * line + 1);
+    Parts<E> both;
+#pragma GCC unroll 3
+    for (int p = 0; p < kParts<E>; ++p)
+      both.part[p] = (typename Vec<Arithmetic<E>>::Native)((Words)first.part[p] >> 16 | (Words)second.part[p]);
+    return both;
+  }
+}
+
+// sum + x * b in every lane.
+template <class V, class T>
+FUSED_RNN_INLINE V add_product(V sum, T x, V b) {
+  return sum + x * b;
+}
+
+#if defined(FUSED_RNN_BFLOAT16_PRODUCTS) || defined(FUSED_RNN_SPLIT_PRODUCTS)
+using Floats = NativeOf<float>::Vector;
+
+FUSED_RNN_INLINE Floats add_product(Floats sum, Pair x, Floats b) {
+  int both;
+  memcpy(&both, &x, sizeof both);
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(both), (__m512bh)b);
+}
+#endif
+
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS
+template <>
+FUSED_RNN_INLINE Parts<BFloat16> load_factors<BFloat16, BFloat16>(const BFloat16* from, int64_t count) {
+  BFloat16 some[2 * Vec<float>::kLanes] = {};
+  if (count >= 2 * Vec<float>::kLanes) return {{load_lanes<Floats>(from)}};
+  for (int64_t i = 0; i < count; ++i) some[i] = from[i];
+  return {{load_lanes<Floats>(some)}};
+}
+#endif
+
+}  // namespace
+}  // namespace fused_rnn::cpu
+
+#ifdef FUSED_RNN_SPLIT_PRODUCTS
+#include "cpu/gemm/split.h"
+#endif

@@ -1,0 +1,189 @@
+// How matrices lie in memory for products.
+//
+// B, [depth, columns], is packed once into panels of a few vectors of columns:
+//
+//             vector 0        vector 1     ...                      a panel is read from front to back, one line of
+//   k = 0     B[0][0..L)      B[0][L..2L)                           vectors for each k: each is multiplied by one
+//   k = 1     B[1][0..L)      B[1][L..2L)                           number of each of A's rows
+//   ...
+//
+// Where bfloat16 is multiplied, a lane of a line holds a Factor, two numbers (element.h), and a line so two k. For the
+// tiles of AMX the 16 lines of 32 k lie together, 1 KB for each vector, or for each part of it (split.h).
+// The last vector is filled up with zeros, and so is the depth. Which columns a panel's vectors hold is up to who packs
+// it: for the gates (forward.h) all gates of the same units lie in one panel, so that a cell finds them together.
+#pragma once
+#include <utility>
+
+#include "cpu/gemm/element.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+constexpr int64_t kCacheLine = 64;
+constexpr int kMostVectors = 4;  // of a panel
+
+// Some panels, in their order or from the last one back. What is gone through again and again should be gone through
+// back and forth: then the cache still holds what comes first, where in one direction it would hold what comes last.
+struct PanelRange {
+  int64_t first, last;
+  bool back = false;
+
+  int64_t count() const { return last - first; }
+  int64_t at(int64_t i) const { return back ? last - 1 - i : first + i; }
+  int64_t after(int64_t i) const { return at(i + 1 < count() ? i + 1 : i); }  // when all are done, it turns round
+};
+
+// Which way to go through weights now: never twice the same way, from call to call too.
+inline bool turn() {
+  static thread_local bool back = true;
+  return back = !back;
+}
+
+// One part of vector v in one line of a panel of so many vectors.
+template <class E>  // const or not
+FUSED_RNN_INLINE auto* vector_at(E* panel, int vectors, int v, int64_t line, int part) {
+  using Plain = std::remove_const_t<E>;
+  using Byte = std::conditional_t<std::is_const_v<E>, const char, char>;
+  using V = Vec<Arithmetic<Plain>>;
+  constexpr int64_t kLines = kDepthStep<Plain> / kTogether<Plain>;
+  const int64_t group = (line / kLines * vectors + v) * kParts<Plain> + part;
+  return reinterpret_cast<Byte*>(panel) + (group * kLines + line % kLines) * int64_t(sizeof(V));
+}
+template <class E>
+FUSED_RNN_INLINE void store_line(E* panel, int vectors, int v, int64_t line, const Parts<E>& x) {
+#pragma GCC unroll 3
+  for (int part = 0; part < kParts<E>; ++part) store_lanes(vector_at(panel, vectors, v, line, part), x.part[part]);
+}
+
+template <class V, int... kLane>
+V zip_low(V a, V b, std::integer_sequence<int, kLane...>) {
+  constexpr int n = sizeof...(kLane);
+  return __builtin_shufflevector(a, b, (kLane % 2 * n + kLane / 2)...);
+}
+template <class V, int... kLane>
+V zip_high(V a, V b, std::integer_sequence<int, kLane...>) {
+  constexpr int n = sizeof...(kLane);
+  return __builtin_shufflevector(a, b, (kLane % 2 * n + n / 2 + kLane / 2)...);
+}
+
+// rows[i][j] becomes rows[j][i]: log2(L) rounds in which two vectors half the square apart are zipped together.
+template <class T>
+void transpose(typename Vec<T>::Native (&rows)[Vec<T>::kLanes]) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  using Lanes = std::make_integer_sequence<int, kLanes>;
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    typename Vec<T>::Native zipped[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      zipped[2 * i] = zip_low(rows[i], rows[i + kLanes / 2], Lanes{});
+      zipped[2 * i + 1] = zip_high(rows[i], rows[i + kLanes / 2], Lanes{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = zipped[i];
+  }
+}
+
+// L vectors of factors, part by part.
+template <class E>
+struct Square {
+  static constexpr int kLanes = Vec<Arithmetic<E>>::kLanes;
+  typename Vec<Arithmetic<E>>::Native rows[kParts<E>][kLanes];
+
+  FUSED_RNN_INLINE void set_row(int64_t i, const Parts<E>& x) {
+#pragma GCC unroll 3
+    for (int part = 0; part < kParts<E>; ++part) rows[part][i] = x.part[part];
+  }
+  FUSED_RNN_INLINE Parts<E> row(int64_t i) const {
+    Parts<E> x;
+#pragma GCC unroll 3
+    for (int part = 0; part < kParts<E>; ++part) x.part[part] = rows[part][i];
+    return x;
+  }
+  // All numbers of a column, where two are multiplied together.
+  FUSED_RNN_INLINE Vec<Arithmetic<E>> add_rows_to(Vec<Arithmetic<E>> sums) const {
+    constexpr uint16_t kOne = 0x3f80;
+#pragma GCC unroll 3
+    for (int part = kParts<E> - 1; part >= 0; --part)
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) sums.v = add_product(sums.v, Pair{{{kOne}, {kOne}}}, rows[part][i]);
+    return sums;
+  }
+  FUSED_RNN_INLINE void transpose() {
+#pragma GCC unroll 3
+    for (int part = 0; part < kParts<E>; ++part) cpu::transpose<Arithmetic<E>>(rows[part]);
+  }
+};
+
+// Vector v of a panel of so many, for k < depth, from `columns` <= L columns of B that lie one after the other in
+// memory, `lead` apart, as the rows of B's transpose.
+template <class E, class S>
+void pack_transposed(E* panel, int vectors, int v, int64_t depth, const S* from, int64_t lead, int64_t columns) {
+  constexpr int kLanes = Vec<Arithmetic<E>>::kLanes;
+  const int64_t lines = padded_depth<E>(depth) / kTogether<E>;
+  for (int64_t line = 0; line < lines; line += kLanes) {
+    const int64_t k = line * kTogether<E>, some = lines - line < kLanes ? lines - line : kLanes;
+    Square<E> square;
+    for (int j = 0; j < kLanes; ++j)
+      square.set_row(j, j < columns ? load_factors<E>(from + j * lead + k, depth - k) : Parts<E>{});
+    square.transpose();
+    for (int64_t i = 0; i < some; ++i) store_line(panel, vectors, v, line + i, square.row(i));
+  }
+}
+
+// Row k of a panel, as numbers.
+template <class E>
+void load_panel_row(Arithmetic<E>* to, const E* panel, int vectors, int64_t k) {
+  using V = Vec<Arithmetic<E>>;
+  for (int v = 0; v < vectors; ++v) {
+    V sum(Arithmetic<E>(0));
+    for (int part = kParts<E> - 1; part >= 0; --part) {
+      const auto lanes = load_lanes<typename V::Native>(vector_at(panel, vectors, v, k / kTogether<E>, part));
+      if constexpr (kTogether<E> == 1)
+        sum = sum + V(lanes);
+      else  // of the two in a lane
+        sum = sum + V((typename V::Native)(k % 2 ? (Words)lanes >> 16 << 16 : (Words)lanes << 16));
+    }
+    store_vector(to + v * V::kLanes, sum);
+  }
+}
+
+// A matrix whose panels hold its columns in order: kMostVectors to a panel, the last panel has what is left.
+template <class E>
+struct Plain {
+  static constexpr int64_t kLanes = Vec<Arithmetic<E>>::kLanes;
+  int64_t depth, columns;
+
+  int64_t vectors() const { return (columns + kLanes - 1) / kLanes; }
+  int64_t panels() const { return (vectors() + kMostVectors - 1) / kMostVectors; }
+  int64_t size() const { return vectors() * kLanes * padded_depth<E>(depth); }
+  int panel_vectors(int64_t panel) const {
+    const int64_t left = vectors() - panel * kMostVectors;
+    return int(left < kMostVectors ? left : kMostVectors);
+  }
+  int64_t first_column(int64_t panel) const { return panel * kMostVectors * kLanes; }
+  int64_t offset(int64_t panel) const { return first_column(panel) * padded_depth<E>(depth); }
+
+  // row(k): where row k of the matrix begins.
+  template <class Row>
+  void pack(E* packed, int64_t panel, Row row) const {
+    const int vectors = panel_vectors(panel);
+    const int64_t first = first_column(panel);
+    for (int64_t line = 0; line < padded_depth<E>(depth) / kTogether<E>; ++line)
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t j = first + v * kLanes;
+        store_line(packed + offset(panel), vectors, v, line, load_line<E>(row, line, depth, j, columns - j));
+      }
+  }
+  template <class S>
+  void pack_transpose_of(E* packed, int64_t panel, const S* from) const {
+    const int vectors = panel_vectors(panel);
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t j = first_column(panel) + v * kLanes;
+      pack_transposed(packed + offset(panel), vectors, v, depth, from + j * depth, depth, columns - j);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fused_rnn::cpu

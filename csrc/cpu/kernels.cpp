@@ -1,0 +1,76 @@
+// Every CPU kernel for one instruction set. The build compiles this file once for each, with FUSED_RNN_ISA naming it.
+//
+// Nothing here or below may call an inline function or template of external linkage (std:: included): the linker keeps
+// one copy of those, and it might be one that needs a newer processor than the caller does.
+#include "cpu/schedule/kernels.h"
+#include "core/dispatch.h"
+#include "cpu/passes/forward.h"
+#include "cpu/passes/weight_grads.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+template <class Cell, class S>
+struct Passes {
+  using F = ForwardPass<Cell, S>;
+  using B = BackwardPass<Cell, S>;
+  using W = WeightGradientsPass<Cell, S>;
+  static int64_t one_round(const Forward&) { return 1; }
+  static constexpr Pass<Forward> kForward = {
+      &F::bytes,
+      &one_round,
+      {{&F::count_packs, &F::pack_weights}, {&F::count_runs_to_prepare, &F::prepare_run}},
+      {{&F::count_walks, &in_tiles<&F::walk>}},
+      {}};
+  static constexpr Packing kPacking = {&F::packed_bytes, {&F::count_packs, &F::pack_weights}};
+  static constexpr Pass<Backward> kBackward = {&W::bytes,
+                                               &count_rounds,
+                                               {{&B::count_packs, &B::prepare}},
+                                               {{&B::count_walks, &in_tiles<&B::walk>},
+                                                {&W::count_inputs, &in_tiles<&W::input_grads>},
+                                                {&W::count_reverse_inputs, &in_tiles<&W::reverse_input_grads>},
+                                                {&W::count_operands, &W::pack_operands},
+                                                {&W::count_blocks, &in_tiles<&W::weight_grads>}},
+                                               {{&B::count_ends, &B::finish},
+                                                {&W::count_token_grads, &W::store_token_grads},
+                                                {&W::count_stores, &W::store_sums},
+                                                {&W::count_ends, &W::finish}}};
+};
+
+template <class Select>
+auto dispatch(int64_t cell, Dtype dtype, Select select) {
+  return dispatch_cell(cell, [&](auto c) {
+    const auto selected = [&](auto s) {
+      return select(Passes<typename decltype(c)::type, typename decltype(s)::type>{});
+    };
+#if defined(FUSED_RNN_BFLOAT16_PRODUCTS)  // a build for one dtype
+    (void)dtype;
+    return selected(Type<BFloat16>{});
+#elif defined(FUSED_RNN_SPLIT_PRODUCTS)
+    (void)dtype;
+    return selected(Type<float>{});
+#else
+    return dispatch_dtype<BFloat16, Half>(dtype, selected);
+#endif
+  });
+}
+
+const Pass<Forward>& forward(int64_t cell, Dtype dtype) {
+  return *dispatch(cell, dtype, [](auto passes) { return &decltype(passes)::kForward; });
+}
+
+const Packing& packing(int64_t cell, Dtype dtype) {
+  return *dispatch(cell, dtype, [](auto passes) { return &decltype(passes)::kPacking; });
+}
+
+const Pass<Backward>& backward(int64_t cell, Dtype dtype) {
+  return *dispatch(cell, dtype, [](auto passes) { return &decltype(passes)::kBackward; });
+}
+
+}  // namespace
+
+#define FUSED_RNN_JOIN(a, b) a##b
+#define FUSED_RNN_TABLE(isa) FUSED_RNN_JOIN(kKernels, isa)
+extern const Kernels FUSED_RNN_TABLE(FUSED_RNN_ISA) = {&forward, &packing, &backward};
+
+}  // namespace fused_rnn::cpu

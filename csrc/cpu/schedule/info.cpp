@@ -1,0 +1,36 @@
+// What Python asks about plans, through ctypes.
+#include "core/export.h"
+#include "cpu/schedule/select.h"
+
+using namespace fused_rnn;
+using namespace fused_rnn::cpu;
+
+// The plan the CPU engine follows for a layer of this size, whose weights may be packed already, on so many threads:
+// `plan` gets Plan's threads, row_chunks, unit_chunks and pack. Returns the instruction set's name; null and the reason
+// in `error` when there is none.
+FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t dtype, int64_t directions, int64_t rows,
+                                                int64_t batch, int64_t input_size, int64_t hidden, int64_t output_size,
+                                                int64_t packed, int64_t threads, int64_t* plan, char* error,
+                                                int64_t error_size) {
+  const char* isa = nullptr;
+  succeeds(error, error_size, [&] {
+    Layer layer = {};
+    layer.cell = cell;
+    layer.dtype = static_cast<Dtype>(dtype);
+    layer.members = 1;
+    layer.directions = directions;
+    layer.batch = batch;
+    layer.rows = rows;
+    layer.input_size = input_size;
+    layer.hidden = hidden;
+    layer.output_size = output_size;
+    layer.packed = packed ? &layer : nullptr;
+    const Plan found = select(isas_for(layer.dtype), load_of(layer), threads);
+    plan[0] = found.threads;
+    plan[1] = found.row_chunks;
+    plan[2] = found.unit_chunks;
+    plan[3] = found.pack;
+    isa = isa_name(found.isa);
+  });
+  return isa;
+}

@@ -1,0 +1,47 @@
+// What an instruction set offers the engine: a forward and a backward pass as phases of independent tasks.
+#pragma once
+#include "core/problem.h"
+#include "cpu/schedule/plan.h"
+
+namespace fused_rnn::cpu {
+
+// Tasks 0 .. count(args, plan) - 1 may run at the same time, in any order; phases run one after another.
+template <class Args>
+struct Phase {
+  int64_t (*count)(const Args&, const Plan&);
+  void (*run)(const Args&, const Plan&, void* workspace, int64_t round, int64_t task);
+};
+
+constexpr int kMostPhases = 5;
+
+// first once; each, all of them in turn, for every round; last once. An entry with a null `run` ends its list.
+template <class Args>
+struct Pass {
+  int64_t (*workspace_bytes)(const Args&, const Plan&);
+  int64_t (*rounds)(const Args&);
+  Phase<Args> first[kMostPhases], each[kMostPhases], last[kMostPhases];
+};
+
+// The weights as the forward pass wants them, for Layer::packed.
+struct Packing {
+  int64_t (*bytes)(const Forward&, const Plan&);
+  Phase<Forward> phase;  // its workspace is where the packed weights go
+};
+
+struct Kernels {
+  const Pass<Forward>& (*forward)(int64_t cell, Dtype dtype);
+  const Packing& (*packing)(int64_t cell, Dtype dtype);
+  const Pass<Backward>& (*backward)(int64_t cell, Dtype dtype);
+};
+
+// One for each build of engine.cpp.
+extern const Kernels kKernelsBaseline;
+#ifdef FUSED_RNN_X86_ISAS
+extern const Kernels kKernelsAvx2;
+extern const Kernels kKernelsAvx512;
+extern const Kernels kKernelsAvx512Bf16;  // each of these for the one dtype
+extern const Kernels kKernelsAmxBf16;
+extern const Kernels kKernelsAmxFp32;
+#endif
+
+}  // namespace fused_rnn::cpu

@@ -1,0 +1,158 @@
+// Numbers from memory and to it, in every format.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#include "core/formats.h"
+#include "cpu/simd/vector.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
+
+inline uint32_t bits_of(float x) {
+  uint32_t u;
+  memcpy(&u, &x, sizeof u);
+  return u;
+}
+inline float float_of(uint32_t u) {
+  float x;
+  memcpy(&x, &u, sizeof x);
+  return x;
+}
+
+inline float load(float x) { return x; }
+inline double load(double x) { return x; }
+inline float load(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
+
+inline float load(Half x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
+  const uint32_t magnitude = x.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return float_of(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);  // infinity, NaN
+  // Subnormals as the fraction of a normal number: no float subnormal on the way, which a flushing processor drops.
+  if (magnitude < 0x400u) return float_of(sign | bits_of(float_of(0x38800000u | magnitude << 13) - 0x1p-14f));
+  return float_of(sign | ((magnitude + 0x1c000u) << 13));  // float's exponent is 112 greater
+}
+
+inline void store(float& to, float x) { to = x; }
+inline void store(double& to, double x) { to = x; }
+
+// Round to nearest, ties to even; NaN stays NaN.
+inline void store(BFloat16& to, float x) {
+  const uint32_t u = bits_of(x);
+  to.bits = x != x ? 0x7fc0u : uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
+inline void store(Half& to, float x) {
+  const uint32_t u = bits_of(x), sign = u >> 16 & 0x8000u, magnitude = u & 0x7fffffffu;
+  uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;  // NaN
+  } else if (magnitude >= 0x477ff000u) {
+    half = 0x7c00u;  // 65520 and up round to infinity
+  } else if (magnitude < 0x38800000u) {
+    // Subnormal: adding 0.5 leaves the rounded value in the low mantissa bits.
+    half = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
+  } else {
+    half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+  }
+  to.bits = uint16_t(sign | half);
+}
+
+// A vector from storage and back, converted on the way.
+template <class T>
+FUSED_RNN_INLINE Vec<T> load_vector(const T* from) {
+  return load_lanes<Vec<T>>(from);
+}
+template <class T>
+FUSED_RNN_INLINE void store_vector(T* to, Vec<T> x) {
+  store_lanes(to, x);
+}
+
+typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
+FUSED_RNN_INLINE Vec<float> load_vector(const BFloat16* from) {
+  return Vec<float>((Vec<float>::Native)(__builtin_convertvector(load_lanes<HalfWords>(from), Words) << 16));
+}
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS  // rounds likewise, but for subnormal numbers, of which it makes zeros
+FUSED_RNN_INLINE void store_vector(BFloat16* to, Vec<float> x) {
+  store_lanes(to, _mm512_maskz_cvtneps_pbh(0xffff, (__m512)x.v));
+}
+#else
+FUSED_RNN_INLINE void store_vector(BFloat16* to, Vec<float> x) {
+  const Words u = (Words)x.v;
+  const Words rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+  const Words words = x.v != x.v ? Words{} + 0x7fc0u : rounded;
+  store_lanes(to, __builtin_convertvector(words, HalfWords));
+}
+#endif
+inline Vec<float> load_vector(const Half* from) {
+  Vec<float> x;
+  for (int i = 0; i < Vec<float>::kLanes; ++i) x.v[i] = load(from[i]);
+  return x;
+}
+inline void store_vector(Half* to, Vec<float> x) {
+  for (int i = 0; i < Vec<float>::kLanes; ++i) store(to[i], x.v[i]);
+}
+
+// Two at once, one behind the other.
+template <class S>
+FUSED_RNN_INLINE void store_two_vectors(S* to, Vec<Arithmetic<S>> first, Vec<Arithmetic<S>> second) {
+  store_vector(to, first);
+  store_vector(to + Vec<Arithmetic<S>>::kLanes, second);
+}
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS
+template <>
+FUSED_RNN_INLINE void store_two_vectors(BFloat16* to, Vec<float> first, Vec<float> second) {
+  store_lanes(to, _mm512_maskz_cvtne2ps_pbh(0xffffffff, (__m512)second.v, (__m512)first.v));
+}
+#endif
+
+// The same for the first `count` lanes only: the last units of a layer seldom fill a vector. The others load as zeros.
+template <class S>
+FUSED_RNN_INLINE Vec<Arithmetic<S>> load_vector(const S* from, int64_t count) {
+  constexpr int kLanes = Vec<Arithmetic<S>>::kLanes;
+  if (count >= kLanes) return load_vector(from);
+  S some[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) some[i] = from[i];
+  return load_vector(some);
+}
+template <class S>
+FUSED_RNN_INLINE void store_vector(S* to, Vec<Arithmetic<S>> x, int64_t count) {
+  constexpr int kLanes = Vec<Arithmetic<S>>::kLanes;
+  if (count >= kLanes) return store_vector(to, x);
+  S some[kLanes];
+  store_vector(some, x);
+  for (int64_t i = 0; i < count; ++i) to[i] = some[i];
+}
+
+// Converting copies; a null source is zeros.
+template <class T, class S>
+void load_row(T* to, const S* from, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) store(to[j], from ? load(from[j]) : Arithmetic<T>(0));
+}
+template <class S, class T>
+void store_row(S* to, const T* from, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) store(to[j], load(from[j]));
+}
+template <class S>
+void copy_row(S* to, const S* from, int64_t n) {
+  if (from)
+    memcpy(to, from, sizeof(S) * n);
+  else
+    memset(to, 0, sizeof(S) * n);
+}
+template <class S>
+void load_row(S* to, const S* from, int64_t n) {
+  copy_row(to, from, n);
+}
+template <class S>
+void zero_row(S* to, int64_t n) {
+  memset(to, 0, sizeof(S) * n);
+}
+
+}  // namespace
+}  // namespace fused_rnn::cpu

@@ -1,0 +1,292 @@
+// Vectors of float or double as wide as the instruction set, with the functions that cells call: a cell instantiated
+// with Vec<T> computes kLanes units at once by the same source as one with T.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+// Called in the innermost loops, where a call that is not inlined passes vectors through memory.
+#define FUSED_RNN_INLINE inline __attribute__((always_inline))
+
+namespace fused_rnn::cpu {
+namespace {
+
+#if defined(FUSED_RNN_VECTOR_BYTES)  // tests: 4 makes vectors of one number
+constexpr int kVectorBytes = FUSED_RNN_VECTOR_BYTES;
+#elif defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// Spelled out for each type: the attribute is lost on a type that depends on a template parameter.
+template <class T>
+struct NativeOf;
+template <>
+struct NativeOf<float> {
+  typedef float Vector __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Integers __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct NativeOf<double> {
+  static constexpr int kBytes = kVectorBytes < int(sizeof(double)) ? sizeof(double) : kVectorBytes;
+  typedef double Vector __attribute__((vector_size(kBytes)));
+  typedef int64_t Integers __attribute__((vector_size(kBytes)));
+};
+
+template <class T>
+struct Vec {
+  using Native = typename NativeOf<T>::Vector;
+  using Integers = typename NativeOf<T>::Integers;
+  static constexpr int kLanes = sizeof(Native) / sizeof(T);
+
+  Native v;
+
+  Vec() = default;
+  Vec(Native native) : v(native) {}
+  explicit Vec(T scalar) : v(Native{} + scalar) {}
+
+  friend Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  friend Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  friend Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+  friend Vec operator-(Vec a) { return -a.v; }
+};
+
+// Scalars load, store and sum likewise, so that one loop body serves vectors and the rest of a row.
+template <class V, class T>
+FUSED_RNN_INLINE V load_lanes(const T* from) {
+  V lanes;
+  memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+template <class V, class T>
+FUSED_RNN_INLINE void store_lanes(T* to, V lanes) {
+  memcpy(to, &lanes, sizeof lanes);
+}
+
+inline float sum_of(float x) { return x; }
+inline double sum_of(double x) { return x; }
+template <class T>
+T sum_of(Vec<T> x) {
+  T sum = 0;
+  for (int i = 0; i < Vec<T>::kLanes; ++i) sum += x.v[i];
+  return sum;
+}
+
+// Calls f(Type, j) over [0, n): whole vectors first, then what is left by scalars.
+template <class T, class F>
+void for_lanes(int64_t n, F f) {
+  int64_t j = 0;
+  for (; j + Vec<T>::kLanes <= n; j += Vec<T>::kLanes) f(Vec<T>{}, j);
+  for (; j < n; ++j) f(T{}, j);
+}
+
+// ---- exp, sigmoid, tanh ---------------------------------------------------------------------------------------------
+//
+// Within 4 eps of the exact result (eps: 2^-23, 2^-52; a denormal result: within 4 of the smallest number), also where
+// tanh is tiny. exp and sigmoid do not go on to 0 and infinity: they end near 1e-38 and 1e38, 1e-307 and 1e307.
+// Sigmoid stays within [0, 1] and tanh within [-1, 1]; where the argument grows they fall by 2 eps at most.
+//
+// A build for bfloat16 alone stores results of 8 bits and has shorter functions: exp and tanh are within 2^-13, and so
+// is 1 - sigmoid, since a state decays by that at every step of a long memory. tests/test_vector.py holds them to all
+// this.
+
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS
+constexpr bool kShort = true;
+#else
+constexpr bool kShort = false;
+#endif
+
+// What exp and tanh need to know of a type.
+template <class T>
+struct MathOf;
+template <>
+struct MathOf<float> {
+  static constexpr float kLowest = -87.3f, kHighest = 87.3f;  // e^x and 1 / e^x stay normal numbers
+  static constexpr float kRound = 12582912.f;                 // 1.5 * 2^23: adding it rounds to an integer
+#if defined(__FMA__) || defined(__aarch64__)  // n * kLn2 is not rounded, and n times the rest is 2 eps at most
+  static constexpr float kLn2 = 0.693147182f, kLn2Rest = 0.f;
+#else
+  static constexpr float kLn2 = 0.693359375f, kLn2Rest = -2.12194440e-4f;
+#endif
+  static constexpr int kMantissa = 23, kBias = 127;
+  static constexpr int32_t kSign = INT32_MIN;
+  // (e^r - 1) / r: the polynomials of their degree that are nearest, within 2^-26 and, short, within 2^-16.
+  static constexpr int kTerms = kShort ? 4 : 6;
+  static constexpr float kLong[6] = {1.f, 0.499999981f, 0.166665062f, 0.0416671364f, 0.00836907571f, 0.00138888730f};
+  static constexpr float kFew[4] = {0.99998511f, 0.50001252f, 0.16766713f, 0.04166658f};
+  static constexpr const float* kFactors = kShort ? kFew : kLong;
+};
+template <>
+struct MathOf<double> {
+  static constexpr double kLowest = -708., kHighest = 708.;  // likewise
+  static constexpr double kRound = 6755399441055744.;        // 1.5 * 2^52
+  static constexpr double kLn2 = 6.93147180369123816490e-01, kLn2Rest = 1.90821492927058770002e-10;
+  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr int64_t kSign = INT64_MIN;
+  // The exponential series: the rest is below half a unit in the last place.
+  static constexpr int kTerms = 13;
+  static constexpr double kFactors[kTerms] = {
+      1.,         1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,        1. / 5040,
+      1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800.};
+};
+
+// 1 / x, to within a unit in the last place or two, for x whose reciprocal is a normal number.
+template <class T>
+FUSED_RNN_INLINE Vec<T> reciprocal(Vec<T> x) {
+  return Vec<T>(T(1)) / x;
+}
+#ifdef __AVX512F__  // an estimate of 14 bits and one step of Newton's, in a quarter of the time of a division
+FUSED_RNN_INLINE Vec<float> reciprocal(Vec<float> x) {
+  const Vec<float> estimate((NativeOf<float>::Vector)_mm512_maskz_rcp14_ps(0xffff, (__m512)x.v));
+  return estimate + estimate * (Vec<float>(1.f) - x * estimate);
+}
+FUSED_RNN_INLINE Vec<double> reciprocal(Vec<double> x) {  // two steps
+  const Vec<double> one(1.), estimate((NativeOf<double>::Vector)_mm512_maskz_rcp14_pd(0xff, (__m512d)x.v));
+  const Vec<double> better = estimate + estimate * (one - x * estimate);
+  return better + better * (one - x * better);
+}
+#endif
+
+// 1 / x, to within 2^-14 in a short function.
+template <class T>
+FUSED_RNN_INLINE Vec<T> rough_reciprocal(Vec<T> x) {
+  return reciprocal(x);
+}
+#ifdef __AVX512F__
+FUSED_RNN_INLINE Vec<float> rough_reciprocal(Vec<float> x) {
+  return kShort ? Vec<float>((NativeOf<float>::Vector)_mm512_maskz_rcp14_ps(0xffff, (__m512)x.v)) : reciprocal(x);
+}
+#endif
+
+// e^x - 1 = 2^n (e^r - 1) + (2^n - 1) with n = round(x / ln 2), where e^r - 1 is a polynomial without a constant term:
+// so it is accurate near 0 too, where n = 0. x must lie within MathOf's range.
+template <class T>
+struct ExpParts {
+  Vec<T> n;
+  Vec<T> power;  // 2^n
+  Vec<T> rest;   // e^r - 1
+};
+
+template <class T>
+FUSED_RNN_INLINE ExpParts<T> exp_parts(Vec<T> x) {
+  using M = MathOf<T>;
+  using V = Vec<T>;
+  const V shifted = x * V(T(1.44269504088896340736)) + V(M::kRound);
+  const V n = shifted - V(M::kRound);
+  V r = x - n * V(M::kLn2);
+  if constexpr (M::kLn2Rest != 0) r = r - n * V(M::kLn2Rest);
+  // The low bits of `shifted` hold n; beside its bias they are the bits of 2^n.
+  const typename V::Integers bits = (typename V::Integers)shifted.v;
+  const typename V::Integers power = (bits + M::kBias) << M::kMantissa;
+  // In pairs: half of the steps that wait for each other.
+  constexpr int kLast = M::kTerms - 1;
+  const V rr = r * r;
+  V p = kLast % 2 ? V(M::kFactors[kLast]) * r + V(M::kFactors[kLast - 1]) : V(M::kFactors[kLast]);
+#pragma GCC unroll 8
+  for (int k = kLast - (kLast % 2 ? 3 : 2); k >= 0; k -= 2)
+    p = p * rr + (V(M::kFactors[k + 1]) * r + V(M::kFactors[k]));
+  return {n, V((typename V::Native)power), p * r};
+}
+
+// e^x from its parts.
+template <class T>
+FUSED_RNN_INLINE Vec<T> whole(ExpParts<T> e) {
+  return e.power + e.power * e.rest;
+}
+#ifdef __AVX512F__  // one instruction scales by 2^n: no need to make that number
+FUSED_RNN_INLINE Vec<float> whole(ExpParts<float> e) {
+  const Vec<float> x = Vec<float>(1.f) + e.rest;
+  return Vec<float>((Vec<float>::Native)_mm512_maskz_scalef_ps(0xffff, (__m512)x.v, (__m512)e.n.v));
+}
+FUSED_RNN_INLINE Vec<double> whole(ExpParts<double> e) {
+  const Vec<double> x = Vec<double>(1.) + e.rest;
+  return Vec<double>((Vec<double>::Native)_mm512_maskz_scalef_pd(0xff, (__m512d)x.v, (__m512d)e.n.v));
+}
+#endif
+
+// NaN stays NaN in all of these.
+template <class T>
+FUSED_RNN_INLINE Vec<T> at_most(Vec<T> x, T high) {
+  return x.v > high ? Vec<T>(high).v : x.v;
+}
+template <class T>
+FUSED_RNN_INLINE Vec<T> at_least(Vec<T> x, T low) {
+  return x.v < low ? Vec<T>(low).v : x.v;
+}
+#ifdef __AVX512F__  // one instruction; from the above GCC makes two
+FUSED_RNN_INLINE Vec<float> at_most(Vec<float> x, float high) {
+  return Vec<float>((Vec<float>::Native)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(high), (__m512)x.v));
+}
+FUSED_RNN_INLINE Vec<double> at_most(Vec<double> x, double high) {
+  return Vec<double>((Vec<double>::Native)_mm512_maskz_min_pd(0xff, _mm512_set1_pd(high), (__m512d)x.v));
+}
+FUSED_RNN_INLINE Vec<float> at_least(Vec<float> x, float low) {
+  return Vec<float>((Vec<float>::Native)_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(low), (__m512)x.v));
+}
+FUSED_RNN_INLINE Vec<double> at_least(Vec<double> x, double low) {
+  return Vec<double>((Vec<double>::Native)_mm512_maskz_max_pd(0xff, _mm512_set1_pd(low), (__m512d)x.v));
+}
+#endif
+template <class T>
+FUSED_RNN_INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
+  return at_least(at_most(x, high), low);
+}
+
+// Bit by bit, as comparing costs more.
+template <class T>
+FUSED_RNN_INLINE Vec<T> magnitude(Vec<T> x) {
+  using I = typename Vec<T>::Integers;
+  return Vec<T>((typename Vec<T>::Native)((I)x.v & ~(I{} + MathOf<T>::kSign)));
+}
+template <class T>
+FUSED_RNN_INLINE Vec<T> with_sign_of(Vec<T> x, Vec<T> magnitude) {
+  using I = typename Vec<T>::Integers;
+  return Vec<T>((typename Vec<T>::Native)((I)magnitude.v | ((I)x.v & (I{} + MathOf<T>::kSign))));
+}
+
+// Beyond the range of normal numbers it stays at the last of them.
+template <class T>
+FUSED_RNN_INLINE Vec<T> exp(Vec<T> x) {
+  return whole(exp_parts(clamp(x, MathOf<T>::kLowest, MathOf<T>::kHighest)));
+}
+
+template <class T>
+FUSED_RNN_INLINE Vec<T> sigmoid(Vec<T> x) {
+  return reciprocal(Vec<T>(T(1)) + exp(-x));
+}
+
+// tanh |x| = a / (a + 2) with a = e^2|x| - 1, or 1 - 2 / (a + 2) where a is large, which rounds only once: the
+// gradient, 1 - y^2, leaves of a y near 1 little but its error. It is 1 to the last bit long before the end of this
+// range.
+template <class T>
+FUSED_RNN_INLINE Vec<T> tanh(Vec<T> x) {
+  using V = Vec<T>;
+  if constexpr (kShort) {  // the same with its sign
+    const ExpParts<T> e = exp_parts(clamp(x + x, T(-44), T(44)));
+    const V a = e.power * e.rest + (e.power - V(T(1)));
+    return clamp(a * rough_reciprocal(a + V(T(2))), T(-1), T(1));
+  }
+  const ExpParts<T> e = exp_parts(at_most(magnitude(x + x), T(44)));
+  const V a = e.power * e.rest + (e.power - V(T(1))), r = reciprocal(a + V(T(2)));
+  const V small = a * r, large = V(T(1)) - V(T(2)) * r;
+  return with_sign_of(x, V(a.v > T(1) ? large.v : small.v));
+}
+
+template <class T>
+FUSED_RNN_INLINE Vec<T> relu(Vec<T> x) {
+  return x.v < 0 ? typename Vec<T>::Native{} : x.v;
+}
+template <class T>
+FUSED_RNN_INLINE Vec<T> positive(Vec<T> x) {
+  const auto zero_or_nan = x.v == x.v ? typename Vec<T>::Native{} : x.v;
+  return x.v > 0 ? Vec<T>(T(1)).v : zero_or_nan;
+}
+
+}  // namespace
+}  // namespace fused_rnn::cpu

@@ -1,0 +1,381 @@
+// How the blocks of a group give each other, at every step, what the next one needs: a slot of numbers
+// (arithmetic.cuh). Steps take turns: kParity is 0 in slots 0, 2, 4 .., so that addresses in a ring of two slots are
+// known beforehand; it has kSlotBytes for each where it is shared memory.
+//
+//   outlet(bytes)        where a lane's quads go (quads.cuh), whose runs begin at these bytes of a slot
+//   publish(..)          the next slot's quad; all lanes of a warp call, and have what gather_quad gives
+//   arrive(slot)         after a thread's last publication of a slot
+//   wait(slot)           before the first look at it; all threads. false, to a whole warp and where kGivesUp: it is not
+//                        there and will not be, and nothing more is to be asked of this but end_run
+//   look_from(byte)      which byte of a slot is a lane's first; after the outlets
+//   begin()              where this is; load() reads 16 bytes, which may not be there yet where kPolls (is_missing,
+//                        looks_again); what is not there when the latter gives up is NaN
+//   turn()               after a slot
+//   end_run()            after the last one
+//
+// A slot may be written again two slots later: whoever writes slot i + 2 has waited for slot i + 1, whose parts every
+// block publishes after it has read slot i.
+#pragma once
+#include "cuda/device/unrolled.cuh"
+#include "cuda/persistent/quads.cuh"
+#include "cuda/persistent/waiter.cuh"
+
+namespace fused_rnn::cuda {
+namespace {
+
+struct Group {
+  unsigned char* ring;  // of this launch, in global memory
+  uint32_t* flags;
+  int blocks, number, rank;          // this block is `rank` of group `number`
+  unsigned slot_bytes, known_bytes;  // of a slot; of what all blocks together publish in it
+  int slots;                         // of the whole run
+  int first_step;                    // that slot 0 belongs to
+  AcquireScope scope;                // of a cluster's waits
+  Waiter waiter;
+};
+
+// Zeros in the first `bytes` of two slots: what nobody publishes is multiplied too.
+template <int kSlotBytes>
+FUSED_RNN_DEVICE void clear_slots(unsigned char* ring, unsigned bytes) {
+  for (unsigned i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16)
+    *reinterpret_cast<Pack<4>*>(ring + i) = *reinterpret_cast<Pack<4>*>(ring + kSlotBytes + i) = {};
+}
+
+// One block: the slots are in its shared memory.
+class OneBlock {
+ public:
+  static constexpr bool kCluster = false, kCooperative = false, kRingIsShared = true, kSlotPerStep = false,
+                        kPolls = false, kGivesUp = false;
+  static constexpr int kSharedBytes = 0;
+  template <int kRuns>
+  struct Outlet {
+    unsigned char* to[kRuns];
+  };
+
+  static constexpr Blocks kBlocks = Blocks::kOne;
+
+  FUSED_RNN_DEVICE OneBlock(const Group& group, unsigned char* shared) : bytes_(group.slot_bytes), ring_(shared) {}
+  template <int kSlotBytes>
+  FUSED_RNN_DEVICE void begin_run() {
+    clear_slots<kSlotBytes>(ring_, bytes_);
+    __syncthreads();
+  }
+  template <int kRuns>
+  FUSED_RNN_DEVICE Outlet<kRuns> outlet(const unsigned (&bytes)[kRuns]) const {
+    Outlet<kRuns> outlet;
+    FUSED_RNN_UNROLL
+    for (int run = 0; run < kRuns; ++run) outlet.to[run] = ring_ + bytes[run];
+    return outlet;
+  }
+  template <int kParity, int kSlotBytes, class Quad>
+  FUSED_RNN_DEVICE void publish(Outlet<Quad::kRuns>& outlet, const Quad& quad) {
+    if (threadIdx.x % 4 > 0) return;
+    FUSED_RNN_UNROLL
+    for (int run = 0; run < Quad::kRuns; ++run) FUSED_RNN_UNROLL
+    for (int i = 0; i < Quad::kPacks; ++i)
+      *reinterpret_cast<Pack<Quad::kWords>*>(outlet.to[run] + kParity * kSlotBytes + i * 4 * Quad::kWords) =
+          quad.pack[run][i];
+  }
+  FUSED_RNN_DEVICE void arrive(int) {}
+  template <int kParity>
+  FUSED_RNN_DEVICE bool wait(int) {
+    __syncthreads();
+    return true;
+  }
+  FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ = keep_shared(ring_ + byte); }
+  template <int kParity, int kSlotBytes>
+  FUSED_RNN_DEVICE const unsigned char* begin() const {
+    return ring_ + kParity * kSlotBytes;
+  }
+  template <int kOffset>
+  FUSED_RNN_DEVICE Pack<4> load(const unsigned char* from) const {
+    return *reinterpret_cast<const Pack<4>*>(from + kOffset);
+  }
+  template <int kParity>
+  FUSED_RNN_DEVICE void turn() {}
+  FUSED_RNN_DEVICE void end_run() {}
+
+ private:
+  unsigned bytes_;
+  unsigned char* ring_;
+};
+
+// A cluster: every block has slots in its shared memory, and publications are written to all of them. The bytes are
+// counted where they arrive, so nobody waits for more than its own data. sm_90 and later.
+class Cluster {
+ public:
+  static constexpr bool kCluster = true, kCooperative = false, kRingIsShared = true, kSlotPerStep = false,
+                        kPolls = false, kGivesUp = true;
+  static constexpr int kSharedBytes = 128;  // two mbarriers; the ring stays aligned
+  static constexpr int kPeers = kMostClusterBlocks / 4;
+  // In each of a lane's peers; the first run's place, and how far the others are from it.
+  template <int kRuns>
+  struct Outlet {
+    Remote to[kPeers];
+    unsigned distance[kRuns];
+  };
+
+  static constexpr Blocks kBlocks = Blocks::kCluster;
+
+  FUSED_RNN_DEVICE Cluster(const Group& group, unsigned char* shared)
+      : group_(group),
+        counters_(reinterpret_cast<uint64_t*>(shared)),
+        ring_(shared + kSharedBytes),
+        peer_count_((group.blocks + 3 - static_cast<int>(threadIdx.x % 4)) / 4),
+        arms_(threadIdx.x == 0) {
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < kPeers; ++i) {
+      const int rank = threadIdx.x % 4 + 4 * i;
+      peers_[i] = map_remote(shared, rank < group.blocks ? rank : 0);
+    }
+  }
+  template <int kSlotBytes>
+  FUSED_RNN_DEVICE void begin_run() {
+    clear_slots<kSlotBytes>(ring_, group_.slot_bytes);
+    if (arms_)
+      for (int i = 0; i < 2; ++i) {
+        mbarrier_init(counters_ + i, 1);
+        mbarrier_arrive_and_expect(counters_ + i, group_.known_bytes);
+      }
+    cluster_arrive();  // nothing may come before all this is done
+    cluster_wait();
+  }
+  template <int kRuns>
+  FUSED_RNN_DEVICE Outlet<kRuns> outlet(const unsigned (&bytes)[kRuns]) const {
+    Outlet<kRuns> outlet;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < kPeers; ++i) outlet.to[i] = peers_[i] + (kSharedBytes + bytes[0]);
+    FUSED_RNN_UNROLL
+    for (int run = 0; run < kRuns; ++run) outlet.distance[run] = bytes[run] - bytes[0];
+    return outlet;
+  }
+  // The four lanes that have the quad share out the ranks.
+  template <int kParity, int kSlotBytes, class Quad>
+  FUSED_RNN_DEVICE void publish(Outlet<Quad::kRuns>& outlet, const Quad& quad) {
+    constexpr int kCounter = kParity * sizeof(uint64_t);
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < kPeers; ++i) {
+      if (i >= peer_count_) return;
+      unrolled<Quad::kRuns>([&](auto run) {
+        const Remote to = run == 0 ? outlet.to[i] : outlet.to[i] + outlet.distance[run];
+        unrolled<Quad::kPacks>([&](auto part) {
+          constexpr int kOffset = kParity * kSlotBytes + part * 4 * Quad::kWords;
+          store_async<kOffset, kCounter>(to, peers_[i], quad.pack[run][part]);
+        });
+      });
+    }
+  }
+  FUSED_RNN_DEVICE void arrive(int) {}
+  template <int kParity>
+  FUSED_RNN_DEVICE bool wait(int slot) {
+    const bool there = group_.scope == AcquireScope::kCluster ? is_there<kParity, AcquireScope::kCluster>(slot)
+                                                              : is_there<kParity, AcquireScope::kBlock>(slot);
+    // For the slot after the next: its parts come from blocks that have ours of the next one.
+    if (there && arms_) mbarrier_arrive_and_expect(counters_ + kParity, group_.known_bytes);
+    return there;
+  }
+  FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ = keep_shared(ring_ + byte); }
+  template <int kParity, int kSlotBytes>
+  FUSED_RNN_DEVICE const unsigned char* begin() const {
+    return ring_ + kParity * kSlotBytes;
+  }
+  template <int kOffset>
+  FUSED_RNN_DEVICE Pack<4> load(const unsigned char* from) const {
+    return *reinterpret_cast<const Pack<4>*>(from + kOffset);
+  }
+  template <int kParity>
+  FUSED_RNN_DEVICE void turn() {
+    if (kParity == 1) phase_ ^= 1;
+  }
+  // Nobody leaves while others may still store to its memory. Who has given up does not know what is on its way.
+  FUSED_RNN_DEVICE void end_run() {
+    constexpr uint64_t kOnTheWay = 100'000;  // nanoseconds: for stores to this block, of which one takes a thousand
+    cluster_arrive();
+    cluster_wait();
+    if (!group_.waiter.has_given_up()) return;
+    const uint64_t until = global_nanoseconds() + kOnTheWay;
+    while (global_nanoseconds() < until) keep_polling(1000);
+  }
+
+ private:
+  template <int kParity, AcquireScope kScope>
+  FUSED_RNN_DEVICE bool is_there(int slot) {
+    Looks looks;
+    while (!all_lanes(mbarrier_is_complete<kScope>(counters_ + kParity, phase_)))
+      if (!all_lanes(group_.waiter.looks_again(looks, group_.first_step + slot))) {
+        group_.waiter.stop();  // for the lanes that would still have looked
+        return false;
+      }
+    return true;
+  }
+
+  Group group_;
+  uint64_t* counters_;
+  unsigned char* ring_;
+  Remote peers_[kPeers];
+  int peer_count_;
+  bool arms_;
+  unsigned phase_ = 0;
+};
+
+// Any blocks, through the second-level cache, and the data themselves say that they are there: every step has a slot of
+// its own, filled with ones beforehand, and a word of all ones has not been written yet. No flag, no fence, no barrier.
+class Polling {
+ public:
+  static constexpr bool kCluster = false, kCooperative = true, kRingIsShared = false, kSlotPerStep = true,
+                        kPolls = true, kGivesUp = false;
+  static constexpr int kSharedBytes = 0;
+  template <int kRuns>
+  struct Outlet {
+    unsigned char* to;  // moves on from slot to slot
+    unsigned distance[kRuns];
+  };
+
+  static constexpr Blocks kBlocks = Blocks::kPolling;
+
+  FUSED_RNN_DEVICE Polling(const Group& group, unsigned char*) : group_(group), ring_(first_slot()) {}
+  template <int kSlotBytes>
+  FUSED_RNN_DEVICE void begin_run() {}
+  template <int kRuns>
+  FUSED_RNN_DEVICE Outlet<kRuns> outlet(const unsigned (&bytes)[kRuns]) const {
+    Outlet<kRuns> outlet = {ring_ + bytes[0]};
+    FUSED_RNN_UNROLL
+    for (int run = 0; run < kRuns; ++run) outlet.distance[run] = bytes[run] - bytes[0];
+    return outlet;
+  }
+  template <int kParity, int kSlotBytes, class Quad>
+  FUSED_RNN_DEVICE void publish(Outlet<Quad::kRuns>& outlet, const Quad& quad) {
+    static_assert(Quad::kNumberBytes <= 4, "half of a double may be all ones");
+    if (threadIdx.x % 4 == 0)
+      unrolled<Quad::kRuns>([&](auto run) {
+        unsigned char* const to = run == 0 ? outlet.to : outlet.to + outlet.distance[run];
+        unrolled<Quad::kPacks>([&](auto part) {
+          constexpr int kOffset = part * 4 * Quad::kWords;
+          store_relaxed<kOffset>(to, quad.pack[run][part]);
+        });
+      });
+    outlet.to += group_.slot_bytes;
+  }
+  // What nobody publishes, behind the last number of a slot, is zeros. For one thread, before the first turn.
+  template <class S>
+  FUSED_RNN_DEVICE void clear(int slot, unsigned byte) {
+    store_relaxed(ring_ + static_cast<size_t>(slot) * group_.slot_bytes + byte, Pack<sizeof(S)>{});
+  }
+  FUSED_RNN_DEVICE void arrive(int) {}
+  template <int kParity>
+  FUSED_RNN_DEVICE bool wait(int) {
+    return true;
+  }
+  FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ += byte; }
+  template <int kParity, int kSlotBytes>
+  FUSED_RNN_DEVICE const unsigned char* begin() const {
+    return ring_;
+  }
+  template <int kOffset>
+  FUSED_RNN_DEVICE Pack<4> load(const unsigned char* from) const {
+    Pack<4> loaded;
+    load_relaxed<kOffset>(loaded, from);
+    return loaded;
+  }
+  // Any word of so many packs.
+  template <int kCount>
+  static FUSED_RNN_DEVICE bool is_missing(const Pack<4> (&loaded)[kCount]) {
+    uint32_t most = 0;
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < kCount; ++i) FUSED_RNN_UNROLL
+    for (int w = 0; w < 4; ++w) most = loaded[i].word[w] > most ? loaded[i].word[w] : most;
+    return most == ~0u;
+  }
+  FUSED_RNN_DEVICE bool looks_again(Looks& looks) {
+    const int slot = static_cast<int>(static_cast<unsigned>(ring_ - first_slot()) / group_.slot_bytes);
+    return group_.waiter.looks_again(looks, group_.first_step + slot);
+  }
+  template <int kParity>
+  FUSED_RNN_DEVICE void turn() {
+    ring_ += group_.slot_bytes;
+  }
+  FUSED_RNN_DEVICE void end_run() {}
+
+ private:
+  FUSED_RNN_DEVICE unsigned char* first_slot() const {
+    return group_.ring + static_cast<size_t>(group_.number) * group_.slots * group_.slot_bytes;
+  }
+
+  Group group_;
+  unsigned char* ring_;  // the slot of this step
+};
+
+// Any blocks, with a flag for each: the portable way.
+class Flags {
+ public:
+  static constexpr bool kCluster = false, kCooperative = true, kRingIsShared = false, kSlotPerStep = false,
+                        kPolls = false, kGivesUp = true;
+  static constexpr int kSharedBytes = 0;
+  template <int kRuns>
+  struct Outlet {
+    unsigned char* to[kRuns];
+  };
+
+  static constexpr Blocks kBlocks = Blocks::kFlags;
+
+  FUSED_RNN_DEVICE Flags(const Group& group, unsigned char*)
+      : group_(group),
+        ring_(group.ring + static_cast<size_t>(group.number) * 2 * group.slot_bytes),
+        flags_(group.flags + group.number * group.blocks) {}
+  template <int kSlotBytes>
+  FUSED_RNN_DEVICE void begin_run() {}  // ring and flags are zeros
+  template <int kRuns>
+  FUSED_RNN_DEVICE Outlet<kRuns> outlet(const unsigned (&bytes)[kRuns]) const {
+    Outlet<kRuns> outlet;
+    FUSED_RNN_UNROLL
+    for (int run = 0; run < kRuns; ++run) outlet.to[run] = ring_ + bytes[run];
+    return outlet;
+  }
+  template <int kParity, int kSlotBytes, class Quad>
+  FUSED_RNN_DEVICE void publish(Outlet<Quad::kRuns>& outlet, const Quad& quad) {
+    if (threadIdx.x % 4 > 0) return;
+    unrolled<Quad::kRuns>([&](auto run) {
+      unsigned char* const to = outlet.to[run] + kParity * group_.slot_bytes;
+      unrolled<Quad::kPacks>([&](auto part) {
+        constexpr int kOffset = part * 4 * Quad::kWords;
+        store_relaxed<kOffset>(to, quad.pack[run][part]);
+      });
+    });
+  }
+  FUSED_RNN_DEVICE void arrive(int slot) {
+    __syncthreads();
+    if (threadIdx.x == 0) store_release(flags_ + group_.rank, slot + 1);
+  }
+  template <int kParity>
+  FUSED_RNN_DEVICE bool wait(int slot) {
+    constexpr unsigned kNanoseconds = 20;
+    for (int i = threadIdx.x; i < group_.blocks && threadIdx.x < 32; i += 32) {
+      Looks looks;
+      while (load_acquire(flags_ + i) < static_cast<uint32_t>(slot + 1))
+        if (!group_.waiter.looks_again(looks, group_.first_step + slot, kNanoseconds)) break;
+    }
+    return __syncthreads_and(!group_.waiter.has_given_up());
+  }
+  FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ += byte; }
+  template <int kParity, int kSlotBytes>
+  FUSED_RNN_DEVICE const unsigned char* begin() const {
+    return ring_ + kParity * group_.slot_bytes;
+  }
+  template <int kOffset>
+  FUSED_RNN_DEVICE Pack<4> load(const unsigned char* from) const {
+    Pack<4> loaded;
+    load_relaxed<kOffset>(loaded, from);
+    return loaded;
+  }
+  template <int kParity>
+  FUSED_RNN_DEVICE void turn() {}
+  FUSED_RNN_DEVICE void end_run() {}
+
+ private:
+  Group group_;
+  unsigned char* ring_;
+  uint32_t* flags_;
+};
+
+}  // namespace
+}  // namespace fused_rnn::cuda

@@ -1,0 +1,279 @@
+// The loop over time in one launch. A group of blocks holds one copy of a problem's recurrent weights, each block some
+// hidden units with all that belongs to them, and serves some columns (rows of the batch: here they are columns, as
+// weights times batch is what is computed). At every step, in every block:
+//
+//   wait for the slot of this step           what all units of the group have shown (exchange.cuh)
+//   multiply                                 the block's weights by it, spread over the warps (warp_weights.cuh)
+//   reduce through shared memory             so that a thread has all sums of its cells
+//   advance the cells, publish               their part of the next slot
+//   store results, fetch inputs              while the others' parts are on their way
+//
+// A Walk says what a cell does on its way through time: ForwardCell and BackwardCell (persistent_cells.cuh).
+#pragma once
+#include "cuda/persistent/course.cuh"
+#include "cuda/persistent/exchange.cuh"
+#include "cuda/persistent/warp_weights.cuh"
+
+namespace fused_rnn::cuda {
+namespace {
+
+template <class WalkType, class Link, class Products, Tiles kTiles>
+class Persistent {
+ public:
+  using Walk = WalkType;
+  static constexpr bool kCluster = Link::kCluster, kTensorCores = Products::kTensorCores;
+  using S = typename Walk::Storage;
+  using T = Arithmetic<S>;
+  using Weights = WarpWeights<Link, Products, kTiles>;
+  using Args = typename Walk::Args;
+  using Arrays = typename Walk::Arrays;
+
+  static constexpr int kWarpsK = kTiles.warps_k, kTilesM = kTiles.tiles_m, kTilesN = kTiles.tiles_n;
+  static constexpr int kThreads = kTiles.threads(), kWarps = kThreads / 32;
+  static constexpr int kColumns = kTiles.columns(), kRows = kTiles.rows();  // of a block
+
+  // Neighbouring lanes have neighbouring units of a column, so many that what they write lies in whole sectors of
+  // memory; four of them make a quad. The units of a block, and then its columns, are spread over the warps, so that a
+  // small batch leaves whole warps without cells.
+  static constexpr int kMostUnits = kTiles.most_units(Walk::kRows);
+  static constexpr int kLaneUnits = kMostUnits % 16 == 0 ? 16 : kMostUnits % 8 == 0 ? 8 : 4;
+  static constexpr int kLaneColumns = 32 / kLaneUnits;
+  static constexpr int kUnitGroups = (kMostUnits + kLaneUnits - 1) / kLaneUnits;
+  static constexpr int kCells = (kUnitGroups * kColumns / kLaneColumns + kWarps - 1) / kWarps;  // of a thread
+
+  static constexpr int kSlotBytes = kTiles.depth() * kColumns * static_cast<int>(sizeof(S));  // at most
+  static constexpr int kSumCount = kWarpsK * kColumns * kRows;                                // of one of two buffers
+  static constexpr unsigned kRingBytes = Link::kSharedBytes + (Link::kRingIsShared ? 2 * kSlotBytes : 0);
+  static constexpr unsigned kSharedBytes = kRingBytes + 2 * kSumCount * sizeof(T) + Weights::kSharedBytes;
+
+  static FUSED_RNN_DEVICE void run(const Args& args, const Arrays& arrays, const Cut& cut) {
+    Persistent(args, arrays, cut).run();
+  }
+
+ private:
+  using QuadOfCell = Quad<S, Walk::kShown>;
+  using Outlet = typename Link::template Outlet<QuadOfCell::kRuns>;
+
+  FUSED_RNN_DEVICE Persistent(const Args& args, const Arrays& arrays, const Cut& cut)
+      : args_(args),
+        arrays_(arrays),
+        number_(blockIdx.x / cut.blocks),
+        rank_(blockIdx.x % cut.blocks),
+        units_(cut.units),
+        first_unit_(rank_ * cut.units),
+        hidden_(static_cast<int>(args.hidden)),
+        first_column_((cut.first_group + number_) % cut.groups * cut.columns),
+        columns_(min_of(cut.columns, static_cast<int>(args.batch) - first_column_)),
+        steps_(Walk::slots(cut.end_step - cut.first_step)),
+        known_depth_(Walk::kShown * cut.units * cut.blocks),
+        chunks_(cut.depth / (kChunk * kWarpsK)),
+        course_(args, (cut.first_group + number_) / cut.groups, Walk::kBack, cut.first_step, cut.end_step),
+        common_(args, course_),
+        link_({cut.ring, cut.flags, cut.blocks, number_, rank_, slot_bytes(cut.depth), slot_bytes(known_depth_), steps_,
+               cut.first_step, cut.scope,
+               Waiter(cut.watch, Link::kBlocks, Walk::kBack, cut.first_group + number_, rank_)},
+              shared_memory()),
+        sums_(reinterpret_cast<T*>(shared_memory() + kRingBytes)),
+        weights_(reinterpret_cast<unsigned char*>(sums_ + 2 * kSumCount),
+                 static_cast<const Pack<4>*>(cut.weights) +
+                     (course_.problem * cut.blocks + rank_) * kWarps * Weights::kPacks) {
+    if constexpr (Link::kSlotPerStep) clear_rest(cut);
+    link_.template begin_run<kSlotBytes>();
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const int row = warp() / kWarpsK * kTilesM * 16 + lane() / 4 + 8 * i;
+      to_sums_[i] = keep(sums_ + sum_place(row, lane() % 4 * 2) + warp() % kWarpsK * kColumns * kRows);
+    }
+    FUSED_RNN_UNROLL
+    for (int cell = 0; cell < kCells; ++cell) {
+      const int unit = unit_of(cell), column = column_of(cell);
+      shows_[cell] = unit < units_ && column < kColumns;
+      live_[cell] = shows_[cell] && first_unit_ + unit < hidden_ && column < columns_;
+      FUSED_RNN_UNROLL
+      for (int part = 0; part < Walk::kRows; ++part)
+        from_sums_[cell][part] = keep(sums_ + (live_[cell] ? sum_place(part * units_ + unit, column) : 0));
+      unsigned bytes[QuadOfCell::kRuns];
+      FUSED_RNN_UNROLL
+      for (int run = 0; run < QuadOfCell::kRuns; ++run)
+        bytes[run] = slot_byte<S, kColumns>((first_unit_ + unit) / 4 * QuadOfCell::kNumbers + 4 * run, column);
+      outlets_[cell] = link_.outlet(bytes);
+    }
+    link_.look_from(weights_.first_byte());
+  }
+
+  FUSED_RNN_DEVICE void run() {
+    FUSED_RNN_UNROLL
+    for (int cell = 0; cell < kCells; ++cell) {
+      S shown[Walk::kShown] = {};
+      walk_[cell].rest();
+      if (live_[cell]) {
+        walk_[cell].begin(args_, arrays_, course_, first_column_ + column_of(cell), first_unit_ + unit_of(cell));
+        walk_[cell].shown_first(shown);
+        walk_[cell].fetch(args_, common_, course_, course_.number);
+      }
+      publish<0>(cell, shown);
+    }
+    link_.arrive(0);
+    int slot = 0;
+    while (slot < steps_) {
+      if (!multiply<0>(slot)) break;
+      finish_step<false>(Constant<0>{}, slot++);
+      if (slot == steps_ || !multiply<1>(slot)) break;
+      finish_step<false>(Constant<1>{}, slot++);
+    }
+    if constexpr (Link::kGivesUp) go_on_alone(slot);
+    FUSED_RNN_UNROLL
+    for (int cell = 0; cell < kCells; ++cell)
+      if (live_[cell]) walk_[cell].end(args_, arrays_, course_);
+    link_.end_run();
+  }
+
+  // Whether all that this slot brings is there. Sums have two buffers: one barrier in a step is enough.
+  template <int kParity>
+  FUSED_RNN_DEVICE bool multiply(int slot) {
+    if (!link_.template wait<kParity>(slot)) return false;
+    typename Weights::Sums warp_sums;
+    weights_.multiply(link_, link_.template begin<kParity, kSlotBytes>(), chunks_, warp_sums);
+    put_sums(kParity * kSumCount, [&](int tile, int tile_n, T(&c)[4]) {  //
+      Products::finish(warp_sums[tile], tile_n, c);
+    });
+    return true;
+  }
+
+  // The rest of a run in which a warp waits in vain: it keeps step with the others of its block, which find no number
+  // where its sums should be, and shows nothing more to other blocks.
+  FUSED_RNN_DEVICE void go_on_alone(int slot) {
+    FUSED_RNN_NO_UNROLL
+    for (; slot < steps_; ++slot) {
+      const int parity = slot % 2;
+      put_sums(parity * kSumCount, [](int, int, T(&c)[4]) {
+        FUSED_RNN_UNROLL
+        for (int i = 0; i < 4; ++i) c[i] = not_a_number<T>();
+      });
+      finish_step<true>(parity, slot);
+    }
+  }
+
+  // From the sums to what other blocks need, and then to results. Parity: an int, or a constant.
+  template <bool kAlone, class Parity>
+  FUSED_RNN_DEVICE void finish_step(Parity parity, int slot) {
+    __syncthreads();
+    const bool is_last = slot + 1 == steps_;
+    FUSED_RNN_UNROLL
+    for (int cell = 0; cell < kCells; ++cell) {
+      if (!warp_shows(cell)) continue;
+      S shown[Walk::kShown] = {};
+      if (live_[cell]) {
+        T sum[Walk::kRows];
+        FUSED_RNN_UNROLL
+        for (int part = 0; part < Walk::kRows; ++part) {
+          const T* const from = from_sums_[cell][part] + parity * kSumCount;
+          sum[part] = from[0];
+          FUSED_RNN_UNROLL
+          for (int k = 1; k < kWarpsK; ++k) sum[part] += from[k * kColumns * kRows];
+        }
+        walk_[cell].advance(common_, sum, shown);
+      }
+      if constexpr (!kAlone)
+        if (!is_last) publish<1 - parity>(cell, shown);
+    }
+    if constexpr (!kAlone) {
+      if (!is_last) link_.arrive(slot + 1);
+      link_.template turn<parity>();
+    }
+    if (course_.packed) common_.pace(args_, course_);
+    ++course_.number;
+    FUSED_RNN_UNROLL
+    for (int cell = 0; cell < kCells; ++cell) {
+      if (!live_[cell]) continue;
+      if (!Walk::kBack || course_.number <= course_.end) walk_[cell].store(common_);
+      walk_[cell].move(common_);
+      walk_[cell].fetch(args_, common_, course_, course_.number);
+    }
+  }
+
+  // The warp's part of all sums, to where it is added to that of others. take(tile of rows, tile of columns, c)
+  template <class Take>
+  FUSED_RNN_DEVICE void put_sums(int buffer, Take take) {
+    FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
+    for (int tile_n = 0; tile_n < kTilesN; ++tile_n) {
+      T c[4];
+      take(tile, tile_n, c);
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 2; ++i)
+        *reinterpret_cast<Pair*>(to_sums_[i] + buffer + (tile_n * kRows + tile * 16) * 8) = {{c[2 * i], c[2 * i + 1]}};
+    }
+  }
+
+  template <int kParity>
+  FUSED_RNN_DEVICE void publish(int cell, const S (&shown)[Walk::kShown]) {
+    if (!warp_shows(cell)) return;
+    const QuadOfCell quad = gather_quad(shown);
+    if (shows_[cell]) link_.template publish<kParity, kSlotBytes>(outlets_[cell], quad);
+  }
+
+  // The blocks of a group share out the slots. Whoever comes first reads on only when all of a slot is there.
+  FUSED_RNN_DEVICE void clear_rest(const Cut& cut) {
+    const int rest = (cut.depth - known_depth_) / 4 * kColumns;
+    for (int slot = rank_; slot < steps_; slot += cut.blocks)
+      for (int i = threadIdx.x; i < rest; i += kThreads)
+        link_.template clear<S>(slot, slot_byte<S, kColumns>(known_depth_ + i / kColumns * 4, i % kColumns));
+  }
+
+  static FUSED_RNN_DEVICE int lane() { return lane_of_warp(); }
+  static FUSED_RNN_DEVICE int warp() { return static_cast<int>(threadIdx.x / 32); }
+  static FUSED_RNN_DEVICE int min_of(int a, int b) { return a < b ? a : b; }
+  static FUSED_RNN_DEVICE unsigned slot_bytes(int depth) { return static_cast<unsigned>(depth * kColumns * sizeof(S)); }
+  static FUSED_RNN_DEVICE int unit_of(int cell) {
+    return (cell * kWarps + warp()) % kUnitGroups * kLaneUnits + lane() % kLaneUnits;
+  }
+  static FUSED_RNN_DEVICE int column_of(int cell) {
+    return (cell * kWarps + warp()) / kUnitGroups * kLaneColumns + lane() / kLaneUnits;
+  }
+  // Of all its lanes the first has the first unit, and the first column.
+  FUSED_RNN_DEVICE bool warp_shows(int cell) const {
+    return (cell * kWarps + warp()) % kUnitGroups * kLaneUnits < units_ &&
+           (cell * kWarps + warp()) / kUnitGroups * kLaneColumns < kColumns;
+  }
+  // Where a buffer has the sum of a row and column, of the first of the warps along K: [tile of columns][row][8], and
+  // in a row columns are exchanged such that the lanes' units and columns are in banks of their own.
+  static FUSED_RNN_DEVICE int sum_place(int row, int column) {
+    return (column / 8 * kRows + row) * 8 + (column % 8 ^ row / 4 % (kLaneUnits / 4) * kLaneColumns);
+  }
+
+  // Two cells beside so many weights, or doubles, leave no registers for places that can be computed again.
+  static FUSED_RNN_DEVICE T* keep(T* place) {
+    constexpr bool kHasRoom = sizeof(T) == 4 && (kCells == 1 || kTilesM * kTiles.held * Products::kWords < 128);
+    return kHasRoom ? keep_shared(place) : place;
+  }
+
+  struct alignas(2 * sizeof(T)) Pair {
+    T sum[2];
+  };
+
+  const Args& args_;
+  const Arrays& arrays_;
+  const int number_, rank_;  // of the group, in this launch; of the block in it
+  const int units_, first_unit_, hidden_, first_column_, columns_, steps_, known_depth_, chunks_;
+  Course course_;
+  typename Walk::Common common_;
+  Link link_;
+  T* const sums_;
+  const Weights weights_;
+  T* to_sums_[2];
+  const T* from_sums_[kCells][Walk::kRows];
+  Outlet outlets_[kCells];
+  bool shows_[kCells], live_[kCells];
+  Walk walk_[kCells];
+};
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, 1)
+    persistent(const typename Kernel::Walk::Args args, const typename Kernel::Walk::Arrays arrays, const Cut cut) {
+  constexpr int kNeeds = Kernel::kCluster ? 900 : Kernel::kTensorCores ? 800 : 700;
+  if constexpr (kArchitecture >= kNeeds) Kernel::run(args, arrays, cut);
+}
+
+}  // namespace
+}  // namespace fused_rnn::cuda

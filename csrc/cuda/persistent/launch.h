@@ -1,0 +1,42 @@
+// The persistent engine's launches: a run of steps of a whole pass at once (persistent.cuh).
+#pragma once
+#include "cuda/device/arrays.h"
+#include "cuda/plan/plan.h"
+
+namespace fused_rnn::cuda {
+
+// In global memory.
+struct PersistentMemory {
+  void* ring;     // ring_bytes
+  void* weights;  // weight_bytes, packed
+  Watch watch;
+};
+
+// Once, before any steps.
+void launch_pack_weights(const Plan&, const Forward&, const PersistentMemory&, void* stream);
+void launch_pack_weights(const Plan&, const Backward&, const PersistentMemory&, void* stream);
+// Steps first .. end - 1 of the walk, for all problems.
+void launch_persistent(const Plan&, const Forward&, const ForwardArrays&, int64_t first, int64_t end,
+                       const PersistentMemory&, void* stream);
+void launch_persistent(const Plan&, const Backward&, const BackwardArrays&, int64_t first, int64_t end,
+                       const PersistentMemory&, void* stream);
+
+int64_t weight_bytes(const Plan&, const Layer&);
+// For a run of so many steps.
+int64_t ring_bytes(const Plan&, Dtype, int64_t steps);
+// So that a ring is not larger than some tens of megabytes.
+int64_t most_steps(const Plan&, Dtype);
+
+// The kernels of each dtype, for so many groups (persistent_launch.cuh).
+#define FUSED_RNN_DECLARE(name)                                                                                      \
+  void launch_##name(const Plan&, const Forward&, const ForwardArrays&, const Cut&, int64_t groups, void* stream);   \
+  void launch_##name(const Plan&, const Backward&, const BackwardArrays&, const Cut&, int64_t groups, void* stream); \
+  void pack_##name(const Plan&, const Forward&, void* to, void* stream);                                             \
+  void pack_##name(const Plan&, const Backward&, void* to, void* stream);
+FUSED_RNN_DECLARE(float)
+FUSED_RNN_DECLARE(double)
+FUSED_RNN_DECLARE(half)
+FUSED_RNN_DECLARE(bfloat16)
+#undef FUSED_RNN_DECLARE
+
+}  // namespace fused_rnn::cuda

@@ -1,0 +1,70 @@
+// The recurrent weights in the order in which the lanes of the persistent kernel hold them, made once for a pass:
+//   [problem][block of a group][warp][chunk of K][tile][16 bytes of a piece][lane]
+// A block then reads its part with a few wide loads. Were it to pick its numbers from W_hh itself, every one of them
+// would cost it index arithmetic and a load of a few bytes, before its first step.
+#pragma once
+#include "cuda/device/each_unit.cuh"
+#include "cuda/persistent/arithmetic.cuh"
+#include "cuda/persistent/quads.cuh"
+#include "cuda/plan/plan.h"
+
+namespace fused_rnn::cuda {
+namespace {
+
+struct Packing {
+  Tiles tiles;
+  int units, blocks;  // of a block; of a group
+  int gates;
+};
+
+// A thread has 16 bytes. What no unit has is zeros: padding of what is shown is multiplied too.
+template <class Products, Direction direction>
+FUSED_RNN_DEVICE void pack(const Layer& layer, const Packing& p, Pack<4>* to) {
+  using S = typename Products::Storage;
+  constexpr int kPacks = Products::kWords / 4;
+  const Tiles& tiles = p.tiles;
+  const int hidden = static_cast<int>(layer.hidden);
+  const int64_t of_warp = int64_t{32} * kPacks * tiles.tiles_m * (tiles.held + tiles.parked);
+  const int64_t warps = tiles.warps_m * tiles.warps_k, blocks = problems(layer) * p.blocks;
+  for_each(of_warp, warps, blocks, [&](int64_t i, int64_t warp_, int64_t block) {
+    const int lane = static_cast<int>(i % 32), piece = static_cast<int>(i / 32 / kPacks);
+    const int first_word = static_cast<int>(i / 32 % kPacks) * 4, warp = static_cast<int>(warp_);
+    const int first_row = (warp / tiles.warps_k * tiles.tiles_m + piece % tiles.tiles_m) * 16;
+    const int first_k = (piece / tiles.tiles_m * tiles.warps_k + warp % tiles.warps_k) * kChunk;
+    const int first_unit = static_cast<int>(block % p.blocks) * p.units;
+    const int64_t problem = block / p.blocks, m = problem / layer.directions;
+    const S* const matrix =
+        at<S>(pick(layer.weights, problem % layer.directions).hh, m * p.gates * layer.hidden * layer.hidden);
+    // Forward, a row is a gate's of a unit, and K counts units. Back, a row is a unit, and K counts quads of units.
+    const auto number = [&](int row, int k) {
+      const int part = (first_row + row) / p.units, unit = first_unit + (first_row + row) % p.units, from = first_k + k;
+      constexpr bool forward = direction == Direction::kForward;
+      const int quad = from / (4 * p.gates), rest = from % (4 * p.gates);
+      const bool by_unit = unit_by_unit<S>(p.gates);
+      const int gate = forward ? part : by_unit ? rest % p.gates : rest / 4;
+      const int out = forward ? unit : 4 * quad + (by_unit ? rest / p.gates : rest % 4), in = forward ? from : unit;
+      if (gate >= p.gates || out >= hidden || in >= hidden || (!forward && part > 0)) return S{};
+      return matrix[(int64_t{gate} * hidden + out) * hidden + in];
+    };
+    Pack<4> words;
+    FUSED_RNN_UNROLL
+    for (int w = 0; w < 4; ++w) words.word[w] = Products::word(lane, first_word + w, number);
+    to[(block * warps + warp) * of_warp + i] = words;
+  });
+}
+
+template <class Products, Direction direction>
+__global__ void pack_weights(const Layer layer, const Packing p, Pack<4>* to) {
+  if constexpr (kArchitecture >= (Products::kTensorCores ? 800 : 700)) pack<Products, direction>(layer, p, to);
+}
+
+template <class Products, Direction direction>
+void launch_pack(const Layer& layer, const Packing& packing, void* to, void* stream) {
+  const Tiles& tiles = packing.tiles;
+  const Launch how = one_thread_each(int64_t{8} * Products::kWords * tiles.tiles_m * (tiles.held + tiles.parked),
+                                     tiles.threads() / 32, problems(layer) * packing.blocks, stream);
+  launch(how, pack_weights<Products, direction>, layer, packing, static_cast<Pack<4>*>(to));
+}
+
+}  // namespace
+}  // namespace fused_rnn::cuda

@@ -1,0 +1,230 @@
+// What a warp multiplies by for the whole sequence: its rows of a block's weights. Some chunks of K are held in
+// registers, the others parked in shared memory. Chunk i of a warp is chunk i * kWarpsK + its place along K of the
+// block's, so that a layer of less depth than there is room for leaves all warps the same work.
+#pragma once
+#include "cuda/persistent/exchange.cuh"
+#include "cuda/plan/plan.h"
+
+namespace fused_rnn::cuda {
+namespace {
+
+// Link: how what they are multiplied by arrives (exchange.cuh).
+template <class Link, class ProductsType, Tiles kTiles>
+class WarpWeights {
+ public:
+  using Products = ProductsType;
+  using S = typename Products::Storage;
+  using T = typename Products::T;
+  using Sums = T[kTiles.tiles_m][Products::kSums];
+
+ private:
+  static constexpr int kWarpsK = kTiles.warps_k, kTilesM = kTiles.tiles_m, kTilesN = kTiles.tiles_n;
+  static constexpr int kHeld = kTiles.held, kParked = kTiles.parked, kChunks = kHeld + kParked;
+  static constexpr int kWords = Products::kWords, kWarps = kTiles.threads() / 32;
+  static constexpr int kColumns = kTiles.columns();
+  static constexpr unsigned kChunkBytes = kChunk * kColumns * sizeof(S), kStride = kWarpsK * kChunkBytes;
+  static constexpr unsigned kParkedBytes = kTilesM * kParked * kWords * 4 * 32;  // of a warp
+
+  // Products one by one need every number in eight lanes. Through the second-level cache each lane fetches its own
+  // 16 bytes of a chunk, and the warp shows them to itself in shared memory: an eighth of the loads and registers.
+  static constexpr bool kShows = !Products::kTensorCores && !Link::kRingIsShared;
+  static constexpr int kLoads = Products::kLoads;
+
+  // Loads of a lane that are on their way at the same time, and sums that do not wait for each other: a product of the
+  // tensor cores takes some 30 cycles.
+  static constexpr int kKept = kTilesM * (kHeld * kWords + (Products::kTensorCores ? 0 : Products::kSums));
+  static constexpr int kInFlight = Products::kTensorCores && kKept >= 144 ? 2 : kKept >= 128 || sizeof(S) == 8 ? 4 : 8;
+  static constexpr int kStage = kLoads >= kInFlight ? 1 : kInFlight / kLoads;
+  static constexpr int kSplit = kTilesM * kTilesN >= 4 || Products::kSums > 8 ? 1 : 4 / (kTilesM * kTilesN);
+
+ public:
+  static constexpr int kPacks = kChunks * kTilesM * kWords / 4 * 32;  // of a warp, of 16 bytes
+  static constexpr unsigned kSharedBytes = kWarps * (kParkedBytes + (kShows ? kChunkBytes : 0));
+
+  // `packed`: the block's part of what pack_weights.cuh leaves.
+  FUSED_RNN_DEVICE WarpWeights(unsigned char* shared, const Pack<4>* packed)
+      : parked_(keep_shared(reinterpret_cast<Pack<4>*>(shared + threadIdx.x / 32 * kParkedBytes) + lane_of_warp())),
+        shown_(shared + kWarps * kParkedBytes + threadIdx.x / 32 * kChunkBytes) {
+    packed += threadIdx.x / 32 * kPacks + lane_of_warp();
+    FUSED_RNN_UNROLL
+    for (int chunk = 0; chunk < kHeld; ++chunk) FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
+    for (int w = 0; w < kWords; w += 4) {
+      const Pack<4> pack = packed[((chunk * kTilesM + tile) * kWords + w) / 4 * 32];
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 4; ++i) held_[chunk][tile][w + i] = pack.word[i];
+    }
+    constexpr int kPacksOfChunk = kTilesM * kWords / 4 * 32;
+    FUSED_RNN_NO_UNROLL
+    for (int chunk = kHeld; chunk < kChunks; ++chunk) {
+      Pack<4> pack[kTilesM * kWords / 4];  // all on their way together
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < kTilesM * kWords / 4; ++i) pack[i] = packed[chunk * kPacksOfChunk + i * 32];
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < kTilesM * kWords / 4; ++i) parked_[(chunk - kHeld) * kPacksOfChunk + i * 32] = pack[i];
+    }
+  }
+
+  // Of a slot, where the lane's own loads begin.
+  FUSED_RNN_DEVICE unsigned first_byte() const {
+    const unsigned of_warp = threadIdx.x / 32 % kWarpsK * kChunkBytes;
+    if constexpr (Products::kTensorCores)
+      return of_warp + Products::first_byte();
+    else
+      return of_warp + (kShows ? lane_of_warp() * 16 : 0);
+  }
+  // The warp's part of all sums, from first_byte() of a slot on, which has so many chunks for each warp.
+  FUSED_RNN_DEVICE void multiply(Link& link, const unsigned char* from, int chunks, Sums& sums) const {
+    if constexpr (Products::kTensorCores)
+      multiply_pieces(link, from, sums);
+    else
+      multiply_numbers(link, from, chunks, sums);
+  }
+
+ private:
+  // Words first .. first + kCount - 1 of a piece.
+  template <int kCount>
+  FUSED_RNN_DEVICE void words_of(int chunk, int tile, int first, uint32_t (&words)[kCount]) const {
+    FUSED_RNN_UNROLL
+    for (int w = 0; w < kCount; w += 4) {
+      const Pack<4> pack = parked_[(((chunk - kHeld) * kTilesM + tile) * kWords + first + w) / 4 * 32];
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < 4; ++i) words[w + i] = pack.word[i];
+    }
+  }
+
+  // Until all are there: in one round trip, if they are.
+  template <int kCount, class Load>
+  static FUSED_RNN_DEVICE void load_all(Link& link, Pack<4> (&loaded)[kCount], Load load) {
+    unrolled<kCount>([&](auto i) { loaded[i] = load(i); });
+    if constexpr (Link::kPolls) {
+      Looks looks;
+      while (Link::is_missing(loaded)) {
+        if (!link.looks_again(looks)) break;
+        unrolled<kCount>([&](auto i) { loaded[i] = load(i); });
+      }
+    }
+  }
+
+  // On tensor cores a lane's loads are its part of a product.
+  FUSED_RNN_DEVICE void multiply_pieces(Link& link, const unsigned char* from, Sums& sums) const {
+    T sum[kSplit][kTilesM][Products::kSums] = {};
+    unrolled<(kChunks + kStage - 1) / kStage>([&](auto stage) {
+      constexpr int kFirst = stage * kStage, kOfStage = kChunks - kFirst < kStage ? kChunks - kFirst : kStage;
+      Pack<4> loaded[kOfStage * kLoads];
+      load_all(link, loaded, [&](auto i) {
+        constexpr int kOffset = (kFirst + i / kLoads) * kStride + Products::byte_of(i % kLoads);
+        return link.template load<kOffset>(from);
+      });
+      unrolled<kOfStage>([&](auto i) {
+        constexpr int chunk = kFirst + i;
+        FUSED_RNN_UNROLL
+        for (int tile = 0; tile < kTilesM; ++tile) {
+          uint32_t words[kWords];
+          if (chunk < kHeld) {
+            FUSED_RNN_UNROLL
+            for (int w = 0; w < kWords; ++w) words[w] = held_[chunk < kHeld ? chunk : 0][tile][w];
+          } else {
+            words_of(chunk, tile, 0, words);
+          }
+          FUSED_RNN_UNROLL
+          for (int l = 0; l < kLoads; ++l) Products::add(sum[chunk % kSplit][tile], words, l, loaded[i * kLoads + l]);
+        }
+      });
+    });
+    FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
+    for (int i = 0; i < Products::kSums; ++i) {
+      sums[tile][i] = sum[0][tile][i];
+      FUSED_RNN_UNROLL
+      for (int split = 1; split < kSplit; ++split) sums[tile][i] += sum[split][tile][i];
+    }
+  }
+
+  // Of the first so many chunks. Those held are written out one by one, as registers have no numbers at run time; those
+  // parked are a loop.
+  // There is one at least.
+  FUSED_RNN_DEVICE void multiply_numbers(Link& link, const unsigned char* slot, int chunks, Sums& sums) const {
+    Pack<4> loaded[kStage][kLoads];
+    FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
+    for (int i = 0; i < Products::kSums; ++i) sums[tile][i] = T(0);
+    if constexpr (kShows) {
+      FUSED_RNN_UNROLL
+      for (int i = 0; i < kStage; ++i)
+        if (i < chunks) fetch(link, slot + i * kStride, loaded[i]);
+    }
+    const auto numbers_of = [&](int chunk, Pack<4>(&own)[kLoads]) -> const unsigned char* {
+      const unsigned char* const from = slot + chunk * kStride;
+      if constexpr (!kShows) return from;
+      // All lanes have read the chunk before. What the last step read, its block barrier has put behind.
+      if (chunk > 0) __syncwarp();
+      show(link, from, own);
+      if (chunk + kStage < chunks) fetch(link, from + kStage * kStride, own);
+      return shown_;
+    };
+    FUSED_RNN_UNROLL
+    for (int chunk = 0; chunk < kHeld; ++chunk) {
+      if (chunk > 0 && chunk >= chunks) continue;
+      const unsigned char* const numbers = numbers_of(chunk, loaded[chunk % kStage]);
+      FUSED_RNN_UNROLL
+      for (int part = 0; part < Products::kLoadsOfColumn; ++part)
+        add(sums, numbers, part, [&](int tile, auto& words) {
+          FUSED_RNN_UNROLL
+          for (int w = 0; w < Products::kWordsOfLoad; ++w)
+            words[w] = held_[chunk][tile][part * Products::kWordsOfLoad + w];
+        });
+    }
+    if constexpr (kParked > 0) {
+      FUSED_RNN_NO_UNROLL
+      for (int first = kHeld; first < chunks; first += kStage) FUSED_RNN_UNROLL
+      for (int i = 0; i < (kStage < kParked ? kStage : kParked); ++i) {
+        const int chunk = first + i;
+        if (chunk >= chunks) continue;
+        const unsigned char* const numbers = numbers_of(chunk, loaded[(kHeld + i) % kStage]);
+        FUSED_RNN_NO_UNROLL  // or the compiler reads all of the chunk at once, into registers that are not there
+            for (int part = 0; part < Products::kLoadsOfColumn; ++part)
+                add(sums, numbers, part,
+                    [&](int tile, auto& words) { words_of(chunk, tile, part * Products::kWordsOfLoad, words); });
+      }
+    }
+  }
+
+  FUSED_RNN_DEVICE static void fetch(const Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) {
+    unrolled<kLoads>([&](auto l) { own[l] = link.template load<l * 512>(from); });
+  }
+  FUSED_RNN_DEVICE void show(Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) const {
+    if constexpr (Link::kPolls) {  // without braces nvcc would take the loop below for a part of this, and drop it
+      Looks looks;
+      while (Link::is_missing(own)) {
+        if (!link.looks_again(looks)) break;
+        fetch(link, from, own);
+      }
+    }
+    FUSED_RNN_UNROLL
+    for (int l = 0; l < kLoads; ++l) *reinterpret_cast<Pack<4>*>(shown_ + l * 512 + lane_of_warp() * 16) = own[l];
+    __syncwarp();
+  }
+
+  // The products of a part of a chunk; take(tile, words) gives the weights, read once for all columns.
+  template <class Take>
+  static FUSED_RNN_DEVICE void add(Sums& sums, const unsigned char* numbers, int part, Take take) {
+    uint32_t words[kTilesM][Products::kWordsOfLoad];
+    FUSED_RNN_UNROLL
+    for (int tile = 0; tile < kTilesM; ++tile) take(tile, words[tile]);
+    FUSED_RNN_UNROLL
+    for (int column = 0; column < kColumns; ++column) {
+      const Pack<4> loaded = *reinterpret_cast<const Pack<4>*>(numbers + Products::pair_byte(column / 2 % 4) +
+                                                               Products::byte_of(part, column));
+      FUSED_RNN_UNROLL
+      for (int tile = 0; tile < kTilesM; ++tile) Products::add(sums[tile], words[tile], column, loaded);
+    }
+  }
+
+  Pack<4>* const parked_;
+  unsigned char* const shown_;
+  uint32_t held_[kHeld > 0 ? kHeld : 1][kTilesM][kWords];
+};
+
+}  // namespace
+}  // namespace fused_rnn::cuda

@@ -1,0 +1,59 @@
+// What Python asks about plans, through ctypes; also of GPUs that are not there.
+#include <cstring>
+
+#include "core/export.h"
+#include "cuda/plan/plan.h"
+
+using namespace fused_rnn;
+using namespace fused_rnn::cuda;
+
+// Fills `gpu` with what plans depend on: capability, multiprocessors, shared_bytes, most_cluster_blocks.
+FUSED_RNN_EXPORT int64_t fused_rnn_gpu(int64_t device, int64_t* gpu, char* reason, int64_t reason_size) {
+  return !succeeds(reason, reason_size, [&] {
+    const Gpu found = gpu_of(static_cast<int32_t>(device));
+    const int64_t numbers[] = {found.capability, found.multiprocessors, found.shared_bytes, found.most_cluster_blocks};
+    std::memcpy(gpu, numbers, sizeof numbers);
+  });
+}
+
+// Fills `plan` with the plan's numbers: blocks' kind (-1: stepwise), units, blocks, columns, groups, groups_at_once,
+// the shape's number, whether that rounds to TF32, threads, registers for weights, bytes of shared memory; `reason`
+// says why, or why `wanted` cannot be had. Null wants what the engine would.
+FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_t backward, int64_t problems,
+                                             int64_t batch, int64_t hidden, int64_t tf32, int64_t has_projection,
+                                             int64_t capability, int64_t multiprocessors, int64_t shared_bytes,
+                                             int64_t most_cluster_blocks, const char* wanted, int64_t* plan,
+                                             char* reason, int64_t reason_size) {
+  return !succeeds(reason, reason_size, [&] {
+    const Task task = {cell,
+                       static_cast<Dtype>(dtype),
+                       backward ? Direction::kBackward : Direction::kForward,
+                       problems,
+                       batch,
+                       hidden,
+                       tf32 != 0,
+                       has_projection ? kProjectionObstacle : nullptr};
+    const Gpu gpu = {static_cast<int>(capability), static_cast<int>(multiprocessors), shared_bytes,
+                     static_cast<int>(most_cluster_blocks)};
+    const Plan found = select(task, gpu, wanted ? wanted : engine_wanted());
+    const int64_t numbers[] = {found.shape ? static_cast<int64_t>(found.shape->blocks) : -1,
+                               found.units,
+                               found.blocks,
+                               found.columns,
+                               found.groups,
+                               found.groups_at_once,
+                               found.shape ? static_cast<int64_t>(found.number) : -1,
+                               found.shape && found.shape->tf32,
+                               found.shape ? found.shape->tiles.threads() : 0,
+                               found.shape ? found.shape->weight_registers() : 0,
+                               found.shape ? found.shape->shared_bytes() : 0};
+    std::memcpy(plan, numbers, sizeof numbers);
+    std::snprintf(reason, reason_size, "%s", found.why.c_str());
+  });
+}
+
+// Sets the engine of all calls from now on, by its number in _library.py; -1: what the environment says. Returns what
+// was set before.
+FUSED_RNN_EXPORT int64_t fused_rnn_set_cuda_engine(int64_t number) {
+  return set_engine_wanted(static_cast<int>(number));
+}

@@ -1,0 +1,203 @@
+// Which kernel computes a pass, and how its work is cut. Chosen by `select`, a pure function: it knows the GPU by a few
+// numbers, so a test can ask it about any. No CUDA here.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "core/dispatch.h"
+#include "cuda/device/scope.h"
+#include "cuda/device/watch.h"
+
+namespace fused_rnn::cuda {
+
+// How the blocks that hold one copy of the weights exchange what they compute (exchange.cuh).
+enum class Blocks : int { kOne, kCluster, kPolling, kFlags };
+
+enum class Direction : int { kForward, kBackward };
+
+constexpr int kMostClusterBlocks = 16;  // of any GPU
+// Of a group that meets through memory. No GPU has more multiprocessors, so what is compiled for a cell ends with the
+// widest layer that they hold.
+constexpr int kMostGroupBlocks = 192;
+
+constexpr int64_t number_bytes(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
+
+struct Gpu {
+  int capability;  // 90: sm_90
+  int multiprocessors;
+  int64_t shared_bytes;  // that a block may have
+  int most_cluster_blocks;
+};
+
+// How the persistent kernel's warps share out rows and depth of a block's weights: `warps_m` the rows, `warps_k` the
+// depth. Each has `tiles_m` times 16 rows, and of the depth `held` times 32 in registers and `parked` in shared
+// memory; `tiles_n` times 8 columns of the batch.
+struct Tiles {
+  int warps_m, warps_k, tiles_m, held, parked, tiles_n;
+
+  constexpr bool operator==(const Tiles&) const = default;
+  constexpr int rows() const { return 16 * tiles_m * warps_m; }
+  constexpr int depth() const { return 32 * warps_k * (held + parked); }
+  constexpr int columns() const { return 8 * tiles_n; }
+  constexpr int threads() const { return 32 * warps_m * warps_k; }
+  // Units that a block may have: as many as its rows of weights allow, and two cells for a thread at most, as their
+  // state is in registers.
+  constexpr int most_units(int rows_of_unit) const {
+    const int by_rows = rows() / rows_of_unit / 4 * 4, by_cells = 2 * threads() / columns() / 4 * 4;
+    return by_rows < by_cells ? by_rows : by_cells;
+  }
+};
+
+struct Shape {
+  Dtype format;
+  Direction direction;
+  Blocks blocks;
+  Tiles tiles;
+  bool tf32 = false;  // float's factors rounded to 11 bits, for tensor cores
+
+  constexpr bool operator==(const Shape&) const = default;
+  constexpr bool tensor_cores() const { return format == Dtype::kHalf || tf32; }
+  // How much of K is read where so much is shown (warp_weights.cuh).
+  constexpr int64_t depth_read(int64_t shown) const {
+    const int64_t at_once = int64_t{32} * tiles.warps_k;
+    return tensor_cores() ? tiles.depth() : (shown + at_once - 1) / at_once * at_once;
+  }
+  // Shared memory of a block: its slots, or what counts their bytes; two buffers of sums; parked weights; for products
+  // one by one a chunk for each warp, where slots are elsewhere.
+  constexpr int64_t shared_bytes() const {
+    const bool ring_is_shared = blocks == Blocks::kCluster || blocks == Blocks::kOne;
+    const int64_t number = number_bytes(format), chunks = number * 32 * tiles.warps_k;
+    const int64_t ring = ring_is_shared ? 2 * number * tiles.depth() * tiles.columns() : 0;
+    const int64_t counters = blocks == Blocks::kCluster ? 128 : 0;
+    const int64_t sums = 2 * std::max<int64_t>(number, 4) * tiles.warps_k * tiles.columns() * tiles.rows();
+    const int64_t shown = ring_is_shared || tensor_cores() ? 0 : chunks * tiles.warps_m * tiles.columns();
+    return counters + ring + sums + chunks * tiles.rows() * tiles.parked + shown;
+  }
+  // Registers of a thread that hold weights: a thread has 255 for all it does.
+  constexpr int weight_registers() const {
+    return static_cast<int>(tiles.held * tiles.tiles_m * 16 * number_bytes(format) / 4);
+  }
+};
+
+// Every shape that is compiled. Half stands for both 16-bit formats. What compiles without spilling, and how many
+// registers it takes, `make cuda-check` says. Of those that fit a layer `select` takes the cheapest.
+inline constexpr Shape kShapes[] = {
+    {Dtype::kHalf, Direction::kForward, Blocks::kOne, {8, 1, 2, 2, 0, 1}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kCluster, {4, 2, 2, 2, 0, 1}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kCluster, {4, 2, 2, 4, 0, 1}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kCluster, {4, 2, 2, 8, 0, 1}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kPolling, {1, 8, 2, 4, 0, 1}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kPolling, {1, 8, 2, 4, 0, 4}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kPolling, {1, 8, 3, 6, 0, 1}},
+    {Dtype::kHalf, Direction::kForward, Blocks::kPolling, {1, 8, 4, 4, 4, 1}},
+    {Dtype::kHalf, Direction::kBackward, Blocks::kOne, {4, 2, 1, 4, 0, 1}},
+    {Dtype::kHalf, Direction::kBackward, Blocks::kCluster, {1, 8, 2, 2, 0, 1}},
+    {Dtype::kHalf, Direction::kBackward, Blocks::kCluster, {1, 8, 2, 4, 0, 1}},
+    {Dtype::kHalf, Direction::kBackward, Blocks::kCluster, {1, 8, 2, 8, 0, 1}},
+    {Dtype::kHalf, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 8, 0, 1}},
+    {Dtype::kHalf, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 16, 0, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kOne, {8, 1, 2, 2, 0, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kCluster, {2, 4, 2, 2, 0, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 1, 4, 2, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 2, 1, 3, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 3, 1, 4, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kFlags, {1, 8, 1, 4, 2, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kOne, {4, 2, 1, 4, 0, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kCluster, {1, 8, 1, 4, 0, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 4, 0, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 5, 13, 1}},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kFlags, {1, 8, 1, 4, 2, 1}},
+    {Dtype::kFloat, Direction::kForward, Blocks::kCluster, {4, 2, 2, 2, 0, 1}, true},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 2, 4, 0, 1}, true},
+    {Dtype::kFloat, Direction::kForward, Blocks::kPolling, {1, 8, 3, 2, 4, 1}, true},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kCluster, {1, 8, 1, 4, 0, 1}, true},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 8, 0, 1}, true},
+    {Dtype::kFloat, Direction::kBackward, Blocks::kPolling, {1, 8, 1, 8, 11, 1}, true},
+    {Dtype::kDouble, Direction::kForward, Blocks::kOne, {8, 1, 1, 1, 1, 1}},
+    {Dtype::kDouble, Direction::kForward, Blocks::kCluster, {2, 4, 2, 0, 2, 1}},
+    {Dtype::kDouble, Direction::kForward, Blocks::kFlags, {1, 8, 1, 1, 5, 1}},
+    {Dtype::kDouble, Direction::kBackward, Blocks::kOne, {4, 2, 1, 1, 3, 1}},
+    {Dtype::kDouble, Direction::kBackward, Blocks::kCluster, {1, 8, 1, 2, 2, 1}},
+    {Dtype::kDouble, Direction::kBackward, Blocks::kFlags, {1, 8, 1, 2, 6, 1}},
+};
+
+// What of a shape a cell of so many gates needs: no more depth than its widest layer has.
+constexpr Shape for_gates(Shape shape, int gates) {
+  constexpr int kMostBlocks[] = {1, kMostClusterBlocks, kMostGroupBlocks, kMostGroupBlocks};
+  const bool forward = shape.direction == Direction::kForward;
+  Tiles& tiles = shape.tiles;
+  const int units = tiles.most_units(forward ? gates : 1) * kMostBlocks[static_cast<int>(shape.blocks)];
+  const int depth = (forward ? 1 : gates) * units, at_once = 32 * tiles.warps_k;
+  const int chunks = std::min(tiles.held + tiles.parked, (depth + at_once - 1) / at_once);
+  tiles.held = std::min(tiles.held, chunks);
+  tiles.parked = chunks - tiles.held;
+  return shape;
+}
+// Whether it needs this one of kShapes at all: none before it comes to the same.
+constexpr bool is_of_use(size_t number, int gates) {
+  for (size_t i = 0; i < number; ++i)
+    if (for_gates(kShapes[i], gates) == for_gates(kShapes[number], gates)) return false;
+  return true;
+}
+
+struct Plan {
+  std::optional<Shape> shape;                   // none: stepwise
+  size_t number = 0;                            // of kShapes; `shape` is what the cell needs of that
+  int units = 0, blocks = 0;                    // of a block; of a group
+  int depth = 0;                                // of a slot
+  int columns = 0, groups = 0;                  // of a group; of a problem
+  int groups_at_once = 0;                       // that a launch may have
+  AcquireScope scope = AcquireScope::kCluster;  // of a cluster's waits
+  std::string why;
+};
+
+// How a launch's work is cut, for the kernel.
+struct Cut {
+  int units;        // of a block; a multiple of 4
+  int blocks;       // of a group
+  int depth;        // of a slot
+  int columns;      // of a group; the last one of a problem may have fewer
+  int groups;       // of a problem
+  int first_group;  // that this launch begins with, of all problems'
+  int first_step, end_step;
+  AcquireScope scope;   // of a cluster's waits
+  const void* weights;  // packed (pack_weights.cuh)
+  unsigned char* ring;
+  uint32_t* flags;
+  Watch watch;
+};
+
+// What a plan depends on.
+struct Task {
+  int64_t cell;
+  Dtype dtype;
+  Direction direction;
+  int64_t problems, batch, hidden;
+  bool tf32;             // float32 may be rounded to TF32
+  const char* obstacle;  // what is asked for that only the stepwise engine does; null: nothing
+};
+
+constexpr const char* kProjectionObstacle = "a projection has a product of its own in every step";
+
+// What this GPU has, asked of CUDA.
+Gpu gpu_of(int32_t device);
+
+// Whether torch.backends.cuda.matmul lets products of float32 round their factors to TF32.
+bool tf32_allowed();
+
+// The engine that was set, else FUSED_RNN_CUDA_ENGINE, else what is taken where neither is.
+const char* engine_wanted();
+// From now on, by its number; -1: none. Returns what was set before.
+int set_engine_wanted(int number);
+
+// What a cluster's waits acquire, by FUSED_RNN_CUDA_MBARRIER_SCOPE: cluster, which is the default, or cta. Throws at
+// anything else.
+AcquireScope scope_wanted();
+
+// `wanted`: stepwise, persistent, or the persistent kernel with one, cluster, polling or flags; best: whichever is
+// estimated to be fastest. Throws when it cannot be had.
+Plan select(const Task& task, const Gpu& gpu, const std::string& wanted);
+
+}  // namespace fused_rnn::cuda

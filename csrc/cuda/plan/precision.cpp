@@ -1,0 +1,35 @@
+#include <dlfcn.h>
+
+#include <exception>
+
+#include "cuda/plan/plan.h"
+
+namespace fused_rnn::cuda {
+namespace {
+
+// at::globalContext() and at::Context::allowTF32CuBLAS() const, which no stable header has and the library must not
+// link to: looked up by name. Where they are not found, nothing is rounded; nor where the precision was set in the
+// newer way (fp32_precision), of which the older question is refused.
+using GetContext = const void* (*)();
+using Allows = bool (*)(const void* context);
+
+template <class F>
+F find(const char* name) {
+  static void* const torch = dlopen("libtorch_cpu.so", RTLD_NOLOAD | RTLD_LAZY);
+  return torch ? reinterpret_cast<F>(dlsym(torch, name)) : nullptr;
+}
+
+}  // namespace
+
+bool tf32_allowed() {
+  static const auto context = find<GetContext>("_ZN2at13globalContextEv");
+  static const auto allows = find<Allows>("_ZNK2at7Context15allowTF32CuBLASEv");
+  if (!context || !allows) return false;
+  try {
+    return allows(context());
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+}  // namespace fused_rnn::cuda

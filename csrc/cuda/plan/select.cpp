@@ -1,0 +1,154 @@
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <iterator>
+
+#include "core/fail.h"
+#include "cuda/plan/plan.h"
+
+namespace fused_rnn::cuda {
+namespace {
+
+constexpr const char* kNames[] = {"one", "cluster", "polling", "flags"};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+Dtype format_of(Dtype dtype) { return dtype == Dtype::kBFloat16 ? Dtype::kHalf : dtype; }
+
+// Microseconds of a step, estimated: nothing here has been measured yet. What counts is the order.
+double step_cost(const Plan& plan) {
+  constexpr double kMeeting[] = {0.1, 0.3, 0.5, 1.0};
+  const Tiles& tiles = plan.shape->tiles;
+  // 16 rows of each warp, or of each of those along K, by 32 of K and 8 columns: 32768 products of a multiprocessor,
+  // which one by one has 128 in a cycle, or 64 in double.
+  const double one_by_one = plan.shape->format == Dtype::kFloat ? 0.14 : 0.28;
+  const double piece = plan.shape->tf32 ? 0.04 : plan.shape->tensor_cores() ? 0.02 : one_by_one;
+  const int chunks = plan.depth / (32 * tiles.warps_k), parked = std::max(chunks - tiles.held, 0);
+  const double work = tiles.tiles_m * (piece * chunks + 0.02 * parked) * tiles.tiles_n;
+  return kMeeting[static_cast<int>(plan.shape->blocks)] + 0.2 + 0.1 * tiles.tiles_n + work;
+}
+
+// One product and one kernel.
+double stepwise_cost(const Task& task, int64_t gates) {
+  const double numbers = double(gates) * task.hidden * task.hidden * task.problems;
+  const double products = number_bytes(task.dtype) == 2 ? 3e8 : 4e7;
+  return 6 + numbers * 4 / 3e6 + numbers * task.batch * 2 / products;
+}
+
+int most_blocks(Blocks blocks, const Gpu& gpu) {
+  switch (blocks) {
+    case Blocks::kOne:
+      return 1;
+    case Blocks::kCluster:
+      return gpu.most_cluster_blocks;
+    default:
+      return std::min(gpu.multiprocessors, kMostGroupBlocks);
+  }
+}
+
+// How a shape would serve the task, if it can.
+std::optional<Plan> fit(size_t number, const Task& task, const Gpu& gpu, const CellTraits& cell) {
+  const int gates = static_cast<int>(cell.gates);
+  const Shape shape = for_gates(kShapes[number], gates);
+  const Tiles& tiles = shape.tiles;
+  const bool forward = task.direction == Direction::kForward;
+  const int64_t parts = forward ? cell.gates : 1, shown = forward ? 1 : cell.gates;
+  if (shape.format != format_of(task.dtype) || shape.direction != task.direction) return {};
+  if (!is_of_use(number, gates)) return {};
+  if (shape.blocks == Blocks::kCluster && gpu.capability < 90) return {};
+  if (shape.tf32 && !task.tf32) return {};
+  if (shape.tensor_cores() && gpu.capability < 80) return {};  // its tensor cores know neither bfloat16 nor TF32
+  if (shape.shared_bytes() > gpu.shared_bytes) return {};
+  const int64_t most = tiles.most_units(static_cast<int>(parts));
+  if (most == 0) return {};
+  Plan plan;
+  plan.shape = shape;
+  plan.number = number;
+  // The fewest blocks, evenly filled; a few more where units that fill up to a multiple of 4 would not fit the depth.
+  for (plan.blocks = static_cast<int>(ceil_div(task.hidden, most));; ++plan.blocks) {
+    if (plan.blocks > most_blocks(shape.blocks, gpu)) return {};
+    plan.units = static_cast<int>(ceil_div(ceil_div(task.hidden, plan.blocks), 4) * 4);
+    if (ceil_div(task.hidden, plan.units) < plan.blocks) continue;
+    if (shown * plan.units * plan.blocks <= tiles.depth()) break;
+  }
+  plan.depth = static_cast<int>(shape.depth_read(shown * plan.units * plan.blocks));
+  const int64_t all = gpu.multiprocessors / plan.blocks;  // groups that are resident together, one block each
+  // As many groups as there is room for, so that each has few columns.
+  const int64_t least = ceil_div(task.batch, tiles.columns());
+  plan.groups = static_cast<int>(std::clamp<int64_t>(all / std::max<int64_t>(task.problems, 1), least,
+                                                     std::max<int64_t>(least, ceil_div(task.batch, 8))));
+  plan.columns = static_cast<int>(ceil_div(task.batch, plan.groups));
+  plan.groups = static_cast<int>(ceil_div(task.batch, plan.columns));
+  plan.groups_at_once =
+      static_cast<int>(std::clamp<int64_t>(all, 1, std::max<int64_t>(task.problems * plan.groups, 1)));
+  return plan;
+}
+
+double cost_of(const Plan& plan, const Task& task) {
+  const double launches = ceil_div(task.problems * plan.groups, plan.groups_at_once);
+  return launches * step_cost(plan);
+}
+
+}  // namespace
+
+namespace {
+
+// Every name that `select` knows, in the order of _library.py's.
+constexpr const char* kEngines[] = {"stepwise", "persistent", "one", "cluster", "polling", "flags", "best"};
+std::atomic<int> engine_set = -1;  // of the process: a backward pass runs in threads of its own
+
+}  // namespace
+
+int set_engine_wanted(int number) {
+  return engine_set.exchange(0 <= number && number < static_cast<int>(std::size(kEngines)) ? number : -1);
+}
+
+// Until the persistent kernel has run on a GPU it has to be asked for.
+const char* engine_wanted() {
+  if (const int set = engine_set; set >= 0) return kEngines[set];
+  const char* wanted = std::getenv("FUSED_RNN_CUDA_ENGINE");
+  return wanted && *wanted ? wanted : "stepwise";
+}
+
+AcquireScope scope_wanted() {
+  const char* const variable = std::getenv("FUSED_RNN_CUDA_MBARRIER_SCOPE");
+  const std::string wanted = variable && *variable ? variable : "cluster";
+  FUSED_RNN_CHECK(wanted == "cluster" || wanted == "cta",
+                  "fused_rnn: FUSED_RNN_CUDA_MBARRIER_SCOPE must be cluster or cta, got '", wanted, "'");
+  return wanted == "cta" ? AcquireScope::kBlock : AcquireScope::kCluster;
+}
+
+Plan select(const Task& task, const Gpu& gpu, const std::string& wanted) {
+  const bool best_of_all = wanted == "best", any = best_of_all || wanted == "persistent";
+  FUSED_RNN_CHECK(any || wanted == "stepwise" || std::find(kNames, kNames + 4, wanted) != kNames + 4,
+                  "fused_rnn: the engine must be stepwise, persistent, one, cluster, polling, flags or best, got '",
+                  wanted, "'");
+  Plan stepwise;
+  stepwise.why = "it was asked for";
+  if (wanted == "stepwise") return stepwise;
+
+  const CellTraits cell = traits_of(task.cell);
+  std::string because = task.obstacle ? task.obstacle : "there is nothing to compute again and again";
+  std::optional<Plan> best;
+  if (!task.obstacle && cell.recurrent && task.batch > 0 && task.hidden > 0) {
+    for (size_t number = 0; number < std::size(kShapes); ++number) {
+      if (!any && wanted != kNames[static_cast<int>(kShapes[number].blocks)]) continue;
+      const std::optional<Plan> plan = fit(number, task, gpu, cell);
+      if (plan && (!best || cost_of(*plan, task) < cost_of(*best, task))) best = plan;
+    }
+    because = "no shape of the persistent kernel fits this dtype and width";
+  }
+  if (!best) {
+    FUSED_RNN_CHECK(best_of_all, "fused_rnn: the engine '", wanted, "' was asked for, but ", because);
+    stepwise.why = because;
+    return stepwise;
+  }
+  if (best_of_all && stepwise_cost(task, cell.gates) < cost_of(*best, task)) {
+    stepwise.why = "so many rows keep matrix products busy";
+    return stepwise;
+  }
+  best->why = best_of_all ? "the weights stay on the chip for the whole sequence" : "it was asked for";
+  return *best;
+}
+
+}  // namespace fused_rnn::cuda

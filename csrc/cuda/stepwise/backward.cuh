@@ -1,0 +1,184 @@
+// One step back. A thread has one unit of one row of one problem.
+#pragma once
+#include "cells/dual.h"
+#include "cuda/device/each_unit.cuh"
+
+namespace fused_rnn::cuda {
+namespace {
+
+// dL/dh that reaches the state from the steps after this one.
+template <class T>
+FUSED_RNN_DEVICE T incoming_dh(const Backward& g, const BackwardArrays& a, int64_t state, int64_t b, int64_t unit) {
+  const int64_t i = state * g.output_size + unit;
+  const T direct = *at<T>(a.dh, i);
+  return b < a.through_gates_rows ? direct + *at<T>(a.through_gates, i) : direct;
+}
+
+// What joins the gradient of the h that entered this step.
+template <class S>
+FUSED_RNN_DEVICE Arithmetic<S> added_dh(const Backward& g, const Place& p, const Step& step, int64_t b, int64_t unit) {
+  if (!g.added_h || p.is_cut(g, step, b)) return Arithmetic<S>(0);
+  return load(*at<S>(g.added_h, p.by_row(g) * g.output_size + unit));
+}
+
+// The whole gradient of h in this step, where the row takes part; else what comes is left for the step that it ends at.
+template <class S>
+FUSED_RNN_DEVICE Arithmetic<S> whole_dh(const Backward& g, const Place& p, const Step& step, const BackwardArrays& a,
+                                        int64_t b, int64_t unit) {
+  using T = Arithmetic<S>;
+  const int64_t i = p.state * g.output_size + unit;
+  T dh = incoming_dh<T>(g, a, p.state, b, unit);
+  *at<T>(a.dh, i) = p.active ? added_dh<S>(g, p, step, b, unit) : dh;
+  if (!p.active) dh = T(0);
+  if (p.active && g.grad_output) dh += load(*at<S>(g.grad_output, p.by_row(g) * g.output_size + unit));
+  dh = clipped(g, dh);
+  if (a.whole[0]) *at<T>(a.whole[0], i) = dh;
+  return dh;
+}
+
+template <class S>
+__global__ void backward_projection(const Backward g, const Step step, const BackwardArrays a) {
+  for_each(g.output_size, step.rows, problems(g), [&](int64_t unit, int64_t b, int64_t problem) {
+    const Place p(g, step, problem, b);
+    const auto dh = whole_dh<S>(g, p, step, a, b, unit);
+    store(*at<S>(a.step_outputs, p.state * g.output_size + unit), dh);
+    if (p.exists) store(*at<S>(a.outputs, p.by_row(g) * g.output_size + unit), dh);
+  });
+}
+
+// A row that does not take part hands on nothing, and padding has no gradient.
+template <class Cell, class S>
+FUSED_RNN_DEVICE void clear_unit(const Backward& g, const Place& p, const BackwardArrays& a, int64_t unit) {
+  using T = Arithmetic<S>;
+  const int64_t H = g.hidden, GH = Cell::kGates * H;
+  for (int j = 0; j < Cell::kGates; ++j) {
+    if (Cell::kRecurrent) store(*at<S>(a.step_gates, p.state * GH + j * H + unit), T(0));
+    if (!p.exists) continue;
+    store(*at<S>(a.gates_x, p.by_row(g) * GH + j * H + unit), T(0));
+    store(*at<S>(a.gates_r, p.by_row(g) * GH + j * H + unit), T(0));
+  }
+  if (p.exists && is_projected<Cell>(g)) store(*at<S>(a.wide_h, p.by_row(g) * H + unit), T(0));
+  if (Cell::kStates > 1 && a.whole[1]) *at<T>(a.whole[1], p.state * H + unit) = T(0);
+}
+
+// In place of Cell::backward: how its results change when what was saved and the states' gradients do. dnext: tangents
+// of these, in and out.
+template <class Cell, class S, class T>
+FUSED_RNN_DEVICE void tangent_backward(const Backward& g, const Place& p, int64_t unit, const T* kept, const T* state,
+                                       const T* params, T* dnext, T* dx, T* dr, T* dstate, T* dparams) {
+  const int64_t H = g.hidden;
+  T kept_tangents[Cell::kSaved], state_tangents[kMaxStates];
+  Dual<T> keeps[Cell::kSaved], states[kMaxStates], nexts[kMaxStates], constants[Cell::kParams + 1];
+  Dual<T> dnexts[kMaxStates], dxs[Cell::kGates], drs[Cell::kGates], dstates[kMaxStates], to_params[Cell::kParams + 1];
+  const S* tangents = at<S>(g.saved_tangent, p.by_direction(g) * g.saved_width + unit);
+  load_saved<Cell>(g, tangents, kept_tangents, state_tangents);
+  FUSED_RNN_UNROLL
+  for (int k = 0; k < Cell::kSaved; ++k) keeps[k] = {kept[k], kept_tangents[k]};
+  FUSED_RNN_UNROLL
+  for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) states[s] = {state[s], state_tangents[s]};
+  FUSED_RNN_UNROLL
+  for (int i = 0; i < Cell::kParams; ++i) constants[i] = {params[i], T(0)};
+  if (Cell::kProjectable && g.added_wide) dnext[0] += load(*at<S>(g.added_wide, p.by_row(g) * H + unit));
+  const S* traced = at<S>(g.traced_states, p.by_row(g) * Cell::kStates * H + unit);
+  FUSED_RNN_UNROLL
+  for (int s = 0; s < Cell::kStates; ++s) dnexts[s] = {load(traced[s * H]), dnext[s]};
+  Cell::advance(keeps, states, nexts);
+  Cell::backward(keeps, states, nexts, constants, dnexts, dxs, drs, dstates, to_params);
+  FUSED_RNN_UNROLL
+  for (int j = 0; j < Cell::kGates; ++j) {
+    dx[j] = dxs[j].tangent;
+    if (!kOneGateGradient<Cell>) dr[j] = drs[j].tangent;
+  }
+  FUSED_RNN_UNROLL
+  for (int s = 0; s < Cell::kStates; ++s) {
+    dnext[s] = dnexts[s].tangent;
+    dstate[s] = dstates[s].tangent;
+  }
+  FUSED_RNN_UNROLL
+  for (int i = 0; i < Cell::kParams; ++i) dparams[i] = to_params[i].tangent;
+}
+
+template <class Cell, class S, bool tangent>
+__global__ void backward_step(const Backward g, const Step step, const BackwardArrays a) {
+  using T = Arithmetic<S>;
+  constexpr int G = Cell::kGates;
+  for_each(g.hidden, step.rows, problems(g), [&](int64_t unit, int64_t b, int64_t problem) {
+    const Place p(g, step, problem, b);
+    const int64_t H = g.hidden, GH = G * H, state_unit = p.state * H + unit;
+    const T dh = is_projected<Cell>(g) ? *at<T>(a.wide, state_unit) : whole_dh<S>(g, p, step, a, b, unit);
+    if (!p.active) return clear_unit<Cell, S>(g, p, a, unit);
+    const bool cut = p.is_cut(g, step, b);
+    const S* saved = at<S>(g.saved, p.by_direction(g) * g.saved_width + unit);
+    T kept[Cell::kSaved], params[Cell::kParams + 1], state[kMaxStates], next[kMaxStates], dnext[kMaxStates];
+    T dx[G], dr[G], dstate[kMaxStates], dparams[Cell::kParams + 1];
+    load_saved<Cell>(g, saved, kept, state);
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < Cell::kParams; ++i)
+      params[i] = load(*at<S>(pick(g.weights, p.d).params, (p.m * Cell::kParams + i) * H + unit));
+    dnext[0] = dh;
+    if (Cell::kStates > 1) {
+      dnext[1] = *at<T>(a.dc, state_unit);
+      if (g.grad_cells) dnext[1] += load(*at<S>(g.grad_cells, p.by_row(g) * H + unit));
+    }
+    Cell::advance(kept, state, next);
+    if (g.trace_states) {
+      S* trace = at<S>(g.trace_states, p.by_row(g) * Cell::kStates * H + unit);
+      FUSED_RNN_UNROLL
+      for (int s = 0; s < Cell::kStates; ++s) store(trace[s * H], dnext[s]);
+    }
+    if constexpr (tangent)
+      tangent_backward<Cell, S>(g, p, unit, kept, state, params, dnext, dx, dr, dstate, dparams);
+    else
+      Cell::backward(kept, state, next, params, dnext, dx, dr, dstate, dparams);
+    FUSED_RNN_UNROLL
+    for (int j = 0; j < G; ++j) {
+      store(*at<S>(a.gates_x, p.by_row(g) * GH + j * H + unit), dx[j]);
+      if (!Cell::kRecurrent) continue;
+      const T dr_j = kOneGateGradient<Cell> ? dx[j] : dr[j];
+      if (!kOneGateGradient<Cell>) store(*at<S>(a.gates_r, p.by_row(g) * GH + j * H + unit), dr_j);
+      store(*at<S>(a.step_gates, p.state * GH + j * H + unit), cut ? T(0) : dr_j);
+    }
+    if (Cell::kReadsH) *at<T>(a.dh, state_unit) = (cut ? T(0) : dstate[0]) + added_dh<S>(g, p, step, b, unit);
+    if (Cell::kStates > 1) *at<T>(a.dc, state_unit) = cut ? T(0) : dstate[1];
+    if (is_projected<Cell>(g)) store(*at<S>(a.wide_h, p.by_row(g) * H + unit), next[0]);
+    if (Cell::kStates > 1 && a.whole[1]) *at<T>(a.whole[1], state_unit) = dnext[1];
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < Cell::kParams; ++i) *at<T>(a.params, (p.state * Cell::kParams + i) * H + unit) += dparams[i];
+  });
+}
+
+template <class S>
+__global__ void backward_end(const Backward g, const BackwardArrays a) {
+  using T = Arithmetic<S>;
+  const int64_t H = g.hidden, P = g.output_size;
+  for_each(H, g.batch, problems(g), [&](int64_t unit, int64_t b, int64_t problem) {
+    const int64_t state = problem * g.batch + b;
+    if (unit < P) store(*at<S>(g.grad_h0, state * P + unit), incoming_dh<T>(g, a, state, b, unit));
+    if (g.grad_c0) store(*at<S>(g.grad_c0, state * H + unit), *at<T>(a.dc, state * H + unit));
+  });
+}
+
+FUSED_RNN_DEVICE float square_root(float x) { return sqrtf(x); }
+FUSED_RNN_DEVICE double square_root(double x) { return sqrt(x); }
+
+// A block has one state of one problem: every thread its share of the squares, then pairs, always in the same order.
+constexpr unsigned kNormThreads = 256;
+
+template <class T>
+__global__ void norms(const Backward g, const Step step, const BackwardArrays a, int64_t states) {
+  const int64_t problem = blockIdx.x, state = blockIdx.y, width = state == 0 ? g.output_size : g.hidden;
+  const T* whole = at<T>(pick(a.whole, state), problem * g.batch * width);
+  T* const sums = reinterpret_cast<T*>(shared_memory());
+  T sum = 0;
+  for (int64_t i = threadIdx.x; i < step.rows * width; i += kNormThreads) sum += whole[i] * whole[i];
+  sums[threadIdx.x] = sum;
+  for (unsigned others = kNormThreads / 2; others > 0; others /= 2) {
+    __syncthreads();
+    if (threadIdx.x < others) sums[threadIdx.x] += sums[threadIdx.x + others];
+  }
+  const int64_t time = pick(step.time, problem % g.directions);
+  if (threadIdx.x == 0) *at<T>(g.grad_norms, (problem * states + state) * g.steps + time) = square_root(sums[0]);
+}
+
+}  // namespace
+}  // namespace fused_rnn::cuda

@@ -1,0 +1,146 @@
+// One step forward. A thread has one unit of one row of one problem.
+#pragma once
+#include "cells/dual.h"
+#include "cuda/device/each_unit.cuh"
+
+namespace fused_rnn::cuda {
+namespace {
+
+// The step's h becomes the state and the output; the h that entered it is saved.
+template <class S>
+FUSED_RNN_DEVICE void store_h(const Forward& f, const Place& p, const ForwardArrays& a, int64_t kept, int64_t unit,
+                              bool cut, Arithmetic<S> value) {
+  const int64_t P = f.output_size;
+  S* h = at<S>(a.h, p.state * P + unit);
+  if (f.saved) {
+    S* saved = at<S>(f.saved, p.by_direction(f) * f.saved_width + entering_h(f, kept) + unit);
+    store(*saved, cut ? Arithmetic<S>(0) : load(*h));
+  }
+  store(*h, value);
+  *at<S>(f.output, p.by_row(f) * P + unit) = *h;
+}
+template <class S>
+FUSED_RNN_DEVICE void clear_h(const Forward& f, const Place& p, int64_t kept, int64_t unit) {
+  store(*at<S>(f.output, p.by_row(f) * f.output_size + unit), Arithmetic<S>(0));
+  if (f.saved) store(*at<S>(f.saved, p.by_direction(f) * f.saved_width + entering_h(f, kept) + unit), Arithmetic<S>(0));
+}
+
+// Padding that kernels write: zeros.
+template <class Cell, class S>
+FUSED_RNN_DEVICE void clear_unit(const Forward& f, const Place& p, int64_t unit) {
+  using T = Arithmetic<S>;
+  if (!is_projected<Cell>(f)) clear_h<S>(f, p, Cell::kSaved, unit);
+  if (f.cells) store(*at<S>(f.cells, p.by_row(f) * f.hidden + unit), T(0));
+  if (!f.saved) return;
+  S* saved = at<S>(f.saved, p.by_direction(f) * f.saved_width + unit);
+  for (int k = 0; k < Cell::kSaved; ++k) store(saved[k * f.hidden], T(0));
+  if (Cell::kStates > 1) store(saved[entering_c(f, Cell::kSaved)], T(0));
+}
+
+// What the cell leaves: for the backward pass, the next step and the user.
+template <class Cell, class S>
+FUSED_RNN_DEVICE void leave(const Forward& f, const Place& p, const ForwardArrays& a, int64_t unit, bool cut,
+                            const Arithmetic<S>* kept, const Arithmetic<S>* state, const Arithmetic<S>* next) {
+  const int64_t H = f.hidden;
+  if (f.saved) {
+    S* saved = at<S>(f.saved, p.by_direction(f) * f.saved_width + unit);
+    FUSED_RNN_UNROLL
+    for (int k = 0; k < Cell::kSaved; ++k) store(saved[k * H], kept[k]);
+    if (Cell::kStates > 1) store(saved[entering_c(f, Cell::kSaved)], state[1]);
+  }
+  if (Cell::kStates > 1) {
+    *at<Arithmetic<S>>(a.c, p.state * H + unit) = next[1];
+    if (f.cells) store(*at<S>(f.cells, p.by_row(f) * H + unit), next[1]);
+  }
+  if (is_projected<Cell>(f))
+    store(*at<S>(a.wide_h, p.state * H + unit), next[0]);
+  else
+    store_h<S>(f, p, a, Cell::kSaved, unit, cut, next[0]);
+}
+
+template <class Cell, class S>
+__global__ void forward_step(const Forward f, const Step step, const ForwardArrays a) {
+  using T = Arithmetic<S>;
+  constexpr int G = Cell::kGates;
+  for_each(f.hidden, step.rows, problems(f), [&](int64_t unit, int64_t b, int64_t problem) {
+    const Place p(f, step, problem, b);
+    if (!p.exists) return;
+    if (!p.active) return clear_unit<Cell, S>(f, p, unit);
+    const int64_t H = f.hidden, P = f.output_size;
+    const bool cut = p.is_cut(f, step, b);
+    const Weights w = pick(f.weights, p.d);
+    const T* from_x = at<T>(a.x, (problem * a.x_rows + p.row - pick(a.x_first_row, p.d)) * G * H + unit);
+    const T* from_r = at<T>(a.r, p.state * G * H + unit);
+    const S* bias_ih = at<S>(w.bias_ih, p.m * G * H + unit);
+    const S* bias_hh = at<S>(w.bias_hh, p.m * G * H + unit);
+    T x[G], r[G], params[Cell::kParams + 1], state[kMaxStates], next[kMaxStates], kept[Cell::kSaved];
+    FUSED_RNN_UNROLL
+    for (int g = 0; g < G; ++g) {
+      x[g] = from_x[g * H] + (bias_ih ? load(bias_ih[g * H]) : T(0));
+      if (!Cell::kRecurrent) continue;
+      r[g] = (cut ? T(0) : from_r[g * H]) + (bias_hh ? load(bias_hh[g * H]) : T(0));
+    }
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < Cell::kParams; ++i) params[i] = load(*at<S>(w.params, (p.m * Cell::kParams + i) * H + unit));
+    if (Cell::kReadsH) state[0] = cut ? T(0) : load(*at<S>(a.h, p.state * P + unit));
+    if (Cell::kStates > 1) state[1] = cut ? T(0) : *at<T>(a.c, p.state * H + unit);
+    Cell::forward(x, r, state, params, next, kept);
+    leave<Cell, S>(f, p, a, unit, cut, kept, state, next);
+  });
+}
+
+// In place of forward_step for a tangent (problem.h): how all that changes when x, r and the states do.
+template <class Cell, class S>
+__global__ void tangent_step(const Forward f, const Step step, const ForwardArrays a) {
+  using T = Arithmetic<S>;
+  constexpr int G = Cell::kGates;
+  for_each(f.hidden, step.rows, problems(f), [&](int64_t unit, int64_t b, int64_t problem) {
+    const Place p(f, step, problem, b);
+    if (!p.exists) return;
+    if (!p.active) return clear_unit<Cell, S>(f, p, unit);
+    const int64_t H = f.hidden;
+    const bool cut = p.is_cut(f, step, b);
+    const S* tangent_x = at<S>(f.tangent_x, p.by_row(f) * G * H + unit);
+    const S* tangent_r = at<S>(f.tangent_r, p.by_row(f) * G * H + unit);
+    const T* from_r = at<T>(a.r, p.state * G * H + unit);
+    T x[G], r[G], params[Cell::kParams + 1], saved[Cell::kSaved], states[kMaxStates];
+    T kept[Cell::kSaved], state[kMaxStates], next[kMaxStates];
+    Dual<T> dual_saved[Cell::kSaved], dual_state[kMaxStates], dual_next[kMaxStates];
+    FUSED_RNN_UNROLL
+    for (int g = 0; g < G; ++g) {
+      x[g] = tangent_x ? load(tangent_x[g * H]) : T(0);
+      if (Cell::kRecurrent) r[g] = (cut ? T(0) : from_r[g * H]) + (tangent_r ? load(tangent_r[g * H]) : T(0));
+    }
+    FUSED_RNN_UNROLL
+    for (int i = 0; i < Cell::kParams; ++i)
+      params[i] = load(*at<S>(pick(f.weights, p.d).params, (p.m * Cell::kParams + i) * H + unit));
+    load_saved<Cell>(f, at<S>(f.primal, p.by_direction(f) * f.saved_width + unit), saved, states);
+    if (Cell::kReadsH) state[0] = cut ? T(0) : load(*at<S>(a.h, p.state * f.output_size + unit));
+    if (Cell::kStates > 1) state[1] = cut ? T(0) : *at<T>(a.c, p.state * H + unit);
+    Cell::tangent(saved, states, params, x, r, state, kept);
+    FUSED_RNN_UNROLL
+    for (int k = 0; k < Cell::kSaved; ++k) dual_saved[k] = {saved[k], kept[k]};
+    FUSED_RNN_UNROLL
+    for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) dual_state[s] = {states[s], state[s]};
+    Cell::advance(dual_saved, dual_state, dual_next);
+    FUSED_RNN_UNROLL
+    for (int s = 0; s < Cell::kStates; ++s) next[s] = dual_next[s].tangent;
+    leave<Cell, S>(f, p, a, unit, cut, kept, state, next);
+  });
+}
+
+// `kept`: the cell's kSaved.
+template <class S>
+__global__ void forward_projection(const Forward f, const Step step, const ForwardArrays a, int64_t kept) {
+  for_each(f.output_size, step.rows, problems(f), [&](int64_t unit, int64_t b, int64_t problem) {
+    const Place p(f, step, problem, b);
+    if (!p.exists) return;
+    if (!p.active) return clear_h<S>(f, p, kept, unit);
+    auto projected = *at<Arithmetic<S>>(a.projected, p.state * f.output_size + unit);
+    if (f.tangent_h) projected += load(*at<S>(f.tangent_h, p.by_row(f) * f.output_size + unit));
+    store_h<S>(f, p, a, kept, unit, p.is_cut(f, step, b), projected);
+  });
+}
+
+}  // namespace
+}  // namespace fused_rnn::cuda

@@ -1,0 +1,122 @@
+// Every kernel of the stepwise engine that is compiled: by cell and dtype.
+#include "core/dispatch.h"
+#include "cuda/stepwise/backward.cuh"
+#include "cuda/stepwise/forward.cuh"
+#include "cuda/stepwise/matrices.cuh"
+#include "cuda/stepwise/tokens.cuh"
+
+namespace fused_rnn::cuda {
+namespace {
+
+template <class F>
+void dispatch(Dtype dtype, F f) {
+  dispatch_dtype<BFloat16, Half>(dtype, [&](auto s) { f(s); });
+}
+template <class F>
+void dispatch(int64_t cell, Dtype dtype, F f) {
+  dispatch_cell(cell, [&](auto c) { dispatch(dtype, [&](auto s) { f(c, s); }); });
+}
+// f(Type<To>, Type<From>)
+template <class F>
+void dispatch(Dtype dtype, Format to, Format from, F f) {
+  dispatch(dtype, [&](auto s) {
+    using S = typename decltype(s)::type;
+    const Type<Arithmetic<S>> arithmetic;
+    if (to == Format::kStorage && from == Format::kStorage) return f(s, s);
+    if (to == Format::kStorage) return f(s, arithmetic);
+    if (from == Format::kStorage) return f(arithmetic, s);
+    f(arithmetic, arithmetic);
+  });
+}
+
+}  // namespace
+
+void launch_forward_step(const Forward& f, const Step& step, const ForwardArrays& a, void* stream) {
+  dispatch(f.cell, f.dtype, [&](auto c, auto s) {
+    using Cell = typename decltype(c)::type;
+    using S = typename decltype(s)::type;
+    launch(one_thread_each(f.hidden, step.rows, problems(f), stream),
+           f.primal ? tangent_step<Cell, S> : forward_step<Cell, S>, f, step, a);
+  });
+}
+
+void launch_forward_projection(const Forward& f, const Step& step, const ForwardArrays& a, void* stream) {
+  dispatch(f.dtype, [&](auto s) {
+    launch(one_thread_each(f.output_size, step.rows, problems(f), stream),
+           forward_projection<typename decltype(s)::type>, f, step, a, traits_of(f.cell).saved);
+  });
+}
+
+void launch_backward_projection(const Backward& g, const Step& step, const BackwardArrays& a, void* stream) {
+  dispatch(g.dtype, [&](auto s) {
+    launch(one_thread_each(g.output_size, step.rows, problems(g), stream),
+           backward_projection<typename decltype(s)::type>, g, step, a);
+  });
+}
+
+void launch_backward_step(const Backward& g, const Step& step, const BackwardArrays& a, void* stream) {
+  dispatch(g.cell, g.dtype, [&](auto c, auto s) {
+    using Cell = typename decltype(c)::type;
+    using S = typename decltype(s)::type;
+    launch(one_thread_each(g.hidden, step.rows, problems(g), stream),
+           g.saved_tangent ? backward_step<Cell, S, true> : backward_step<Cell, S, false>, g, step, a);
+  });
+}
+
+void launch_backward_end(const Backward& g, const BackwardArrays& a, void* stream) {
+  dispatch(g.dtype, [&](auto s) {
+    launch(one_thread_each(g.hidden, g.batch, problems(g), stream), backward_end<typename decltype(s)::type>, g, a);
+  });
+}
+
+void launch_norms(const Backward& g, const Step& step, const BackwardArrays& a, void* stream) {
+  const int64_t states = traits_of(g.cell).states;
+  const dim3 grid(static_cast<unsigned>(problems(g)), static_cast<unsigned>(states));
+  const auto run = [&](auto kernel, size_t size) {
+    launch({grid, kNormThreads, stream, kNormThreads * size}, kernel, g, step, a, states);
+  };
+  g.dtype == Dtype::kDouble ? run(norms<double>, sizeof(double)) : run(norms<float>, sizeof(float));
+}
+
+void launch_copy(Dtype dtype, const Copy& c, void* stream) {
+  dispatch(dtype, c.to_format, c.from_format, [&](auto to, auto from) {
+    launch(one_thread_each(c.columns, c.rows, 1, stream),
+           copy<typename decltype(to)::type, typename decltype(from)::type>, c);
+  });
+}
+
+void launch_gather(const Backward& g, const Gather& c, void* stream) {
+  dispatch(g.dtype, [&](auto s) {
+    launch(one_thread_each(c.columns, g.rows, c.members, stream), gather<typename decltype(s)::type>, g, c);
+  });
+}
+
+void launch_sum_rows(Dtype dtype, const SumRows& c, void* stream) {
+  dispatch(dtype, [&](auto s) {
+    using S = typename decltype(s)::type;
+    using T = Arithmetic<S>;
+    launch(one_thread_each(c.columns, c.pieces, c.members * c.groups, stream),
+           c.to_format == Format::kStorage ? sum_rows<S, T> : sum_rows<T, S>, c);
+  });
+}
+
+void launch_look_up(const Forward& f, const LookUp& l, void* stream) {
+  dispatch(f.dtype, [&](auto s) {
+    launch(one_thread_each(l.gate_rows, l.rows, f.members, stream), look_up<typename decltype(s)::type>, f, l);
+  });
+}
+
+void launch_sum_by_token(const Backward& g, const SumByToken& sum, void* stream) {
+  dispatch(g.dtype, [&](auto s) {
+    launch(one_thread_each(sum.gate_rows, kShares, g.members * g.weight_groups, stream),
+           sum_by_token<typename decltype(s)::type>, g, sum);
+  });
+}
+
+void launch_transpose(Dtype dtype, const Transpose& t, void* stream) {
+  dispatch(dtype, [&](auto s) {
+    launch(one_thread_each(t.rows, t.columns, t.count, stream), transpose<typename decltype(s)::type>, t);
+  });
+}
+
+}  // namespace fused_rnn::cuda

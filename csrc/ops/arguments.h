@@ -1,0 +1,108 @@
+// What an operator is called with: every check of it, and the form that an engine reads.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "core/dispatch.h"
+#include "core/fail.h"
+#include "core/problem.h"
+#include "ops/shape.h"
+
+namespace fused_rnn {
+
+using torch::stable::Tensor;
+
+inline Shape shape_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return Shape(sizes.begin(), sizes.end());
+}
+
+// Ids in place of input: each stands for a one-hot row.
+inline bool holds_tokens(const Tensor& input) { return input.scalar_type() == torch::headeronly::ScalarType::Long; }
+// What has the layer's dtype, and its device.
+inline const Tensor& like_of(const Tensor& input, std::span<const Tensor> weights) {
+  return holds_tokens(input) && !weights.empty() ? weights[0] : input;
+}
+
+// The tensor, contiguous, after it was found to have this shape and the input's dtype and device.
+class Checker {
+ public:
+  explicit Checker(const Tensor& like) : dtype_(like.scalar_type()), device_(like.device()) {}
+
+  Tensor operator()(const Tensor& t, const char* name, const Shape& shape) const { return as(t, name, shape, dtype_); }
+  Tensor as(const Tensor& t, const char* name, const Shape& shape, torch::headeronly::ScalarType dtype) const;
+
+ private:
+  torch::headeronly::ScalarType dtype_;
+  torch::stable::Device device_;
+};
+
+// Backward::grad_clip.
+double clip_of(std::optional<double> grad_clip);
+
+// Fills in a Layer, group by group, and keeps alive what it then points to. The tensors given must outlive this.
+struct Arguments {
+  CellTraits cell;
+  Checker checked;
+  Shape members;    // {M}, or empty: then nothing has a member dimension
+  Shape row_shape;  // {T, B}, or {N} when packed
+  int64_t weights_per_direction = 0;
+  bool has_bias = false, has_projection = false;
+
+  // The layer's sizes, from its weights; `input` gives dtype and device only, of tokens the weights do.
+  Arguments(Layer& layer, int64_t cell_id, bool bias, bool bidirectional, const Tensor& input,
+            std::span<const Tensor> weights);
+  Arguments(const Arguments&) = delete;
+
+  // All the rest: what follows, in its order.
+  void read(const Tensor& input, const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
+            std::span<const Tensor> weights, const std::optional<Tensor>& lengths,
+            const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& reset_mask);
+  void read_rows(const Tensor& input, const std::optional<Tensor>& batch_sizes);
+  void read_weights(std::span<const Tensor> weights);
+  void read_states(const std::optional<Tensor>& h0, const std::optional<Tensor>& c0);
+  void read_masks(const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset_mask);
+
+  // Of a layer without members, by parts, where [T, B] is written otherwise though it lies in memory just so.
+  void take_rows(const Tensor& input, const Shape& rows, int64_t steps, int64_t batch);
+  void read_lengths(const std::optional<Tensor>& lengths);
+  void take_reset(const Tensor& reset_mask, const Shape& shape);
+  // When lengths are known: what lies behind them may be anything.
+  void check_tokens() const;
+  // Second derivatives are told of the rows themselves.
+  void refuse_tokens() const {
+    FUSED_RNN_CHECK(!layer_.tokens, "fused_rnn: this operator takes one-hot input, not ids");
+  }
+
+  // Of the arrays of problem.h.
+  Shape rows(int64_t width) const { return concat({members, row_shape, {width}}); }
+  Shape states(int64_t width) const { return concat({members, {layer_.directions, layer_.batch, width}}); }
+  Shape saved_shape() const { return concat({members, {layer_.directions}, row_shape, {layer_.saved_width}}); }
+
+  const void* hold(const Tensor& t) {
+    held_.push_back(t);
+    return t.const_data_ptr();
+  }
+  const void* optional_data(const std::optional<Tensor>& t, const char* name, const Shape& shape) {
+    return t ? hold(checked(*t, name, shape)) : nullptr;
+  }
+
+ private:
+  // Has this argument a member dimension before its own `dims`? Those without one are shared by all members.
+  bool per_member(const Tensor& t, int64_t dims) const { return !members.empty() && t.dim() == dims + 1; }
+
+  void read_weight_layout(bool bias, std::span<const Tensor> weights);
+  void read_batch_sizes(const Tensor& batch_sizes);
+  void take_input(const Tensor& input, const Shape& rows, bool own);
+
+  Layer& layer_;
+  bool may_read_tokens_ = false;  // without waiting for a device
+  std::vector<Tensor> held_;
+  std::vector<int64_t> offsets_, packed_lengths_;
+};
+
+}  // namespace fused_rnn

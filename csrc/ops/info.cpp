@@ -1,0 +1,33 @@
+// What Python asks about the library itself, through ctypes: nothing here touches a tensor.
+#include <cstring>
+
+#include "core/dispatch.h"
+#include "core/export.h"
+#include "ops/memory.h"
+
+#ifndef FUSED_RNN_CUDA_ARCHS
+#define FUSED_RNN_CUDA_ARCHS ""
+#endif
+
+using namespace fused_rnn;
+
+// "75 90a": the GPU architectures compiled in; empty for a CPU-only build.
+FUSED_RNN_EXPORT const char* fused_rnn_cuda_archs() { return FUSED_RNN_CUDA_ARCHS; }
+
+// Number of cells; their traits are those of ids 0 .. count - 1.
+FUSED_RNN_EXPORT int64_t fused_rnn_cell_count() {
+  int64_t count = 0;
+#define FUSED_RNN_COUNT(id, Cell) ++count;
+  FUSED_RNN_CELLS(FUSED_RNN_COUNT)
+#undef FUSED_RNN_COUNT
+  return count;
+}
+
+// traits: what CellTraits has, in its order. `cell` must be one.
+FUSED_RNN_EXPORT void fused_rnn_cell_traits(int64_t cell, int64_t* traits) {
+  const CellTraits of_cell = traits_of(cell);
+  std::memcpy(traits, &of_cell, sizeof of_cell);
+}
+
+// For tests: results and scratch memory come filled with NaN from now on, or no longer.
+FUSED_RNN_EXPORT void fused_rnn_fill_memory(int64_t fill) { fill_memory(fill != 0); }

@@ -1,0 +1,138 @@
+// The operators: their schemas, and what each allocates and asks of an engine. Engines see only problem.h.
+#include "ops/ops.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <array>
+
+#include "core/engine.h"
+#include "ops/arguments.h"
+#include "ops/memory.h"
+
+namespace fused_rnn {
+
+void unknown_value(const char* what, int64_t value) { fail("fused_rnn: unknown ", what, " ", value); }
+
+namespace {
+
+using torch::headeronly::DeviceType;
+
+std::array<const Engine*, 2>& engines() {
+  static std::array<const Engine*, 2> table = {};
+  return table;
+}
+
+}  // namespace
+
+void add_engine(DeviceType device, const Engine& engine) {
+  // Lives as long as the library: engines are added once, at load.
+  engines()[device == DeviceType::CPU ? 0 : 1] = new Engine(engine);
+}
+
+const Engine& engine_for(DeviceType device) {
+  const Engine* engine = engines()[device == DeviceType::CPU ? 0 : 1];
+  FUSED_RNN_CHECK(engine != nullptr, "fused_rnn: no engine for this device in this build");
+  return *engine;
+}
+
+namespace {
+
+// A forward pass or its tangent; `f` has its arguments but not yet what it writes.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_forward(Forward& f, const Arguments& args, const Tensor& like,
+                                                               bool save, bool cells) {
+  FUSED_RNN_CHECK(!cells || args.cell.states > 1, "fused_rnn: this cell has no second state to return at every step");
+  const auto allocate = [&](bool asked, Shape shape) {
+    return new_tensor(like, asked ? concat({args.members, shape}) : Shape{0});
+  };
+  const int64_t D = f.directions, B = f.batch, H = f.hidden, P = f.output_size;
+  const bool two_states = args.cell.states > 1;
+  Tensor output = allocate(true, concat({args.row_shape, {D * P}}));
+  Tensor h_n = allocate(true, {D, B, P});
+  Tensor c_n = allocate(two_states, {D, B, H});
+  Tensor all_cells = allocate(cells, concat({args.row_shape, {D * H}}));
+  Tensor saved = save ? recycled_tensor(like, args.saved_shape()) : new_tensor(like, {0});
+  f.output = output.data_ptr();
+  f.h_n = h_n.data_ptr();
+  f.c_n = two_states ? c_n.data_ptr() : nullptr;
+  f.cells = cells ? all_cells.data_ptr() : nullptr;
+  f.saved = save ? saved.data_ptr() : nullptr;
+
+  CallScratch scratch(like);
+  engine_for(like.device().type()).forward(f, [&](int64_t bytes) { return scratch.take(bytes); });
+  return {output, h_n, c_n, all_cells, saved};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
+    int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
+    std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
+    std::optional<Tensor> reset_mask, bool save, bool cells, std::optional<double> grad_clip) {
+  Forward f = {};
+  Arguments args(f, cell, bias, bidirectional, input, weights);
+  args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
+  clip_of(grad_clip);
+  return run_forward(f, args, like_of(input, weights), save, cells);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
+    int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
+    std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
+    std::optional<Tensor> reset_mask, Tensor saved, std::optional<Tensor> x, std::optional<Tensor> r,
+    std::optional<Tensor> h, bool cells) {
+  Forward f = {};
+  Arguments args(f, cell, bias, bidirectional, input, weights);
+  args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
+  args.refuse_tokens();
+  const Shape gates = args.rows(f.directions * args.cell.gates * f.hidden);
+  f.primal = args.hold(args.checked(saved, "saved", args.saved_shape()));
+  f.tangent_x = args.optional_data(x, "x", gates);
+  f.tangent_r = args.optional_data(r, "r", gates);
+  FUSED_RNN_CHECK(!h || args.has_projection, "fused_rnn: h joins what a projection gives, and this layer has none");
+  f.tangent_h = args.optional_data(h, "h", args.rows(f.directions * f.output_size));
+  return run_forward(f, args, input, true, cells);
+}
+
+}  // namespace fused_rnn
+
+// One layer over a whole sequence. Padded input is [T, B, I]; packed input (batch_sizes given) is [rows, I]. Weights
+// come in torch's order for each direction. With weights of one more dimension, M members run side by side, each with
+// its own weights; input, lengths and reset_mask may then be shared or per member, everything else is per member.
+// fused_rnn/_ops.py documents every argument.
+FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
+  m.def(
+      "layer_forward(int cell, bool bias, bool bidirectional, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, "
+      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, bool save, bool cells, float? grad_clip=None) "
+      "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
+  m.def(
+      "layer_backward(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, "
+      "Tensor? grad_c_n, Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
+      "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, int wanted, int weight_groups, bool norms, "
+      "float? grad_clip=None) "
+      "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor grad_norms, Tensor[] grad_weights)");
+  // For second derivatives; problem.h says what passes over time these are. The derivative of layer_forward along the
+  // direction that x, r and h (Forward::tangent_x and so on), h0 and c0 are.
+  m.def(
+      "layer_tangent(int cell, bool bias, bool bidirectional, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, "
+      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, Tensor? x, Tensor? r, Tensor? h, "
+      "bool cells) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
+  // Backward::trace_x and so on; r is empty where it would equal x, output where there is no projection.
+  m.def(
+      "layer_trace(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
+      "Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
+      "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved) -> (Tensor x, Tensor r, Tensor states, Tensor output)");
+  // The derivative of layer_backward, from tangents of its gradients, of `saved`, and what layer_trace gave.
+  m.def(
+      "layer_backward_tangent(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, "
+      "Tensor? grad_c_n, Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
+      "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, Tensor saved_tangent, Tensor states, Tensor? h, "
+      "Tensor? wide, int wanted) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+  // A stack of layers without gradients; the states are all layers', as the results are: output, h_n and, if there is a
+  // second state, c_n. What seldom is given comes last: what is left out costs less.
+  m.def(
+      "infer(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor[]? packed=None, "
+      "Tensor? lengths=None, Tensor? batch_sizes=None, Tensor? reset_mask=None) -> Tensor[]");
+  // One layer's weights made ready for `infer`, whose `packed` has one of these for each layer. Only for these very
+  // tensors, in this process: what it holds, and in which order, is the engine's own affair.
+  m.def("pack_weights(int cell, bool bias, bool bidirectional, Tensor[] weights) -> Tensor");
+}

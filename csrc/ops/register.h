@@ -1,0 +1,15 @@
+// The operators that every device's engine serves, with the same checks and allocation.
+#pragma once
+#include <torch/csrc/stable/library.h>
+
+#include "ops/ops.h"
+
+// STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) { FUSED_RNN_IMPLEMENT_OPERATORS(m); }
+#define FUSED_RNN_IMPLEMENT_OPERATORS(m)                           \
+  m.impl("layer_forward", TORCH_BOX(&fused_rnn::layer_forward));   \
+  m.impl("infer", TORCH_BOX(&fused_rnn::infer));                   \
+  m.impl("pack_weights", TORCH_BOX(&fused_rnn::pack_weights));     \
+  m.impl("layer_backward", TORCH_BOX(&fused_rnn::layer_backward)); \
+  m.impl("layer_tangent", TORCH_BOX(&fused_rnn::layer_tangent));   \
+  m.impl("layer_trace", TORCH_BOX(&fused_rnn::layer_trace));       \
+  m.impl("layer_backward_tangent", TORCH_BOX(&fused_rnn::layer_backward_tangent))
