@@ -21,7 +21,7 @@ BEGIN = """\
 	mul.wide.u32 %rd0, %thread, 4;
 	add.s64 %own, %memory, %rd0;
 """
-ORDERS = ("in_turn", "shuffled", "adversarial", "block_ahead", "warp_ahead")
+ORDERS = ("in_turn", "shuffled", "adversarial", "block_ahead", "warp_ahead", "block_behind")
 PATIENCE = 20_000  # enough for any of these kernels
 
 

@@ -34,7 +34,7 @@ def test_sizes(machine, engine):
     all_right(case for case in cases.sizes() if case.engine == engine)
 
 
-@pytest.mark.parametrize("order", ["in_turn", "shuffled", "adversarial", "block_ahead", "warp_ahead"])
+@pytest.mark.parametrize("order", ["in_turn", "shuffled", "adversarial", "block_ahead", "warp_ahead", "block_behind"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_orders(machine, order, seed):
     machine.options(seed=seed, order=order)

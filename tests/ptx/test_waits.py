@@ -96,7 +96,7 @@ def test_backward(machine, monkeypatch, way, dtype, after):
     assert all(t.isfinite().all() for t in backward(x, weights, grads, saved))
 
 
-@pytest.mark.parametrize("order", ["in_turn", "adversarial", "block_ahead", "warp_ahead"])
+@pytest.mark.parametrize("order", ["in_turn", "adversarial", "block_ahead", "warp_ahead", "block_behind"])
 @pytest.mark.parametrize("way", ["cluster", "polling", "flags"])
 def test_in_every_order(machine, monkeypatch, way, order):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", way)

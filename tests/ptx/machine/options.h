@@ -12,8 +12,9 @@ enum class Order : uint8_t {
   kAdversarial,  // and lanes that have parted do not meet again unless they must
   kBlockAhead,   // one block runs as far as it can before others do
   kWarpAhead,    // one warp does
+  kBlockBehind,  // one block runs only where all others wait
 };
-constexpr uint32_t kOrders = 5;
+constexpr uint32_t kOrders = 6;
 
 struct Options {
   uint32_t seed = 0;

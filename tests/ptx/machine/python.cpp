@@ -96,7 +96,8 @@ PYBIND11_MODULE(FUSED_RNN_MACHINE, m) {
       .value("shuffled", Order::kShuffled)
       .value("adversarial", Order::kAdversarial)
       .value("block_ahead", Order::kBlockAhead)
-      .value("warp_ahead", Order::kWarpAhead);
+      .value("warp_ahead", Order::kWarpAhead)
+      .value("block_behind", Order::kBlockBehind);
   m.def("set_options", &set_options, py::kw_only(), py::arg("seed"), py::arg("order"), py::arg("weak"),
         py::arg("rough"), py::arg("traffic"), py::arg("patience"));
   m.def("set_silence", [](int64_t block, uint64_t after) { silence = {block, after}; });

@@ -276,13 +276,25 @@ class Scheduler {
       for (size_t k = 0; k < g_.ready.size(); ++k)
         if (is_favourite(*g_.ready[k]) && g_.ready[k]->polled_at != g_.progress) return k;
     }
+    if (options.order == Order::kBlockBehind && g_.ready.size() > 1) return next_of_others();
+    return g_.random() % g_.ready.size();
+  }
+  size_t next_of_others() {
+    constexpr int kTries = 32;  // that find somebody, unless nearly all are polling
+    if (g_.random() % 1024 == 0) favourite_ = g_.random();
+    for (int i = 0; i < kTries; ++i) {
+      const size_t k = g_.random() % g_.ready.size();
+      if (!is_favourite(*g_.ready[k]) && g_.ready[k]->polled_at != g_.progress) return k;
+    }
+    for (size_t k = 0; k < g_.ready.size(); ++k)
+      if (g_.ready[k]->polled_at != g_.progress) return k;
     return g_.random() % g_.ready.size();
   }
   bool is_favourite(const Warp& w) const {
     const auto blocks = static_cast<uint32_t>(g_.launch.grid.count()),
                warps = static_cast<uint32_t>(w.block->warps.size());
     if (w.block->number != favourite_ % blocks) return false;
-    return options.order == Order::kBlockAhead || w.number == favourite_ / blocks % warps;
+    return options.order != Order::kWarpAhead || w.number == favourite_ / blocks % warps;
   }
 
   std::string whereabouts(const std::vector<std::unique_ptr<Block>>& blocks) const {
