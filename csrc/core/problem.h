@@ -104,6 +104,7 @@ struct Backward : Layer {
   void* trace_r;       // [M, N, D, G*H] of r
   void* trace_states;  // [M, N, D, kStates, H] what reaches each state from outside its step; h before its projection
   void* trace_output;  // [M, N, D, P] with a projection, that of h
+  void* trace_wide;    // [M, N, D, H] with a projection, the h before it; of a tangent, its tangent
 
   // The tangent of a backward pass, where `saved_tangent` is given: then gradients, given and wanted, are tangents.
   const void* saved_tangent;  // [M, D, N, R]

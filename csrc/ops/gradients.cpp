@@ -80,6 +80,13 @@ struct BackwardCall {
     }
   }
 
+  // What the walk leaves of itself, [rows, D*width]; an engine leaves padding alone.
+  Tensor trace(bool asked, int64_t width) const {
+    Tensor traced = allocate(asked, args.rows(g.directions * width));
+    if (asked && g.lengths && !g.offsets) torch::stable::zero_(traced);
+    return traced;
+  }
+
   void run() {
     CallScratch scratch(like);
     engine_for(like.device().type()).backward(g, [&](int64_t bytes) { return scratch.take(bytes); });
@@ -111,35 +118,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   return {call.grad_input, call.grad_h0, call.grad_c0, grad_norms, call.grad_weights};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> layer_trace(int64_t cell, bool bias, bool bidirectional,
-                                                       Gradient grad_output, Gradient grad_h_n, Gradient grad_c_n,
-                                                       Gradient grad_cells, Tensor input, std::optional<Tensor> h0,
-                                                       std::optional<Tensor> c0, std::vector<Tensor> weights,
-                                                       std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
-                                                       std::optional<Tensor> reset_mask, Tensor saved) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_trace(
+    int64_t cell, bool bias, bool bidirectional, Gradient grad_output, Gradient grad_h_n, Gradient grad_c_n,
+    Gradient grad_cells, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
+    std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved) {
   BackwardCall call(cell, bias, bidirectional, input, weights);
   Backward& g = call.g;
   call.args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
   call.args.refuse_tokens();
   call.read(grad_output, grad_h_n, grad_c_n, grad_cells, saved);
   call.write(0);
-  const auto trace = [&](bool asked, int64_t width) {
-    Tensor traced = call.allocate(asked, call.args.rows(g.directions * width));
-    if (asked && g.lengths && !g.offsets) torch::stable::zero_(traced);  // the engine leaves padding alone
-    return traced;
-  };
   const CellTraits& traits = call.args.cell;
-  Tensor x = trace(true, traits.gates * g.hidden), r = trace(!traits.one_gate_gradient, traits.gates * g.hidden);
-  Tensor states = trace(true, traits.states * g.hidden), output = trace(call.args.has_projection, g.output_size);
+  Tensor x = call.trace(true, traits.gates * g.hidden),
+         r = call.trace(!traits.one_gate_gradient, traits.gates * g.hidden);
+  Tensor states = call.trace(true, traits.states * g.hidden),
+         output = call.trace(call.args.has_projection, g.output_size);
+  Tensor wide = call.trace(call.args.has_projection, g.hidden);
   g.trace_x = x.data_ptr();
   g.trace_r = traits.one_gate_gradient ? nullptr : r.data_ptr();
   g.trace_states = states.data_ptr();
   g.trace_output = call.args.has_projection ? output.data_ptr() : nullptr;
+  g.trace_wide = call.args.has_projection ? wide.data_ptr() : nullptr;
   call.run();
-  return {x, r, states, output};
+  return {x, r, states, output, wide};
 }
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward_tangent(
+std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward_tangent(
     int64_t cell, bool bias, bool bidirectional, Gradient grad_output, Gradient grad_h_n, Gradient grad_c_n,
     Gradient grad_cells, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
     std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved,
@@ -156,8 +160,10 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward_tangent(
   FUSED_RNN_CHECK(!wide || args.has_projection, "fused_rnn: wide is h before a projection, and this layer has none");
   g.added_wide = args.optional_data(wide, "wide", args.rows(g.directions * g.hidden));
   call.write(wanted);
+  Tensor wide_tangent = call.trace(args.has_projection && (wanted & kWeightHr), g.hidden);
+  g.trace_wide = args.has_projection && (wanted & kWeightHr) ? wide_tangent.data_ptr() : nullptr;
   call.run();
-  return {call.grad_input, call.grad_h0, call.grad_c0, call.grad_weights};
+  return {call.grad_input, call.grad_h0, call.grad_c0, wide_tangent, call.grad_weights};
 }
 
 }  // namespace fused_rnn

@@ -116,17 +116,20 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
       "layer_tangent(int cell, bool bias, bool bidirectional, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, "
       "Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, Tensor? x, Tensor? r, Tensor? h, "
       "bool cells) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
-  // Backward::trace_x and so on; r is empty where it would equal x, output where there is no projection.
+  // Backward::trace_x and so on; r is empty where it would equal x, output and wide where there is no projection.
   m.def(
       "layer_trace(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
       "Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
-      "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved) -> (Tensor x, Tensor r, Tensor states, Tensor output)");
-  // The derivative of layer_backward, from tangents of its gradients, of `saved`, and what layer_trace gave.
+      "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved) "
+      "-> (Tensor x, Tensor r, Tensor states, Tensor output, Tensor wide)");
+  // The derivative of layer_backward, from tangents of its gradients, of `saved`, and what layer_trace gave. `wide` is
+  // the tangent of trace's, for who wants the gradient of weight_hr.
   m.def(
       "layer_backward_tangent(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, "
       "Tensor? grad_c_n, Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
       "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, Tensor saved_tangent, Tensor states, Tensor? h, "
-      "Tensor? wide, int wanted) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+      "Tensor? wide, int wanted) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor wide, Tensor[] "
+      "grad_weights)");
   // A stack of layers without gradients; the states are all layers', as the results are: output, h_n and, if there is a
   // second state, c_n. What seldom is given comes last: what is left out costs less.
   m.def(

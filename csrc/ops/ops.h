@@ -42,13 +42,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved, int64_t wanted,
     int64_t weight_groups, bool norms, std::optional<double> grad_clip);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> layer_trace(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_trace(
     int64_t cell, bool bias, bool bidirectional, std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,
     std::optional<Tensor> grad_c_n, std::optional<Tensor> grad_cells, Tensor input, std::optional<Tensor> h0,
     std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,
     std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved);
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward_tangent(
+std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward_tangent(
     int64_t cell, bool bias, bool bidirectional, std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,
     std::optional<Tensor> grad_c_n, std::optional<Tensor> grad_cells, Tensor input, std::optional<Tensor> h0,
     std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,

@@ -100,6 +100,8 @@ struct LeftRows {
   int64_t step = 1;
   bool lone = false;  // a row that is always alone, as is no other
 };
+template <class Row>  // clang before 17 makes no guide from the members
+LeftRows(int64_t, Row, int64_t = 1, bool = false) -> LeftRows<Row>;
 
 // A second product for the same panels, on tiles only: its first kShared vectors are added to the sums of the first
 // product's, those after them have sums of their own, which come last.

@@ -389,6 +389,8 @@ class BackwardPass {
     }
     Cell::advance(keep, state, next);
     if (g.trace_states) trace_states(w, step, b, unit, units, dnext);
+    if (g.trace_wide && !g.saved_tangent)
+      store_vector(at<S>(g.trace_wide, w.output(step.t, b, H) + unit), next[0], units);
     if (g.saved_tangent)
       tangent(w, step, b, unit, units, keep, state, params, dnext, dx, dr, dstate, dparams);
     else
@@ -448,6 +450,7 @@ class BackwardPass {
     }
     Cell::advance(keeps, states, nexts);
     Cell::backward(keeps, states, nexts, constants, dnexts, dxs, drs, dstates, to_params);
+    if (g.trace_wide) store_vector(at<S>(g.trace_wide, w.output(step.t, b, H) + unit), nexts[0].tangent, units);
     for (int j = 0; j < Cell::kGates; ++j) {
       dx[j] = dxs[j].tangent;
       dr[j] = drs[j].tangent;

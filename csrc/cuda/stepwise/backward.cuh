@@ -84,6 +84,7 @@ FUSED_RNN_DEVICE void tangent_backward(const Backward& g, const Place& p, int64_
   for (int s = 0; s < Cell::kStates; ++s) dnexts[s] = {load(traced[s * H]), dnext[s]};
   Cell::advance(keeps, states, nexts);
   Cell::backward(keeps, states, nexts, constants, dnexts, dxs, drs, dstates, to_params);
+  if (Cell::kProjectable && g.trace_wide) store(*at<S>(g.trace_wide, p.by_row(g) * H + unit), nexts[0].tangent);
   FUSED_RNN_UNROLL
   for (int j = 0; j < Cell::kGates; ++j) {
     dx[j] = dxs[j].tangent;
@@ -126,6 +127,7 @@ __global__ void backward_step(const Backward g, const Step step, const BackwardA
       FUSED_RNN_UNROLL
       for (int s = 0; s < Cell::kStates; ++s) store(trace[s * H], dnext[s]);
     }
+    if (!tangent && Cell::kProjectable && g.trace_wide) store(*at<S>(g.trace_wide, p.by_row(g) * H + unit), next[0]);
     if constexpr (tangent)
       tangent_backward<Cell, S>(g, p, unit, kept, state, params, dnext, dx, dr, dstate, dparams);
     else

@@ -3,7 +3,7 @@
 #include <limits>
 #include <utility>
 
-#include "core/formats.h"
+#include "formats.h"
 #include "elementwise.h"
 #include "rounding.h"
 

@@ -1,7 +1,7 @@
 // PTX ISA 9.7.3 (Floating Point Instructions).
 #include <cmath>
 
-#include "core/formats.h"
+#include "formats.h"
 #include "elementwise.h"
 #include "rough.h"
 #include "rounding.h"

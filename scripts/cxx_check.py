@@ -1,0 +1,89 @@
+"""What g++ lets through while it builds the library: fails where
+
+  clang   does not compile csrc (a syntax pass; the oldest clang that is supported is 14)
+  odr     two files have different types of one name, which a link with -flto sees
+  weak    an object for one instruction set has a function that the linker may take for another's
+
+Usage: python scripts/cxx_check.py [clang] [odr] [weak]    all of them unless some are named; CLANG: which clang++
+"""
+
+import os
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUP = runpy.run_path(str(ROOT / "setup.py"))
+CLANGS = ("clang++-14", "clang++")  # the oldest one first
+
+
+def compile_all(compiler, flags, folder, steps):
+    """The objects of all C++ sources; fails with what the compiler says of them."""
+    common = shlex.split(SETUP["cxx_flags"](SETUP["find_torch"](), "nvcc", ["90a"]))
+
+    def compile_one(step):
+        number, (_, source, _, own) = step
+        target = Path(folder) / f"{number}.o"
+        command = [*compiler, *common, *shlex.split(own), *flags, "-c", str(source), "-o", str(target)]
+        return source, target, subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = list(pool.map(compile_one, enumerate(steps)))
+    wrong = [f"{source}:\n{process.stderr}" for source, _, process in done if process.returncode]
+    if wrong:
+        sys.exit("cxx_check: " + "\n".join(wrong))
+    return [str(target) for _, target, _ in done]
+
+
+def cxx_steps():
+    return [step for step in SETUP["compile_steps"](with_cuda=True) if step[0] == "cxx"]
+
+
+def check_clang(steps):
+    clang = os.environ.get("CLANG") or next(filter(shutil.which, CLANGS), None)
+    if clang is None:
+        sys.exit(f"cxx_check: there is no {' or '.join(CLANGS)}; install clang, or name one in CLANG")
+    with tempfile.TemporaryDirectory() as folder:
+        compile_all([clang], ["-fsyntax-only", "-Werror"], folder, steps)
+    print(f"{clang} has nothing to say of {len(steps)} compilations")
+
+
+def check_odr(steps):
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    with tempfile.TemporaryDirectory() as folder:
+        objects = compile_all(compiler, ["-O0", "-flto"], folder, steps)
+        command = [*compiler, "-O0", "-flto=auto", "-shared", "-Werror=odr", *objects, "-o", f"{folder}/all.so"]
+        linked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if linked.returncode:
+        sys.exit(f"cxx_check: {linked.stderr}")
+    print(f"{len(objects)} objects agree on every type")
+
+
+def check_weak(objects):
+    """Of the library as it was built. Inlining leaves nothing to find in most objects; one is enough."""
+    for path in objects:
+        listed = subprocess.run(["nm", "--demangle", path], capture_output=True, text=True, check=True).stdout
+        weak = [line for line in listed.splitlines() if line.split(maxsplit=2)[-2] in tuple("WVu")]
+        if weak:
+            sys.exit("cxx_check: {} may be another instruction set's:\n{}".format(path, "\n".join(weak)))
+    print(f"{len(objects)} objects have no weak symbol")
+
+
+def main():
+    wanted = sys.argv[1:] or ["clang", "odr", "weak"]
+    steps = cxx_steps()
+    if "clang" in wanted:
+        check_clang(steps)
+    if "odr" in wanted:
+        check_odr(steps)
+    if "weak" in wanted:
+        check_weak([ROOT / target for _, source, target, _ in steps if source == SETUP["ENGINE"]])
+
+
+if __name__ == "__main__":
+    main()
