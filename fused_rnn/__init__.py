@@ -3,21 +3,25 @@
 Put ``fused_rnn.LSTM`` where ``torch.nn.LSTM`` was, or call ``fused_rnn.swap(model)``; nothing else changes.
 """
 
-from . import functional, init, reference
+import sys as _sys
+
+from . import _old_names, functional, init, reference
 from . import onnx as onnx  # not in __all__: a star import would hide the package of that name
 from ._version import __version__
-from .cells import GRUCell, LSTMCell, RNNCell
-from .convert import restore, swap
-from .deep import Stack
-from .diagnostics import explain, info
-from .engines import cuda_engine
-from .flow import gradient_flow
-from .freezing import freeze, thaw
-from .gates import gate_statistics
-from .modules import GRU, LSTM, RNN
-from .spectra import spectrum
-from .training import tbptt
-from .verification import verify
+from .nn.cells import GRUCell, LSTMCell, RNNCell
+from .nn.convert import restore, swap
+from .nn.freeze import freeze, thaw
+from .nn.layers import GRU, LSTM, RNN
+from .nn.stack import Stack
+from .ops import fake as fake  # registers the operators' shapes
+from .ops.engines import cuda_engine
+from .tools.explain import explain
+from .tools.gate_statistics import gate_statistics
+from .tools.gradient_flow import gradient_flow
+from .tools.info import info
+from .tools.spectrum import spectrum
+from .tools.tbptt import tbptt
+from .tools.verify import verify
 
 __all__ = [
     "GRU",
@@ -44,3 +48,5 @@ __all__ = [
     "thaw",
     "verify",
 ]
+
+_old_names.register(_sys.modules[__name__])

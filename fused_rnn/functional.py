@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _stack
-from ._autograd import run_layer
-from ._cells import CELLS
+from .autograd.functions import run_layer
+from .ops import arguments
+from .ops.cells import CELLS
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_relu_cell", "rnn_tanh_cell"]
 
@@ -62,7 +62,7 @@ def lstm(
         ``output [T, B, D*P]`` laid out as the input was, and ``(h_n [L*D, B, P], c_n [L*D, B, H])``. With
         ``return_cells``, thirdly, ``cells [T, B, D*H]`` laid out as the output is: packed if that is.
     """
-    return _stack.lstm(
+    return arguments.lstm(
         run_layer,
         input,
         hx,
@@ -98,7 +98,7 @@ def gru(
     Returns:
         ``output [T, B, D*H]`` laid out as the input was, and ``h_n [L*D, B, H]``.
     """
-    return _stack.gru(
+    return arguments.gru(
         run_layer,
         input,
         hx,
@@ -130,7 +130,7 @@ def rnn(
     grad_clip: float | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Elman network over whole sequences, ``nonlinearity`` "tanh" or "relu": otherwise as :func:`gru`."""
-    return _stack.rnn(
+    return arguments.rnn(
         run_layer,
         input,
         hx,
@@ -199,4 +199,4 @@ def _step(name: str, cell: str, input, hx, weight_ih, weight_hh, bias_ih, bias_h
     if (bias_ih is None) != (bias_hh is None):
         raise ValueError(f"{name}: bias_ih and bias_hh must both be given or both be None")
     biases = () if bias_ih is None else (bias_ih, bias_hh)
-    return _stack.single_step(run_layer, name, CELLS[cell], input, hx, (weight_ih, weight_hh, *biases))
+    return arguments.single_step(run_layer, name, CELLS[cell], input, hx, (weight_ih, weight_hh, *biases))

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import cells
-from ._cells import CELLS, Cell
-from .deep import Stack
+from .nn import cells
+from .nn.stack import Stack
+from .ops.cells import CELLS, Cell
 
 __all__ = ["InitialState", "chrono_", "forget_bias_", "identity_", "orthogonal_", "update_bias_"]
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from ._cells import BY_ID
-from ._ops import Layer, Wanted, layer_from_arguments
+from .ops.cells import BY_ID
+from .ops.layer import Layer, Wanted, layer_from_arguments
 
 __all__ = ["translations"]
 

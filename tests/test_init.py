@@ -284,4 +284,4 @@ def test_initial_state_of_something_else_is_refused():
 
 
 def test_every_kind_of_layer_is_known():
-    assert {init._cell_of(make(kind)).name for kind in (*LAYERS, *CELLS)} == set(fused_rnn._cells.CELLS)
+    assert {init._cell_of(make(kind)).name for kind in (*LAYERS, *CELLS)} == set(fused_rnn.ops.cells.CELLS)

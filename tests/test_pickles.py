@@ -4,6 +4,9 @@
 """
 
 import pickle
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,7 @@ def test_there_are_files_of_both_kinds():
     assert {Path(name).suffix for name in FILES} == {".pickle", ".pt"}
 
 
+@pytest.mark.filterwarnings("ignore:fused_rnn.* will go away:DeprecationWarning")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("file", FILES)
 def test_an_old_model_loads_and_computes_the_same(file, model):
@@ -49,3 +53,53 @@ def test_an_old_model_loads_and_computes_the_same(file, model):
             module(*inputs)
         fused_rnn.thaw(module)
     assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+# ---- the modules' old names, by which those pickles find them ------------------------------------------------------
+
+OLD_NAMES = [
+    ("modules", "LSTM"),
+    ("modules", "GRU"),
+    ("modules", "RNN"),
+    ("cells", "LSTMCell"),
+    ("cells", "GRUCell"),
+    ("cells", "RNNCell"),
+    ("deep", "Stack"),
+    ("convert", "swap"),
+    ("convert", "restore"),
+    ("diagnostics", "explain"),
+    ("diagnostics", "info"),
+    ("engines", "cuda_engine"),
+    ("flow", "gradient_flow"),
+    ("freezing", "freeze"),
+    ("freezing", "thaw"),
+    ("gates", "gate_statistics"),
+    ("spectra", "spectrum"),
+    ("training", "tbptt"),
+    ("verification", "verify"),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), OLD_NAMES)
+def test_an_old_name_is_importable_and_warns(module, name):
+    old = import_module(f"fused_rnn.{module}")
+    assert old is getattr(fused_rnn, module)
+    with pytest.warns(DeprecationWarning, match=rf"fused_rnn.{module} will go away.*fused_rnn.{name}\b"):
+        assert getattr(old, name) is getattr(fused_rnn, name)
+
+
+def test_every_old_name_is_tried():
+    assert {module for module, _ in OLD_NAMES} == set(fused_rnn._old_names.MOVED)
+
+
+def test_an_old_module_has_nothing_else():
+    with pytest.raises(AttributeError, match=r"module 'fused_rnn.modules' has no attribute 'Transformer'"):
+        fused_rnn.modules.Transformer  # noqa: B018
+    with pytest.raises(ImportError, match=r"cannot import name 'Transformer'"):
+        exec("from fused_rnn.modules import Transformer")
+
+
+def test_importing_the_package_warns_of_nothing():
+    command = "import fused_rnn, fused_rnn.modules, inspect; inspect.stack(); inspect.getmodule(inspect.stack()[0][0])"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

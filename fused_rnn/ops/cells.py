@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import _library
+from . import library
 
 # In the order of the ids in csrc/cells/cells.h.
 _NAMES = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -26,13 +26,13 @@ class Cell:
 
 
 def _read(name: str, cell_id: int) -> Cell:
-    *counts, recurrent, projectable, one_gate_gradient = _library.cell_traits(cell_id)
+    *counts, recurrent, projectable, one_gate_gradient = library.cell_traits(cell_id)
     return Cell(name, cell_id, *counts, bool(recurrent), bool(projectable), bool(one_gate_gradient))
 
 
-if len(_NAMES) != _library.cell_count():
+if len(_NAMES) != library.cell_count():
     raise ImportError(
-        f"fused_rnn's Python files know {len(_NAMES)} cells, its compiled library {_library.cell_count()}. "
+        f"fused_rnn's Python files know {len(_NAMES)} cells, its compiled library {library.cell_count()}. "
         "They come from different versions; reinstall with: pip install --no-build-isolation --force-reinstall ."
     )
 

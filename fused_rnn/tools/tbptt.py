@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ._private import map_tensors
-from ._progress import progress
+from ..ops.torch_private import map_tensors
+from .progress import progress
 
 __all__ = ["Chunk", "tbptt"]
 

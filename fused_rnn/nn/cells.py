@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from . import _inference, functional
-from ._cells import CELLS, Cell
-from ._ops import ONE_STEP
+from .. import functional
+from ..ops.cells import CELLS, Cell
+from ..ops.layer import ONE_STEP
+from . import inference
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -15,7 +16,7 @@ def _short_way(module: nn.RNNCellBase, cell: Cell, input, hx):
     """The new states of a plain inference call; None: go the complete way."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if module.bias else ("weight_ih", "weight_hh")
     weights = [module._parameters.get(name) for name in names]
-    results = _inference.infer(cell, input, hx, weights, ONE_STEP, bias=module.bias)
+    results = inference.infer(cell, input, hx, weights, ONE_STEP, bias=module.bias)
     return None if results is None else results[1:]
 
 

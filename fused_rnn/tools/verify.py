@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from . import _stack, functional, reference
-from ._cells import CELLS, Cell
-from ._ops import Wanted, weight_kinds
-from ._progress import progress
+from .. import functional, reference
+from ..ops import arguments
+from ..ops.cells import CELLS, Cell
+from ..ops.checks import check_device
+from ..ops.layer import Wanted, weight_kinds
+from .progress import progress
 
 # Largest ||error|| / ||reference|| of any output or gradient; in 16 bits, of all of them together. The sequences are
 # short, so what is left is rounding: float64 and float32 accumulate a few hundred products; the 16-bit formats round h,
@@ -129,7 +131,7 @@ def verify(
     unknown = set(cells or ()) - set(CELLS)
     if unknown:
         raise ValueError(f"unknown cell {', '.join(sorted(unknown))}; known: {', '.join(CELLS)}")
-    _stack.check_device(torch.device(device))
+    check_device(torch.device(device))
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("torch sees no GPU to verify on")
     checks = [
@@ -192,7 +194,7 @@ class Problem:
             options["nonlinearity"] = cell.name.removeprefix("rnn_")
         function = getattr(api, cell.name.split("_")[0], None)
         if function is None:  # a cell that has no function of its own
-            output, *state = _stack.run(api.run_layer, cell.name, cell, input, hx, weights, **options)
+            output, *state = arguments.run(api.run_layer, cell.name, cell, input, hx, weights, **options)
             state = tuple(state[: cell.states])
         else:
             output, state = function(input, hx, weights, **options)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import _figure
+from . import figure
 
 __all__ = ["Block", "Spectrum", "spectrum"]
 
@@ -67,8 +67,8 @@ class Spectrum:
 
     def plot(self, path: str | Path) -> Path:
         """Draws the singular values, and the eigenvalues about the unit circle."""
-        made, (values, plane) = _figure.figure(9, 4, panels=2)
-        for block, style in zip(self.blocks, _figure.styles(), strict=False):
+        made, (values, plane) = figure.figure(9, 4, panels=2)
+        for block, style in zip(self.blocks, figure.styles(), strict=False):
             numbers = range(1, len(block.singular_values) + 1)
             values.plot(numbers, block.singular_values, **style, marker=".", ms=4, label=block.name)
             plane.plot(
@@ -84,7 +84,7 @@ class Spectrum:
         plane.set_xlabel("real part of the eigenvalues")
         plane.set_ylabel("imaginary part")
         made.legend(loc="outside right upper", frameon=False)
-        return _figure.save(made, path)
+        return figure.save(made, path)
 
 
 def spectrum(module: nn.Module) -> Spectrum:

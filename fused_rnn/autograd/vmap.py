@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ._ops import Layer
+from ..ops.layer import Layer
 
 
 class Batching:

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import _autograd, _figure, _norms, _private
-from ._ops import Layer
+from ..nn.runners import Watch
+from . import figure
 
 __all__ = ["Flow", "Line", "Summary", "gradient_flow"]
 
@@ -68,7 +68,7 @@ def gradient_flow(model: nn.Module, probe: str = "last", *, steps: int | None = 
 
 
 def _layers_of(model: nn.Module) -> dict[str, nn.Module]:
-    from .modules import _Recurrent
+    from ..nn.layers import _Recurrent
 
     watched, passed_over = {}, []
     for name, module in model.named_modules():
@@ -96,56 +96,6 @@ def _layers_of(model: nn.Module) -> dict[str, nn.Module]:
             stacklevel=4,
         )
     return watched
-
-
-class Watch:
-    """How a module that is watched runs its layers."""
-
-    def __init__(self, flow: Flow, name: str, module: nn.Module, steps: int | None):
-        self.flow, self.of_last = flow, flow.probe == "last"
-        self.directions = 1 + module.bidirectional
-        self.states = 2 if module.mode == "LSTM" else 1
-        self.keys = [(name, k) for k in range(module.num_layers)]
-        self.places: list[Tensor] = []
-        if steps is not None:  # one column more: it counts the calls
-            weight = next(module.parameters())
-            self.places = [self.place(k, steps + 1, weight) for k in range(module.num_layers)]
-
-    def run(self, stack, input, hx, options: dict):
-        """``stack``, a function of :mod:`fused_rnn._stack`, watched."""
-        keep_off = _norms.are_refused()
-        if keep_off is not None:
-            raise NotImplementedError(f"fused_rnn.gradient_flow does not go with {keep_off}; make this call outside")
-        layers = iter(range(len(self.keys)))
-
-        def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None):
-            k = next(layers)
-            tensors = [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
-            if not (torch.is_grad_enabled() and _private.need_gradient(tensors)):
-                return _autograd.run_layer(layer, cells, grad_clip)  # no backward pass will come by
-            return _norms.run_layer(layer, cells, self.place_for(k, layer), self.of_last, grad_clip)
-
-        return stack(run_layer, input, hx, **options)
-
-    def place_for(self, k: int, layer: Layer) -> Tensor:
-        steps = _norms.steps_of(layer)
-        if not torch.compiler.is_compiling():
-            return self.place(k, steps, layer.weights[0])
-        # A compiled graph can give gradients only to leaves that it was given.
-        if not self.places:
-            raise RuntimeError("fused_rnn.gradient_flow needs steps=, the most a call takes, under torch.compile")
-        if steps >= self.places[k].shape[-1]:
-            raise RuntimeError("fused_rnn.gradient_flow: a compiled call takes more steps than steps= said")
-        return self.places[k]
-
-    def place(self, k: int, columns: int, like: Tensor) -> Tensor:
-        """[D, kStates, columns]: a leaf whose gradient becomes a record of layer k."""
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        leaf = like.new_zeros(self.directions, self.states, columns, dtype=dtype).requires_grad_()
-        records, key = self.flow._records, self.keys[k]
-        # A copy: the leaf keeps the gradient, and adds the next one to it.
-        leaf.register_hook(lambda norms: records.append((key, norms.detach().clone())))
-        return leaf
 
 
 @dataclass(frozen=True)
@@ -194,9 +144,9 @@ class Flow:
 
     def plot(self, path: str | Path) -> Path:
         """Draws the norms, of h and c together, against time: a line for each layer and direction."""
-        made, (axes,) = _figure.figure(7, 4)
+        made, (axes,) = figure.figure(7, 4)
         curves = self._curves()
-        for (name, states), style in zip(curves.items(), _figure.styles(), strict=False):
+        for (name, states), style in zip(curves.items(), figure.styles(), strict=False):
             norms = [norm if 0 < norm < math.inf else math.nan for norm in _together(states)]
             axes.plot(range(len(norms)), norms, label=name, **style, marker="o" if len(norms) == 1 else None)
         axes.set_yscale("log")
@@ -205,7 +155,7 @@ class Flow:
         of = "the last step's h" if self.probe == "last" else "the loss"
         axes.set_ylabel(f"norm of the gradient of the state, from {of}")
         made.legend(loc="outside right upper", frameon=False)
-        return _figure.save(made, path)
+        return figure.save(made, path)
 
     def to_dict(self) -> dict:
         """All of it, for JSON: norms by steps back from where the way back begins; None for what is not finite."""

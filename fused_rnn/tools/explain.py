@@ -1,20 +1,19 @@
-"""Which path runs and why, and what a bug report needs."""
+"""``explain``: which engine runs a layer, and why."""
 
 from __future__ import annotations
 
 import math
-import platform
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from . import _library, _stack, cells, modules
-from ._cells import CELLS
-from ._ops import Layer
-from ._version import __version__
+from ..nn import cells, layers
+from ..ops import arguments, engines, plans
+from ..ops.cells import CELLS
+from ..ops.layer import Layer
 
-_LAYERS = {modules.LSTM: _stack.lstm, modules.GRU: _stack.gru, modules.RNN: _stack.rnn}
+_LAYERS = {layers.LSTM: arguments.lstm, layers.GRU: arguments.gru, layers.RNN: arguments.rnn}
 _CELLS = {cells.LSTMCell: "lstm", cells.GRUCell: "gru", cells.RNNCell: None}  # an RNNCell says which it is
 
 
@@ -60,7 +59,7 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None, engine: s
     within :func:`cuda_engine` of that name; it says nothing about tensors on the CPU.
     """
     if engine is not None:
-        _library.check_cuda_engine(engine)
+        engines.check_cuda_engine(engine)
     kind = type(module)
     if kind not in _LAYERS and kind not in _CELLS:
         ours = isinstance(module, (*_LAYERS, *_CELLS))
@@ -78,9 +77,9 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None, engine: s
     if layer.input.device.type == "meta":
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
     if layer.input.device.type == "cuda":
-        return explain_cuda(layer, _library.gpu(layer.input.device), engine)
+        return explain_cuda(layer, plans.gpu(layer.input.device), engine)
     cell, directions, hidden, width, _, rows = layer.sizes
-    plan = _library.cpu_plan(
+    plan = plans.cpu_plan(
         cell.id,
         layer.weights[0].dtype,
         directions=directions,
@@ -106,7 +105,7 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None, engine: s
     )
 
 
-def explain_cuda(layer: Layer, gpu: _library.Gpu, wanted: str | None = None) -> Explanation:
+def explain_cuda(layer: Layer, gpu: plans.Gpu, wanted: str | None = None) -> Explanation:
     """The plan of a layer's forward pass on this GPU, and its backward pass where that differs."""
     cell, directions, hidden, width, members, _ = layer.sizes
     sizes = {
@@ -119,7 +118,7 @@ def explain_cuda(layer: Layer, gpu: _library.Gpu, wanted: str | None = None) -> 
     }
     try:
         forward, backward = (
-            _library.cuda_plan(cell.id, layer.weights[0].dtype, gpu, backward=back, **sizes) for back in (False, True)
+            plans.cuda_plan(cell.id, layer.weights[0].dtype, gpu, backward=back, **sizes) for back in (False, True)
         )
     except RuntimeError as error:
         return Explanation("none", None, str(error))
@@ -139,7 +138,7 @@ def _tf32_allowed() -> bool:
         return False
 
 
-def _describe(plan: _library.CudaPlan) -> str:
+def _describe(plan: plans.CudaPlan) -> str:
     if plan.blocks_kind is None:
         return f"step by step, as {plan.reason}: {_STEPWISE}"
     place = _EXCHANGES[plan.blocks_kind].format(plan)
@@ -171,7 +170,7 @@ def _first_layer(module: nn.Module, inputs, lengths, reset_mask) -> Layer:
             kind = _CELLS[type(module)] or f"rnn_{module.nonlinearity}"
             weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
             weights = [weight for weight in weights if weight is not None]
-            _stack.single_step(stop, type(module).__name__, CELLS[kind], input, hx, weights)
+            arguments.single_step(stop, type(module).__name__, CELLS[kind], input, hx, weights)
     except _Stop as stopped:
         (layer,) = stopped.args
         if getattr(module, "_frozen", None):
@@ -180,7 +179,7 @@ def _first_layer(module: nn.Module, inputs, lengths, reset_mask) -> Layer:
     raise AssertionError("no layer was run")
 
 
-def _spread(plan: _library.CpuPlan) -> str:
+def _spread(plan: plans.CpuPlan) -> str:
     if plan.unit_chunks > 1:
         return f"{plan.unit_chunks} shares of the hidden units, which wait for each other after every step"
     return f"{_count(plan.row_chunks, 'run')} of batch rows, which never wait for each other"
@@ -188,36 +187,3 @@ def _spread(plan: _library.CpuPlan) -> str:
 
 def _count(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
-def info() -> dict[str, str]:
-    """Versions, instruction set, GPU architectures built in and GPU seen: what a bug report needs."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "fused_rnn": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "threads": str(torch.get_num_threads()),
-        "CPU instruction set": _library.cpu_plan(0, torch.float32).instruction_set,
-        "CPU instruction set for large float32 layers": _library.cpu_plan(
-            0, torch.float32, rows=1 << 12, batch=64, hidden=256, output_size=256
-        ).instruction_set,
-        "CPU instruction set for bfloat16": _library.cpu_plan(0, torch.bfloat16).instruction_set,
-        "CUDA architectures built in": " ".join(_library.cuda_archs()) or "none (CPU-only build)",
-        "CUDA of torch": torch.version.cuda or "none (CPU build of torch)",
-        "GPU": ", ".join(gpus) or "none seen",
-        "library": str(_library.PATH),
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()

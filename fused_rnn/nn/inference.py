@@ -12,11 +12,12 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from . import _autograd, _private
-from ._cells import Cell
-from ._ops import stack_code
+from ..autograd import functions
+from ..ops import torch_private
+from ..ops.cells import Cell
+from ..ops.layer import stack_code
 
-_infer = _private.bare(torch.ops.fused_rnn.infer.default)
+_infer = torch_private.bare(torch.ops.fused_rnn.infer.default)
 _PLAIN = frozenset((Tensor, nn.Parameter))  # subclasses may mean anything
 _REQUIRES_GRAD = attrgetter("requires_grad")
 
@@ -75,8 +76,8 @@ def train(
             if h0 is not None and num_layers > 1:
                 span = slice(k * directions, (k + 1) * directions)
                 h0, c0 = h0[span], None if c0 is None else c0[span]
-            data, h_n, c_n, _, _ = _private.apply_function(
-                _autograd.LayerForward,
+            data, h_n, c_n, _, _ = torch_private.apply_function(
+                functions.LayerForward,
                 True,
                 False,
                 None,
@@ -102,10 +103,10 @@ def _plain_states(cell: Cell, input, hx, weights) -> tuple[Tensor | None, Tensor
     """(h0, c0); None unless there are only plain tensors, and nothing looks into the call or changes their meaning."""
     if (
         torch.compiler.is_compiling()
-        or _private.in_transform()
-        or _private.in_forward_mode()
-        or _private.dispatch_modes()
-        or _private.any_autocast()
+        or torch_private.in_transform()
+        or torch_private.in_forward_mode()
+        or torch_private.dispatch_modes()
+        or torch_private.any_autocast()
         or type(input) not in _PLAIN
         or not _PLAIN.issuperset(map(type, weights))
     ):

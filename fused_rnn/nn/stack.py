@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .modules import GRU, LSTM, RNN
+from .layers import GRU, LSTM, RNN
 
 __all__ = ["Stack"]
 

@@ -6,13 +6,13 @@ import warnings
 
 from torch import nn
 
-from . import cells, modules
-from .freezing import thaw
+from . import cells, layers
+from .freeze import thaw
 
 _SWAPS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.LSTM: modules.LSTM,
-    nn.GRU: modules.GRU,
-    nn.RNN: modules.RNN,
+    nn.LSTM: layers.LSTM,
+    nn.GRU: layers.GRU,
+    nn.RNN: layers.RNN,
     nn.LSTMCell: cells.LSTMCell,
     nn.GRUCell: cells.GRUCell,
     nn.RNNCell: cells.RNNCell,

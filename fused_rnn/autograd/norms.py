@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import _autograd, _private
-from ._autograd import LayerForward
-from ._ops import Layer
+from ..ops import torch_private
+from ..ops.layer import Layer
+from . import functions
+from .functions import LayerForward
 
 
 def run_layer(
     layer: Layer, cells: bool, norms: Tensor, of_last: bool, grad_clip: float | None = None
 ) -> tuple[Tensor, ...]:
-    """As ``_autograd.run_layer``, for layers of which a gradient is asked.
+    """As ``functions.run_layer``, for layers of which a gradient is asked.
 
     ``norms [D, kStates, C]``, C >= T, requires gradients and is not read. What a backward pass gives as its gradient
     are the norms, over batch and units, of the gradients of h (and c) after each step; -1 in columns behind the last
@@ -22,16 +23,16 @@ def run_layer(
     ``grad_clip`` cuts off is not in the former; the latter are never clipped.
     """
     arguments = (norms, of_last, True, cells, grad_clip, *layer[:-1], *layer.weights)
-    return _autograd._apply(_LayerForwardWithNorms, *arguments)[:4]
+    return functions._apply(_LayerForwardWithNorms, *arguments)[:4]
 
 
 def are_refused() -> str | None:
     """What keeps a call from being watched; None: nothing does."""
     if torch.compiler.is_exporting():
         return "torch.export"
-    if _private.in_transform():
+    if torch_private.in_transform():
         return "torch.func's transforms"
-    return "forward-mode AD" if _private.in_forward_mode() else None
+    return "forward-mode AD" if torch_private.in_forward_mode() else None
 
 
 class _LayerForwardWithNorms(LayerForward):
@@ -73,7 +74,7 @@ def _of_last(static, saved_tensors, states_shape) -> Tensor:
     if rows is not None:
         ones = ones * rows.unsqueeze(-1)
     arguments = (0, 1, True, None, None, ones, None, None, saved, *layer[:-1], *layer.weights)
-    return _autograd._layer_backward(*arguments)[3]
+    return functions._layer_backward(*arguments)[3]
 
 
 def _whole_rows(layer: Layer, batch: int) -> Tensor | None:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import _autograd, _stack, reference
-from ._cells import BY_ID
-from ._ops import Layer, Wanted
-from .spectra import GATE_NAMES
+from .. import reference
+from ..autograd import functions
+from ..ops import arguments
+from ..ops.cells import BY_ID
+from ..ops.layer import Layer, Wanted
+from .spectrum import GATE_NAMES
 
 __all__ = ["Gate", "GateStatistics", "gate_statistics"]
 
@@ -88,9 +90,9 @@ def gate_statistics(
     Costs a forward pass without gradients, and then, as no kernel hands out its gates, the products with W_ih and W_hh
     of all steps once more, in one piece each, with memory for all gates of a layer. Training pays nothing for it.
     """
-    from .modules import GRU, LSTM, RNN
+    from ..nn.layers import GRU, LSTM, RNN
 
-    stacks = {LSTM: _stack.lstm, GRU: _stack.gru, RNN: _stack.rnn}
+    stacks = {LSTM: arguments.lstm, GRU: arguments.gru, RNN: arguments.rnn}
     stack = next((stacks[kind] for kind in stacks if isinstance(module, kind)), None)
     if stack is None:
         raise TypeError(
@@ -106,7 +108,7 @@ def gate_statistics(
     state_norms: dict[str, list[float]] = {}
 
     def run_layer(layer: Layer, cells: bool):
-        results = _autograd.run_layer(layer, BY_ID[layer.cell].states > 1)
+        results = functions.run_layer(layer, BY_ID[layer.cell].states > 1)
         k = len(state_norms) // (1 + layer.bidirectional)
         for d in range(1 + layer.bidirectional):
             name = f"l{k}{' reverse' * d}"

@@ -1,21 +1,17 @@
-"""``freeze`` and ``thaw``: weights put into the engine's own layout once, not on every call.
-
-Only ever when asked for: ``weight.data.copy_()`` leaves no trace, so a copy that the library kept by itself could go
-stale without anyone's knowledge.
-"""
+"""Who runs a layer's calls: the operators alone, packed weights (``freeze``), or watched ones (``gradient_flow``)."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from operator import is_
 
 import torch
 from torch import Tensor, nn
 
-from . import _autograd, _private
-from ._cells import Cell
-from ._ops import TIME_MAJOR, Layer, stack_code
+from ..autograd import functions, norms
+from ..ops import torch_private
+from ..ops.cells import Cell
+from ..ops.layer import TIME_MAJOR, Layer, stack_code
 
 _THAW = "call fused_rnn.thaw(model) first"
 
@@ -48,19 +44,19 @@ class Frozen:
 
     def check_call(self, layer: Layer) -> None:
         """Raises for a call that wants derivatives, or is made under a transform."""
-        if _private.in_transform() or _private.in_forward_mode():
+        if torch_private.in_transform() or torch_private.in_forward_mode():
             raise RuntimeError(f"fused_rnn: a frozen layer takes no part in torch.func's transforms; {_THAW}")
         tensors = [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
-        if torch.is_grad_enabled() and _private.need_gradient(tensors):
+        if torch.is_grad_enabled() and torch_private.need_gradient(tensors):
             raise RuntimeError(
                 "fused_rnn: a frozen layer has no gradients. Call it under torch.no_grad() or "
                 f"torch.inference_mode(), or {_THAW}"
             )
 
     def run(self, stack, input, hx, options: dict):
-        """``stack``, a function of :mod:`fused_rnn._stack`, on the packed weights: the complete way of a call."""
+        """``stack``, a function of ``ops.arguments``, on the packed weights: the complete way of a call."""
         if torch.compiler.is_exporting():  # for other processes, where what is packed here would be refused
-            return stack(_autograd.run_layer, input, hx, **options)
+            return stack(functions.run_layer, input, hx, **options)
         packed = iter(self.packed)
 
         def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None):  # there is no gradient to clip
@@ -90,39 +86,51 @@ def _infer_layer(layer: Layer, packed: Tensor) -> list[Tensor]:
     )
 
 
-def freeze(model: nn.Module) -> nn.Module:
-    """Packs the weights of every ``fused_rnn.LSTM / GRU / RNN`` of ``model``, itself included, once, for inference.
+class Watch:
+    """How a module that is watched runs its layers."""
 
-    Returns ``model``. Cells are left as they are. For calls without gradients only: others raise until :func:`thaw`.
-    So does a call after a weight was replaced or changed in place; a change through ``weight.data`` or of memory shared
-    with it is not seen, so freeze again after one. ``load_state_dict`` and conversions such as ``half()`` pack anew by
-    themselves, as copies and unpickled models do. State dicts have nothing of it.
-    """
-    from .modules import _Recurrent
+    def __init__(self, flow, name: str, module: nn.Module, steps: int | None):
+        self.flow, self.of_last = flow, flow.probe == "last"
+        self.directions = 1 + module.bidirectional
+        self.states = 2 if module.mode == "LSTM" else 1
+        self.keys = [(name, k) for k in range(module.num_layers)]
+        self.places: list[Tensor] = []
+        if steps is not None:  # one column more: it counts the calls
+            weight = next(module.parameters())
+            self.places = [self.place(k, steps + 1, weight) for k in range(module.num_layers)]
 
-    frozen, passed_over = {}, []
-    for name, module in model.named_modules():
-        if not isinstance(module, _Recurrent):
-            continue
-        if all(isinstance(module._parameters.get(weight), Tensor) for weight in module._flat_weights_names):
-            frozen[module] = module._pack()
-        else:
-            passed_over.append(name or "the model itself")
-    for module, packed in frozen.items():  # only now, when none has raised
-        module._frozen = packed
-    if passed_over:
-        warnings.warn(
-            f"fused_rnn.freeze passed over layers whose weights are computed: {', '.join(passed_over)}", stacklevel=2
-        )
-    elif not frozen:
-        warnings.warn(
-            "fused_rnn.freeze found no layer of this library; fused_rnn.swap(model) replaces torch.nn's", stacklevel=2
-        )
-    return model
+    def run(self, stack, input, hx, options: dict):
+        """``stack``, a function of ``ops.arguments``, watched."""
+        keep_off = norms.are_refused()
+        if keep_off is not None:
+            raise NotImplementedError(f"fused_rnn.gradient_flow does not go with {keep_off}; make this call outside")
+        layers = iter(range(len(self.keys)))
 
+        def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None):
+            k = next(layers)
+            tensors = [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
+            if not (torch.is_grad_enabled() and torch_private.need_gradient(tensors)):
+                return functions.run_layer(layer, cells, grad_clip)  # no backward pass will come by
+            return norms.run_layer(layer, cells, self.place_for(k, layer), self.of_last, grad_clip)
 
-def thaw(model: nn.Module) -> nn.Module:
-    """Undoes :func:`freeze`, and gives the packed copies' memory back; returns ``model``."""
-    for module in model.modules():
-        module.__dict__.pop("_frozen", None)
-    return model
+        return stack(run_layer, input, hx, **options)
+
+    def place_for(self, k: int, layer: Layer) -> Tensor:
+        steps = norms.steps_of(layer)
+        if not torch.compiler.is_compiling():
+            return self.place(k, steps, layer.weights[0])
+        # A compiled graph can give gradients only to leaves that it was given.
+        if not self.places:
+            raise RuntimeError("fused_rnn.gradient_flow needs steps=, the most a call takes, under torch.compile")
+        if steps >= self.places[k].shape[-1]:
+            raise RuntimeError("fused_rnn.gradient_flow: a compiled call takes more steps than steps= said")
+        return self.places[k]
+
+    def place(self, k: int, columns: int, like: Tensor) -> Tensor:
+        """[D, kStates, columns]: a leaf whose gradient becomes a record of layer k."""
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        leaf = like.new_zeros(self.directions, self.states, columns, dtype=dtype).requires_grad_()
+        records, key = self.flow._records, self.keys[k]
+        # A copy: the leaf keeps the gradient, and adds the next one to it.
+        leaf.register_hook(lambda grad: records.append((key, grad.detach().clone())))
+        return leaf

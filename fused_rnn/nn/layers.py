@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _inference, _stack, functional
-from ._cells import CELLS
-from ._ops import BATCH_FIRST, TIME_MAJOR
-from .flow import Watch
-from .freezing import Frozen
+from .. import functional
+from ..ops import arguments, checks
+from ..ops.cells import CELLS
+from ..ops.layer import BATCH_FIRST, TIME_MAJOR
+from . import inference
+from .runners import Frozen, Watch
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
@@ -28,13 +29,13 @@ _CELLS = {"LSTM": CELLS["lstm"], "GRU": CELLS["gru"], "RNN_TANH": CELLS["rnn_tan
 class _Recurrent(nn.RNNBase):
     # nn.RNNBase, not nn.LSTM and its like: torch.compile refuses every instance of the public three.
 
-    _frozen: Frozen | None = None  # what freezing.freeze made; not in state dicts, pickled as a mark
-    _watch: Watch | None = None  # while flow.gradient_flow looks on; neither pickled nor copied
+    _frozen: Frozen | None = None  # what freeze.freeze made; not in state dicts, pickled as a mark
+    _watch: Watch | None = None  # while gradient_flow looks on; neither pickled nor copied
 
     def _short_way(self, input, hx, lengths, reset_mask, grad_clip):
         """The results of a plain call: output, h_n and, of an LSTM, c_n; None: go the complete way."""
         if grad_clip is not None:
-            _stack.checked_grad_clip(grad_clip)
+            checks.checked_grad_clip(grad_clip)
             if torch.is_grad_enabled():
                 return None
         if self.training and self.dropout:
@@ -46,12 +47,12 @@ class _Recurrent(nn.RNNBase):
             if self._frozen is not None or self._watch is not None or lengths is not None or reset_mask is not None:
                 return None
             layer = (self.num_layers, self.bidirectional, self.bias, self.batch_first)
-            return _inference.train(_CELLS[self.mode], input, hx, weights, *layer)
+            return inference.train(_CELLS[self.mode], input, hx, weights, *layer)
         packed = None
         if self._frozen is not None:
             self._frozen.check(weights)
             packed = self._frozen.packed
-        return _inference.infer(
+        return inference.infer(
             _CELLS[self.mode],
             input,
             hx,
@@ -188,7 +189,7 @@ class LSTM(_Recurrent):
         options = self._options(lengths, reset_mask, grad_clip) | {"return_cells": return_cells}
         run = self._own_way()
         if run is not None:
-            return run(_stack.lstm, input, hx, options)
+            return run(arguments.lstm, input, hx, options)
         return functional.lstm(input, hx, **options)
 
 
@@ -219,7 +220,7 @@ class GRU(_Recurrent):
         options = self._options(lengths, reset_mask, grad_clip)
         run = self._own_way()
         if run is not None:
-            return run(_stack.gru, input, hx, options)
+            return run(arguments.gru, input, hx, options)
         return functional.gru(input, hx, **options)
 
 
@@ -257,7 +258,7 @@ class RNN(_Recurrent):
         options = self._options(lengths, reset_mask, grad_clip)
         run = self._own_way()
         if run is not None:
-            return run(_stack.rnn, input, hx, options)
+            return run(arguments.rnn, input, hx, options)
         return functional.rnn(input, hx, **options)
 
     def _options(self, lengths, reset_mask, grad_clip=None) -> dict:

@@ -1,8 +1,8 @@
 """Derivatives of ``layer_forward`` along a direction, and all derivatives of ``layer_backward``.
 
 All of them know numbers only: where a layer reads ids they take one-hot rows.
-By the compiled operators (:mod:`fused_rnn._tangents`) wherever these can. Where torch.func maps over this (jacfwd,
-hessian) or takes the gradient of its own gradient, and for third derivatives, the reference's formula is used.
+By the compiled operators (:mod:`fused_rnn.autograd.tangents`) wherever these can. Where torch.func maps over this
+(jacfwd, hessian) or takes the gradient of its own gradient, and for third derivatives, the reference's formula is used.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import functools
 import torch
 from torch import Tensor
 
-from . import _private, _tangents, reference
-from ._ops import Grads, Layer, Wanted
-from ._tangents import Direction
+from .. import reference
+from ..ops import torch_private
+from ..ops.layer import Grads, Layer, Wanted
+from . import tangents
+from .tangents import Direction
 
 
 def _outside(function):
@@ -23,11 +25,11 @@ def _outside(function):
 
     @functools.wraps(function)
     def called(*args):
-        level, saved = _private.innermost_level(), args[1]
-        if level is None or not _private.is_jvp(level) or not _private.is_of_level(saved, level):
+        level, saved = torch_private.innermost_level(), args[1]
+        if level is None or not torch_private.is_jvp(level) or not torch_private.is_of_level(saved, level):
             return function(*args)
         with level.lower():
-            return function(*_private.below_level(args, level))
+            return function(*torch_private.below_level(args, level))
 
     return called
 
@@ -41,7 +43,7 @@ def forward_along(layer: Layer, saved: Tensor, direction: Direction, cells: bool
         return _outputs(layer, inputs, cells)
 
     def compiled() -> Grads:
-        return _tangents.of_forward(layer, saved, direction, cells)
+        return tangents.of_forward(layer, saved, direction, cells)
 
     return _along(layer, 1, plain, compiled, _inputs(layer), _flat(direction))
 
@@ -62,7 +64,7 @@ def backward_along(
         return only_wanted(_backward(layer, groups, inputs))
 
     def compiled() -> Grads:
-        return only_wanted(_tangents.of_backward(layer, saved, grads, direction, grads_direction, wanted)[1])
+        return only_wanted(tangents.of_backward(layer, saved, grads, direction, grads_direction, wanted)[1])
 
     changes = (*_flat(direction), *grads_direction)
     results = _along(layer, groups, plain, compiled, (*_inputs(layer), *grads), changes)
@@ -71,12 +73,12 @@ def backward_along(
 
 def _along(layer: Layer, groups: int, plain, compiled, inputs: Grads, changes: Grads) -> Grads:
     """How ``plain(*inputs)`` changes: compiled() where that can be, with a gradient where one may be asked for."""
-    if not _tangents.are_compiled(layer, groups):
+    if not tangents.are_compiled(layer, groups):
         return _push_forward(plain, inputs, changes)
     with _without_autocast(layer):
         if _is_differentiable((*inputs, *changes)):
             return _Along.apply(plain, compiled, *inputs, *changes)
-        with _private.below_autograd():
+        with torch_private.below_autograd():
             return compiled()
 
 
@@ -88,7 +90,7 @@ class _Along(torch.autograd.Function):
         ctx.plain = plain
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        with _private.below_autograd():
+        with torch_private.below_autograd():
             return compiled()
 
     @staticmethod
@@ -121,7 +123,7 @@ def differentiate_backward(
     ``layer_backward`` maps (input, h0, c0, weights, grads) to the gradients of (input, h0, c0, weights); ``grad_grads``
     are the vectors for those, None for zeros. Returns the products for (input, h0, c0), the weights and ``grads``.
     """
-    layer, saved, grads, grad_grads = _private.without_the_dead((layer, saved, grads, grad_grads))
+    layer, saved, grads, grad_grads = torch_private.without_the_dead((layer, saved, grads, grad_grads))
     of_tokens, layer = layer.reads_tokens, layer.with_numbers()
     inputs = (*_inputs(layer), *grads)
     # A tracer may give zeros in place of None, also for gradients that were not asked for and are empty.
@@ -131,13 +133,13 @@ def differentiate_backward(
     products: list[Tensor | None] = [None] * len(inputs)
     count = len(inputs) - len(grads)
     plain = _is_differentiable((*inputs, *grad_grads)) or _are_batched(grad_grads)
-    if reached and not plain and _tangents.are_compiled(layer, groups):
+    if reached and not plain and tangents.are_compiled(layer, groups):
         direction = Direction(*grad_grads[:3], grad_grads[3:])
-        with _private.below_autograd(), _without_autocast(layer):
-            outputs, states = _tangents.of_backward(layer, saved, grads, direction, (None,) * len(grads), wanted)
+        with torch_private.below_autograd(), _without_autocast(layer):
+            outputs, states = tangents.of_backward(layer, saved, grads, direction, (None,) * len(grads), wanted)
         products = [*states, *outputs]
     elif reached:
-        by_autograd = groups == 1 and layer.weights[0].dim() == 2 and not _private.in_transform()
+        by_autograd = groups == 1 and layer.weights[0].dim() == 2 and not torch_private.in_transform()
         vectors = [grad_grads[i] for i in reached]
         if by_autograd:
             products = _by_autograd(layer, inputs, reached, vectors)
@@ -162,14 +164,14 @@ def _inputs(layer: Layer) -> tuple[Tensor | None, ...]:
 
 def _are_batched(tensors: Grads) -> bool:
     """By ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
-    return any(tensor is not None and _private.is_legacy_batched(tensor) for tensor in tensors)
+    return any(tensor is not None and torch_private.is_legacy_batched(tensor) for tensor in tensors)
 
 
 def _is_differentiable(tensors: Grads) -> bool:
     given = [tensor for tensor in tensors if tensor is not None]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         return True
-    return _private.in_forward_mode() and any(map(_private.has_tangent, given))
+    return torch_private.in_forward_mode() and any(map(torch_private.has_tangent, given))
 
 
 def _without_autocast(layer: Layer):

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _private, reference
-from ._ops import Layer, Wanted, layer_from_arguments, weight_kinds_of
-from ._tangents import Direction
-from ._vmap import Batching
+from .. import reference
+from ..ops import torch_private
+from ..ops.layer import Layer, Wanted, layer_from_arguments, weight_kinds_of
+from .tangents import Direction
+from .vmap import Batching
 
 # A small layer's time passes here, not in the operators, so the common way makes no Layer: arguments stay flat.
 
@@ -54,7 +55,7 @@ class LayerForward(torch.autograd.Function):
         wanted = (_wanted_by if compiling else _wanted_again)(needs, static[0], static[2])
         arguments = (wanted, 1, norms, grad_clip, *grads, saved, *static, *tensors)
         # Dynamo cannot enter a Function inside another's backward.
-        followed = torch.is_grad_enabled() or _private.in_transform() or _private.in_forward_mode()
+        followed = torch.is_grad_enabled() or torch_private.in_transform() or torch_private.in_forward_mode()
         if compiling or not followed:
             grad_input, grad_h0, grad_c0, norms, weights = _layer_backward(*arguments)
         else:
@@ -89,7 +90,7 @@ class LayerBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_input, grad_h0, grad_c0, _, *grad_weights):
-        from ._second_order import differentiate_backward
+        from .second_order import differentiate_backward
 
         groups, grad_clip, *static = ctx.static
         _refuse_derivatives(grad_clip)
@@ -173,14 +174,14 @@ class LayerForwardWithTangents(LayerForward):
 
     @staticmethod
     def jvp(ctx, *tangents):
-        from . import _second_order
+        from . import second_order
 
         _, cells, grad_clip, *static = ctx.static
         _refuse_derivatives(grad_clip)
         saved, *tensors = ctx.saved_tensors
         layer = Layer(*static, *tensors[:6], tuple(tensors[6:]))
         direction = Direction(*tangents[6:9], tangents[12:])
-        return (*_second_order.forward_along(layer, saved, direction, cells), None)
+        return (*second_order.forward_along(layer, saved, direction, cells), None)
 
 
 class LayerBackwardWithTangents(LayerBackward):
@@ -193,14 +194,14 @@ class LayerBackwardWithTangents(LayerBackward):
 
     @staticmethod
     def jvp(ctx, *tangents):
-        from . import _second_order
+        from . import second_order
 
         groups, grad_clip, *static = ctx.static
         _refuse_derivatives(grad_clip)
         *grads, saved, input, h0, c0, lengths, batch_sizes, reset_mask = ctx.saved_tensors[:11]
         layer = Layer(*static, input, h0, c0, lengths, batch_sizes, reset_mask, tuple(ctx.saved_tensors[11:]))
         direction = Direction(*tangents[12:15], tangents[18:])
-        states, weights = _second_order.backward_along(
+        states, weights = second_order.backward_along(
             layer, saved, tuple(grads), groups, direction, tangents[4:8], ctx.wanted
         )
         # torch takes None for the tangent of an output that is not differentiable, and only for that.
@@ -214,22 +215,22 @@ _WITH_JVP = {LayerForward: LayerForwardWithTangents, LayerBackward: LayerBackwar
 
 
 def _apply(function: type[torch.autograd.Function], *args):
-    if _private.in_forward_mode():
-        if function is LayerBackward and _private.in_nested_forward_mode():
+    if torch_private.in_forward_mode():
+        if function is LayerBackward and torch_private.in_nested_forward_mode():
             return _plain_backward(*args)
         return _WITH_JVP[function].apply(*args)
-    if torch.compiler.is_compiling() or _private.in_transform():
+    if torch.compiler.is_compiling() or torch_private.in_transform():
         return function.apply(*args)
-    return _private.apply_function(function, *args)
+    return torch_private.apply_function(function, *args)
 
 
 def _plain_backward(wanted, weight_groups, norms, grad_clip, *args):
     """LayerBackward.apply, by the formula in plain PyTorch."""
-    from . import _second_order
+    from . import second_order
 
     _refuse_derivatives(grad_clip)
     layer = _layer_of(args[5:])
-    results = _second_order.plain_backward(layer, weight_groups, args[:4])
+    results = second_order.plain_backward(layer, weight_groups, args[:4])
     return (*results[:3], None, *results[3:])
 
 
@@ -237,8 +238,8 @@ def _below_autograd(operator: torch._ops.OpOverload, *args):
     """A raw operator where gradients are seen to: past its own autograd kernel, except where Dynamo looks on."""
     if torch.compiler.is_compiling():
         return operator(*args)
-    with _private.below_autograd():
-        return _private.bare(operator)(*args)
+    with torch_private.below_autograd():
+        return torch_private.bare(operator)(*args)
 
 
 # ---- the raw operators ---------------------------------------------------------------------------------------------
@@ -270,13 +271,13 @@ def _raw_backward(*args):
 def _autograd_kernel(op, with_gradients):
     def kernel(*args):
         tensors = [t for arg in args for t in (arg if isinstance(arg, list) else [arg]) if isinstance(t, Tensor)]
-        if _private.in_forward_mode() and any(map(_private.has_tangent, tensors)):
+        if torch_private.in_forward_mode() and any(map(torch_private.has_tangent, tensors)):
             raise NotImplementedError(
                 "torch.ops.fused_rnn has no forward-mode AD; fused_rnn.functional and the modules have"
             )
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return with_gradients(*args)
-        with _private.below_autograd():
+        with torch_private.below_autograd():
             return op(*args)
 
     return kernel
@@ -284,7 +285,7 @@ def _autograd_kernel(op, with_gradients):
 
 def _batched_gradients(*args):
     """``layer_backward`` under ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
-    level = _private.legacy_vmap_level()
+    level = torch_private.legacy_vmap_level()
     size = 0
 
     def split(arg):
@@ -293,9 +294,9 @@ def _batched_gradients(*args):
         if isinstance(arg, list):
             tensors, dims = zip(*map(split, arg), strict=True)
             return list(tensors), list(dims)
-        if not isinstance(arg, Tensor) or not _private.is_legacy_batched(arg):
+        if not isinstance(arg, Tensor) or not torch_private.is_legacy_batched(arg):
             return arg, None
-        tensor = _private.remove_batch_dim(arg, level, 1, 0)
+        tensor = torch_private.remove_batch_dim(arg, level, 1, 0)
         size = tensor.shape[0]
         return tensor, 0
 
@@ -303,7 +304,7 @@ def _batched_gradients(*args):
     info = SimpleNamespace(batch_size=size)
     outputs, dims = LayerBackward.vmap(info, _backward_arguments(*dims), *_backward_arguments(*args))
     pairs = zip(outputs, dims, strict=True)
-    outputs = [o if dim is None else _private.add_batch_dim(o, dim, level) for o, dim in pairs]
+    outputs = [o if dim is None else torch_private.add_batch_dim(o, dim, level) for o, dim in pairs]
     return (*outputs[:4], outputs[4:])
 
 
@@ -329,14 +330,14 @@ def run_layer(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One layer: output, h_n, c_n and, if asked for, the second state after every step."""
     differentiable = [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
-    transformed = _private.in_transform()
+    transformed = torch_private.in_transform()
     if transformed and torch.compiler.is_exporting():  # which would fail with an assertion of torch's own
         raise NotImplementedError("fused_rnn: torch.export does not take vmap and torch.func's other transforms")
-    if transformed and _private.in_forward_mode() and _private.in_nested_forward_mode():
+    if transformed and torch_private.in_forward_mode() and torch_private.in_nested_forward_mode():
         _refuse_derivatives(grad_clip)
         return reference.run_layer(layer, cells)
     # A tangent needs what a gradient does.
-    save = _private.in_forward_mode() or (torch.is_grad_enabled() and _private.need_gradient(differentiable))
+    save = torch_private.in_forward_mode() or (torch.is_grad_enabled() and torch_private.need_gradient(differentiable))
     # Of a Function an export keeps what its forward does and drops its gradient. The operator has one of its own.
     if save and torch.compiler.is_exporting():
         return layer.forward(save, cells, grad_clip)[:4]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from . import _private
-from ._ops import Grads, Layer, Wanted
+from ..ops import torch_private
+from ..ops.layer import Grads, Layer, Wanted
 
 Parts = Sequence[Tensor | None]
 HALF = (torch.float16, torch.bfloat16)
@@ -42,7 +42,7 @@ def are_compiled(layer: Layer, groups: int = 1) -> bool:
         and layer.weights[0].dim() == 2
         and layer.input.device.type != "meta"
         and not layer.sizes[0].params
-        and not _private.in_transform()
+        and not torch_private.in_transform()
     )
 
 
@@ -210,5 +210,5 @@ def _in_float(layer: Layer, *nested) -> tuple[Callable, tuple]:
     if dtype not in HALF:
         return tuple, (layer, *nested)
 
-    wide = _private.map_tensors(lambda t: t.float() if t.dtype == dtype else t, (layer, *nested))
+    wide = torch_private.map_tensors(lambda t: t.float() if t.dtype == dtype else t, (layer, *nested))
     return (lambda results: tuple(t.to(dtype) for t in results)), wide
