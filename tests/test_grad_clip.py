@@ -287,11 +287,11 @@ def test_nothing_is_passed_when_it_is_off(monkeypatch):
     """So that it costs nothing."""
     seen = []
 
-    def watch(wanted, groups, norms, grad_clip, *args, backward=functions._layer_backward):
+    def watch(wanted, groups, norms, grad_clip, *args, backward=functions.layer_backward):
         seen.append(grad_clip)
         return backward(wanted, groups, norms, grad_clip, *args)
 
-    monkeypatch.setattr(functions, "_layer_backward", watch)
+    monkeypatch.setattr(functions, "layer_backward", watch)
     gru = fused_rnn.GRU(3, 4)
     gru(torch.randn(5, 2, 3))[0].sum().backward()
     gru(torch.randn(5, 2, 3), grad_clip=1)[0].sum().backward()

@@ -193,7 +193,7 @@ def test_calls_of_the_operators(layer, over, monkeypatch):
     """Whatever is mapped over, each layer is one call forward and one back."""
     ours, *_ = layer
     calls = []
-    for name in ("_layer_forward", "_layer_backward"):
+    for name in ("layer_forward", "layer_backward"):
         function = getattr(functions, name)
         monkeypatch.setattr(functions, name, lambda *a, f=function, n=name: (calls.append(n), f(*a))[1])
     weights = {name: w.detach() for name, w in ours.named_parameters()}
@@ -208,7 +208,7 @@ def test_calls_of_the_operators(layer, over, monkeypatch):
         "samples": lambda: torch.vmap(torch.func.grad(loss), (None, 0))(weights, xs),
     }
     runs[over]()
-    assert calls == ["_layer_forward"] * 2 + ["_layer_backward"] * 2
+    assert calls == ["layer_forward"] * 2 + ["layer_backward"] * 2
 
 
 @pytest.mark.parametrize("members_first", [False, True])
@@ -423,11 +423,11 @@ def test_vmap_saves_only_what_is_needed(layer, monkeypatch, frozen):
     ours.requires_grad_(not frozen)
     saves = []
 
-    def watch(save, *args, forward=functions._layer_forward):
+    def watch(save, *args, forward=functions.layer_forward):
         saves.append(save)
         return forward(save, *args)
 
-    monkeypatch.setattr(functions, "_layer_forward", watch)
+    monkeypatch.setattr(functions, "layer_forward", watch)
     torch.vmap(lambda x: ours(x)[0])(torch.stack([x, x]))
     torch.vmap(torch.vmap(lambda x: ours(x)[0]))(torch.stack([x, x]).unsqueeze(0))
     assert saves == [not frozen] * 4  # two layers, twice

@@ -44,11 +44,11 @@ def test_opacus_is_given_the_gradients_of_a_loop_over_rows(opacus_example, monke
         grads.append(torch.autograd.grad(losses[-1], list(model.parameters())))
     calls = []
 
-    def watch(*args, forward=functions._layer_forward):
+    def watch(*args, forward=functions.layer_forward):
         calls.append(args)
         return forward(*args)
 
-    monkeypatch.setattr(functions, "_layer_forward", watch)
+    monkeypatch.setattr(functions, "layer_forward", watch)
     loss = opacus_example.per_row_gradients(model, x, lengths, target)
     assert len(calls) == 1
     torch.testing.assert_close(loss, torch.stack(losses).mean())

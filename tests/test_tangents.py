@@ -279,7 +279,7 @@ def calls_of(cell, members):
     problem = problem_of(cell, "lengths and resets", "small")
     layers = []
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(functions, "_layer_forward", lambda *args: layers.append(functions._layer_of(args[2:])) or 1 / 0)
+        patch.setattr(functions, "layer_forward", lambda *args: layers.append(functions._layer_of(args[2:])) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             problem.call(functional, problem.tensors)
     layer = layers[0]

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import reference
 from ..ops import torch_private
 from ..ops.layer import Layer, Wanted, layer_from_arguments, weight_kinds_of
+from . import second_order
 from .tangents import Direction
 from .vmap import Batching
 
@@ -27,7 +28,7 @@ class LayerForward(torch.autograd.Function):
 
     @staticmethod
     def forward(save, cells, grad_clip, *args):
-        return _layer_forward(save, cells, *args)
+        return layer_forward(save, cells, *args)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -57,16 +58,16 @@ class LayerForward(torch.autograd.Function):
         # Dynamo cannot enter a Function inside another's backward.
         followed = torch.is_grad_enabled() or torch_private.in_transform() or torch_private.in_forward_mode()
         if compiling or not followed:
-            grad_input, grad_h0, grad_c0, norms, weights = _layer_backward(*arguments)
+            grad_input, grad_h0, grad_c0, norms, weights = layer_backward(*arguments)
         else:
-            grad_input, grad_h0, grad_c0, norms, *weights = _apply(LayerBackward, *arguments)
+            grad_input, grad_h0, grad_c0, norms, *weights = apply(LayerBackward, *arguments)
         results = (None, None, None, None, None, None, grad_input, grad_h0, grad_c0, None, None, None, *weights)
         return norms, tuple([result if needed else None for result, needed in zip(results, needs, strict=True)])
 
     @staticmethod
     def vmap(info, in_dims, save, cells, grad_clip, *args):
         batching = Batching(info.batch_size, _layer_of(args), _layer_of(in_dims[3:]))
-        outputs = _apply(LayerForward, save, cells, grad_clip, *batching.layer[:-1], *batching.layer.weights)
+        outputs = apply(LayerForward, save, cells, grad_clip, *batching.layer[:-1], *batching.layer.weights)
         return batching.split(outputs)
 
 
@@ -78,7 +79,7 @@ class LayerBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*args):
-        *states, norms, weights = _layer_backward(*args)
+        *states, norms, weights = layer_backward(*args)
         return (*states, norms, *weights)
 
     @staticmethod
@@ -90,8 +91,6 @@ class LayerBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_input, grad_h0, grad_c0, _, *grad_weights):
-        from .second_order import differentiate_backward
-
         groups, grad_clip, *static = ctx.static
         _refuse_derivatives(grad_clip)
         # Read once: a hook on saved tensors may refuse to unpack one twice.
@@ -99,7 +98,7 @@ class LayerBackward(torch.autograd.Function):
         grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
         layer = Layer(*static, *tensors[:6], tuple(tensors[6:]))
         wanted = _wanted(layer.weight_kinds, ctx.needs_input_grad[12], ctx.needs_input_grad[18:])
-        states, weights, of_grads = differentiate_backward(
+        states, weights, of_grads = second_order.differentiate_backward(
             layer, saved, grads, groups, (grad_input, grad_h0, grad_c0, *grad_weights), wanted
         )
         return (None,) * 4 + of_grads + (None,) * 4 + states + (None,) * 3 + weights
@@ -112,7 +111,7 @@ class LayerBackward(torch.autograd.Function):
         grads_and_saved = [batching.join(t, dim, -2) for t, dim in zip(args[:5], in_dims[4:9], strict=True)]
         groups = weight_groups if batching.as_members else weight_groups * info.batch_size
         layer = batching.layer
-        outputs = _apply(LayerBackward, wanted, groups, norms, grad_clip, *grads_and_saved, *layer[:-1], *layer.weights)
+        outputs = apply(LayerBackward, wanted, groups, norms, grad_clip, *grads_and_saved, *layer[:-1], *layer.weights)
         states, state_dims = batching.split(outputs[:4])
         weights, weight_dims = batching.split_weight_grads(outputs[4:], weight_groups)
         return states + weights, state_dims + weight_dims
@@ -150,12 +149,12 @@ def _layer_of(args: Sequence[Any]) -> Layer:
 _FORWARD, _BACKWARD = torch.ops.fused_rnn.layer_forward.default, torch.ops.fused_rnn.layer_backward.default
 
 
-def _layer_forward(save, cells, *args):
+def layer_forward(save, cells, *args):
     """The raw operator, for the arguments of ``LayerForward.apply``."""
     return _below_autograd(_FORWARD, *args[:6], list(args[9:]), *args[6:9], save, cells)
 
 
-def _layer_backward(wanted, weight_groups, norms, grad_clip, grad_output, grad_h_n, grad_c_n, grad_cells, saved, *args):
+def layer_backward(wanted, weight_groups, norms, grad_clip, grad_output, grad_h_n, grad_c_n, grad_cells, saved, *args):
     """Likewise for those of ``LayerBackward.apply``."""
     grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
     layer = (*args[3:6], list(args[9:]), *args[6:9])
@@ -174,8 +173,6 @@ class LayerForwardWithTangents(LayerForward):
 
     @staticmethod
     def jvp(ctx, *tangents):
-        from . import second_order
-
         _, cells, grad_clip, *static = ctx.static
         _refuse_derivatives(grad_clip)
         saved, *tensors = ctx.saved_tensors
@@ -194,8 +191,6 @@ class LayerBackwardWithTangents(LayerBackward):
 
     @staticmethod
     def jvp(ctx, *tangents):
-        from . import second_order
-
         groups, grad_clip, *static = ctx.static
         _refuse_derivatives(grad_clip)
         *grads, saved, input, h0, c0, lengths, batch_sizes, reset_mask = ctx.saved_tensors[:11]
@@ -214,7 +209,7 @@ class LayerBackwardWithTangents(LayerBackward):
 _WITH_JVP = {LayerForward: LayerForwardWithTangents, LayerBackward: LayerBackwardWithTangents}
 
 
-def _apply(function: type[torch.autograd.Function], *args):
+def apply(function: type[torch.autograd.Function], *args):
     if torch_private.in_forward_mode():
         if function is LayerBackward and torch_private.in_nested_forward_mode():
             return _plain_backward(*args)
@@ -226,8 +221,6 @@ def _apply(function: type[torch.autograd.Function], *args):
 
 def _plain_backward(wanted, weight_groups, norms, grad_clip, *args):
     """LayerBackward.apply, by the formula in plain PyTorch."""
-    from . import second_order
-
     _refuse_derivatives(grad_clip)
     layer = _layer_of(args[5:])
     results = second_order.plain_backward(layer, weight_groups, args[:4])
@@ -342,5 +335,5 @@ def run_layer(
     if save and torch.compiler.is_exporting():
         return layer.forward(save, cells, grad_clip)[:4]
     if save or transformed:
-        return _apply(LayerForward, save, cells, grad_clip, *layer[:-1], *layer.weights)[:4]
-    return _layer_forward(save, cells, *layer[:-1], *layer.weights)[:4]
+        return apply(LayerForward, save, cells, grad_clip, *layer[:-1], *layer.weights)[:4]
+    return layer_forward(save, cells, *layer[:-1], *layer.weights)[:4]

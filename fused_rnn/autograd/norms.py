@@ -23,7 +23,7 @@ def run_layer(
     ``grad_clip`` cuts off is not in the former; the latter are never clipped.
     """
     arguments = (norms, of_last, True, cells, grad_clip, *layer[:-1], *layer.weights)
-    return functions._apply(_LayerForwardWithNorms, *arguments)[:4]
+    return functions.apply(_LayerForwardWithNorms, *arguments)[:4]
 
 
 def are_refused() -> str | None:
@@ -74,7 +74,7 @@ def _of_last(static, saved_tensors, states_shape) -> Tensor:
     if rows is not None:
         ones = ones * rows.unsqueeze(-1)
     arguments = (0, 1, True, None, None, ones, None, None, saved, *layer[:-1], *layer.weights)
-    return functions._layer_backward(*arguments)[3]
+    return functions.layer_backward(*arguments)[3]
 
 
 def _whole_rows(layer: Layer, batch: int) -> Tensor | None:

@@ -10,6 +10,8 @@ import warnings
 
 from torch import Tensor, nn
 
+from .recurrent import Recurrent
+
 
 def freeze(model: nn.Module) -> nn.Module:
     """Packs the weights of every ``fused_rnn.LSTM / GRU / RNN`` of ``model``, itself included, once, for inference.
@@ -19,11 +21,9 @@ def freeze(model: nn.Module) -> nn.Module:
     with it is not seen, so freeze again after one. ``load_state_dict`` and conversions such as ``half()`` pack anew by
     themselves, as copies and unpickled models do. State dicts have nothing of it.
     """
-    from .layers import _Recurrent
-
     frozen, passed_over = {}, []
     for name, module in model.named_modules():
-        if not isinstance(module, _Recurrent):
+        if not isinstance(module, Recurrent):
             continue
         if all(isinstance(module._parameters.get(weight), Tensor) for weight in module._flat_weights_names):
             frozen[module] = module._pack()

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .. import reference
 from ..autograd import functions
+from ..nn.layers import GRU, LSTM, RNN
 from ..ops import arguments
 from ..ops.cells import BY_ID
 from ..ops.layer import Layer, Wanted
@@ -90,8 +91,6 @@ def gate_statistics(
     Costs a forward pass without gradients, and then, as no kernel hands out its gates, the products with W_ih and W_hh
     of all steps once more, in one piece each, with memory for all gates of a layer. Training pays nothing for it.
     """
-    from ..nn.layers import GRU, LSTM, RNN
-
     stacks = {LSTM: arguments.lstm, GRU: arguments.gru, RNN: arguments.rnn}
     stack = next((stacks[kind] for kind in stacks if isinstance(module, kind)), None)
     if stack is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..nn.recurrent import Recurrent
 from ..nn.runners import Watch
 from . import figure
 
@@ -68,12 +69,10 @@ def gradient_flow(model: nn.Module, probe: str = "last", *, steps: int | None = 
 
 
 def _layers_of(model: nn.Module) -> dict[str, nn.Module]:
-    from ..nn.layers import _Recurrent
-
     watched, passed_over = {}, []
     for name, module in model.named_modules():
         name = name.replace("_orig_mod.", "").removesuffix("_orig_mod")  # what torch.compile wraps a module in
-        if isinstance(module, _Recurrent):
+        if isinstance(module, Recurrent):
             watched[name] = module
         elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             passed_over.append(f"{name or 'the model itself'} ({type(module).__name__})")
