@@ -55,6 +55,44 @@ def test_an_old_model_loads_and_computes_the_same(file, model):
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
+# ---- what is pickled now -------------------------------------------------------------------------------------------
+
+
+def one_of_each():
+    """An object of every public class."""
+    lstm = fused_rnn.LSTM(3, 3)
+    yield from (lstm, fused_rnn.GRU(3, 3), fused_rnn.RNN(3, 3))
+    yield from (fused_rnn.LSTMCell(3, 3), fused_rnn.GRUCell(3, 3), fused_rnn.RNNCell(3, 3))
+    yield fused_rnn.Stack("gru", 3, [3, 3])
+    x = torch.randn(4, 2, 3)
+    spectrum, gates = fused_rnn.spectrum(lstm), fused_rnn.gate_statistics(lstm, x)
+    yield from (spectrum, spectrum.blocks[0], gates, gates.gates[0], fused_rnn.explain(lstm, x))
+    with fused_rnn.gradient_flow(lstm) as flow:
+        lstm(x)[0].sum().backward()
+    yield from (flow, flow.summary(), flow.summary().lines[0])
+    report = fused_rnn.verify(cells=[], show_progress=False)
+    yield from (report, fused_rnn.Result("lstm", "float32", "plain", 0.0, 1.0))
+    yield next(fused_rnn.tbptt(lstm, lambda output, target: output.sum(), [(x, None)]))
+
+
+def test_public_classes_are_of_the_package_itself():
+    found = set()
+    for thing in one_of_each():
+        kind = type(thing)
+        assert kind.__module__ == "fused_rnn", kind
+        assert getattr(fused_rnn, kind.__name__) is kind
+        pickled = pickle.dumps(thing)
+        assert not any(f"fused_rnn.{folder}".encode() in pickled for folder in ("nn", "ops", "autograd", "tools"))
+        assert type(pickle.loads(pickled)) is kind
+        found.add(kind)
+    assert found == {value for value in vars(fused_rnn).values() if isinstance(value, type)}, "none is left out"
+
+
+def test_the_package_shows_what_is_public():
+    assert dir(fused_rnn) == sorted(fused_rnn.__all__)
+    assert all(hasattr(fused_rnn, name) for name in fused_rnn.__all__)
+
+
 # ---- the modules' old names, by which those pickles find them ------------------------------------------------------
 
 OLD_NAMES = [
