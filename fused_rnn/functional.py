@@ -156,7 +156,7 @@ def lstm_cell(
     bias_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One LSTM step: ``input [B, I]`` and ``hx = (h [B, H], c [B, H])`` to ``(h, c)``; B may be absent from all."""
-    return _step("LSTMCell", "lstm", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    return _step("lstm", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
 
 
 def gru_cell(
@@ -168,7 +168,7 @@ def gru_cell(
     bias_hh: Tensor | None = None,
 ) -> Tensor:
     """One GRU step: ``input [B, I]`` and ``hx [B, H]`` to h ``[B, H]``; B may be absent from all."""
-    return _step("GRUCell", "gru", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
+    return _step("gru", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
 
 
 def rnn_tanh_cell(
@@ -180,7 +180,7 @@ def rnn_tanh_cell(
     bias_hh: Tensor | None = None,
 ) -> Tensor:
     """One step of the tanh RNN, shapes as :func:`gru_cell`."""
-    return _step("RNNCell", "rnn_tanh", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
+    return _step("rnn_tanh", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
 
 
 def rnn_relu_cell(
@@ -192,11 +192,12 @@ def rnn_relu_cell(
     bias_hh: Tensor | None = None,
 ) -> Tensor:
     """One step of the ReLU RNN, shapes as :func:`gru_cell`."""
-    return _step("RNNCell", "rnn_relu", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
+    return _step("rnn_relu", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
 
 
-def _step(name: str, cell: str, input, hx, weight_ih, weight_hh, bias_ih, bias_hh) -> tuple[Tensor, ...]:
+def _step(name: str, input, hx, weight_ih, weight_hh, bias_ih, bias_hh) -> tuple[Tensor, ...]:
+    cell = CELLS[name]
     if (bias_ih is None) != (bias_hh is None):
-        raise ValueError(f"{name}: bias_ih and bias_hh must both be given or both be None")
+        raise ValueError(f"{cell.step_name}: bias_ih and bias_hh must both be given or both be None")
     biases = () if bias_ih is None else (bias_ih, bias_hh)
-    return arguments.single_step(run_layer, name, CELLS[cell], input, hx, (weight_ih, weight_hh, *biases))
+    return arguments.single_step(run_layer, cell, input, hx, (weight_ih, weight_hh, *biases))

@@ -56,7 +56,8 @@ def rnn_relu_step(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
     return rnn_relu_gates(x, r)
 
 
-# By the cells' ids, like ops.cells.BY_ID.
+# By the cells' ids, like ops.cells.BY_ID. GATES: for the cells whose row there names them.
+GATES = (lstm_gates, gru_gates, rnn_tanh_gates, rnn_relu_gates)
 STEPS = (lstm_step, gru_step, rnn_tanh_step, rnn_relu_step)
 
 

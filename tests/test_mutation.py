@@ -59,7 +59,8 @@ def add_cells(tree):
     count = len(re.findall(r"X\(\d+, \w+\)", cells.read_text()))
     rows = [f"X({count}, PeepholeLstm)", f"X({count + 1}, MinGru)"]
     edit(cells, rf"(X\({count - 1}, \w+\)) *\n", r" \\\n  ".join([r"\1", *rows]) + "\n")
-    edit(tree / "fused_rnn/ops/cells.py", r"(_NAMES = \([^)]*?),?\s*\)", r'\1, "peephole_lstm", "min_gru")')
+    added = "".join(f'    Row("{name}"),\n' for name in ("peephole_lstm", "min_gru"))
+    edit(tree / "fused_rnn/ops/cells.py", r"(?s)(\n_ROWS = \(.*?\n)\)\n", rf"\1{added})\n")
     (example,) = re.findall(r"```python\n( *def .*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     reference = tree / "fused_rnn/reference.py"
     edit(reference, r"(STEPS = \([^)]*?),?\s*\)", r"\1, peephole_lstm_step, min_gru_step)")

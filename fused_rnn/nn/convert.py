@@ -6,17 +6,8 @@ import warnings
 
 from torch import nn
 
-from . import cells, layers
 from .freeze import thaw
-
-_SWAPS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.LSTM: layers.LSTM,
-    nn.GRU: layers.GRU,
-    nn.RNN: layers.RNN,
-    nn.LSTMCell: cells.LSTMCell,
-    nn.GRUCell: cells.GRUCell,
-    nn.RNNCell: cells.RNNCell,
-}
+from .kinds import OURS
 
 
 def swap(model: nn.Module) -> nn.Module:
@@ -30,9 +21,9 @@ def swap(model: nn.Module) -> nn.Module:
     """
     passed_over = []
     for name, module in model.named_modules():
-        if type(module) in _SWAPS:
-            module.__class__ = _SWAPS[type(module)]
-        elif isinstance(module, tuple(_SWAPS)):
+        if type(module) in OURS:
+            module.__class__ = OURS[type(module)]
+        elif isinstance(module, tuple(OURS)):
             passed_over.append(f"{name or 'the model itself'} ({type(module).__name__})")
     if passed_over:
         warnings.warn(
@@ -45,7 +36,7 @@ def swap(model: nn.Module) -> nn.Module:
 
 def restore(model: nn.Module) -> nn.Module:
     """Undoes :func:`swap`: layers of exactly this library's classes become torch.nn's, thawed; returns ``model``."""
-    back = {ours: theirs for theirs, ours in _SWAPS.items()}
+    back = {ours: theirs for theirs, ours in OURS.items()}
     for module in model.modules():
         if type(module) in back:
             thaw(module)

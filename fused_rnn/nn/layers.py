@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional
 from ..ops import arguments
+from ..ops.cells import BY_MODE
 from .recurrent import Recurrent
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -125,10 +126,7 @@ class RNN(Recurrent):
             self.nonlinearity, args = args[3], (*args[:3], *args[4:])
         else:
             self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        modes = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
-        if self.nonlinearity not in modes:
-            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
-        super().__init__(modes[self.nonlinearity], *args, **kwargs)
+        super().__init__(arguments.rnn_cell(self.nonlinearity).mode, *args, **kwargs)
 
     def forward(
         self,
@@ -151,8 +149,7 @@ class RNN(Recurrent):
 
     def _options(self, lengths, reset_mask, grad_clip=None) -> dict:
         # From `mode`, not `nonlinearity`: layers pickled by old versions of torch have no such attribute.
-        nonlinearity = "relu" if self.mode == "RNN_RELU" else "tanh"
-        return super()._options(lengths, reset_mask, grad_clip) | {"nonlinearity": nonlinearity}
+        return super()._options(lengths, reset_mask, grad_clip) | {"nonlinearity": BY_MODE[self.mode].nonlinearity}
 
 
 def _refuse_projection(kwargs: dict) -> None:

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
-from ..ops.cells import CELLS
+from ..ops.cells import BY_MODE
 from ..ops.layer import BATCH_FIRST, TIME_MAJOR
 from . import inference
 from .runners import Frozen, Watch
-
-_CELLS = {"LSTM": CELLS["lstm"], "GRU": CELLS["gru"], "RNN_TANH": CELLS["rnn_tanh"], "RNN_RELU": CELLS["rnn_relu"]}
 
 
 class Recurrent(nn.RNNBase):
@@ -37,13 +35,13 @@ class Recurrent(nn.RNNBase):
             if self._frozen is not None or self._watch is not None or lengths is not None or reset_mask is not None:
                 return None
             layer = (self.num_layers, self.bidirectional, self.bias, self.batch_first)
-            return inference.train(_CELLS[self.mode], input, hx, weights, *layer)
+            return inference.train(BY_MODE[self.mode], input, hx, weights, *layer)
         packed = None
         if self._frozen is not None:
             self._frozen.check(weights)
             packed = self._frozen.packed
         return inference.infer(
-            _CELLS[self.mode],
+            BY_MODE[self.mode],
             input,
             hx,
             weights,
@@ -92,7 +90,7 @@ class Recurrent(nn.RNNBase):
 
     def _pack(self) -> Frozen:
         weights = [self._parameters[name] for name in self._flat_weights_names]
-        return Frozen(_CELLS[self.mode], self.bias, self.bidirectional, self.num_layers, weights)
+        return Frozen(BY_MODE[self.mode], self.bias, self.bidirectional, self.num_layers, weights)
 
     def _apply(self, *args, **kwargs):
         was_frozen = self.__dict__.pop("_frozen", None) is not None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..autograd import functions, norms
 from ..ops import torch_private
-from ..ops.cells import Cell
+from ..ops.cells import BY_MODE, Cell
 from ..ops.layer import TIME_MAJOR, Layer, stack_code
 
 _THAW = "call fused_rnn.thaw(model) first"
@@ -92,7 +92,7 @@ class Watch:
     def __init__(self, flow, name: str, module: nn.Module, steps: int | None):
         self.flow, self.of_last = flow, flow.probe == "last"
         self.directions = 1 + module.bidirectional
-        self.states = 2 if module.mode == "LSTM" else 1
+        self.states = BY_MODE[module.mode].states
         self.keys = [(name, k) for k in range(module.num_layers)]
         self.places: list[Tensor] = []
         if steps is not None:  # one column more: it counts the calls

@@ -12,7 +12,7 @@ from .layers import GRU, LSTM, RNN
 
 __all__ = ["Stack"]
 
-_CLASSES = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+_CLASSES = {kind.__name__.lower(): kind for kind in (LSTM, GRU, RNN)}
 _SKIPS = (None, "residual", "dense")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import refusals
-from .cells import CELLS, Cell
+from .cells import BY_ID, CELLS, Cell
 from .checks import (
     Options,
     check_state_dtypes,
@@ -29,37 +29,40 @@ from .sequences import check_sizes, enter_packed, enter_padded
 
 # (layer, whether the second state after every step is wanted) -> output, h_n, c_n, that state
 RunLayer = Callable[[Layer, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
-NONLINEARITIES = {"tanh": CELLS["rnn_tanh"], "relu": CELLS["rnn_relu"]}
+_NONLINEARITIES = {cell.nonlinearity: cell for cell in BY_ID if cell.nonlinearity is not None}
 
 
 def lstm(run_layer: RunLayer, input, hx, weights, *, return_cells: bool = False, **options):
-    output, h_n, c_n, *cells = run(run_layer, "LSTM", CELLS["lstm"], input, hx, weights, return_cells, **options)
+    output, h_n, c_n, *cells = run(run_layer, CELLS["lstm"], input, hx, weights, return_cells, **options)
     return output, (h_n, c_n), *cells
 
 
 def gru(run_layer: RunLayer, input, hx, weights, **options):
-    return run(run_layer, "GRU", CELLS["gru"], input, hx, weights, **options)[:2]
+    return run(run_layer, CELLS["gru"], input, hx, weights, **options)[:2]
 
 
 def rnn(run_layer: RunLayer, input, hx, weights, *, nonlinearity: str = "tanh", **options):
-    if nonlinearity not in NONLINEARITIES:
+    return run(run_layer, rnn_cell(nonlinearity), input, hx, weights, **options)[:2]
+
+
+def rnn_cell(nonlinearity: str) -> Cell:
+    if nonlinearity not in _NONLINEARITIES:
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    return run(run_layer, "RNN", NONLINEARITIES[nonlinearity], input, hx, weights, **options)[:2]
+    return _NONLINEARITIES[nonlinearity]
 
 
-def run(run_layer: RunLayer, name: str, cell: Cell, input, hx, weights, cells: bool = False, /, **options):
+def run(run_layer: RunLayer, cell: Cell, input, hx, weights, cells: bool = False, /, **options):
     """A stack of layers: (output, h_n, c_n), c_n empty for cells of one state; with ``cells`` the last layer's too."""
     try:
-        return _run(run_layer, name, cell, input, hx, weights, cells, **options)
+        return _run(run_layer, cell, input, hx, weights, cells, **options)
     except Exception as error:
         masks = {what: options.get(what) for what in ("lengths", "reset_mask")}
-        refusals.explain(error, name, input, hx=hx, weights=weights, **masks)
+        refusals.explain(error, cell.layer_name, input, hx=hx, weights=weights, **masks)
         raise
 
 
 def _run(
     run_layer: RunLayer,
-    name: str,
     cell: Cell,
     input: Tensor | PackedSequence,
     hx: tuple[Tensor, Tensor] | Tensor | None,
@@ -75,7 +78,7 @@ def _run(
     reset_mask: Tensor | None = None,
     grad_clip: float | None = None,
 ) -> tuple:
-    options = Options(name, cell, num_layers, bidirectional, batch_first)
+    options = Options(cell.layer_name, cell, num_layers, bidirectional, batch_first)
     if grad_clip is not None:
         run_layer = partial(run_layer, grad_clip=checked_grad_clip(grad_clip))
     bias, kinds = weight_layout(options, weights)
@@ -109,23 +112,23 @@ def _run(
     return leave(data, h_n, c_n, *([cells] if with_cells else []))
 
 
-def single_step(run_layer: RunLayer, name: str, cell: Cell, input, hx, weights: Sequence[Tensor]):
+def single_step(run_layer: RunLayer, cell: Cell, input, hx, weights: Sequence[Tensor]):
     """One step of one cell: the new states. ``weights``: weight_ih, weight_hh and, if any, bias_ih, bias_hh."""
     try:
-        return _single_step(run_layer, name, cell, input, hx, weights)
+        return _single_step(run_layer, cell, input, hx, weights)
     except Exception as error:
-        refusals.explain(error, name, input, hx=hx, weights=weights)
+        refusals.explain(error, cell.step_name, input, hx=hx, weights=weights)
         raise
 
 
 def _single_step(
     run_layer: RunLayer,
-    name: str,
     cell: Cell,
     input: Tensor,
     hx: tuple[Tensor, Tensor] | Tensor | None,
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
+    name = cell.step_name
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}: input must be a Tensor, got {type(input).__name__}")
     if input.dim() not in (1, 2):

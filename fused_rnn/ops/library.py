@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -75,10 +76,25 @@ def cell_count() -> int:
     return compiled.fused_rnn_cell_count()
 
 
-def cell_traits(cell_id: int) -> tuple[int, ...]:
-    """What ``csrc/cells/`` says of a cell, in the order of ``CellTraits``."""
+class CellTraits(NamedTuple):
+    """What ``csrc/cells/`` says of a cell; ``CellTraits`` there has the same order."""
+
+    gates: int
+    states: int
+    saved: int
+    """Values that a step saves for its backward pass, for each hidden unit."""
+    params: int
+    """Per-unit parameters beside the matrices and biases."""
+    recurrent: bool
+    """It has a recurrent matrix."""
+    projectable: bool
+    one_gate_gradient: bool
+    """The gradients of W_ih x and of W_hh h are the same."""
+
+
+def cell_traits(cell_id: int) -> CellTraits:
     if not 0 <= cell_id < cell_count():
         raise ValueError(f"there are cells 0 to {cell_count() - 1}, got {cell_id}")
-    traits = (ctypes.c_int64 * 7)()
-    compiled.fused_rnn_cell_traits(cell_id, traits)
-    return tuple(traits)
+    numbers = (ctypes.c_int64 * len(CellTraits._fields))()
+    compiled.fused_rnn_cell_traits(cell_id, numbers)
+    return CellTraits(*numbers[:4], *map(bool, numbers[4:]))

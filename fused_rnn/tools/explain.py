@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from ..nn import cells, layers
+from ..nn.kinds import cell_of
 from ..ops import arguments, engines, plans
-from ..ops.cells import CELLS
 from ..ops.layer import Layer
 
 _LAYERS = {layers.LSTM: arguments.lstm, layers.GRU: arguments.gru, layers.RNN: arguments.rnn}
-_CELLS = {cells.LSTMCell: "lstm", cells.GRUCell: "gru", cells.RNNCell: None}  # an RNNCell says which it is
+_CELLS = (cells.LSTMCell, cells.GRUCell, cells.RNNCell)
 
 
 _SPLIT = (
@@ -167,10 +167,9 @@ def _first_layer(module: nn.Module, inputs, lengths, reset_mask) -> Layer:
             options = module._options(lengths, reset_mask)
             _LAYERS[type(module)](stop, input, hx, **options)
         else:
-            kind = _CELLS[type(module)] or f"rnn_{module.nonlinearity}"
             weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
             weights = [weight for weight in weights if weight is not None]
-            arguments.single_step(stop, type(module).__name__, CELLS[kind], input, hx, weights)
+            arguments.single_step(stop, cell_of(module), input, hx, weights)
     except _Stop as stopped:
         (layer,) = stopped.args
         if getattr(module, "_frozen", None):

@@ -16,18 +16,8 @@ from ..nn.layers import GRU, LSTM, RNN
 from ..ops import arguments
 from ..ops.cells import BY_ID
 from ..ops.layer import Layer, Wanted
-from .spectrum import GATE_NAMES
 
 __all__ = ["Gate", "GateStatistics", "gate_statistics"]
-
-# By the cells' ids: the gates' formulas, and between which ends each lies.
-_SIGMOID, _TANH, _RELU = (0.0, 1.0), (-1.0, 1.0), (0.0, math.inf)
-_GATES = (
-    (reference.lstm_gates, (_SIGMOID, _SIGMOID, _TANH, _SIGMOID)),
-    (reference.gru_gates, (_SIGMOID, _SIGMOID, _TANH)),
-    (reference.rnn_tanh_gates, (_TANH,)),
-    (reference.rnn_relu_gates, (_RELU,)),
-)
 
 
 @dataclass(frozen=True)
@@ -122,8 +112,7 @@ def gate_statistics(
 
 def _of_direction(layer: Layer, d: int, results, margin: float):
     """(mean, low, high) of each gate by name, and the state's norms [T]."""
-    formula, ends = _GATES[layer.cell]
-    _, directions, _, _, _, (steps, _) = layer.sizes
+    cell, directions, _, _, _, (steps, _) = layer.sizes
     count = len(layer.weights) // directions
     own = dict(zip(layer.weight_kinds, layer.weights[d * count : (d + 1) * count], strict=False))
     weights = {kind: weight.float() if weight.element_size() < 4 else weight for kind, weight in own.items()}
@@ -135,8 +124,8 @@ def _of_direction(layer: Layer, d: int, results, margin: float):
     h = _h_before(layer, d, output, step, lengths).to(dtype)
     x = linear(layer.with_numbers().input.to(dtype), weights[Wanted.WEIGHT_IH], weights.get(Wanted.BIAS_IH))
     found = {}
-    values = formula(x, linear(h, weights[Wanted.WEIGHT_HH], weights.get(Wanted.BIAS_HH)))
-    for name, gate, (low, high) in zip(GATE_NAMES[len(values)], values, ends, strict=True):
+    values = reference.GATES[layer.cell](x, linear(h, weights[Wanted.WEIGHT_HH], weights.get(Wanted.BIAS_HH)))
+    for (name, low, high), gate in zip(cell.named_gates, values, strict=True):
         of_rows = gate[active]
         near = margin * (high - low) if math.isfinite(high) else 0.0
         shares = [of_rows <= low + near, of_rows >= high - near]

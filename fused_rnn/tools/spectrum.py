@@ -9,12 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..nn.kinds import cell_of
 from . import figure
 
 __all__ = ["Block", "Spectrum", "spectrum"]
-
-# The blocks of W_hh from top to bottom, by how many there are. What torch calls i f g o, and r z n.
-GATE_NAMES = {4: ("input", "forget", "cell", "output"), 3: ("reset", "update", "new"), 1: ("h",)}
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,14 @@ def spectrum(module: nn.Module) -> Spectrum:
     vanish, as fast as its powers at least; above 1 it may explode, but need not. The work is that of an SVD and of an
     eigenvalue decomposition in float64 of each block.
     """
+    cell = cell_of(module)
+    if cell is None:
+        raise TypeError(
+            f"fused_rnn.spectrum takes an LSTM, GRU, RNN or one of their cells, got {type(module).__name__}"
+        )
     if isinstance(module, nn.RNNCellBase):
         weights = {"": (module.weight_hh, None)}
-    elif isinstance(module, nn.RNNBase):
+    else:
         suffixes = [f"l{k}{r}" for k in range(module.num_layers) for r in ("", "_reverse")[: 1 + module.bidirectional]]
         weights = {
             suffix.replace("_", " ") + " ": (
@@ -106,15 +109,10 @@ def spectrum(module: nn.Module) -> Spectrum:
             )
             for suffix in suffixes
         }
-    else:
-        raise TypeError(
-            f"fused_rnn.spectrum takes an LSTM, GRU, RNN or one of their cells, got {type(module).__name__}"
-        )
     blocks = []
     for prefix, (w_hh, w_hr) in weights.items():
-        names = GATE_NAMES[w_hh.shape[0] // module.hidden_size]
-        for name, block in zip(names, w_hh.detach().double().cpu().chunk(len(names)), strict=True):
-            blocks.append(_block(prefix + name, block, w_hr, bounded=len(names) == 1))
+        for gate, block in zip(cell.named_gates, w_hh.detach().double().cpu().chunk(cell.gates), strict=True):
+            blocks.append(_block(prefix + gate.name, block, w_hr, bounded=cell.gates == 1))
     return Spectrum(tuple(blocks))
 
 

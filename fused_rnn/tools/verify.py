@@ -190,14 +190,13 @@ class Problem:
             input = pack_padded_sequence(input, self.lengths.cpu(), case.batch_first, enforce_sorted=False)
         else:
             options["lengths"] = self.lengths
-        if cell.name.startswith("rnn_"):
-            options["nonlinearity"] = cell.name.removeprefix("rnn_")
-        function = getattr(api, cell.name.split("_")[0], None)
-        if function is None:  # a cell that has no function of its own
-            output, *state = arguments.run(api.run_layer, cell.name, cell, input, hx, weights, **options)
+        if cell.layer is None:  # no function of its own
+            output, *state = arguments.run(api.run_layer, cell, input, hx, weights, **options)
             state = tuple(state[: cell.states])
         else:
-            output, state = function(input, hx, weights, **options)
+            if cell.nonlinearity is not None:
+                options["nonlinearity"] = cell.nonlinearity
+            output, state = getattr(api, cell.layer.lower())(input, hx, weights, **options)
         output = output.data if isinstance(output, PackedSequence) else output
         return [output, *(state if isinstance(state, tuple) else (state,))]
 
