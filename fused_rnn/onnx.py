@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import torch
 
+from .ops.calls import ForwardCall
 from .ops.cells import BY_ID
-from .ops.layer import Layer, Wanted, layer_from_arguments
+from .ops.layer import Layer, Wanted
 
 __all__ = ["translations"]
 
@@ -29,8 +30,9 @@ def _translate(*args):
     import onnx_ir
     from onnxscript import opset18 as op
 
-    layer, (_, cells) = layer_from_arguments(*args[:10]), args[10:]
-    _check(layer, cells, onnx_ir)
+    call = ForwardCall(*args)
+    layer = call.layer
+    _check(layer, call.cells, onnx_ir)
     if layer.input.dtype == onnx_ir.DataType.INT64:  # ids, which no node for a layer takes
         off_and_on = op.CastLike(op.Constant(value_floats=[0.0, 1.0]), layer.weights[0])
         depth = op.Constant(value_int=layer.weights[0].shape[1])

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..ops import torch_private
+from ..ops.calls import BackwardArguments, ForwardArguments, flatten, layer_of
 from ..ops.layer import Layer
 from . import functions
 from .functions import LayerForward
@@ -22,8 +23,9 @@ def run_layer(
     step. ``of_last``: not of the gradients of that pass, but of one that begins with ones; see :func:`_of_last`. What
     ``grad_clip`` cuts off is not in the former; the latter are never clipped.
     """
-    arguments = (norms, of_last, True, cells, grad_clip, *layer[:-1], *layer.weights)
-    return functions.apply(_LayerForwardWithNorms, *arguments)[:4]
+    arguments = flatten(ForwardArguments(True, cells, grad_clip, layer))
+    output, h_n, c_n, all_cells, _ = functions.apply(_LayerForwardWithNorms, norms, of_last, *arguments)
+    return output, h_n, c_n, all_cells
 
 
 def are_refused() -> str | None:
@@ -44,8 +46,10 @@ class _LayerForwardWithNorms(LayerForward):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.columns, ctx.of_last, ctx.states_shape = inputs[0].shape[-1], inputs[1], output[1].shape
-        LayerForward.setup_context(ctx, inputs[2:], output)
+        norms, of_last, *arguments = inputs
+        _, h_n, *_ = output
+        ctx.columns, ctx.of_last, ctx.states_shape = norms.shape[-1], of_last, h_n.shape
+        LayerForward.setup_context(ctx, tuple(arguments), output)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -54,11 +58,12 @@ class _LayerForwardWithNorms(LayerForward):
                 "fused_rnn.gradient_flow: norms of gradients have no gradient, so create_graph=True is refused"
             )
         saved_tensors = ctx.saved_tensors  # read once: a hook may refuse to unpack them twice
-        needs = ctx.needs_input_grad[2:]
-        norms, gradients = LayerForward.gradients(ctx.static, saved_tensors, needs, grads, not ctx.of_last)
+        _, _, *needs = ctx.needs_input_grad
+        norms, gradients = LayerForward.gradients(ctx.static, saved_tensors, tuple(needs), grads, not ctx.of_last)
         if norms is not None:
             if ctx.of_last:
-                norms = _of_last(ctx.static[3:], saved_tensors, ctx.states_shape)
+                _, _, _, *static = ctx.static
+                norms = _of_last(static, saved_tensors, ctx.states_shape)
             if ctx.columns != norms.shape[-1]:
                 norms = pad(norms, (0, ctx.columns - norms.shape[-1]), value=-1.0)
         return norms, None, *gradients
@@ -67,14 +72,26 @@ class _LayerForwardWithNorms(LayerForward):
 def _of_last(static, saved_tensors, states_shape) -> Tensor:
     """[D, kStates, T]: norms of what comes back of ones, the gradient of h after the last step that each direction
     takes, in the rows that :func:`_whole_rows` names."""
-    saved, input, h0, c0, lengths, batch_sizes, reset_mask, *weights = saved_tensors
-    layer = Layer(*static, input, h0, c0, lengths, batch_sizes, reset_mask, tuple(weights))
+    saved, *tensors = saved_tensors
+    layer = layer_of((*static, *tensors))
     ones = layer.weights[0].new_ones(states_shape)
     rows = _whole_rows(layer, states_shape[-2])
     if rows is not None:
         ones = ones * rows.unsqueeze(-1)
-    arguments = (0, 1, True, None, None, ones, None, None, saved, *layer[:-1], *layer.weights)
-    return functions.layer_backward(*arguments)[3]
+    arguments = BackwardArguments(
+        wanted=0,
+        weight_groups=1,
+        norms=True,
+        grad_clip=None,
+        grad_output=None,
+        grad_h_n=ones,
+        grad_c_n=None,
+        grad_cells=None,
+        saved=saved,
+        layer=layer,
+    )
+    *_, norms, _ = functions.layer_backward(*flatten(arguments))
+    return norms
 
 
 def _whole_rows(layer: Layer, batch: int) -> Tensor | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import reference
 from ..ops import torch_private
+from ..ops.calls import STATES
 from ..ops.layer import Grads, Layer, Wanted
 from . import tangents
 from .tangents import Direction
@@ -68,7 +69,8 @@ def backward_along(
 
     changes = (*_flat(direction), *grads_direction)
     results = _along(layer, groups, plain, compiled, (*_inputs(layer), *grads), changes)
-    return results[:3], results[3:]
+    states, weights, _ = _split(layer, results)
+    return states, weights
 
 
 def _along(layer: Layer, groups: int, plain, compiled, inputs: Grads, changes: Grads) -> Grads:
@@ -97,7 +99,8 @@ class _Along(torch.autograd.Function):
     def backward(ctx, *grads):
         tensors = ctx.saved_tensors
         count = len(tensors) // 2
-        needed = [i for i, is_needed in enumerate(ctx.needs_input_grad[2:]) if is_needed]
+        _, _, *needs = ctx.needs_input_grad
+        needed = [i for i, is_needed in enumerate(needs) if is_needed]
         given: list[int] = []
 
         def push(*own: Tensor) -> tuple[Tensor, ...]:
@@ -131,10 +134,10 @@ def differentiate_backward(
     grad_grads = [None if input is None or grad is None or grad.shape == (0,) else grad for grad, input in pairs]
     reached = [i for i, grad in enumerate(grad_grads) if grad is not None]
     products: list[Tensor | None] = [None] * len(inputs)
-    count = len(inputs) - len(grads)
     plain = _is_differentiable((*inputs, *grad_grads)) or _are_batched(grad_grads)
     if reached and not plain and tangents.are_compiled(layer, groups):
-        direction = Direction(*grad_grads[:3], grad_grads[3:])
+        input, h0, c0, *weights = grad_grads
+        direction = Direction(input, h0, c0, weights)
         with torch_private.below_autograd(), _without_autocast(layer):
             outputs, states = tangents.of_backward(layer, saved, grads, direction, (None,) * len(grads), wanted)
         products = [*states, *outputs]
@@ -147,9 +150,8 @@ def differentiate_backward(
             products = _by_transforms(layer, groups, inputs, reached, vectors)
     pairs = zip(inputs, products, strict=True)
     products = [None if t is None or product is None or product.shape == (0,) else product for t, product in pairs]
-    if of_tokens:  # which have no gradient
-        products[0] = None
-    return tuple(products[:3]), tuple(products[3:count]), tuple(products[count:])
+    (input, h0, c0), weights, of_grads = _split(layer, products)
+    return (None if of_tokens else input, h0, c0), weights, of_grads  # ids have no gradient
 
 
 def plain_backward(layer: Layer, groups: int, grads: Grads) -> Grads:
@@ -158,8 +160,36 @@ def plain_backward(layer: Layer, groups: int, grads: Grads) -> Grads:
     return tuple(_backward(layer, groups, [*_inputs(layer), *grads]))
 
 
+# ---- flat lists: input, h0, c0, then the weights, then the four gradients, if any ----------------------------------
+
+
 def _inputs(layer: Layer) -> tuple[Tensor | None, ...]:
     return (layer.input, layer.h0, layer.c0, *layer.weights)
+
+
+_FIRST_WEIGHT = len(Layer._fields[STATES])
+
+
+def _first_grad(layer: Layer) -> int:
+    return _FIRST_WEIGHT + len(layer.weights)
+
+
+def _split(layer: Layer, flat) -> tuple[tuple, tuple, tuple]:
+    """(input, h0, c0), the weights and the gradients, or one for each of them."""
+    grads = _first_grad(layer)
+    return tuple(flat[:_FIRST_WEIGHT]), tuple(flat[_FIRST_WEIGHT:grads]), tuple(flat[grads:])
+
+
+def _with(layer: Layer, flat) -> Layer:
+    (input, h0, c0), weights, _ = _split(layer, flat)
+    return layer._replace(input=input, h0=h0, c0=c0, weights=weights)
+
+
+def _flat(direction: Direction) -> tuple[Tensor | None, ...]:
+    return (direction.input, direction.h0, direction.c0, *direction.weights)
+
+
+# ---- what a call is like -------------------------------------------------------------------------------------------
 
 
 def _are_batched(tensors: Grads) -> bool:
@@ -179,8 +209,7 @@ def _without_autocast(layer: Layer):
     return torch.autocast(layer.input.device.type, enabled=False)
 
 
-def _flat(direction: Direction) -> tuple[Tensor | None, ...]:
-    return (*direction[:3], *direction.weights)
+# ---- by the formula ------------------------------------------------------------------------------------------------
 
 
 def _push_forward(function, inputs, changes):
@@ -203,8 +232,7 @@ def _push_forward(function, inputs, changes):
 
 
 def _outputs(layer: Layer, inputs, cells: bool) -> tuple[Tensor, ...]:
-    own = layer._replace(input=inputs[0], h0=inputs[1], c0=inputs[2], weights=tuple(inputs[3:]))
-    return reference.run_layer(own, cells)
+    return reference.run_layer(_with(layer, inputs), cells)
 
 
 def _by_autograd(layer: Layer, inputs, wanted: list[int], vectors: list[Tensor]):
@@ -249,9 +277,9 @@ def _by_transforms(layer: Layer, groups: int, inputs, wanted: list[int], vectors
 
 def _outputs_with_gradients(layer: Layer, inputs) -> tuple[list[Tensor], list[Tensor]]:
     """Those outputs of the reference whose gradient is given, and these gradients."""
-    count = 3 + len(layer.weights)
-    grads = inputs[count:]
-    outputs = _outputs(layer, inputs[:count], cells=grads[3] is not None)
+    _, _, grads = _split(layer, inputs)
+    *_, grad_cells = grads
+    outputs = _outputs(layer, inputs, cells=grad_cells is not None)
     pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
     return [output for output, _ in pairs], [grad for _, grad in pairs]
 
@@ -262,7 +290,7 @@ def _backward(layer: Layer, groups: int, inputs: list[Tensor | None]) -> list[Te
         return _over_members(layer, groups, inputs)
     if groups > 1:
         return _over_groups(layer, groups, inputs)
-    count = 3 + len(layer.weights)
+    count = _first_grad(layer)
     given = [i for i, t in enumerate(inputs[:count]) if t is not None]
 
     def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -282,14 +310,14 @@ def _vmapped(layer: Layer, inputs, dims, layer_dims, groups: int, out_dims) -> l
     """``_backward`` with one dimension of the inputs, and of lengths and reset_mask, mapped over."""
     given = [i for i, t in enumerate(inputs) if t is not None]
     masks = [name for name in ("lengths", "reset_mask") if getattr(layer, name) is not None]
-    count = 3 + len(layer.weights)
+    count = _first_grad(layer)
     results = [i for i in given if i < count]
 
     def one(*tensors: Tensor) -> tuple[Tensor, ...]:
         filled = dict(zip(given, tensors, strict=False))
         own_masks = dict(zip(masks, tensors[len(given) :], strict=True))
         own_inputs = [filled.get(i) for i in range(len(inputs))]
-        own = layer._replace(input=own_inputs[0], weights=tuple(own_inputs[3:count]), **own_masks)
+        own = _with(layer, own_inputs)._replace(**own_masks)
         full = _backward(own, groups, own_inputs)
         return tuple(full[i] for i in results)
 
@@ -314,7 +342,7 @@ def _over_members(layer: Layer, groups: int, inputs) -> list[Tensor | None]:
 
 
 def _over_groups(layer: Layer, groups: int, inputs) -> list[Tensor | None]:
-    count = 3 + len(layer.weights)
+    count = _first_grad(layer)
 
     def cut(tensor: Tensor | None, batch_dim: int) -> Tensor | None:
         if tensor is None:
@@ -323,11 +351,11 @@ def _over_groups(layer: Layer, groups: int, inputs) -> list[Tensor | None]:
         return tensor.unflatten(at, (groups, tensor.shape[at] // groups))
 
     # The batch is the last dimension but one, so its groups, once cut, are the last but two.
-    rows = [i for i in range(len(inputs)) if i < 3 or i >= count]
+    rows = [i for i in range(len(inputs)) if i < _FIRST_WEIGHT or i >= count]
     cut_inputs = [cut(t, -2) if i in rows else t for i, t in enumerate(inputs)]
     dims = [-3 if i in rows else None for i in range(len(inputs))]
-    own = layer._replace(input=cut_inputs[0], lengths=cut(layer.lengths, -1), reset_mask=cut(layer.reset_mask, -1))
-    full = _vmapped(
-        own, cut_inputs, dims, {"lengths": -2, "reset_mask": -2}, 1, [-3 if i < 3 else 0 for i in range(count)]
-    )
-    return [t.flatten(-3, -2) if t is not None and i < 3 else t for i, t in enumerate(full)]
+    input, *_ = cut_inputs
+    own = layer._replace(input=input, lengths=cut(layer.lengths, -1), reset_mask=cut(layer.reset_mask, -1))
+    out_dims = [-3 if i < _FIRST_WEIGHT else 0 for i in range(count)]
+    full = _vmapped(own, cut_inputs, dims, {"lengths": -2, "reset_mask": -2}, 1, out_dims)
+    return [t.flatten(-3, -2) if t is not None and i < _FIRST_WEIGHT else t for i, t in enumerate(full)]

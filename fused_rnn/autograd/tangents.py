@@ -49,7 +49,8 @@ def are_compiled(layer: Layer, groups: int = 1) -> bool:
 def of_forward(layer: Layer, saved: Tensor, direction: Direction, cells: bool) -> tuple[Tensor, ...]:
     """How output, h_n, c_n and cells change; ``saved`` is what the layer's forward pass saved."""
     narrow, (layer, saved, direction) = _in_float(layer, saved, direction)
-    return narrow(_forward(layer, saved, direction, cells)[:4])
+    *outputs, _ = _forward(layer, saved, direction, cells)
+    return narrow(outputs)
 
 
 def of_backward(

@@ -65,7 +65,8 @@ class Frozen:
             with torch.no_grad():
                 are_others = layer.weights[0].dtype != self.weights[0].dtype  # autocast's copies
                 if cells or are_others:  # for cells `infer` has no place
-                    return layer.forward(save=False, cells=cells)[:4]
+                    output, h_n, c_n, all_cells, _ = layer.forward(save=False, cells=cells)
+                    return output, h_n, c_n, all_cells
                 results = _infer_layer(layer, own)
             return (*results, *[results[0].new_empty(0)] * (4 - len(results)))
 

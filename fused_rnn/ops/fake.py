@@ -6,27 +6,25 @@ import torch
 from torch import Tensor
 
 from . import torch_private
-from .layer import BATCH_FIRST, ONE_STEP, Layer, Wanted, layer_from_arguments, stack_of
+from .calls import BackwardCall, BackwardTangentCall, ForwardCall, TangentCall, TraceCall
+from .layer import BATCH_FIRST, ONE_STEP, Layer, Wanted, stack_of
 
 
 @torch.library.register_fake("fused_rnn::layer_forward")
-def _forward_shapes(
-    cell,
-    bias,
-    bidirectional,
-    input,
-    h0,
-    c0,
-    weights,
-    lengths,
-    batch_sizes,
-    reset_mask,
-    save,
-    cells,
-    grad_clip=None,
-):
-    _check_devices(input, batch_sizes, h0, c0, *weights, lengths, reset_mask)
-    layer = layer_from_arguments(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask)
+def _forward_shapes(*args):
+    call = ForwardCall(*args)
+    return _shapes_of_forward(call.layer, call.save, call.cells)
+
+
+@torch.library.register_fake("fused_rnn::layer_tangent")
+def _tangent_shapes(*args):
+    call = TangentCall(*args)
+    return _shapes_of_forward(call.layer, True, call.cells)
+
+
+def _shapes_of_forward(layer: Layer, save: bool, cells: bool):
+    weights, h0, batch_sizes = layer.weights, layer.h0, layer.batch_sizes
+    _check_devices(layer)
     kind, directions, hidden, width, members, rows = layer.sizes
     batch = _batch_of(rows, h0, batch_sizes)
     saved_width = (kind.saved + kind.states - 1) * hidden + width
@@ -43,11 +41,12 @@ def _forward_shapes(
     )
 
 
-def _check_devices(input: Tensor, batch_sizes: Tensor | None, *others: Tensor | None) -> None:
+def _check_devices(layer: Layer, *others: Tensor | None) -> None:
     """One argument on meta is enough for a call to come here: results without data, were the others on the CPU."""
+    input, batch_sizes = layer.input, layer.batch_sizes
     if batch_sizes is not None and batch_sizes.device.type != "meta":
         batch_sizes = None  # may be on the CPU
-    for tensor in (batch_sizes, *others):
+    for tensor in (batch_sizes, layer.h0, layer.c0, *layer.weights, layer.lengths, layer.reset_mask, *others):
         if tensor is not None and tensor.device != input.device:
             raise RuntimeError(
                 f"fused_rnn: all arguments must be on the input's device, {input.device}; one is on {tensor.device}"
@@ -66,10 +65,10 @@ def _batch_of(rows: tuple[int, ...], h0: Tensor | None, batch_sizes: Tensor | No
 
 @torch.library.register_fake("fused_rnn::infer")
 def _infer_shapes(stack, input, h0, c0, weights, packed=None, lengths=None, batch_sizes=None, reset_mask=None):
-    _check_devices(input, batch_sizes, h0, c0, *weights, *(packed or ()), lengths, reset_mask)
     cell, num_layers, bias, bidirectional, layout = stack_of(stack)
     per_layer = tuple(weights[: len(weights) // num_layers])
     layer = Layer(cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, per_layer)
+    _check_devices(layer, *weights, *(packed or ()))
     kind, directions, hidden, width, _, rows = layer.sizes
     if layout == ONE_STEP:
         states = rows
@@ -83,59 +82,46 @@ def _infer_shapes(stack, input, h0, c0, weights, packed=None, lengths=None, batc
 
 
 @torch.library.register_fake("fused_rnn::layer_backward")
-def _backward_shapes(
-    cell,
-    bias,
-    bidirectional,
-    grad_output,
-    grad_h_n,
-    grad_c_n,
-    grad_cells,
-    input,
-    h0,
-    c0,
-    weights,
-    lengths,
-    batch_sizes,
-    reset_mask,
-    saved,
-    wanted,
-    weight_groups,
-    norms,
-    grad_clip=None,
-):
-    grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
-    _check_devices(input, batch_sizes, *grads, h0, c0, *weights, lengths, reset_mask, saved)
-    layer = layer_from_arguments(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask)
+def _backward_shapes(*args):
+    call = BackwardCall(*args)
+    return _shapes_of_backward(call.layer, call.grads, call.saved, call.wanted, call.weight_groups, call.norms)
+
+
+@torch.library.register_fake("fused_rnn::layer_backward_tangent")
+def _backward_tangent_shapes(*args):
+    call = BackwardTangentCall(*args)
+    input, h0, c0, _, weights = _shapes_of_backward(call.layer, call.grads, call.saved, call.wanted, 1, False)
+    return input, h0, c0, weights
+
+
+def _shapes_of_backward(layer: Layer, grads, saved: Tensor, wanted: int, weight_groups: int, norms: bool):
+    _check_devices(layer, *grads, saved)
     kind, directions, hidden, width, members, rows = layer.sizes
-    steps = batch_sizes.shape[0] if batch_sizes is not None else rows[0]
-    batch = _batch_of(rows, grad_h_n if grad_h_n is not None else h0, batch_sizes)
+    steps = layer.batch_sizes.shape[0] if layer.batch_sizes is not None else rows[0]
+    _, grad_h_n, _, _ = grads
+    batch = _batch_of(rows, grad_h_n if grad_h_n is not None else layer.h0, layer.batch_sizes)
     groups = (weight_groups,) if weight_groups > 1 else ()
+    like = layer.weights[0]
 
     def new(asked, *shape, dtype=None):
-        return weights[0].new_empty(shape if asked else (0,), dtype=dtype)
+        return like.new_empty(shape if asked else (0,), dtype=dtype)
 
-    norm_dtype = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
+    norm_dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     return (
-        new(wanted & Wanted.INPUT, *members, *rows, input.shape[-1]),
+        new(wanted & Wanted.INPUT, *members, *rows, layer.input.shape[-1]),
         new(True, *members, directions, batch, width),
         new(kind.states > 1, *members, directions, batch, hidden),
         new(norms, *members, directions, kind.states, steps, dtype=norm_dtype),
         [
             new(wanted & kind, *members, *groups, *weight.shape[len(members) :])
-            for kind, weight in zip(layer.weight_kinds, weights, strict=True)
+            for kind, weight in zip(layer.weight_kinds, layer.weights, strict=True)
         ],
     )
 
 
-@torch.library.register_fake("fused_rnn::layer_tangent")
-def _tangent_shapes(*args):
-    return _forward_shapes(*args[:10], True, args[-1])
-
-
 @torch.library.register_fake("fused_rnn::layer_trace")
 def _trace_shapes(*args):
-    layer = layer_from_arguments(*args[:3], *args[7:14])
+    layer = TraceCall(*args).layer
     cell, directions, hidden, width, members, rows = layer.sizes
 
     def new(asked: bool, width: int) -> Tensor:
@@ -147,9 +133,3 @@ def _trace_shapes(*args):
         new(True, cell.states * hidden),
         new(layer.weight_kinds[-1] is Wanted.WEIGHT_HR, width),
     )
-
-
-@torch.library.register_fake("fused_rnn::layer_backward_tangent")
-def _backward_tangent_shapes(*args):
-    grad_input, grad_h0, grad_c0, _, weights = _backward_shapes(*args[:15], args[-1], 1, False)
-    return grad_input, grad_h0, grad_c0, weights

@@ -126,40 +126,39 @@ class Layer(NamedTuple):
         return weight_kinds_of(self.cell, self.bidirectional, len(self.weights))
 
     def forward(self, save: bool, cells: bool, grad_clip: float | None = None) -> tuple[Tensor, ...]:
-        return _operators.layer_forward(*self[:3], *self._tensors, save, cells, grad_clip)
+        return _operators.layer_forward(*self._static, *self._tensors, save, cells, grad_clip)
 
     def backward(
         self, grads: Grads, saved: Tensor, wanted: int, groups: int, norms: bool, grad_clip: float | None = None
     ) -> tuple[Tensor, ...]:
         *states, grad_weights = _operators.layer_backward(
-            *self[:3], *grads, *self._tensors, saved, wanted, groups, norms, grad_clip
+            *self._static, *grads, *self._tensors, saved, wanted, groups, norms, grad_clip
         )
         return (*states, *grad_weights)
 
     # What these three are is said where csrc/ops.cpp and csrc/problem.h define them.
 
     def tangent(self, saved: Tensor, x, r, h, cells: bool) -> tuple[Tensor, ...]:
-        return _operators.layer_tangent(*self[:3], *self._tensors, saved, x, r, h, cells)
+        return _operators.layer_tangent(*self._static, *self._tensors, saved, x, r, h, cells)
 
     def trace(self, grads: Grads, saved: Tensor) -> tuple[Tensor, ...]:
-        return _operators.layer_trace(*self[:3], *grads, *self._tensors, saved)
+        return _operators.layer_trace(*self._static, *grads, *self._tensors, saved)
 
     def backward_tangent(self, grads: Grads, saved: Tensor, saved_tangent, states, h, wide, wanted: int):
         *to_states, to_weights = _operators.layer_backward_tangent(
-            *self[:3], *grads, *self._tensors, saved, saved_tangent, states, h, wide, wanted
+            *self._static, *grads, *self._tensors, saved, saved_tangent, states, h, wide, wanted
         )
         return (*to_states, *to_weights)
+
+    @property
+    def _static(self):
+        return self.cell, self.bias, self.bidirectional
 
     @property
     def _tensors(self):
         """In the operators' order: the weights stand between the states and the masks."""
         masks = (self.lengths, self.batch_sizes, self.reset_mask)
         return self.input, self.h0, self.c0, list(self.weights), *masks
-
-
-def layer_from_arguments(cell, bias, bidirectional, input, h0, c0, weights, lengths, batch_sizes, reset_mask) -> Layer:
-    """From the operators' own order of arguments."""
-    return Layer(cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, tuple(weights))
 
 
 # How `infer` finds what it is given; csrc/infer.cpp says more.

@@ -41,6 +41,12 @@ def bare(operator: torch._ops.OpOverload):
     return operator._op
 
 
+def arguments_of(operator: torch._ops.OpOverload) -> tuple[list[str], list]:
+    """The names of its arguments, and the default values that the last of them have."""
+    arguments = operator._schema.arguments
+    return [a.name for a in arguments], [a.default_value for a in arguments if a.has_default_value()]
+
+
 def need_gradient(tensors: Iterable[Tensor]) -> bool:
     """Might a gradient of one of these be asked for?"""
     if not in_transform():
