@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn
-from fused_rnn.verification import relative_error
+from fused_rnn.tools.verify import relative_error
 
 from .suites import Work
 

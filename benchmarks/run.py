@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 import fused_rnn
-from fused_rnn._progress import progress
+from fused_rnn.tools.progress import progress
 
 from . import memory, roofline, table
 from .features import Feature, features

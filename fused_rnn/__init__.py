@@ -1,23 +1,31 @@
-"""LSTM, GRU and RNN layers for PyTorch whose whole time loop is one fused kernel.
+"""LSTM, GRU and RNN layers for PyTorch whose time loop runs fused, in one call of a compiled operator.
 
 Put ``fused_rnn.LSTM`` where ``torch.nn.LSTM`` was, or call ``fused_rnn.swap(model)``; nothing else changes.
+
+Public are the names in ``__all__``, the module ``fused_rnn.onnx`` and the classes of results (``Explanation``, ``Flow``
+and so on). The folders are internal.
 """
 
-from . import functional, init, reference
+import sys as _sys
+
+from . import _old_names, functional, init, reference
 from . import onnx as onnx  # not in __all__: a star import would hide the package of that name
 from ._version import __version__
-from .cells import GRUCell, LSTMCell, RNNCell
-from .convert import restore, swap
-from .deep import Stack
-from .diagnostics import explain, info
-from .engines import cuda_engine
-from .flow import gradient_flow
-from .freezing import freeze, thaw
-from .gates import gate_statistics
-from .modules import GRU, LSTM, RNN
-from .spectra import spectrum
-from .training import tbptt
-from .verification import verify
+from .autograd import raw_operators as raw_operators  # registers the operators' gradients
+from .nn.cells import GRUCell, LSTMCell, RNNCell
+from .nn.convert import restore, swap
+from .nn.freeze import freeze, thaw
+from .nn.layers import GRU, LSTM, RNN
+from .nn.stack import Stack
+from .ops import fake as fake  # registers the operators' shapes
+from .ops.engines import cuda_engine
+from .tools.explain import Explanation, explain
+from .tools.gate_statistics import Gate, GateStatistics, gate_statistics
+from .tools.gradient_flow import Flow, Line, Summary, gradient_flow
+from .tools.info import info
+from .tools.spectrum import Block, Spectrum, spectrum
+from .tools.tbptt import Chunk, tbptt
+from .tools.verify import Report, Result, verify
 
 __all__ = [
     "GRU",
@@ -44,3 +52,16 @@ __all__ = [
     "thaw",
     "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+# Pickles, tracebacks and help() name a class by its module: the public one, whichever file it is written in.
+_MODULES = (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell, Stack)
+_RESULTS = (Block, Chunk, Explanation, Flow, Gate, GateStatistics, Line, Report, Result, Spectrum, Summary)
+for _class in (*_MODULES, *_RESULTS):
+    _class.__module__ = __name__
+
+_old_names.register(_sys.modules[__name__])

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from . import info, verify
-from ._cells import CELLS
+from .ops.cells import CELLS
 
 
 def main(arguments: list[str] | None = None) -> int:

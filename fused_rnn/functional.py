@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _stack
-from ._autograd import run_layer
-from ._cells import CELLS
+from .autograd.functions import run_layer
+from .ops import arguments
+from .ops.cells import CELLS
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_relu_cell", "rnn_tanh_cell"]
 
@@ -62,7 +62,7 @@ def lstm(
         ``output [T, B, D*P]`` laid out as the input was, and ``(h_n [L*D, B, P], c_n [L*D, B, H])``. With
         ``return_cells``, thirdly, ``cells [T, B, D*H]`` laid out as the output is: packed if that is.
     """
-    return _stack.lstm(
+    return arguments.lstm(
         run_layer,
         input,
         hx,
@@ -98,7 +98,7 @@ def gru(
     Returns:
         ``output [T, B, D*H]`` laid out as the input was, and ``h_n [L*D, B, H]``.
     """
-    return _stack.gru(
+    return arguments.gru(
         run_layer,
         input,
         hx,
@@ -130,7 +130,7 @@ def rnn(
     grad_clip: float | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Elman network over whole sequences, ``nonlinearity`` "tanh" or "relu": otherwise as :func:`gru`."""
-    return _stack.rnn(
+    return arguments.rnn(
         run_layer,
         input,
         hx,
@@ -156,7 +156,7 @@ def lstm_cell(
     bias_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One LSTM step: ``input [B, I]`` and ``hx = (h [B, H], c [B, H])`` to ``(h, c)``; B may be absent from all."""
-    return _step("LSTMCell", "lstm", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    return _step("lstm", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
 
 
 def gru_cell(
@@ -168,7 +168,7 @@ def gru_cell(
     bias_hh: Tensor | None = None,
 ) -> Tensor:
     """One GRU step: ``input [B, I]`` and ``hx [B, H]`` to h ``[B, H]``; B may be absent from all."""
-    return _step("GRUCell", "gru", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
+    return _step("gru", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
 
 
 def rnn_tanh_cell(
@@ -180,7 +180,7 @@ def rnn_tanh_cell(
     bias_hh: Tensor | None = None,
 ) -> Tensor:
     """One step of the tanh RNN, shapes as :func:`gru_cell`."""
-    return _step("RNNCell", "rnn_tanh", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
+    return _step("rnn_tanh", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
 
 
 def rnn_relu_cell(
@@ -192,11 +192,12 @@ def rnn_relu_cell(
     bias_hh: Tensor | None = None,
 ) -> Tensor:
     """One step of the ReLU RNN, shapes as :func:`gru_cell`."""
-    return _step("RNNCell", "rnn_relu", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
+    return _step("rnn_relu", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
 
 
-def _step(name: str, cell: str, input, hx, weight_ih, weight_hh, bias_ih, bias_hh) -> tuple[Tensor, ...]:
+def _step(name: str, input, hx, weight_ih, weight_hh, bias_ih, bias_hh) -> tuple[Tensor, ...]:
+    cell = CELLS[name]
     if (bias_ih is None) != (bias_hh is None):
-        raise ValueError(f"{name}: bias_ih and bias_hh must both be given or both be None")
+        raise ValueError(f"{cell.step_name}: bias_ih and bias_hh must both be given or both be None")
     biases = () if bias_ih is None else (bias_ih, bias_hh)
-    return _stack.single_step(run_layer, name, CELLS[cell], input, hx, (weight_ih, weight_hh, *biases))
+    return arguments.single_step(run_layer, cell, input, hx, (weight_ih, weight_hh, *biases))

@@ -14,14 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import cells
-from ._cells import CELLS, Cell
-from .deep import Stack
+from .nn.kinds import cell_of
+from .nn.stack import Stack
+from .ops.cells import BY_ID, CELLS, Cell
 
 __all__ = ["InitialState", "chrono_", "forget_bias_", "identity_", "orthogonal_", "update_bias_"]
-
-# Which of the gates, in torch's order: i f g o of the LSTM, r z n of the GRU.
-_INPUT, _FORGET, _UPDATE = 0, 1, 1
 
 
 @torch.no_grad()
@@ -30,8 +27,8 @@ def forget_bias_(module: nn.Module, value: float) -> nn.Module:
 
     The gate sees the sum of two biases: bias_ih gets the value, bias_hh zero. (One parameter in both places: half.)
     """
-    for block in _blocks("forget_bias_", module, ("lstm",), _BIASES):
-        block.set_bias(_FORGET, value)
+    for block in _blocks("forget_bias_", module, _with_gate("forget"), _BIASES):
+        block.set_bias("forget", value)
     return module
 
 
@@ -43,8 +40,8 @@ def update_bias_(module: nn.Module, value: float) -> nn.Module:
     h`` mean 1 - z by their z: a bias of -2 there is ``value = 2`` here. The sum of both biases is set, as by
     :func:`forget_bias_`.
     """
-    for block in _blocks("update_bias_", module, ("gru",), _BIASES):
-        block.set_bias(_UPDATE, value)
+    for block in _blocks("update_bias_", module, _with_gate("update"), _BIASES):
+        block.set_bias("update", value)
     return module
 
 
@@ -58,13 +55,13 @@ def chrono_(module: nn.Module, longest: int, generator: torch.Generator | None =
     """
     if not longest >= 2:
         raise ValueError(f"chrono_: longest must be at least 2 steps, got {longest}")
-    for block in _blocks("chrono_", module, ("lstm", "gru"), _BIASES):
-        bias = torch.empty_like(block.gate("bias_ih", 0)).uniform_(1, longest - 1, generator=generator).log_()
-        if block.cell is CELLS["lstm"]:
-            block.set_bias(_FORGET, bias)
-            block.set_bias(_INPUT, -bias)
+    for block in _blocks("chrono_", module, _with_gate("forget", "update"), _BIASES):
+        bias = torch.empty_like(block.part("bias_ih", 0)).uniform_(1, longest - 1, generator=generator).log_()
+        if block.cell.gate("forget") is not None:
+            block.set_bias("forget", bias)
+            block.set_bias("input", -bias)
         else:
-            block.set_bias(_UPDATE, bias)
+            block.set_bias("update", bias)
     return module
 
 
@@ -77,7 +74,7 @@ def orthogonal_(module: nn.Module, gain: float = 1.0, generator: torch.Generator
     """
     for block in _blocks("orthogonal_", module, tuple(CELLS), ("weight_hh",)):
         for gate in range(block.cell.gates):
-            weight = block.gate("weight_hh", gate)
+            weight = block.part("weight_hh", gate)
             dtype = torch.promote_types(weight.dtype, torch.float32)  # there is no decomposition in 16 bits
             weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=dtype), gain, generator))
     return module
@@ -112,7 +109,7 @@ class InitialState(nn.Module):
         self.layers = nn.ModuleList(map(InitialState, module.layers)) if isinstance(module, Stack) else None
         if self.layers is not None:
             return
-        cell = _cell_of(module)
+        cell = cell_of(module)
         if cell is None:
             raise TypeError(f"InitialState is for a layer, a cell or a fused_rnn.Stack, got {type(module).__name__}")
         rows, width = (1,), module.hidden_size
@@ -138,11 +135,6 @@ class InitialState(nn.Module):
 # ---- the weights of a module ---------------------------------------------------------------------------------------
 
 _BIASES = ("bias_ih", "bias_hh")
-_CELL_CLASSES = {
-    "lstm": (nn.LSTMCell, cells.LSTMCell),
-    "gru": (nn.GRUCell, cells.GRUCell),
-    "rnn": (nn.RNNCell, cells.RNNCell),
-}
 
 
 class _Block(NamedTuple):
@@ -151,13 +143,13 @@ class _Block(NamedTuple):
     cell: Cell
     weights: dict[str, Tensor]
 
-    def gate(self, name: str, gate: int) -> Tensor:
+    def part(self, name: str, gate: int) -> Tensor:
         """One gate's part of a weight or bias: a view."""
         return self.weights[name].chunk(self.cell.gates)[gate]
 
-    def set_bias(self, gate: int, value: float | Tensor) -> None:
+    def set_bias(self, gate: str, value: float | Tensor) -> None:
         """What the gate's two biases add up to."""
-        bias_ih, bias_hh = (self.gate(name, gate) for name in _BIASES)
+        bias_ih, bias_hh = (self.part(name, self.cell.gate(gate)) for name in _BIASES)
         bias_ih[:] = value
         if self.weights["bias_ih"] is self.weights["bias_hh"]:
             bias_ih.div_(2)
@@ -165,21 +157,16 @@ class _Block(NamedTuple):
             bias_hh.zero_()
 
 
-def _cell_of(module: nn.Module) -> Cell | None:
-    """Of a layer or a cell; None of any other module."""
-    if isinstance(module, nn.RNNBase):
-        return CELLS.get(module.mode.lower())
-    for name, classes in _CELL_CLASSES.items():
-        if isinstance(module, classes):
-            return CELLS.get(f"rnn_{module.nonlinearity}" if name == "rnn" else name)
-    return None
+def _with_gate(*names: str) -> tuple[str, ...]:
+    """The cells that have one of these gates."""
+    return tuple(cell.name for cell in BY_ID if any(cell.gate(name) is not None for name in names))
 
 
 def _blocks(function: str, module: nn.Module, allowed: tuple[str, ...], wanted: tuple[str, ...]) -> list[_Block]:
     """All blocks of all layers of ``module`` with the ``wanted`` weights; raises if one of them cannot be set."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"{function}: module must be a torch.nn.Module, got {type(module).__name__}")
-    layers = [(name, layer, cell) for name, layer in module.named_modules() if (cell := _cell_of(layer)) is not None]
+    layers = [(name, layer, cell) for name, layer in module.named_modules() if (cell := cell_of(layer)) is not None]
     if not layers:
         raise TypeError(f"{function}: {type(module).__name__} is no recurrent layer or cell, and has none")
     blocks = []

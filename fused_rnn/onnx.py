@@ -9,18 +9,11 @@ from collections.abc import Callable
 
 import torch
 
-from ._cells import BY_ID
-from ._ops import Layer, Wanted, layer_from_arguments
+from .ops.calls import ForwardCall
+from .ops.cells import BY_ID
+from .ops.layer import Layer, Wanted
 
 __all__ = ["translations"]
-
-# Of each cell: its node, the order of that node's gates in places of torch's (i f g o; r z n), attributes of its own.
-_NODES = {
-    "lstm": ("LSTM", [0, 3, 1, 2], {}),
-    "gru": ("GRU", [1, 0, 2], {"linear_before_reset": 1}),  # the reset gate acts after the recurrent product
-    "rnn_tanh": ("RNN", [0], {"activations": ["Tanh"]}),
-    "rnn_relu": ("RNN", [0], {"activations": ["Relu"]}),
-}
 
 
 def translations() -> dict[torch._ops.OpOverload, Callable]:
@@ -37,13 +30,15 @@ def _translate(*args):
     import onnx_ir
     from onnxscript import opset18 as op
 
-    layer, (_, cells) = layer_from_arguments(*args[:10]), args[10:]
-    _check(layer, cells, onnx_ir)
+    call = ForwardCall(*args)
+    layer = call.layer
+    _check(layer, call.cells, onnx_ir)
     if layer.input.dtype == onnx_ir.DataType.INT64:  # ids, which no node for a layer takes
         off_and_on = op.CastLike(op.Constant(value_floats=[0.0, 1.0]), layer.weights[0])
         depth = op.Constant(value_int=layer.weights[0].shape[1])
         layer = layer._replace(input=op.OneHot(layer.input, depth, off_and_on, axis=-1))
-    node, order, attributes = _NODES[BY_ID[layer.cell].name]
+    cell = BY_ID[layer.cell]
+    order, attributes = [cell.gate(name) for name in cell.onnx.gates], cell.onnx.attributes
     directions = 1 + layer.bidirectional
     input_size, hidden = layer.weights[0].shape[1], layer.weights[1].shape[1]
     if "activations" in attributes:
@@ -57,8 +52,8 @@ def _translate(*args):
     weight_ih, weight_hh = (stack(layer.weights[k::per_direction], -1, n) for k, n in enumerate((input_size, hidden)))
     bias = stack([w for w in layer.weights if len(w.shape) == 1], -1) if layer.bias else None
     lengths = None if layer.lengths is None else op.Cast(layer.lengths, to=onnx_ir.DataType.INT32)
-    states = (layer.h0, layer.c0)[: BY_ID[layer.cell].states]
-    output, *finals = getattr(op, node)(
+    states = (layer.h0, layer.c0)[: cell.states]
+    output, *finals = getattr(op, cell.onnx.name)(
         layer.input,
         weight_ih,
         weight_hh,
@@ -83,9 +78,9 @@ def _translate(*args):
 
 def _check(layer: Layer, cells: bool, onnx_ir) -> None:
     """Raises for what no node of ONNX computes."""
-    cell = BY_ID[layer.cell].name
-    if cell not in _NODES:
-        raise NotImplementedError(f"fused_rnn: ONNX has no node for the cell {cell}")
+    cell = BY_ID[layer.cell]
+    if cell.onnx is None:
+        raise NotImplementedError(f"fused_rnn: ONNX has no node for the cell {cell.name}")
     lacking = {
         "reset_mask": layer.reset_mask is not None,
         "PackedSequence (pass padded input and lengths)": layer.batch_sizes is not None,
@@ -96,4 +91,4 @@ def _check(layer: Layer, cells: bool, onnx_ir) -> None:
     }
     for what, given in lacking.items():
         if given:
-            raise NotImplementedError(f"fused_rnn: ONNX's {_NODES[cell][0]} node has no {what}")
+            raise NotImplementedError(f"fused_rnn: ONNX's {cell.onnx.name} node has no {what}")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from . import _private, _stack
-from ._ops import Layer, Wanted
+from .ops import arguments, torch_private
+from .ops.layer import Layer, Wanted
 
 # ---- the cells: x = W_ih x_t + b_ih and r = W_hh h + b_hh, each [B, G*H]; then the states, then per-unit parameters --
 
@@ -56,7 +56,8 @@ def rnn_relu_step(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
     return rnn_relu_gates(x, r)
 
 
-# By the cells' ids, like _cells.BY_ID.
+# By the cells' ids, like ops.cells.BY_ID. GATES: for the cells whose row there names them.
+GATES = (lstm_gates, gru_gates, rnn_tanh_gates, rnn_relu_gates)
 STEPS = (lstm_step, gru_step, rnn_tanh_step, rnn_relu_step)
 
 
@@ -84,7 +85,8 @@ class _ClipGradient(torch.autograd.Function):
 def run_layer(
     layer: Layer, cells: bool = False, grad_clip: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One layer over a whole sequence, as ``_autograd.run_layer``: output, h_n, c_n, the second state after every step.
+    """One layer over a whole sequence, as ``autograd.functions.run_layer``: output, h_n, c_n, and the second state
+    after every step.
 
     16-bit tensors are computed in float32 and rounded at the end.
     """
@@ -120,7 +122,7 @@ def run_layer(
 
 
 def _check_ids(layer: Layer) -> None:
-    if _private.in_transform():  # which cannot look at numbers
+    if torch_private.in_transform():  # which cannot look at numbers
         return
     known = (layer.input >= 0) & (layer.input < layer.weights[0].shape[-1])
     if layer.lengths is not None:  # padding may hold anything
@@ -208,7 +210,7 @@ def _run_members(layer: Layer, cells: bool, grad_clip):
 
 
 def _twin(name: str):
-    function = partial(getattr(_stack, name), run_layer)
+    function = partial(getattr(arguments, name), run_layer)
     function.__doc__ = f"``fused_rnn.functional.{name}`` in plain PyTorch: same arguments, shapes and results."
     return function
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn
-from fused_rnn.verification import TOLERANCE, relative_error
+from fused_rnn.tools.verify import TOLERANCE, relative_error
 
 # kind: (this library's class, torch.nn's, constructor options)
 KINDS = {

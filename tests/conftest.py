@@ -5,7 +5,11 @@ import torch
 from common import tf32
 
 import fused_rnn
-from fused_rnn import _autograd, _inference, _library, _ops, reference
+from fused_rnn import reference
+from fused_rnn.autograd import functions
+from fused_rnn.nn import inference
+from fused_rnn.ops import layer as ops_layer
+from fused_rnn.ops import library
 
 # The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough
 hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True)
@@ -38,15 +42,15 @@ def machine():
     machine = ptx.load()
     operators = torch.ops.fused_rnn_emulated
     machine.fill_memory(True)
-    _library.fill_memory(True)
+    library.fill_memory(True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_autograd, "_FORWARD", operators.layer_forward.default)
-        patch.setattr(_autograd, "_BACKWARD", operators.layer_backward.default)
-        patch.setattr(_inference, "_infer", operators.infer.default)
-        patch.setattr(_ops, "_operators", operators)
+        patch.setattr(functions, "_FORWARD", operators.layer_forward.default)
+        patch.setattr(functions, "_BACKWARD", operators.layer_backward.default)
+        patch.setattr(inference, "_infer", operators.infer.default)
+        patch.setattr(ops_layer, "_operators", operators)
         yield machine
     machine.fill_memory(False)
-    _library.fill_memory(False)
+    library.fill_memory(False)
     machine.schedule(0)
     machine.options()
 
@@ -54,10 +58,10 @@ def machine():
 @pytest.fixture
 def plans(monkeypatch):
     """What Python asks about plans, it asks the machine's engine: the library may have been built without CUDA."""
-    library = ptx.load().library
-    _library._declare_cuda(library)
-    monkeypatch.setattr(_library, "_library", library)
-    monkeypatch.setattr(_library, "cuda_archs", lambda: ["90a"])
+    emulated = ptx.load().library
+    library.declare_cuda(emulated)
+    monkeypatch.setattr(library, "compiled", emulated)
+    monkeypatch.setattr(library, "cuda_archs", lambda: ["90a"])
 
 
 @pytest.fixture(params=["LSTM", "GRU", "RNN"])

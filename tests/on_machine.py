@@ -3,10 +3,11 @@
 import ptx
 import torch
 
-from fused_rnn import _autograd, _ops
+from fused_rnn.autograd import functions
+from fused_rnn.ops import layer as ops_layer
 
 machine = ptx.load()
 machine.fill_memory(True)
-_autograd._FORWARD = torch.ops.fused_rnn_emulated.layer_forward.default
-_autograd._BACKWARD = torch.ops.fused_rnn_emulated.layer_backward.default
-_ops._operators = torch.ops.fused_rnn_emulated
+functions._FORWARD = torch.ops.fused_rnn_emulated.layer_forward.default
+functions._BACKWARD = torch.ops.fused_rnn_emulated.layer_backward.default
+ops_layer._operators = torch.ops.fused_rnn_emulated

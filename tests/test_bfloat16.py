@@ -103,7 +103,7 @@ def everything(dtype):
 def computed(isa, folder, dtype="bfloat16"):
     path = folder / f"{isa} {dtype}.pt"
     script = (
-        "import sys, torch, test_bfloat16 as t; t.fused_rnn._library.fill_memory(True);"
+        "import sys, torch, test_bfloat16 as t; t.fused_rnn.ops.library.fill_memory(True);"
         "isa = t.fused_rnn.info()['CPU instruction set for bfloat16'];"
         f"torch.save((isa, t.everything(torch.{dtype})), sys.argv[1])"
     )

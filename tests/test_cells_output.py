@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 import fused_rnn
 from fused_rnn import functional, reference
-from fused_rnn.verification import TOLERANCE
+from fused_rnn.tools.verify import TOLERANCE
 
 both = pytest.mark.parametrize("kind", ["lstm", "lstm_projected"])
 
@@ -102,7 +102,7 @@ def test_dtypes(kind, dtype):
     wide.load_state_dict(layer.state_dict())
     expected = Reference(wide)(input.double())[2]
     assert cells.dtype == dtype
-    assert fused_rnn.verification.relative_error(cells, expected) <= TOLERANCE[dtype]
+    assert fused_rnn.tools.verify.relative_error(cells, expected) <= TOLERANCE[dtype]
 
 
 @both

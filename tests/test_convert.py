@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 
 import fused_rnn
 from fused_rnn.__main__ import main
-from fused_rnn.verification import Report, Result
+from fused_rnn.tools.verify import Report, Result
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
@@ -234,7 +234,7 @@ def test_explain_says_none_where_a_call_computes_nothing(kind, monkeypatch):
     meta = fused_rnn.explain(ours.to("meta"), make_input(ours).to("meta"))
     assert (meta.engine, meta.instruction_set) == ("none", None)
     assert "meta" in meta.reason
-    monkeypatch.setattr(fused_rnn._library, "cuda_archs", list)
+    monkeypatch.setattr(fused_rnn.ops.library, "cuda_archs", list)
     with torch._subclasses.FakeTensorMode():
         on_cuda = torch.empty(make_input(ours).shape, device="cuda")
     found = fused_rnn.explain(ours, on_cuda)
@@ -414,25 +414,25 @@ def test_unknown_instruction_set_is_named(command):
 def test_too_old_a_torch_is_named(monkeypatch, version):
     monkeypatch.setattr(torch, "__version__", version)
     with pytest.raises(ImportError, match=r"needs torch 2\.11 or newer, found .*pip install --upgrade torch") as caught:
-        fused_rnn._library._load()
+        fused_rnn.ops.library._load()
     assert version in str(caught.value)
 
 
 @pytest.mark.parametrize("version", ["2.11.0", "2.11.0a0+git1234", "3.0.0+cu130"])
 def test_newer_versions_of_torch_are_taken(monkeypatch, version):
     monkeypatch.setattr(torch, "__version__", version)
-    assert fused_rnn._library._load().fused_rnn_cell_count() == fused_rnn._library.cell_count()
+    assert fused_rnn.ops.library._load().fused_rnn_cell_count() == fused_rnn.ops.library.cell_count()
 
 
 def test_missing_library_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(fused_rnn._library, "PATH", tmp_path / "_C.so")
+    monkeypatch.setattr(fused_rnn.ops.library, "PATH", tmp_path / "_C.so")
     with pytest.raises(ImportError, match=r"compiled library is missing \(.*_C.so\).*pip install --no-build-isolation"):
-        fused_rnn._library._load()
+        fused_rnn.ops.library._load()
 
 
 def test_library_of_another_platform_is_named(monkeypatch, tmp_path):
     broken = tmp_path / "_C.so"
     broken.write_bytes(b"MZ not an ELF file")
-    monkeypatch.setattr(fused_rnn._library, "PATH", broken)
+    monkeypatch.setattr(fused_rnn.ops.library, "PATH", broken)
     with pytest.raises(ImportError, match=r"could not be loaded: .*built for another platform; rebuild it"):
-        fused_rnn._library._load()
+        fused_rnn.ops.library._load()

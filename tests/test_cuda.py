@@ -9,14 +9,15 @@ from test_engine import assert_near
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
-from fused_rnn import _library, functional, reference
-from fused_rnn._cells import CELLS
-from fused_rnn.verification import CASES, TOLERANCE, make_problem, outputs_and_gradients
+from fused_rnn import functional, reference
+from fused_rnn.ops import library
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.tools.verify import CASES, TOLERANCE, make_problem, outputs_and_gradients
 
-WHY_NOT = "there is no GPU" if _library.cuda_archs() else "this fused_rnn was built without CUDA"
+WHY_NOT = "there is no GPU" if library.cuda_archs() else "this fused_rnn was built without CUDA"
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.skipif(not (torch.cuda.is_available() and _library.cuda_archs()), reason=WHY_NOT),
+    pytest.mark.skipif(not (torch.cuda.is_available() and library.cuda_archs()), reason=WHY_NOT),
 ]
 # The inputs of a comparison are small; what is left must be rounding, not TF32.
 exact = pytest.mark.usefixtures("without_tf32")

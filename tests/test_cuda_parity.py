@@ -14,8 +14,8 @@ from test_gradients import FORMS, TINY
 
 import fused_rnn
 from fused_rnn import functional
-from fused_rnn._cells import CELLS
-from fused_rnn.verification import TOLERANCE, Case, make_problem
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.tools.verify import TOLERANCE, Case, make_problem
 
 DEVICE = "cuda"
 ENGINES = [(dtype, "stepwise") for dtype in TOLERANCE] + test_persistent.CASES

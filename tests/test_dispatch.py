@@ -9,9 +9,12 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fused_rnn import _autograd, _library, reference, verification
-from fused_rnn._cells import BY_ID, CELLS
-from fused_rnn._ops import Layer, Wanted
+from fused_rnn import reference
+from fused_rnn.autograd import functions
+from fused_rnn.ops import library
+from fused_rnn.ops.cells import BY_ID, CELLS
+from fused_rnn.ops.layer import Layer, Wanted
+from fused_rnn.tools import verify
 
 # ---- operators dispatched ------------------------------------------------------------------------------------------
 
@@ -133,9 +136,9 @@ def test_cells_save_nothing_without_need(kind):
 @pytest.fixture
 def poisoned():
     """Every allocation starts as NaN: outputs, workspaces, saved values."""
-    _library.fill_memory(True)
+    library.fill_memory(True)
     yield
-    _library.fill_memory(False)
+    library.fill_memory(False)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -144,7 +147,7 @@ def test_no_memory_is_read_before_it_is_written(cell, threads, poisoned):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        report = verification.verify(cells=[cell], quick=True, show_progress=False)
+        report = verify.verify(cells=[cell], quick=True, show_progress=False)
     finally:
         torch.set_num_threads(before)
     assert report.passed, report
@@ -230,7 +233,7 @@ def test_second_state_after_every_step(projected, packed, poisoned):
     layer = random_layer("lstm", projected, packed=packed)
     tensors = [layer.input, layer.h0, layer.c0, *layer.weights]
     results = []
-    for run_layer in (_autograd.run_layer, reference.run_layer):
+    for run_layer in (functions.run_layer, reference.run_layer):
         for tensor in tensors:
             tensor.requires_grad_()
         cells = run_layer(layer, cells=True)[3]
@@ -287,7 +290,7 @@ def test_gradient_norms_are_float32_or_wider(dtype):
     _, expected, grads = run_raw(layer)
     found = run_raw(narrow, tuple(grad.to(dtype) for grad in grads))[1][3]
     assert expected[3].dtype == F64 and found.dtype == torch.float32
-    assert verification.relative_error(found, expected[3]) < verification.TOLERANCE[dtype]
+    assert verify.relative_error(found, expected[3]) < verify.TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("packed", [False, True])

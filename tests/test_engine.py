@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch.func import grad, vmap
 
 import fused_rnn
-from fused_rnn import _library, functional, reference
-from fused_rnn._cells import CELLS
-from fused_rnn.verification import TOLERANCE, Case, make_problem, outputs_and_gradients, relative_error
+from fused_rnn import functional, reference
+from fused_rnn.ops import library
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.tools.verify import TOLERANCE, Case, make_problem, outputs_and_gradients, relative_error
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -19,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 def poisoned():
     """All memory comes filled with NaN; torch's number of threads is put back."""
     before = torch.get_num_threads()
-    _library.fill_memory(True)
+    library.fill_memory(True)
     yield
-    _library.fill_memory(False)
+    library.fill_memory(False)
     torch.set_num_threads(before)
 
 

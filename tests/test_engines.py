@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import fused_rnn
-from fused_rnn import _library
-from fused_rnn._cells import CELLS
+from fused_rnn.ops import engines, library, plans
+from fused_rnn.ops.cells import CELLS
 
-HOPPER = _library.Gpu(90, 132, 227 * 1024, 16)
+HOPPER = plans.Gpu(90, 132, 227 * 1024, 16)
 
 
 @pytest.fixture
@@ -19,10 +19,10 @@ def on_machine(machine, plans, monkeypatch):
 
 def kind_of_plan(**sizes):
     """Of a call that asks for no engine itself."""
-    return _library.cuda_plan(CELLS["lstm"].id, torch.float32, HOPPER, hidden=64, **sizes).blocks_kind
+    return plans.cuda_plan(CELLS["lstm"].id, torch.float32, HOPPER, hidden=64, **sizes).blocks_kind
 
 
-@pytest.mark.parametrize("name", _library.CUDA_ENGINES)
+@pytest.mark.parametrize("name", engines.CUDA_ENGINES)
 def test_every_name_means_the_same_everywhere(on_machine, monkeypatch, name):
     wanted = kind_of_plan(wanted=name)
     with fused_rnn.cuda_engine(name):
@@ -83,7 +83,7 @@ def test_unknown_names_are_refused_at_once():
 
 
 def test_without_cuda(monkeypatch):
-    monkeypatch.setattr(_library, "cuda_archs", list)
+    monkeypatch.setattr(library, "cuda_archs", list)
     with pytest.raises(RuntimeError, match="built without CUDA: it has no CUDA engine"):
         fused_rnn.cuda_engine("persistent")
     layer, input = fused_rnn.GRU(3, 4), torch.ones(5, 2, 3)

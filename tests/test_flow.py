@@ -18,10 +18,12 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
-from fused_rnn import _library, _norms, reference
-from fused_rnn._cells import CELLS
-from fused_rnn._ops import Wanted, weight_kinds
-from fused_rnn.verification import TOLERANCE, relative_error
+from fused_rnn import reference
+from fused_rnn.autograd import norms as norms_module
+from fused_rnn.ops import library
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.ops.layer import Wanted, weight_kinds
+from fused_rnn.tools.verify import TOLERANCE, relative_error
 
 every_kind = pytest.mark.parametrize("kind", LAYERS)
 both_probes = pytest.mark.parametrize("probe", ["last", "all"])
@@ -201,12 +203,12 @@ def test_nothing_is_read_before_it_is_written(probe, threads):
     input = make_input(module, steps=6, batch=5)
     expected = expected_norms(module, input, probe, **MASKS["both"])
     torch.set_num_threads(threads)
-    _library.fill_memory(True)
+    library.fill_memory(True)
     try:
         assert_close(found_norms(module, input, probe, lambda x: module(x, **MASKS["both"])), expected)
     finally:
         torch.set_num_threads(before)
-        _library.fill_memory(False)
+        library.fill_memory(False)
 
 
 # ---- what a context is ---------------------------------------------------------------------------------------------
@@ -290,11 +292,11 @@ def test_calls_without_gradients_are_as_always(mode):
 def test_nothing_is_left_behind(monkeypatch):
     places = []
 
-    def remember(layer, cells, norms, *options, run=_norms.run_layer):
+    def remember(layer, cells, norms, *options, run=norms_module.run_layer):
         places.append(weakref.ref(norms))
         return run(layer, cells, norms, *options)
 
-    monkeypatch.setattr(_norms, "run_layer", remember)
+    monkeypatch.setattr(norms_module, "run_layer", remember)
     module, _ = make_pair("lstm", **DEEP)
     with fused_rnn.gradient_flow(module) as flow:
         loss = module(make_input(module))[0].sum()

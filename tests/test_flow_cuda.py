@@ -5,7 +5,7 @@ import torch
 from common import DEEP, F64, LAYERS, assert_close, make_input, make_pair
 
 import fused_rnn
-from fused_rnn.verification import TOLERANCE, relative_error
+from fused_rnn.tools.verify import TOLERANCE, relative_error
 
 MASKS = 3
 

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, stateless
 
 import fused_rnn
-from fused_rnn import _inference, freezing
-from fused_rnn._ops import TIME_MAJOR, stack_code
-from fused_rnn.verification import TOLERANCE, relative_error
+from fused_rnn.nn import inference, runners
+from fused_rnn.ops.layer import TIME_MAJOR, stack_code
+from fused_rnn.tools.verify import TOLERANCE, relative_error
 
 every_layer = pytest.mark.parametrize("kind", LAYERS)
 pytestmark = [
@@ -43,8 +43,8 @@ def packed_seen(monkeypatch):
 
         monkeypatch.setattr(place, name, call)
 
-    watch(_inference, "_infer", lambda args: len(args[5] or ()) if len(args) > 5 else 0)
-    watch(freezing, "_infer_layer", lambda args: 1)
+    watch(inference, "_infer", lambda args: len(args[5] or ()) if len(args) > 5 else 0)
+    watch(runners, "_infer_layer", lambda args: 1)
     return seen
 
 

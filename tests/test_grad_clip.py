@@ -14,9 +14,10 @@ from test_engine import cases as all_cases
 from torch.autograd import forward_ad
 
 import fused_rnn
-from fused_rnn import _autograd, functional, reference
-from fused_rnn._cells import CELLS
-from fused_rnn.verification import TOLERANCE, Case, outputs_and_gradients
+from fused_rnn import functional, reference
+from fused_rnn.autograd import functions
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.tools.verify import TOLERANCE, Case, outputs_and_gradients
 
 CLIPS = st.sampled_from([0.02, 0.3, 1.0, math.inf])
 LIMIT = 0.1
@@ -286,11 +287,11 @@ def test_nothing_is_passed_when_it_is_off(monkeypatch):
     """So that it costs nothing."""
     seen = []
 
-    def watch(wanted, groups, norms, grad_clip, *args, backward=_autograd._layer_backward):
+    def watch(wanted, groups, norms, grad_clip, *args, backward=functions.layer_backward):
         seen.append(grad_clip)
         return backward(wanted, groups, norms, grad_clip, *args)
 
-    monkeypatch.setattr(_autograd, "_layer_backward", watch)
+    monkeypatch.setattr(functions, "layer_backward", watch)
     gru = fused_rnn.GRU(3, 4)
     gru(torch.randn(5, 2, 3))[0].sum().backward()
     gru(torch.randn(5, 2, 3), grad_clip=1)[0].sum().backward()

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from test_engine import assert_equals_reference
 from test_grad_clip import clipped
 
-from fused_rnn._cells import CELLS
-from fused_rnn.verification import TOLERANCE
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.tools.verify import TOLERANCE
 
 SCHEDULES = range(10)
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import fused_rnn
-from fused_rnn import _autograd, functional, reference
-from fused_rnn._cells import CELLS
-from fused_rnn.verification import Case, make_problem, outputs_and_gradients, relative_error
+from fused_rnn import functional, reference
+from fused_rnn.autograd import functions
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.tools.verify import Case, make_problem, outputs_and_gradients, relative_error
 
 TINY = {"steps": 3, "batch": 2, "input_size": 2, "hidden": 3}
 FORMS = {
@@ -89,7 +90,7 @@ def test_saturated_gates_give_finite_gradients_in_16_bits(cell, dtype):
         expected = outputs_and_gradients(problem, reference, torch.float64)
         for ours, theirs in zip(found, expected, strict=True):
             assert ours.isfinite().all()
-            assert relative_error(ours, theirs) <= fused_rnn.verification.TOLERANCE[dtype]
+            assert relative_error(ours, theirs) <= fused_rnn.tools.verify.TOLERANCE[dtype]
 
 
 # ---- torch.func ----------------------------------------------------------------------------------------------------
@@ -192,9 +193,9 @@ def test_calls_of_the_operators(layer, over, monkeypatch):
     """Whatever is mapped over, each layer is one call forward and one back."""
     ours, *_ = layer
     calls = []
-    for name in ("_layer_forward", "_layer_backward"):
-        function = getattr(_autograd, name)
-        monkeypatch.setattr(_autograd, name, lambda *a, f=function, n=name: (calls.append(n), f(*a))[1])
+    for name in ("layer_forward", "layer_backward"):
+        function = getattr(functions, name)
+        monkeypatch.setattr(functions, name, lambda *a, f=function, n=name: (calls.append(n), f(*a))[1])
     weights = {name: w.detach() for name, w in ours.named_parameters()}
     stacked = {name: torch.stack([w, -w, 2 * w]) for name, w in weights.items()}
     x = torch.randn(5, 2, 3, dtype=torch.float64)
@@ -207,7 +208,7 @@ def test_calls_of_the_operators(layer, over, monkeypatch):
         "samples": lambda: torch.vmap(torch.func.grad(loss), (None, 0))(weights, xs),
     }
     runs[over]()
-    assert calls == ["_layer_forward"] * 2 + ["_layer_backward"] * 2
+    assert calls == ["layer_forward"] * 2 + ["layer_backward"] * 2
 
 
 @pytest.mark.parametrize("members_first", [False, True])
@@ -422,11 +423,11 @@ def test_vmap_saves_only_what_is_needed(layer, monkeypatch, frozen):
     ours.requires_grad_(not frozen)
     saves = []
 
-    def watch(save, *args, forward=_autograd._layer_forward):
+    def watch(save, *args, forward=functions.layer_forward):
         saves.append(save)
         return forward(save, *args)
 
-    monkeypatch.setattr(_autograd, "_layer_forward", watch)
+    monkeypatch.setattr(functions, "layer_forward", watch)
     torch.vmap(lambda x: ours(x)[0])(torch.stack([x, x]))
     torch.vmap(torch.vmap(lambda x: ours(x)[0]))(torch.stack([x, x]).unsqueeze(0))
     assert saves == [not frozen] * 4  # two layers, twice

@@ -20,7 +20,10 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
-from fused_rnn import _inference, _library, _ops
+from fused_rnn.nn import inference
+from fused_rnn.ops import library
+from fused_rnn.ops.cells import BY_ID
+from fused_rnn.ops.layer import stack_code
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_layer = pytest.mark.parametrize("kind", LAYERS)
@@ -31,8 +34,8 @@ class Ways:
     """Calls a module by either way, and says whether the short one was gone."""
 
     def __init__(self, monkeypatch):
-        self.run, self.shut, self.taken = _inference.infer, False, []
-        monkeypatch.setattr(_inference, "infer", self)
+        self.run, self.shut, self.taken = inference.infer, False, []
+        monkeypatch.setattr(inference, "infer", self)
 
     def __call__(self, *args, **options):
         results = None if self.shut else self.run(*args, **options)
@@ -74,9 +77,9 @@ def ways(monkeypatch):
 
 @pytest.fixture
 def poisoned():
-    _library.fill_memory(True)
+    library.fill_memory(True)
     yield
-    _library.fill_memory(False)
+    library.fill_memory(False)
 
 
 # ---- the same numbers ----------------------------------------------------------------------------------------------
@@ -330,7 +333,7 @@ def test_two_states_or_none(hx):
 
 def arguments(layers=2, layout=0, input=(5, 2, 3), states=(4, 2, 4), **changes):
     """Of ``infer``, of a bidirectional stack of H = 4."""
-    gates = _ops.BY_ID[0].gates
+    gates = BY_ID[0].gates
     shapes = [(4 * gates, 3), (4 * gates, 4), (4 * gates,), (4 * gates,)] * 2
     shapes += [(4 * gates, 8), (4 * gates, 4), (4 * gates,), (4 * gates,)] * 2 * (layers - 1)
     given = {
@@ -345,7 +348,7 @@ def arguments(layers=2, layout=0, input=(5, 2, 3), states=(4, 2, 4), **changes):
     }
     stack = {"cell": 0, "num_layers": layers, "bias": True, "bidirectional": True, "layout": layout}
     stack = {name: changes.pop(name, value) for name, value in stack.items()}
-    return _ops.stack_code(**stack), *(given | changes).values()
+    return stack_code(**stack), *(given | changes).values()
 
 
 @torch.no_grad()

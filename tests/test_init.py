@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations, prune
 
 import fused_rnn
 from fused_rnn import init
+from fused_rnn.nn.kinds import cell_of
 
 both = pytest.mark.parametrize("ours", [True, False], ids=["fused_rnn", "torch.nn"])
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -284,4 +285,4 @@ def test_initial_state_of_something_else_is_refused():
 
 
 def test_every_kind_of_layer_is_known():
-    assert {init._cell_of(make(kind)).name for kind in (*LAYERS, *CELLS)} == set(fused_rnn._cells.CELLS)
+    assert {cell_of(make(kind)).name for kind in (*LAYERS, *CELLS)} == set(fused_rnn.ops.cells.CELLS)

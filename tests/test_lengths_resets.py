@@ -6,9 +6,10 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
-from fused_rnn import _ops, reference
-from fused_rnn._cells import CELLS
-from fused_rnn.verification import CASES, Case, make_problem, outputs_and_gradients, relative_error
+from fused_rnn import reference
+from fused_rnn.ops import layer as ops_layer
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.tools.verify import CASES, Case, make_problem, outputs_and_gradients, relative_error
 
 KINDS = ["LSTM", "GRU", "RNN"]
 
@@ -149,7 +150,7 @@ def test_a_sequence_carried_over_is_the_same_sequence(kind, dtype, no_reference)
         second, _ = layer(x[at:], state)
         # But for a piece of a few rows, whose products are added up in another order. The CUDA engine's products are
         # torch's, which are so for any number of rows.
-        own_products = _ops._operators is torch.ops.fused_rnn
+        own_products = ops_layer._operators is torch.ops.fused_rnn
         tolerance = 0 if exact and own_products and at != 8 else rounded
         torch.testing.assert_close(torch.cat([first, second]), whole, rtol=tolerance, atol=tolerance)
 

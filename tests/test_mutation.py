@@ -59,7 +59,8 @@ def add_cells(tree):
     count = len(re.findall(r"X\(\d+, \w+\)", cells.read_text()))
     rows = [f"X({count}, PeepholeLstm)", f"X({count + 1}, MinGru)"]
     edit(cells, rf"(X\({count - 1}, \w+\)) *\n", r" \\\n  ".join([r"\1", *rows]) + "\n")
-    edit(tree / "fused_rnn/_cells.py", r"(_NAMES = \([^)]*?),?\s*\)", r'\1, "peephole_lstm", "min_gru")')
+    added = "".join(f'    Row("{name}"),\n' for name in ("peephole_lstm", "min_gru"))
+    edit(tree / "fused_rnn/ops/cells.py", r"(?s)(\n_ROWS = \(.*?\n)\)\n", rf"\1{added})\n")
     (example,) = re.findall(r"```python\n( *def .*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     reference = tree / "fused_rnn/reference.py"
     edit(reference, r"(STEPS = \([^)]*?),?\s*\)", r"\1, peephole_lstm_step, min_gru_step)")
@@ -109,10 +110,11 @@ def test_verify_sees_a_wrong_sign(trees):
 def test_finite_differences_see_it_too(trees, api, passes):
     script = f"""
 import torch
-from fused_rnn import {api}, verification
-from fused_rnn._cells import CELLS
-case = verification.Case("small", steps=3, batch=2, input_size=2, hidden=3)
-problem = verification.make_problem(CELLS["gru"], case, torch.float64, "cpu")
+from fused_rnn import {api}
+from fused_rnn.tools import verify
+from fused_rnn.ops.cells import CELLS
+case = verify.Case("small", steps=3, batch=2, input_size=2, hidden=3)
+problem = verify.make_problem(CELLS["gru"], case, torch.float64, "cpu")
 tensors = [t.requires_grad_() for t in problem.tensors]
 torch.autograd.gradcheck(lambda *t: tuple(problem.call({api}, t)), tensors)
 """

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn
-from fused_rnn.verification import TOLERANCE, relative_error
+from fused_rnn.tools.verify import TOLERANCE, relative_error
 
 KINDS = {
     "LSTM": (nn.LSTM, fused_rnn.LSTM, {}),

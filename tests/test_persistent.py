@@ -9,8 +9,8 @@ from test_engine import SIXTEEN_BITS, assert_equals_reference, assert_near, prob
 
 import fused_rnn
 from fused_rnn import functional, reference
-from fused_rnn._cells import CELLS
-from fused_rnn.verification import TOLERANCE, Case, outputs_and_gradients, relative_error
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.tools.verify import TOLERANCE, Case, outputs_and_gradients, relative_error
 
 KINDS = ("one", "cluster", "polling", "flags")
 CASES = [(torch.float32, kind) for kind in KINDS]

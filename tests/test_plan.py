@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fused_rnn
-from fused_rnn._cells import CELLS
-from fused_rnn._library import cpu_plan
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.ops.plans import cpu_plan
 
 BATCHES = (0, 1, 2, 3, 4, 7, 8, 16, 33, 256)
 HIDDEN = (1, 64, 127, 128, 129, 200, 512, 2000)

@@ -9,7 +9,7 @@ import torch
 from common import run_python
 from torch import nn
 
-from fused_rnn import _autograd
+from fused_rnn.autograd import functions
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -44,11 +44,11 @@ def test_opacus_is_given_the_gradients_of_a_loop_over_rows(opacus_example, monke
         grads.append(torch.autograd.grad(losses[-1], list(model.parameters())))
     calls = []
 
-    def watch(*args, forward=_autograd._layer_forward):
+    def watch(*args, forward=functions.layer_forward):
         calls.append(args)
         return forward(*args)
 
-    monkeypatch.setattr(_autograd, "_layer_forward", watch)
+    monkeypatch.setattr(functions, "layer_forward", watch)
     loss = opacus_example.per_row_gradients(model, x, lengths, target)
     assert len(calls) == 1
     torch.testing.assert_close(loss, torch.stack(losses).mean())

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fused_rnn import functional
-from fused_rnn._cells import CELLS as CELL_IDS
-from fused_rnn._ops import TIME_MAJOR, stack_code
+from fused_rnn.ops.cells import CELLS as CELL_IDS
+from fused_rnn.ops.layer import TIME_MAJOR, stack_code
 
 pytestmark = [
     pytest.mark.usefixtures("no_reference"),

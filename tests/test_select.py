@@ -6,11 +6,11 @@ import pytest
 import torch
 from common import tf32
 
-from fused_rnn import _library
-from fused_rnn._cells import CELLS
-from fused_rnn._library import Gpu, cuda_plan
-from fused_rnn._ops import Layer
-from fused_rnn.diagnostics import explain_cuda
+from fused_rnn.ops import plans
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.ops.layer import Layer
+from fused_rnn.ops.plans import Gpu, cuda_plan
+from fused_rnn.tools.explain import explain_cuda
 
 KB = 1024
 GPUS = {  # by architecture: one of each kind that is sold
@@ -189,7 +189,7 @@ def test_shared_memory_bounds_the_shapes():
 
 def test_this_gpu(monkeypatch):
     """The one in software; and the engine that is taken unless another is asked for."""
-    assert _library.gpu(torch.device("cuda", 0)) == HOPPER
+    assert plans.gpu(torch.device("cuda", 0)) == HOPPER
     monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
     assert plan("lstm", torch.bfloat16, hidden=64, wanted=None).blocks_kind is None
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "cluster")

@@ -207,7 +207,7 @@ def test_gates_of_narrow_dtypes(dtype):
     input = make_input(module, dtype=dtype)
     found = fused_rnn.gate_statistics(module, input)
     expected = fused_rnn.gate_statistics(module.double(), input.double())
-    limit = fused_rnn.verification.TOLERANCE[dtype]
+    limit = fused_rnn.tools.verify.TOLERANCE[dtype]
     for one, other in zip(found.gates, expected.gates, strict=True):
         assert one.mean == pytest.approx(other.mean, rel=limit, abs=limit)
     assert found.state_norms["l0"] == pytest.approx(expected.state_norms["l0"], rel=limit)

@@ -11,9 +11,9 @@ from torch.func import grad, vmap
 
 import fused_rnn
 from fused_rnn import functional, reference
-from fused_rnn._cells import BY_ID, CELLS
-from fused_rnn._ops import Wanted, weight_kinds
-from fused_rnn.verification import TOLERANCE, Case, relative_error
+from fused_rnn.ops.cells import BY_ID, CELLS
+from fused_rnn.ops.layer import Wanted, weight_kinds
+from fused_rnn.tools.verify import TOLERANCE, Case, relative_error
 
 SCHEDULES = range(10)
 

@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import fused_rnn
-from fused_rnn.verification import TOLERANCE
+from fused_rnn.tools.verify import TOLERANCE
 
 pytestmark = [
     pytest.mark.usefixtures("no_reference"),
@@ -308,9 +308,9 @@ def test_unsupported_dtype_is_named(kind):
     ],
 )
 def test_unsupported_device_is_named_with_a_way_out(monkeypatch, device, exception, message):
-    monkeypatch.setattr(fused_rnn._library, "cuda_archs", list)
+    monkeypatch.setattr(fused_rnn.ops.library, "cuda_archs", list)
     with pytest.raises(exception, match=message):
-        fused_rnn._stack.check_device(torch.device(device))
+        fused_rnn.ops.checks.check_device(torch.device(device))
 
 
 def mask_of(*shape):

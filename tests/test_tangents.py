@@ -9,9 +9,11 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
-from fused_rnn import _autograd, functional, reference
-from fused_rnn._cells import CELLS
-from fused_rnn.verification import TOLERANCE, Case, make_problem, relative_error
+from fused_rnn import functional, reference
+from fused_rnn.autograd import functions
+from fused_rnn.ops.calls import layer_of
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.tools.verify import TOLERANCE, Case, make_problem, relative_error
 
 SIZES = {
     "small": {"steps": 4, "batch": 3, "input_size": 2, "hidden": 5},
@@ -278,7 +280,7 @@ def calls_of(cell, members):
     problem = problem_of(cell, "lengths and resets", "small")
     layers = []
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(_autograd, "_layer_forward", lambda *args: layers.append(_autograd._layer_of(args[2:])) or 1 / 0)
+        patch.setattr(functions, "layer_forward", lambda *args: layers.append(layer_of(args[2:])) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             problem.call(functional, problem.tensors)
     layer = layers[0]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import fused_rnn
-from fused_rnn._cells import CELLS
-from fused_rnn._ops import Layer
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.ops.layer import Layer
 
 # Of a size that the engine spreads over threads, which `test_number_of_threads` makes sure of.
 STEPS, INPUT, HIDDEN = 60, 20, 47

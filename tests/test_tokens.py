@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn
 from fused_rnn import functional, reference
-from fused_rnn._cells import CELLS
-from fused_rnn.verification import TOLERANCE, Case
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.tools.verify import TOLERANCE, Case
 
 VOCABULARY = 7
 LAYOUTS = {

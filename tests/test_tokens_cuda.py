@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from test_tokens import assert_equals_one_hot
 
 import fused_rnn
-from fused_rnn._cells import CELLS
-from fused_rnn.verification import TOLERANCE, Case
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.tools.verify import TOLERANCE, Case
 
 SCHEDULES = range(10)
 

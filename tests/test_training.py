@@ -14,7 +14,7 @@ from torch import nn
 
 import fused_rnn
 from fused_rnn import init
-from fused_rnn._progress import progress
+from fused_rnn.tools.progress import progress
 
 KINDS = ["lstm", "gru", "rnn_tanh", "lstm_projected"]
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import fused_rnn
-from fused_rnn import _autograd, reference
-from fused_rnn._cells import CELLS
-from fused_rnn._ops import Layer
+from fused_rnn import reference
+from fused_rnn.autograd import functions
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.ops.layer import Layer
 
 STEPS, BATCH, INPUT, HIDDEN, WIDTH = 5, 4, 3, 6, 2
 PEEPHOLE, MIN_GRU = CELLS["peephole_lstm"], CELLS["min_gru"]
@@ -86,7 +87,7 @@ LAYERS = [
 @pytest.mark.parametrize(("cell", "rows", "bias", "bidirectional", "projected"), LAYERS)
 def test_agrees_with_reference(cell, rows, bias, bidirectional, projected):
     layer = random_layer(cell, rows, bias, bidirectional, projected)
-    found = outputs_and_gradients(_autograd.run_layer, layer)
+    found = outputs_and_gradients(functions.run_layer, layer)
     expected = outputs_and_gradients(reference.run_layer, layer)
     assert len(found) == 2 + 2 * (cell.states > 1) + len(differentiable(layer))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -106,7 +107,7 @@ def test_narrow_dtypes(cell, dtype, tolerance):
         c0=narrow(wide.c0),
         weights=tuple(map(narrow, wide.weights)),
     )
-    found = outputs_and_gradients(_autograd.run_layer, layer)
+    found = outputs_and_gradients(functions.run_layer, layer)
     for one, expected in zip(found, outputs_and_gradients(reference.run_layer, wide), strict=True):
         assert (one.double() - expected).norm() <= tolerance * expected.norm()
 
@@ -120,7 +121,7 @@ def test_gradients_are_derivatives(cell):
         own = {"input": tensors.pop(0), "h0": tensors.pop(0)}
         if layer.c0 is not None:
             own["c0"] = tensors.pop(0)
-        outputs = _autograd.run_layer(layer._replace(**own, weights=tuple(tensors)))[:3]
+        outputs = functions.run_layer(layer._replace(**own, weights=tuple(tensors)))[:3]
         return tuple(t for t in outputs if t.numel())
 
     assert torch.autograd.gradcheck(run, differentiable(layer))
@@ -136,7 +137,7 @@ def test_vmapped_gradients_are_those_of_a_loop(cell, mapped):
     given = {name: getattr(layer, name) for name in batch_dim if getattr(layer, name) is not None}
 
     def loss(weights, given):
-        return sum(t.square().sum() for t in _autograd.run_layer(layer._replace(weights=weights, **given))[:2])
+        return sum(t.square().sum() for t in functions.run_layer(layer._replace(weights=weights, **given))[:2])
 
     def sample_loss(weights, sample):
         return loss(weights, {name: t.unsqueeze(batch_dim[name]) for name, t in sample.items()})

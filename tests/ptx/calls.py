@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fused_rnn._cells import BY_ID
-from fused_rnn._ops import Wanted, weight_kinds
-from fused_rnn.verification import TOLERANCE, relative_error
+from fused_rnn.ops.cells import BY_ID
+from fused_rnn.ops.layer import Wanted, weight_kinds
+from fused_rnn.tools.verify import TOLERANCE, relative_error
 
 EVERYTHING = 127  # bits of what layer_backward is asked for
 WAIT_S = "2e-6"  # while a block is silent, of the machine's clock: it counts instructions as nanoseconds

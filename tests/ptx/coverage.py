@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from common import tf32
 
-from fused_rnn._ops import Wanted
+from fused_rnn.ops.layer import Wanted
 
 from . import building, calls, listing
 from .calls import Call

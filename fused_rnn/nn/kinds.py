@@ -1,0 +1,27 @@
+"""Which cell a module computes, this library's or torch.nn's."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..ops.cells import BY_ID, BY_MODE, Cell
+from . import cells, layers
+
+# torch.nn's class: ours.
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    getattr(nn, kind.__name__): kind
+    for kind in (layers.LSTM, layers.GRU, layers.RNN, cells.LSTMCell, cells.GRUCell, cells.RNNCell)
+}
+
+
+def cell_of(module: nn.Module) -> Cell | None:
+    """Of a layer or a single cell; None of any other module."""
+    if isinstance(module, nn.RNNBase):
+        return BY_MODE.get(module.mode)
+    if not isinstance(module, nn.RNNCellBase):
+        return None
+    for theirs, ours in OURS.items():
+        if isinstance(module, (theirs, ours)):
+            nonlinearity = getattr(module, "nonlinearity", None)
+            return next((c for c in BY_ID if c.step_name == ours.__name__ and c.nonlinearity == nonlinearity), None)
+    return None

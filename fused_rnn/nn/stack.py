@@ -1,0 +1,177 @@
+"""``Stack``: layers of different sizes on top of each other, with paths around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .layers import GRU, LSTM, RNN
+
+__all__ = ["Stack"]
+
+_CLASSES = {kind.__name__.lower(): kind for kind in (LSTM, GRU, RNN)}
+_SKIPS = (None, "residual", "dense")
+
+
+class Stack(nn.Module):
+    """A deep recurrent network: a layer for each of ``hidden_sizes``, with paths around the layers.
+
+    Args:
+        cell: "lstm", "gru", "rnn", or a class: ``fused_rnn.LSTM``, ``GRU``, ``RNN`` or one derived from these.
+        input_size: I.
+        hidden_sizes: H of each layer.
+        skip: "residual" adds each layer's input to its output. Their widths must agree (D*H the same in all layers) but
+            for the first layer's, which goes without if ``input_size`` is another. "dense" gives each layer the
+            input and the outputs of all layers before it, in this order, beside each other. None: a plain stack.
+        bidirectional: D = 2.
+        dropout: probability of an element of a layer's output, but the last one's, to be zeroed in training. It acts on
+            what the layer itself says: the residual's path goes around it.
+        batch_first, bias, device, dtype: as in ``torch.nn``.
+        options: other arguments of the class: ``nonlinearity`` of "rnn", ``proj_size`` of "lstm".
+
+    The layers are in ``stack.layers``, an ``nn.ModuleList``, each of one layer and with its own weights' names.
+    """
+
+    def __init__(
+        self,
+        cell: str | type[nn.Module],
+        input_size: int,
+        hidden_sizes: Sequence[int],
+        *,
+        skip: str | None = None,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        batch_first: bool = False,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        **options,
+    ) -> None:
+        super().__init__()
+        if skip not in _SKIPS:
+            raise ValueError(f"Stack: skip must be 'residual', 'dense' or None, got {skip!r}")
+        if not isinstance(hidden_sizes, Sequence) or not hidden_sizes:
+            raise ValueError(f"Stack: hidden_sizes must be a sequence, one size for each layer, got {hidden_sizes!r}")
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+            raise ValueError(f"Stack: dropout must be a probability, from 0 to 1, got {dropout!r}")
+        if "num_layers" in options:
+            raise TypeError("Stack: hidden_sizes says how many layers there are, so num_layers cannot be given")
+        layer_class = _class_of(cell)
+        self.skip = skip
+        self.dropout = float(dropout)
+        self.batch_first = batch_first
+        self.layers = nn.ModuleList()
+        width = input_size
+        for hidden_size in hidden_sizes:
+            layer = layer_class(
+                width,
+                hidden_size,
+                bias=bias,
+                batch_first=batch_first,
+                bidirectional=bidirectional,
+                device=device,
+                dtype=dtype,
+                **options,
+            )
+            self.layers.append(layer)
+            width = width + _width(layer) if skip == "dense" else _width(layer)
+        if skip == "residual":
+            for k, layer in enumerate(self.layers[1:], 1):
+                if not _widths_agree(layer):
+                    raise ValueError(
+                        f"Stack: with skip='residual' the output of layer {k} must be as wide as its input, but its "
+                        f"output is {_width(layer)} wide, its input {layer.input_size}"
+                    )
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Sequence | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset_mask: Tensor | None = None,
+        grad_clip: float | None = None,
+    ) -> tuple[Tensor | PackedSequence, tuple]:
+        """``output [T, B, D*H]`` of the last layer and the states of all layers.
+
+        Args:
+            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a ``PackedSequence``.
+            hx: a state for each layer as that layer takes it, ``h_0 [D, B, H]`` or ``(h_0, c_0)``; or None, for zeros.
+            lengths, reset_mask, grad_clip: as in :func:`fused_rnn.functional.lstm`. Each layer clips what flows back
+                through its own states; what goes the paths around layers is not clipped.
+
+        Returns:
+            The last layer's output (with its residual), laid out as the input, and a tuple as ``hx``: each layer's
+            final state.
+        """
+        if hx is None:
+            hx = (None,) * len(self.layers)
+        elif not isinstance(hx, (tuple, list)) or len(hx) != len(self.layers):
+            got = f"{type(hx).__name__} of {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
+            raise TypeError(f"Stack: hx must be a tuple of {len(self.layers)} states, one for each layer, got {got}")
+        data = input.data if isinstance(input, PackedSequence) else input
+        added = self.skip == "dense" or (self.skip == "residual" and _widths_agree(self.layers[0]))
+        if added and isinstance(data, Tensor) and not data.is_floating_point():
+            raise TypeError(
+                f"Stack: skip={self.skip!r} adds the input to layers' outputs, and ids are no numbers to add"
+            )
+        # Only what is given: torch.nn's layers, which fused_rnn.restore puts here, take none of it.
+        options = {"lengths": lengths, "reset_mask": reset_mask, "grad_clip": grad_clip}
+        options = {name: option for name, option in options.items() if option is not None}
+        states = []
+        for k, (layer, state) in enumerate(zip(self.layers, hx, strict=True)):
+            output, state = layer(input, state, **options)
+            states.append(state)
+            is_last = k + 1 == len(self.layers)
+            if self.training and self.dropout and not is_last:
+                output = _map_data(lambda data: torch.dropout(data, self.dropout, True), output)
+            if self.skip == "residual" and _widths_agree(layer):
+                output = _map_data(torch.add, output, self._without_padding(input, lengths) if k == 0 else input)
+            elif self.skip == "dense" and not is_last:
+                output = _map_data(lambda *parts: torch.cat(parts, -1), input, output)
+            input = output
+        return output, tuple(states)
+
+    def _without_padding(self, input: Tensor | PackedSequence, lengths) -> Tensor | PackedSequence:
+        """Zero behind the rows' ends, as outputs of layers are: what lies there may be anything."""
+        if lengths is None:
+            return input
+        lengths = torch.as_tensor(lengths, device=input.device)
+        time = 1 if self.batch_first and input.dim() == 3 else 0
+        steps = torch.arange(input.shape[time], device=input.device)
+        inside = steps < lengths.reshape(-1, 1)  # [B, T]
+        if input.dim() == 2:
+            inside = inside.squeeze(0)
+        elif time == 0:
+            inside = inside.transpose(0, 1)
+        return input.where(inside.unsqueeze(-1), 0)
+
+    def extra_repr(self) -> str:
+        without = ", none around layer 0" if self.skip == "residual" and not _widths_agree(self.layers[0]) else ""
+        return f"skip={self.skip!r}{without}, dropout={self.dropout}, batch_first={self.batch_first}"
+
+
+def _class_of(cell) -> type[nn.Module]:
+    layer_class = _CLASSES.get(cell) if isinstance(cell, str) else cell
+    if not isinstance(layer_class, type) or not issubclass(layer_class, tuple(_CLASSES.values())):
+        raise ValueError(f"Stack: cell must be 'lstm', 'gru', 'rnn' or one of fused_rnn's layer classes, got {cell!r}")
+    return layer_class
+
+
+def _width(layer: nn.RNNBase) -> int:
+    """D*P: of the output."""
+    return (1 + layer.bidirectional) * (layer.proj_size or layer.hidden_size)
+
+
+def _widths_agree(layer: nn.RNNBase) -> bool:
+    return layer.input_size == _width(layer)
+
+
+def _map_data(function, *sequences):
+    """The function of what is in the sequences, be they tensors or packed, all alike."""
+    if isinstance(sequences[0], PackedSequence):
+        return PackedSequence(function(*(packed.data for packed in sequences)), *sequences[0][1:])
+    return function(*sequences)

@@ -1,0 +1,134 @@
+"""The registry of cells: one row for each, and everything that Python knows of a cell is in its row.
+
+How many gates, states and saved values a cell has comes from the compiled library, where it is written down once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from . import library
+
+
+class NamedGate(NamedTuple):
+    """A gate, and the ends of the range that its values lie in."""
+
+    name: str
+    low: float
+    high: float
+
+
+class OnnxNode(NamedTuple):
+    """ONNX's node for a cell, the order in which it wants the gates, and what else it has to be told."""
+
+    name: str
+    gates: tuple[str, ...]
+    attributes: dict
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the compiled library cannot know of a cell. Only ``name`` is needed, for a cell that no layer runs yet."""
+
+    name: str
+    layer: str | None = None
+    """Name of the layer's class; its cell's is ``layer + "Cell"``, and its function's ``layer.lower()``."""
+    nonlinearity: str | None = None
+    """Where one class has several cells: the argument that tells them apart."""
+    named_gates: tuple[NamedGate, ...] = ()
+    """In torch's order: the blocks of weight_ih and weight_hh from top to bottom."""
+    onnx: OnnxNode | None = field(default=None, hash=False)
+
+
+def _sigmoid(name: str) -> NamedGate:
+    return NamedGate(name, 0.0, 1.0)
+
+
+def _tanh(name: str) -> NamedGate:
+    return NamedGate(name, -1.0, 1.0)
+
+
+def _relu(name: str) -> NamedGate:
+    return NamedGate(name, 0.0, math.inf)
+
+
+# In the order of the ids in csrc/cells/cells.h.
+_ROWS = (
+    Row(
+        "lstm",
+        "LSTM",
+        named_gates=(_sigmoid("input"), _sigmoid("forget"), _tanh("cell"), _sigmoid("output")),
+        onnx=OnnxNode("LSTM", ("input", "output", "forget", "cell"), {}),
+    ),
+    Row(
+        "gru",
+        "GRU",
+        named_gates=(_sigmoid("reset"), _sigmoid("update"), _tanh("new")),
+        # Torch's reset gate acts after the recurrent product.
+        onnx=OnnxNode("GRU", ("update", "reset", "new"), {"linear_before_reset": 1}),
+    ),
+    Row(
+        "rnn_tanh",
+        "RNN",
+        nonlinearity="tanh",
+        named_gates=(_tanh("h"),),
+        onnx=OnnxNode("RNN", ("h",), {"activations": ["Tanh"]}),
+    ),
+    Row(
+        "rnn_relu",
+        "RNN",
+        nonlinearity="relu",
+        named_gates=(_relu("h"),),
+        onnx=OnnxNode("RNN", ("h",), {"activations": ["Relu"]}),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Cell(Row):
+    """A row, and what the compiled library says of the cell: its id and its traits."""
+
+    id: int = 0
+    gates: int = 0
+    states: int = 0
+    saved: int = 0
+    params: int = 0
+    recurrent: bool = True
+    projectable: bool = False
+    one_gate_gradient: bool = False
+
+    @property
+    def mode(self) -> str | None:
+        """What ``torch.nn.RNNBase.mode`` calls it."""
+        if self.layer is None or self.nonlinearity is None:
+            return self.layer
+        return f"{self.layer}_{self.nonlinearity.upper()}"
+
+    @property
+    def layer_name(self) -> str:
+        """Of the layer, in messages."""
+        return self.layer or self.name
+
+    @property
+    def step_name(self) -> str:
+        """Of a single step, in messages."""
+        return f"{self.layer_name}Cell"
+
+    def gate(self, name: str) -> int | None:
+        """The place of a gate in torch's order; None if the cell has no gate of that name."""
+        return next((k for k, gate in enumerate(self.named_gates) if gate.name == name), None)
+
+
+if len(_ROWS) != library.cell_count():
+    raise ImportError(
+        f"fused_rnn's Python files know {len(_ROWS)} cells, its compiled library {library.cell_count()}. "
+        "They come from different versions; reinstall with: pip install --no-build-isolation --force-reinstall ."
+    )
+
+BY_ID = tuple(
+    Cell(**vars(row), id=cell_id, **library.cell_traits(cell_id)._asdict()) for cell_id, row in enumerate(_ROWS)
+)
+CELLS = {cell.name: cell for cell in BY_ID}
+BY_MODE = {cell.mode: cell for cell in BY_ID if cell.layer is not None}

@@ -1,0 +1,127 @@
+"""Whether a user's weights, states and options fit each other: dimensions, sizes, dtypes, devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import library
+from .cells import Cell
+from .layer import LAYOUTS, Wanted
+
+
+class Options(NamedTuple):
+    name: str
+    cell: Cell
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+
+def checked_grad_clip(grad_clip: float) -> float:
+    if isinstance(grad_clip, bool) or not isinstance(grad_clip, (int, float)):
+        raise TypeError(f"grad_clip must be a number above 0, or None, got {type(grad_clip).__name__}")
+    if not grad_clip > 0:
+        raise ValueError(f"grad_clip must be a number above 0, or None, got {grad_clip}")
+    return float(grad_clip)
+
+
+def weight_layout(options: Options, weights: Sequence[Tensor]) -> tuple[bool, tuple[Wanted, ...]]:
+    """Are there biases, and what are the weights of each layer and direction?"""
+    blocks = options.num_layers * options.directions
+    layouts = LAYOUTS[options.cell.id]
+    count, rest = divmod(len(weights), blocks)
+    if rest or count not in layouts:
+        allowed = " or ".join(map(str, sorted(layouts)))
+        raise ValueError(
+            f"{options.name}: weights must hold {allowed} tensors for each of {blocks} layers and directions, "
+            f"got {len(weights)} in all"
+        )
+    bias, kinds = layouts[count]
+    for i, (weight, kind) in enumerate(zip(weights, kinds * blocks, strict=True)):
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{options.name}: weights[{i}] must be a Tensor, got {type(weight).__name__}")
+        dims = 1 if kind is Wanted.BIAS_IH or kind is Wanted.BIAS_HH else 2
+        if weight.dim() != dims:
+            name = kind.name.lower()
+            raise ValueError(f"{options.name}: weights[{i}] ({name}) must be {dims}-D, got {list(weight.shape)}")
+    return bias, kinds
+
+
+def states_of(hx, name: str, cell: Cell) -> tuple[Tensor, ...]:
+    if hx is None:
+        return ()
+    if cell.states == 1:
+        if not isinstance(hx, Tensor):
+            raise TypeError(f"{name}: hx must be a Tensor, got {type(hx).__name__}")
+        return (hx,)
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(s, Tensor) for s in hx):
+        got = f"{type(hx).__name__} of {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        raise TypeError(f"{name}: hx must be a tuple (h_0, c_0) of Tensors, got {got}")
+    return tuple(hx)
+
+
+def h0_and_c0(states: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
+    h0, c0 = (*states, None, None)[:2]
+    return h0, c0
+
+
+def in_one_dtype(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor], of_tokens: bool = False):
+    """All in one dtype, autocast's if that is on, on one supported device; or an error that says what differs. Ids are
+    left out of it."""
+    device = input.device
+    check_device(device)
+
+    def is_cast(tensor: Tensor) -> bool:
+        return tensor.is_floating_point() and tensor.dtype != torch.float64
+
+    for what, tensor in (("weights", weights[0]), *(("hx", state) for state in states)):
+        if tensor.device != device:
+            raise RuntimeError(f"Input and {what} are not on the same device: {device} and {tensor.device}")
+    if (
+        device.type != "meta"
+        and torch.is_autocast_enabled(device.type)
+        and (of_tokens or is_cast(input))
+        and all(map(is_cast, (*states, weights[0])))
+    ):
+        cast = partial(torch.Tensor.to, dtype=torch.get_autocast_dtype(device.type))
+        return input.long() if of_tokens else cast(input), tuple(map(cast, states)), tuple(map(cast, weights))
+    if of_tokens:
+        return input.long(), states, tuple(weights)
+    dtype = weights[0].dtype
+    if input.dtype != dtype:
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+            f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+        )
+    return input, states, tuple(weights)
+
+
+def check_state_dtypes(states: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    for state in states:
+        if state.dtype != dtype:
+            raise ValueError(f"hx dtype ({state.dtype}) does not match weight dtype ({dtype})")
+
+
+def check_device(device: torch.device) -> None:
+    """Raises unless the compiled library can compute there."""
+    if device.type in ("cpu", "meta"):
+        return
+    if device.type != "cuda":
+        raise NotImplementedError(
+            f"fused_rnn runs on cpu and cuda, not on {device.type}. Move the module and its input with .to('cpu'), or "
+            f"take torch.nn's layer (fused_rnn.restore) on {device.type}."
+        )
+    if not library.cuda_archs():
+        raise RuntimeError(
+            "This fused_rnn was built without CUDA, but the input is a CUDA tensor. Rebuild it where nvcc is on the "
+            "PATH: FUSED_RNN_CUDA=1 pip install --no-build-isolation --force-reinstall ."
+        )

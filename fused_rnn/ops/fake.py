@@ -1,0 +1,142 @@
+"""The operators' shapes without data, for ``torch.compile``, export and meta tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import torch_private
+from .calls import BackwardCall, BackwardTangentCall, ForwardCall, TangentCall, TraceCall
+from .layer import BATCH_FIRST, ONE_STEP, Layer, Wanted, stack_of
+
+
+@torch.library.register_fake("fused_rnn::layer_forward")
+def _forward_shapes(*args):
+    call = ForwardCall(*args)
+    return _shapes_of_forward(call.layer, call.save, call.cells)
+
+
+@torch.library.register_fake("fused_rnn::layer_tangent")
+def _tangent_shapes(*args):
+    call = TangentCall(*args)
+    return _shapes_of_forward(call.layer, True, call.cells)
+
+
+def _shapes_of_forward(layer: Layer, save: bool, cells: bool):
+    weights, h0, batch_sizes = layer.weights, layer.h0, layer.batch_sizes
+    _check_devices(layer)
+    kind, directions, hidden, width, members, rows = layer.sizes
+    batch = _batch_of(rows, h0, batch_sizes)
+    saved_width = (kind.saved + kind.states - 1) * hidden + width
+
+    def new(asked: bool, *shape: int) -> Tensor:
+        return weights[0].new_empty((*members, *shape) if asked else (0,))
+
+    return (
+        new(True, *rows, directions * width),
+        new(True, directions, batch, width),
+        new(kind.states > 1, directions, batch, hidden),
+        new(cells, *rows, directions * hidden),
+        new(save, directions, *rows, saved_width),
+    )
+
+
+def _check_devices(layer: Layer, *others: Tensor | None) -> None:
+    """One argument on meta is enough for a call to come here: results without data, were the others on the CPU."""
+    input, batch_sizes = layer.input, layer.batch_sizes
+    if batch_sizes is not None and batch_sizes.device.type != "meta":
+        batch_sizes = None  # may be on the CPU
+    for tensor in (batch_sizes, layer.h0, layer.c0, *layer.weights, layer.lengths, layer.reset_mask, *others):
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"fused_rnn: all arguments must be on the input's device, {input.device}; one is on {tensor.device}"
+            )
+
+
+def _batch_of(rows: tuple[int, ...], h0: Tensor | None, batch_sizes: Tensor | None):
+    if batch_sizes is None:
+        return rows[-1]
+    if h0 is not None:
+        return h0.shape[-2]
+    if isinstance(batch_sizes, torch_private.FakeTensor):
+        return torch.library.get_ctx().new_dynamic_size()
+    return int(batch_sizes[0])
+
+
+@torch.library.register_fake("fused_rnn::infer")
+def _infer_shapes(stack, input, h0, c0, weights, packed=None, lengths=None, batch_sizes=None, reset_mask=None):
+    cell, num_layers, bias, bidirectional, layout = stack_of(stack)
+    per_layer = tuple(weights[: len(weights) // num_layers])
+    layer = Layer(cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, per_layer)
+    _check_devices(layer, *weights, *(packed or ()))
+    kind, directions, hidden, width, _, rows = layer.sizes
+    if layout == ONE_STEP:
+        states = rows
+    elif batch_sizes is None and len(rows) == 1:  # unbatched
+        states = (num_layers * directions,)
+    else:
+        batch = rows[0] if layout == BATCH_FIRST else _batch_of(rows, h0, batch_sizes)
+        states = (num_layers * directions, batch)
+    widths = (width, hidden)[: kind.states]
+    return [weights[0].new_empty((*rows, directions * width)), *(weights[0].new_empty((*states, w)) for w in widths)]
+
+
+@torch.library.register_fake("fused_rnn::layer_backward")
+def _backward_shapes(*args):
+    call = BackwardCall(*args)
+    return _shapes_of_backward(call.layer, call.grads, call.saved, call.wanted, call.weight_groups, call.norms)
+
+
+@torch.library.register_fake("fused_rnn::layer_backward_tangent")
+def _backward_tangent_shapes(*args):
+    call = BackwardTangentCall(*args)
+    layer = call.layer
+    input, h0, c0, _, weights = _shapes_of_backward(layer, call.grads, call.saved, call.wanted, 1, False)
+    projected = layer.weight_kinds[-1] is Wanted.WEIGHT_HR
+    _, directions, hidden, _, members, rows = layer.sizes
+    wide = (*members, *rows, directions * hidden) if projected and call.wanted & Wanted.WEIGHT_HR else (0,)
+    return input, h0, c0, layer.input.new_empty(wide), weights
+
+
+def _shapes_of_backward(layer: Layer, grads, saved: Tensor, wanted: int, weight_groups: int, norms: bool):
+    _check_devices(layer, *grads, saved)
+    kind, directions, hidden, width, members, rows = layer.sizes
+    steps = layer.batch_sizes.shape[0] if layer.batch_sizes is not None else rows[0]
+    _, grad_h_n, _, _ = grads
+    batch = _batch_of(rows, grad_h_n if grad_h_n is not None else layer.h0, layer.batch_sizes)
+    groups = (weight_groups,) if weight_groups > 1 else ()
+    like = layer.weights[0]
+
+    def new(asked, *shape, dtype=None):
+        return like.new_empty(shape if asked else (0,), dtype=dtype)
+
+    norm_dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return (
+        new(wanted & Wanted.INPUT, *members, *rows, layer.input.shape[-1]),
+        new(True, *members, directions, batch, width),
+        new(kind.states > 1, *members, directions, batch, hidden),
+        new(norms, *members, directions, kind.states, steps, dtype=norm_dtype),
+        [
+            new(wanted & kind, *members, *groups, *weight.shape[len(members) :])
+            for kind, weight in zip(layer.weight_kinds, layer.weights, strict=True)
+        ],
+    )
+
+
+@torch.library.register_fake("fused_rnn::layer_trace")
+def _trace_shapes(*args):
+    layer = TraceCall(*args).layer
+    cell, directions, hidden, width, members, rows = layer.sizes
+
+    projected = layer.weight_kinds[-1] is Wanted.WEIGHT_HR
+
+    def new(asked: bool, width: int) -> Tensor:
+        return layer.input.new_empty((*members, *rows, directions * width) if asked else (0,))
+
+    return (
+        new(True, cell.gates * hidden),
+        new(not cell.one_gate_gradient, cell.gates * hidden),
+        new(True, cell.states * hidden),
+        new(projected, width),
+        new(projected, hidden),
+    )

@@ -1,0 +1,175 @@
+"""The operators: their arguments, and their shapes without data.
+
+``torch.ops.fused_rnn.layer_forward`` and ``layer_backward`` run one layer, both directions, over a whole sequence.
+Shape letters: M members, D directions, T steps, B batch, I input, H hidden, P width of h (H or proj_size), G gates,
+R saved values a row. ``rows`` stands for ``T, B``, or, when packed, for the number of packed rows. Arguments:
+
+=============  ====================  =======================================================================
+cell           int                   index in ``cells.BY_ID``
+bias           bool                  are there biases in ``weights``
+bidirectional  bool
+input          [rows, I]             or ids, [rows] int64: row n is one-hot, with its one at input[n]
+h0, c0         [D, B, P], [D, B, H]  None: zeros. c0 only for cells with a second state
+weights        list                  torch's order, per direction: weight_ih [GH, I], weight_hh [GH, P],
+                                     bias_ih [GH], bias_hh [GH], weight_hr [P, H]
+lengths        [B] int64             None: every row has T steps
+batch_sizes    [T] int64, CPU        of packed input, as in ``PackedSequence``
+reset_mask     [T, B] bool           True at (t, b) cuts row b between steps t-1 and t
+save           bool                  keep what the backward needs
+cells          bool                  also return the second state after every step, [rows, D*H]
+grad_clip      float                 the gradient of h is cut off there after every step, on its way back; None: never
+=============  ====================  =======================================================================
+
+With ``weights`` of one more leading dimension M, M members run side by side; outputs and states then carry M in front,
+and input, lengths and reset_mask may or may not (then the members share them). An output that was not asked for is
+an empty tensor.
+"""
+
+from __future__ import annotations
+
+import enum
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cells import BY_ID, Cell
+
+Grads = tuple[Tensor | None, ...]
+_operators = torch.ops.fused_rnn
+
+
+class Wanted(enum.IntFlag):
+    """Gradients that ``layer_backward`` is asked for; the bits of ``Wanted`` in csrc/gradients.cpp."""
+
+    INPUT = 1
+    WEIGHT_IH = 2
+    WEIGHT_HH = 4
+    BIAS_IH = 8
+    BIAS_HH = 16
+    WEIGHT_HR = 32
+    PARAMETERS = 64
+
+
+def weight_kinds(cell: Cell, bias: bool, projected: bool = False) -> list[Wanted]:
+    """The weights of one layer and direction, in order."""
+    kinds = [Wanted.WEIGHT_IH]
+    if cell.recurrent:
+        kinds.append(Wanted.WEIGHT_HH)
+    if bias:
+        kinds.append(Wanted.BIAS_IH)
+    if bias and cell.recurrent:
+        kinds.append(Wanted.BIAS_HH)
+    if cell.params:
+        kinds.append(Wanted.PARAMETERS)
+    if projected:
+        kinds.append(Wanted.WEIGHT_HR)
+    return kinds
+
+
+# For each cell's id and number of weights per direction: are there biases, and what the weights are.
+LAYOUTS = tuple(
+    {
+        len(kinds): (bias, tuple(kinds))
+        for bias, projected in product((True, False), (True, False) if cell.projectable else (False,))
+        for kinds in [weight_kinds(cell, bias, projected)]
+    }
+    for cell in BY_ID
+)
+
+
+def weight_kinds_of(cell: int, bidirectional: bool, count: int) -> tuple[Wanted, ...]:
+    """What each of a layer's ``count`` weights is."""
+    directions = 2 if bidirectional else 1
+    return LAYOUTS[cell][count // directions][1] * directions
+
+
+class Layer(NamedTuple):
+    """The arguments that forward and backward share, in the operators' order but for the weights, which come last."""
+
+    cell: int
+    bias: bool
+    bidirectional: bool
+    input: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+    lengths: Tensor | None
+    batch_sizes: Tensor | None
+    reset_mask: Tensor | None
+    weights: tuple[Tensor, ...]
+
+    @property
+    def sizes(self):
+        """(cell, D, H, P, members, rows); members is (M,) or (), rows (T, B) or, packed, (number of rows,)."""
+        cell, hidden = BY_ID[self.cell], self.weights[0].shape[-2] // BY_ID[self.cell].gates
+        projected = self.weight_kinds[-1] is Wanted.WEIGHT_HR
+        width = self.weights[-1].shape[-2] if projected else hidden
+        shape = self.input.shape if self.reads_tokens else self.input.shape[:-1]
+        members, rows = tuple(self.weights[0].shape[:-2]), tuple(shape[-1 if self.batch_sizes is not None else -2 :])
+        return cell, 1 + self.bidirectional, hidden, width, members, rows
+
+    @property
+    def reads_tokens(self) -> bool:
+        return self.input.dtype == torch.int64
+
+    def with_numbers(self) -> Layer:
+        """With one-hot rows in the place of ids."""
+        if not self.reads_tokens:
+            return self
+        weight = self.weights[0]
+        ids = torch.arange(weight.shape[-1], device=self.input.device)
+        return self._replace(input=(self.input.unsqueeze(-1) == ids).to(weight.dtype))
+
+    @property
+    def weight_kinds(self) -> tuple[Wanted, ...]:
+        return weight_kinds_of(self.cell, self.bidirectional, len(self.weights))
+
+    def forward(self, save: bool, cells: bool, grad_clip: float | None = None) -> tuple[Tensor, ...]:
+        return _operators.layer_forward(*self._static, *self._tensors, save, cells, grad_clip)
+
+    def backward(
+        self, grads: Grads, saved: Tensor, wanted: int, groups: int, norms: bool, grad_clip: float | None = None
+    ) -> tuple[Tensor, ...]:
+        *states, grad_weights = _operators.layer_backward(
+            *self._static, *grads, *self._tensors, saved, wanted, groups, norms, grad_clip
+        )
+        return (*states, *grad_weights)
+
+    # What these three are is said where csrc/ops/ops.cpp and csrc/core/problem.h define them.
+
+    def tangent(self, saved: Tensor, x, r, h, cells: bool) -> tuple[Tensor, ...]:
+        return _operators.layer_tangent(*self._static, *self._tensors, saved, x, r, h, cells)
+
+    def trace(self, grads: Grads, saved: Tensor) -> tuple[Tensor, ...]:
+        return _operators.layer_trace(*self._static, *grads, *self._tensors, saved)
+
+    def backward_tangent(self, grads: Grads, saved: Tensor, saved_tangent, states, h, wide, wanted: int):
+        *to_states, to_weights = _operators.layer_backward_tangent(
+            *self._static, *grads, *self._tensors, saved, saved_tangent, states, h, wide, wanted
+        )
+        return (*to_states, *to_weights)
+
+    @property
+    def _static(self):
+        return self.cell, self.bias, self.bidirectional
+
+    @property
+    def _tensors(self):
+        """In the operators' order: the weights stand between the states and the masks."""
+        masks = (self.lengths, self.batch_sizes, self.reset_mask)
+        return self.input, self.h0, self.c0, list(self.weights), *masks
+
+
+# How `infer` finds what it is given; csrc/ops/infer.cpp says more.
+TIME_MAJOR, BATCH_FIRST, ONE_STEP = range(3)
+
+
+def stack_code(cell: int, num_layers: int, bias: bool, bidirectional: bool, layout: int) -> int:
+    """What a stack of layers is, in one number, for ``infer``."""
+    return layout | bias << 2 | bidirectional << 3 | cell << 4 | num_layers << 12
+
+
+def stack_of(code: int) -> tuple[int, int, bool, bool, int]:
+    """The arguments of :func:`stack_code`."""
+    return code >> 4 & 0xFF, code >> 12, bool(code >> 2 & 1), bool(code >> 3 & 1), code & 3

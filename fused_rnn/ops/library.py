@@ -1,0 +1,100 @@
+"""Loads the compiled library and asks it about itself. Importing this module registers ``torch.ops.fused_rnn``."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+PATH = Path(__file__).parents[1] / "_C.so"
+OLDEST_TORCH = (2, 11)
+
+
+def _load() -> ctypes.CDLL:
+    found = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if found < OLDEST_TORCH:
+        raise ImportError(
+            f"fused_rnn needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, found {torch.__version__}. "
+            "Upgrade it with: pip install --upgrade torch"
+        )
+    if not PATH.exists():
+        raise ImportError(
+            f"fused_rnn's compiled library is missing ({PATH}). Build it from the source tree with: "
+            "pip install --no-build-isolation ."
+        )
+    try:
+        torch.ops.load_library(str(PATH))
+    except OSError as error:
+        raise ImportError(
+            f"fused_rnn's compiled library could not be loaded: {error}. It may have been built for another "
+            "platform; rebuild it from the source tree with: pip install --no-build-isolation --force-reinstall ."
+        ) from error
+    library = ctypes.CDLL(str(PATH))
+    library.fused_rnn_cuda_archs.restype = ctypes.c_char_p
+    library.fused_rnn_cell_count.restype = ctypes.c_int64
+    library.fused_rnn_cell_traits.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)]
+    library.fused_rnn_cell_traits.restype = None
+    library.fused_rnn_fill_memory.argtypes = [ctypes.c_int64]
+    library.fused_rnn_fill_memory.restype = None
+    library.fused_rnn_cpu_plan.restype = ctypes.c_char_p
+    library.fused_rnn_cpu_plan.argtypes = [
+        *[ctypes.c_int64] * 10,
+        ctypes.POINTER(ctypes.c_int64),
+        ctypes.c_char_p,
+        ctypes.c_int64,
+    ]
+    if library.fused_rnn_cuda_archs():
+        declare_cuda(library)
+    return library
+
+
+def declare_cuda(library: ctypes.CDLL) -> None:
+    library.fused_rnn_set_cuda_engine.argtypes = [ctypes.c_int64]
+    library.fused_rnn_set_cuda_engine.restype = ctypes.c_int64
+    found = [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, ctypes.c_int64]
+    library.fused_rnn_gpu.restype = library.fused_rnn_cuda_plan.restype = ctypes.c_int64
+    library.fused_rnn_gpu.argtypes = [ctypes.c_int64, *found]
+    library.fused_rnn_cuda_plan.argtypes = [*[ctypes.c_int64] * 12, ctypes.c_char_p, *found]
+
+
+compiled = _load()
+
+
+def fill_memory(fill: bool) -> None:
+    """For tests: results and scratch memory come filled with NaN from now on, or no longer."""
+    compiled.fused_rnn_fill_memory(fill)
+
+
+def cuda_archs() -> list[str]:
+    """GPU architectures compiled in, e.g. ``["90a"]``; empty for a CPU-only build."""
+    return compiled.fused_rnn_cuda_archs().decode().split()
+
+
+def cell_count() -> int:
+    return compiled.fused_rnn_cell_count()
+
+
+class CellTraits(NamedTuple):
+    """What ``csrc/cells/`` says of a cell; ``CellTraits`` there has the same order."""
+
+    gates: int
+    states: int
+    saved: int
+    """Values that a step saves for its backward pass, for each hidden unit."""
+    params: int
+    """Per-unit parameters beside the matrices and biases."""
+    recurrent: bool
+    """It has a recurrent matrix."""
+    projectable: bool
+    one_gate_gradient: bool
+    """The gradients of W_ih x and of W_hh h are the same."""
+
+
+def cell_traits(cell_id: int) -> CellTraits:
+    if not 0 <= cell_id < cell_count():
+        raise ValueError(f"there are cells 0 to {cell_count() - 1}, got {cell_id}")
+    numbers = (ctypes.c_int64 * len(CellTraits._fields))()
+    compiled.fused_rnn_cell_traits(cell_id, numbers)
+    return CellTraits(*numbers[:4], *map(bool, numbers[4:]))

@@ -1,0 +1,120 @@
+"""What the engines choose for a layer, asked of the compiled library: the code that asks is the code that runs."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+
+from . import library
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/problem.h's Dtype
+
+
+class CpuPlan(NamedTuple):
+    """What the CPU engine chooses for a layer; the engine calls the same code."""
+
+    instruction_set: str
+    threads: int
+    row_chunks: int
+    """Runs of batch rows that each direction is cut into; they never wait for each other."""
+    unit_chunks: int
+    """Shares of the hidden units that each run is cut into; they wait for each other after every step."""
+    packs: bool
+    """Computed on weights in panels; else, for a step or two, on the weights as they are."""
+
+
+def cpu_plan(
+    cell_id: int,
+    dtype: torch.dtype,
+    *,
+    directions: int = 1,
+    rows: int = 1,
+    batch: int = 1,
+    input_size: int = 1,
+    hidden: int = 1,
+    output_size: int = 1,
+    packed: bool = False,
+    threads: int = 1,
+) -> CpuPlan:
+    """The plan for a layer of these sizes; ``packed``: its weights have been packed by ``freeze``."""
+    sizes = (cell_id, _DTYPES.index(dtype), directions, rows, batch, input_size, hidden, output_size, packed, threads)
+    plan, error = (ctypes.c_int64 * 4)(), ctypes.create_string_buffer(256)
+    isa = library.compiled.fused_rnn_cpu_plan(*sizes, plan, error, len(error))
+    if isa is None:
+        raise RuntimeError(error.value.decode())
+    return CpuPlan(isa.decode(), *plan[:3], bool(plan[3]))
+
+
+class Gpu(NamedTuple):
+    """What a plan depends on; csrc/cuda/plan.h has the same."""
+
+    capability: int
+    """90: sm_90."""
+    multiprocessors: int
+    shared_bytes: int
+    most_cluster_blocks: int
+
+
+def gpu(device: torch.device) -> Gpu:
+    """This GPU, as the engine sees it."""
+    return Gpu(*_numbers_and_reason(len(Gpu._fields), library.compiled.fused_rnn_gpu, device.index or 0)[0])
+
+
+def _numbers_and_reason(count: int, function, *args) -> tuple[list[int], str]:
+    numbers, reason = (ctypes.c_int64 * count)(), ctypes.create_string_buffer(256)
+    if function(*args, numbers, reason, len(reason)):
+        raise RuntimeError(reason.value.decode())
+    return list(numbers), reason.value.decode()
+
+
+class CudaPlan(NamedTuple):
+    """What the CUDA engine chooses for one pass of a layer; the engine calls the same code."""
+
+    blocks_kind: str | None
+    """How the blocks that hold one copy of the weights exchange h: one, cluster, polling, flags; None: stepwise."""
+    units: int
+    """Hidden units of a block."""
+    blocks: int
+    """Of a group, which holds one copy of the weights."""
+    columns: int
+    """Batch rows that a group serves."""
+    groups: int
+    """That share out the batch of each problem: a direction, or a member of an ensemble."""
+    groups_at_once: int
+    shape: int
+    """Of the kernel, its number in csrc/cuda/plan.h."""
+    tf32: bool
+    """Whether float32 is rounded to TF32 for tensor cores."""
+    threads: int
+    """Of a block."""
+    weight_registers: int
+    """Of a thread, for its part of the weights; what does not fit there is in shared memory."""
+    shared_bytes: int
+    """Of a block."""
+    reason: str
+
+
+def cuda_plan(
+    cell_id: int,
+    dtype: torch.dtype,
+    gpu: Gpu,
+    *,
+    backward: bool = False,
+    problems: int = 1,
+    batch: int = 1,
+    hidden: int = 1,
+    tf32: bool = False,
+    projected: bool = False,
+    wanted: str | None = None,
+) -> CudaPlan:
+    """``wanted``: one of engines.CUDA_ENGINES; None: the one that a call would take. Raises where it cannot be had.
+
+    ``tf32``: float32 may be rounded to TF32.
+    """
+    sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, tf32, projected)
+    wanted = None if wanted is None else wanted.encode()
+    numbers, reason = _numbers_and_reason(11, library.compiled.fused_rnn_cuda_plan, *sizes, *gpu, wanted)
+    kind = None if numbers[0] < 0 else ("one", "cluster", "polling", "flags")[numbers[0]]
+    return CudaPlan(kind, *numbers[1:7], bool(numbers[7]), *numbers[8:], reason)

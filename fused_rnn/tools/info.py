@@ -1,0 +1,43 @@
+"""``info``: what a bug report needs."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from .._version import __version__
+from ..ops import library, plans
+
+
+def info() -> dict[str, str]:
+    """Versions, instruction set, GPU architectures built in and GPU seen: what a bug report needs."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "fused_rnn": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "CPU instruction set": plans.cpu_plan(0, torch.float32).instruction_set,
+        "CPU instruction set for large float32 layers": plans.cpu_plan(
+            0, torch.float32, rows=1 << 12, batch=64, hidden=256, output_size=256
+        ).instruction_set,
+        "CPU instruction set for bfloat16": plans.cpu_plan(0, torch.bfloat16).instruction_set,
+        "CUDA architectures built in": " ".join(library.cuda_archs()) or "none (CPU-only build)",
+        "CUDA of torch": torch.version.cuda or "none (CPU build of torch)",
+        "GPU": ", ".join(gpus) or "none seen",
+        "library": str(library.PATH),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()

@@ -1,0 +1,93 @@
+"""Training on sequences that are too long to go back through as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..ops.torch_private import map_tensors
+from .progress import progress
+
+__all__ = ["Chunk", "tbptt"]
+
+
+class Chunk(NamedTuple):
+    """What came of a chunk, cut off from the graph: it may be kept at no further cost."""
+
+    loss: Tensor
+    output: Any
+    state: Any
+    """The model's at the end of the chunk: begin another call with it to go on."""
+
+
+def tbptt(
+    model: Callable[..., tuple[Any, Any]],
+    loss_fn: Callable[[Any, Any], Tensor],
+    chunks: Iterable[tuple],
+    state: Any = None,
+    *,
+    backward: Callable[[Tensor], object] | None = Tensor.backward,
+    total: int | None = None,
+    show_progress: bool = True,
+) -> Iterator[Chunk]:
+    """Truncated backpropagation through time: state is carried on from chunk to chunk, gradients are not.
+
+    ::
+
+        chunks = zip(x.split(50), y.split(50), starts.split(50))  # x [T, B, I]; or whatever reads them from a file
+        for loss, output, state in fused_rnn.tbptt(model, loss_fn, chunks):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    When the loop's body runs, the gradients of the chunk's loss have been added to the parameters' ``grad``. A step in
+    each turn, as above, trains chunk by chunk; one after the loop trains on the sum over all chunks. A last chunk that
+    is shorter counts as much as the others if ``loss_fn`` takes a mean.
+
+    Memory does not grow with the number of chunks, provided ``chunks`` makes them as they are asked for.
+
+    Args:
+        model: called as ``model(input, state)``, or as ``model(input, state, reset_mask=reset_mask)`` where the chunk
+            has a mask; returns its output and its state: a tensor, or tuples, lists and dicts of them, nested at will.
+            Any layer of one direction will do, one of torch.nn too (without masks). For options of its own give it as
+            ``functools.partial(model, grad_clip=1.0)``.
+        loss_fn: called as ``loss_fn(output, target)``; returns a number to go back from.
+        chunks: ``(input, target)`` or ``(input, target, reset_mask)`` each, in the order of time. The mask, bool
+            ``[t, B]``, is true where a row begins a new sequence; see :func:`fused_rnn.functional.lstm`.
+        state: the state to begin with. Gradients of the first chunk reach it, so it may be learned; None is the model's
+            own, zeros for layers.
+        backward: called with the loss: ``lambda loss: scaler.scale(loss).backward()``, say. None: no gradients are
+            taken, to evaluate under ``torch.no_grad()``.
+        total: how many chunks there will be, for the progress bar, if ``chunks`` has no length.
+        show_progress: draw a progress bar when stderr is a terminal.
+
+    Yields:
+        :class:`Chunk`, a named tuple of loss, output and state.
+    """
+    loss = None
+
+    def describe(_) -> str:
+        return "" if loss is None else f"loss {loss:.4g}"
+
+    for chunk in progress(chunks, total or length_hint(chunks) or None, describe, show_progress):
+        if not isinstance(chunk, (tuple, list)) or len(chunk) not in (2, 3):
+            got = (
+                f"{type(chunk).__name__} of {len(chunk)}" if isinstance(chunk, (tuple, list)) else type(chunk).__name__
+            )
+            raise TypeError(f"tbptt: each chunk must be (input, target) or (input, target, reset_mask), got {got}")
+        input, target, reset_mask = (*chunk, None)[:3]
+        results = model(input, state) if reset_mask is None else model(input, state, reset_mask=reset_mask)
+        if not isinstance(results, (tuple, list)) or len(results) != 2:
+            raise TypeError(f"tbptt: the model must return (output, state), got {type(results).__name__}")
+        loss = loss_fn(results[0], target)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TypeError(f"tbptt: loss_fn must return a tensor of one number, got {got}")
+        if backward is not None:
+            backward(loss)
+        loss, output, state = map_tensors(Tensor.detach, (loss, *results))
+        del results  # with it goes what the graph holds, before the next chunk needs memory
+        yield Chunk(loss, output, state)

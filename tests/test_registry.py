@@ -1,0 +1,53 @@
+"""The registry of cells: every row agrees with the compiled library, with torch.nn and with the formulas."""
+
+import math
+
+import pytest
+import torch
+
+import fused_rnn
+from fused_rnn import functional, reference
+from fused_rnn.nn.kinds import OURS, cell_of
+from fused_rnn.ops.cells import BY_ID, BY_MODE, CELLS
+
+cells = pytest.mark.parametrize("cell", BY_ID, ids=lambda cell: cell.name)
+
+
+def test_cells_are_found_by_id_name_and_mode():
+    assert [cell.id for cell in BY_ID] == list(range(len(BY_ID)))
+    assert all(CELLS[cell.name] is cell and BY_MODE[cell.mode] is cell for cell in BY_ID)
+
+
+@cells
+def test_gates_are_as_many_as_the_library_says(cell):
+    names = [gate.name for gate in cell.named_gates]
+    assert len(names) == cell.gates
+    assert [cell.gate(name) for name in names] == list(range(cell.gates))
+    assert cell.gate("no such gate") is None
+    assert sorted(cell.onnx.gates) == sorted(names)
+
+
+@cells
+def test_gates_lie_in_their_ranges(cell):
+    ends = torch.tensor([-200.0, 200.0], dtype=torch.float64).repeat(cell.gates)  # two units
+    lowest, highest = (reference.GATES[cell.id](sign * ends.abs(), torch.zeros(2 * cell.gates)) for sign in (-1, 1))
+    for gate, low, high in zip(cell.named_gates, lowest, highest, strict=True):
+        assert low.allclose(torch.tensor(gate.low).double()), gate
+        assert high.isclose(torch.tensor(gate.high).double()).all() or math.isinf(gate.high), gate
+
+
+@cells
+def test_classes_and_functions_have_the_rows_names(cell):
+    options = {} if cell.nonlinearity is None else {"nonlinearity": cell.nonlinearity}
+    for library in (torch.nn, fused_rnn):
+        layer = getattr(library, cell.layer_name)(3, 4, **options)
+        step = getattr(library, cell.step_name)(3, 4, **options)
+        assert layer.mode == cell.mode
+        assert cell_of(layer) is cell and cell_of(step) is cell
+    assert callable(getattr(functional, cell.layer.lower()))
+
+
+def test_no_other_module_has_a_cell():
+    assert cell_of(torch.nn.Linear(3, 4)) is None
+    assert cell_of(torch.nn.RNNCellBase(3, 4, True, 2)) is None
+    assert {ours.__name__ for ours in OURS.values()} == {n for c in BY_ID for n in (c.layer_name, c.step_name)}
