@@ -26,7 +26,7 @@ else
   ENVIRONMENT := $(wildcard $(ACTIVE)/pyvenv.cfg)
 endif
 
-.PHONY: help test test-cuda bench lint format dist cuda-check oldest-gpu library clean
+.PHONY: help test test-cuda bench lint format dist cxx-check cuda-check oldest-gpu library clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 14
@@ -56,6 +56,9 @@ format: $(STAMP)-dev ## put style and format right
 
 dist: $(STAMP)-dev ## make sdist and wheel, try each in a fresh environment
 	scripts/dist_check.sh "$(PYTHON)" "$(TORCH)"
+
+cxx-check: library ## compile csrc with clang too, and look for two types of one name; needs clang++
+	"$(PYTHON)" scripts/cxx_check.py
 
 cuda-check: $(STAMP)-dev library ## show the CUDA kernels' registers and occupancy, fail on local memory
 	"$(PYTHON)" scripts/cuda_check.py

@@ -1,7 +1,8 @@
 """Builds fused_rnn/_C.so with ninja: g++ compiles csrc/**/*.cpp; nvcc, where there is one, csrc/cuda/**/*.cu.
 
 Read from the environment:
-  FUSED_RNN_CUDA        auto (default): with CUDA if nvcc is found; 1: fail without nvcc; 0: CPU only
+  FUSED_RNN_CUDA        auto (default): with CUDA if there is nvcc and this torch has CUDA; 1: with it, whatever torch
+                        has; 0: without
   FUSED_RNN_CUDA_ARCHS  such as "75 80 86 89 90a 100 120"; default: this machine's GPUs, or 90a if it has none
   CUDA_HOME, CXX, CXXFLAGS, MAX_JOBS
 """
@@ -59,11 +60,16 @@ def find_torch():
     return folder
 
 
-def find_nvcc():
-    """The nvcc to build with, or None for a build without CUDA."""
+def cuda_wanted():
     wanted = os.environ.get("FUSED_RNN_CUDA") or "auto"
     if wanted not in ("auto", "0", "1"):
         fail(f"FUSED_RNN_CUDA must be auto, 0 or 1, got {wanted!r}")
+    return wanted
+
+
+def find_nvcc():
+    """None: there is none, or FUSED_RNN_CUDA=0."""
+    wanted = cuda_wanted()
     if wanted == "0":
         return None
     home = os.environ.get("CUDA_HOME")
@@ -72,6 +78,16 @@ def find_nvcc():
     if nvcc is None and wanted == "1":
         fail(f"FUSED_RNN_CUDA=1, but no nvcc in {places}: install the CUDA toolkit, or set CUDA_HOME")
     return nvcc
+
+
+def nvcc_for(torch):
+    """The nvcc to build with, or None for a build without CUDA, and why so."""
+    nvcc, wanted = find_nvcc(), cuda_wanted()
+    if nvcc is None:
+        return None, "FUSED_RNN_CUDA=0" if wanted == "0" else "there is no nvcc"
+    if wanted == "auto" and not re.search(r"^cuda\b[^=]*= '", (torch / "version.py").read_text(), re.MULTILINE):
+        return None, "this torch has none, so it could not use the kernels; FUSED_RNN_CUDA=1 builds them anyway"
+    return nvcc, f"with {nvcc} for {cuda_archs()}"
 
 
 def find_ninja():
@@ -120,6 +136,9 @@ def compression(nvcc):
     release = re.search(r"release (\d+)\.", said)
     return "--compress-mode=size" if release and int(release[1]) >= 13 else ""
 
+
+# Measured: CPU time of a whole build, for who waits.
+EXPECTED = ("about 4 minutes on one core", "about 9 minutes on one core")
 
 COMPILED = "$flags -MD -MF $out.d -c $in -o $out"  # of a rule for ninja, how a source becomes an object
 
@@ -208,9 +227,10 @@ class NinjaBuild(build_ext):
         return fullname.replace(".", "/") + ".so"  # no Python inside, so no Python version in the name
 
     def build_extension(self, ext):
-        torch, nvcc = find_torch(), find_nvcc()
+        torch = find_torch()
+        nvcc, why = nvcc_for(torch)
         archs = cuda_archs() if nvcc else []
-        print(f"fused_rnn: building {f'with {nvcc} for {archs}' if nvcc else 'without CUDA'}", flush=True)
+        print(f"fused_rnn: building {why if nvcc else f'without CUDA: {why}'}; {EXPECTED[bool(nvcc)]}", flush=True)
         write_sources()
         (ROOT / BUILD / "build.ninja").write_text(ninja_file(torch, nvcc, archs))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []

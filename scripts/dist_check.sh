@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the sdist and the wheel, installs each in a fresh environment, and lets each verify itself away from the tree.
+# Makes the sdist and the wheel, and installs each in a fresh environment, and a clone in both of pip's ways; each must
+# verify itself away from the tree. What has been compiled in this tree is not compiled again for the copies.
 # Usage: dist_check.sh PYTHON TORCH, where TORCH is a requirement such as torch==2.13.0
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +14,9 @@ rm -rf dist build/lib build/lib.* build/bdist.* # setuptools would pack whatever
 "$python" -m build --no-isolation --skip-dependency-check --wheel
 ls -l dist
 
+verify() { # ENVIRONMENT, then where
+  (cd "$2" && "$1/bin/python" -m fused_rnn verify --quick)
+}
 try() { # NAME, then what pip is to install
   local name=$1 environment=$work/$1
   shift
@@ -21,7 +25,29 @@ try() { # NAME, then what pip is to install
   "$environment/bin/python" -m pip install --quiet ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$torch"
   "$environment/bin/python" -m pip install --quiet "setuptools>=77" ninja
   "$environment/bin/python" -m pip install --no-build-isolation "$@"
-  (cd "$work" && "$environment/bin/python" -m fused_rnn verify --quick)
+  verify "$environment" "$work"
 }
+with_objects() { # of this tree: what the copy lacks, or has otherwise, is compiled
+  mkdir -p "$1/build"
+  cp -a build/native "$1/build/"
+}
+
 try wheel dist/*.whl
-FUSED_RNN_CUDA=0 try sdist dist/*.tar.gz # the wheel has shown that the CUDA sources compile; they take minutes
+
+mkdir "$work/source"
+tar -xf dist/*.tar.gz -C "$work/source" --strip-components=1
+with_objects "$work/source"
+try sdist "$work/source"
+
+mkdir "$work/clone"
+git ls-files -z | xargs -0 cp --parents --preserve=timestamps --target-directory "$work/clone"
+with_objects "$work/clone"
+try clone "$work/clone"
+rm -f "$work/clone/fused_rnn/_C.so"
+if verify "$work/clone" "$work/clone" 2> "$work/said"; then
+  echo "a clone without a library of its own must not run" >&2
+  exit 1
+fi
+grep --quiet -- "-e \." "$work/said" || { cat "$work/said" >&2; exit 1; }
+try editable --editable "$work/clone"
+verify "$work/editable" "$work/clone"

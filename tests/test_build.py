@@ -80,6 +80,21 @@ def test_build_fails_with_a_reason(tmp_path, wanted, message):
     assert f"fused_rnn: {message}" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("wanted", "cuda", "builds"), [("auto", "'13.0'", True), ("auto", "None", False), ("1", "None", True), ("0", "'13.0'", False)]
+)
+def test_auto_builds_for_cuda_only_what_torch_can_use(setup, monkeypatch, tmp_path, wanted, cuda, builds):
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.touch(0o755)
+    (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\ncuda: Optional[str] = {cuda}\n")
+    monkeypatch.setenv("FUSED_RNN_CUDA", wanted)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    found, why = setup["nvcc_for"](tmp_path)
+    assert found == (str(nvcc) if builds else None)
+    assert why
+
+
 def test_build_without_torch_says_so(setup, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install torch first, or drop --no-build-isolation"):

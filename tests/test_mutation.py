@@ -24,10 +24,16 @@ runpy.run_path("setup.py", run_name="__main__")
 """
 ENVIRONMENT = os.environ | {"FUSED_RNN_CUDA": "0", "FUSED_RNN_ISA": "", "CXXFLAGS": "-O1", "MAX_JOBS": "1"}
 
-MIN_GRU_STEP = """\
+OTHER_STEPS = """\
 def min_gru_step(x, r, h):
     z, n = x.chunk(2, -1)
     return ((1 - z.sigmoid()) * h + z.sigmoid() * n,)
+
+
+def linear_lstm_step(x, r, h, c):
+    i, f, g, o = lstm_gates(x, r)
+    c_next = f * c + i * g
+    return o * c_next, c_next
 """
 
 
@@ -51,20 +57,20 @@ def flip_a_sign(tree):
 
 
 def add_cells(tree):
-    """The steps of CONTRIBUTING.md, whose example is one of the two."""
-    for header in ("peephole_lstm.h", "min_gru.h"):
+    """The steps of CONTRIBUTING.md, whose example is one of them."""
+    for header in ("peephole_lstm.h", "min_gru.h", "linear_lstm.h"):
         shutil.copy(TESTS / "cells" / header, tree / "csrc/cells")
     cells = tree / "csrc/cells/cells.h"
-    edit(cells, r'(#include "cells/lstm\.h")', r'\1\n#include "cells/min_gru.h"\n#include "cells/peephole_lstm.h"')
+    edit(cells, r'(#include "cells/lstm\.h")', r'\1\n#include "cells/min_gru.h"\n#include "cells/peephole_lstm.h"\n#include "cells/linear_lstm.h"')
     count = len(re.findall(r"X\(\d+, \w+\)", cells.read_text()))
-    rows = [f"X({count}, PeepholeLstm)", f"X({count + 1}, MinGru)"]
+    rows = [f"X({count}, PeepholeLstm)", f"X({count + 1}, MinGru)", f"X({count + 2}, LinearLstm)"]
     edit(cells, rf"(X\({count - 1}, \w+\)) *\n", r" \\\n  ".join([r"\1", *rows]) + "\n")
-    added = "".join(f'    Row("{name}"),\n' for name in ("peephole_lstm", "min_gru"))
+    added = "".join(f'    Row("{name}"),\n' for name in ("peephole_lstm", "min_gru", "linear_lstm"))
     edit(tree / "fused_rnn/ops/cells.py", r"(?s)(\n_ROWS = \(.*?\n)\)\n", rf"\1{added})\n")
     (example,) = re.findall(r"```python\n( *def .*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     reference = tree / "fused_rnn/reference.py"
-    edit(reference, r"(STEPS = \([^)]*?),?\s*\)", r"\1, peephole_lstm_step, min_gru_step)")
-    edit(reference, r"(# By the cells' ids)", rf"{textwrap.dedent(example)}\n\n{MIN_GRU_STEP}\n\n\1")
+    edit(reference, r"(STEPS = \([^)]*?),?\s*\)", r"\1, peephole_lstm_step, min_gru_step, linear_lstm_step)")
+    edit(reference, r"(# By the cells' ids)", rf"{textwrap.dedent(example)}\n\n{OTHER_STEPS}\n\n\1")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Two cells that were added to the library, against the reference.
+"""Cells that were added to the library, against the reference.
 
 Pytest runs this file in the copy of the tree that test_mutation.py has added them to, not in this one.
 """
@@ -16,7 +16,7 @@ from fused_rnn.ops.cells import CELLS
 from fused_rnn.ops.layer import Layer
 
 STEPS, BATCH, INPUT, HIDDEN, WIDTH = 5, 4, 3, 6, 2
-PEEPHOLE, MIN_GRU = CELLS["peephole_lstm"], CELLS["min_gru"]
+ADDED = PEEPHOLE, MIN_GRU, LINEAR_LSTM = [CELLS[name] for name in ("peephole_lstm", "min_gru", "linear_lstm")]
 LENGTHS = torch.tensor([5, 4, 2, 1])
 RESET = torch.rand(STEPS, BATCH, generator=torch.Generator().manual_seed(0)) < 0.4
 ROWS = {
@@ -78,7 +78,7 @@ def test_traits():
 LAYERS = [
     (cell, rows, bias, bidirectional, projected)
     for cell, rows, bias, bidirectional, projected in product(
-        (PEEPHOLE, MIN_GRU), ROWS, (True, False), (True, False), (True, False)
+        ADDED, ROWS, (True, False), (True, False), (True, False)
     )
     if cell.projectable or not projected
 ]
@@ -94,7 +94,7 @@ def test_agrees_with_reference(cell, rows, bias, bidirectional, projected):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 8e-2)])
-@pytest.mark.parametrize("cell", [PEEPHOLE, MIN_GRU])
+@pytest.mark.parametrize("cell", ADDED)
 def test_narrow_dtypes(cell, dtype, tolerance):
     wide = random_layer(cell)
 
@@ -112,7 +112,7 @@ def test_narrow_dtypes(cell, dtype, tolerance):
         assert (one.double() - expected).norm() <= tolerance * expected.norm()
 
 
-@pytest.mark.parametrize("cell", [PEEPHOLE, MIN_GRU])
+@pytest.mark.parametrize("cell", ADDED)
 def test_gradients_are_derivatives(cell):
     layer = random_layer(cell, projected=cell.projectable)
 
@@ -129,7 +129,7 @@ def test_gradients_are_derivatives(cell):
 
 
 @pytest.mark.parametrize("mapped", ["samples", "weights"])
-@pytest.mark.parametrize("cell", [PEEPHOLE, MIN_GRU])
+@pytest.mark.parametrize("cell", ADDED)
 def test_vmapped_gradients_are_those_of_a_loop(cell, mapped):
     """Per-sample gradients, which the kernels give as weight groups, and ensembles, which they run as members."""
     layer = random_layer(cell, projected=cell.projectable)
