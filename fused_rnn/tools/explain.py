@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from ..nn import cells, layers
+from ..nn.freeze import is_frozen
 from ..nn.kinds import cell_of
 from ..ops import arguments, engines, plans
+from ..ops.arguments import Runner
 from ..ops.layer import Layer
 
-_LAYERS = {layers.LSTM: arguments.lstm, layers.GRU: arguments.gru, layers.RNN: arguments.rnn}
+_LAYERS = (layers.LSTM, layers.GRU, layers.RNN)
 _CELLS = (cells.LSTMCell, cells.GRUCell, cells.RNNCell)
 
 
@@ -88,7 +90,7 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None, engine: s
         input_size=0 if layer.reads_tokens else layer.input.shape[-1],
         hidden=hidden,
         output_size=width,
-        packed=bool(getattr(module, "_frozen", None)),
+        packed=is_frozen(module),
         threads=torch.get_num_threads(),
     )
     return Explanation(
@@ -99,9 +101,7 @@ def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None, engine: s
         "The instruction set is the best of this processor for such a layer, or FUSED_RNN_ISA. "
         + (_SPLIT if plan.instruction_set == "amx" and layer.weights[0].dtype == torch.float32 else "")
         + (_TOKENS if layer.reads_tokens else "")
-        + (
-            _FROZEN if getattr(module, "_frozen", None) else "A gradient of the gradient is recomputed in plain PyTorch"
-        ),
+        + (_FROZEN if is_frozen(module) else "A gradient of the gradient is recomputed in plain PyTorch"),
     )
 
 
@@ -164,16 +164,15 @@ def _first_layer(module: nn.Module, inputs, lengths, reset_mask) -> Layer:
     input, hx = (*inputs, None)[:2]
     try:
         if type(module) in _LAYERS:
-            options = module._options(lengths, reset_mask)
-            _LAYERS[type(module)](stop, input, hx, **options)
+            module._run(input, hx, lengths, reset_mask, runner=Runner(stop))
         else:
             weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
             weights = [weight for weight in weights if weight is not None]
-            arguments.single_step(stop, cell_of(module), input, hx, weights)
+            arguments.single_step(Runner(stop), cell_of(module), input, hx, weights, are_plain=False)
     except _Stop as stopped:
         (layer,) = stopped.args
-        if getattr(module, "_frozen", None):
-            module._frozen.check_call(layer)
+        if is_frozen(module):
+            module._runner.check_call(layer)
         return layer
     raise AssertionError("no layer was run")
 
