@@ -2,8 +2,8 @@
 
 Put ``fused_rnn.LSTM`` where ``torch.nn.LSTM`` was, or call ``fused_rnn.swap(model)``; nothing else changes.
 
-Public are the names in ``__all__``, the module ``fused_rnn.onnx`` and the classes of results (``Explanation``, ``Flow``
-and so on). The folders are internal.
+The public interface: the names in ``__all__``, the module ``fused_rnn.onnx`` and the result classes (``Explanation``,
+``Flow`` and so on). The folders are internal.
 """
 
 import sys as _sys
@@ -19,7 +19,7 @@ from .nn.layers import GRU, LSTM, RNN
 from .nn.stack import Stack
 from .ops import fake as fake  # registers the operators' shapes
 from .ops.engines import cuda_engine
-from .tools.explain import Explanation, explain
+from .tools.explain import Explanation, ModelExplanation, explain
 from .tools.gate_statistics import Gate, GateStatistics, gate_statistics
 from .tools.gradient_flow import Flow, Line, Summary, gradient_flow
 from .tools.info import info
@@ -58,9 +58,22 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# Pickles, tracebacks and help() name a class by its module: the public one, whichever file it is written in.
+# Pickles and help() refer to classes by module: the public one, whichever file defines them.
 _MODULES = (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell, Stack)
-_RESULTS = (Block, Chunk, Explanation, Flow, Gate, GateStatistics, Line, Report, Result, Spectrum, Summary)
+_RESULTS = (
+    Block,
+    Chunk,
+    Explanation,
+    Flow,
+    Gate,
+    GateStatistics,
+    Line,
+    ModelExplanation,
+    Report,
+    Result,
+    Spectrum,
+    Summary,
+)
 for _class in (*_MODULES, *_RESULTS):
     _class.__module__ = __name__
 

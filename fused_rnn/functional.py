@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .autograd.functions import run_layer
-from .ops import arguments
+from .autograd.functions import OPERATORS
+from .ops import arguments, plain
 from .ops.cells import CELLS
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_relu_cell", "rnn_tanh_cell"]
@@ -63,7 +63,7 @@ def lstm(
         ``return_cells``, thirdly, ``cells [T, B, D*H]`` laid out as the output is: packed if that is.
     """
     return arguments.lstm(
-        run_layer,
+        OPERATORS,
         input,
         hx,
         weights,
@@ -99,7 +99,7 @@ def gru(
         ``output [T, B, D*H]`` laid out as the input was, and ``h_n [L*D, B, H]``.
     """
     return arguments.gru(
-        run_layer,
+        OPERATORS,
         input,
         hx,
         weights,
@@ -131,7 +131,7 @@ def rnn(
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Elman network over whole sequences, ``nonlinearity`` "tanh" or "relu": otherwise as :func:`gru`."""
     return arguments.rnn(
-        run_layer,
+        OPERATORS,
         input,
         hx,
         weights,
@@ -199,5 +199,5 @@ def _step(name: str, input, hx, weight_ih, weight_hh, bias_ih, bias_hh) -> tuple
     cell = CELLS[name]
     if (bias_ih is None) != (bias_hh is None):
         raise ValueError(f"{cell.step_name}: bias_ih and bias_hh must both be given or both be None")
-    biases = () if bias_ih is None else (bias_ih, bias_hh)
-    return arguments.single_step(run_layer, cell, input, hx, (weight_ih, weight_hh, *biases))
+    weights = [weight_ih, weight_hh] if bias_ih is None else [weight_ih, weight_hh, bias_ih, bias_hh]
+    return arguments.single_step(OPERATORS, cell, input, hx, weights, plain.are_plain(weights))

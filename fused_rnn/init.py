@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .nn.freeze import is_frozen
 from .nn.kinds import cell_of
 from .nn.stack import Stack
 from .ops.cells import BY_ID, CELLS, Cell
@@ -174,7 +175,7 @@ def _blocks(function: str, module: nn.Module, allowed: tuple[str, ...], wanted: 
         who = f"{name} ({type(layer).__name__})" if name else f"this {type(layer).__name__}"
         if cell.name not in allowed:
             raise TypeError(f"{function} is for cells of kind {' and '.join(allowed)}, but {who} is {cell.name}")
-        if getattr(layer, "_frozen", None) is not None:
+        if is_frozen(layer):
             raise RuntimeError(f"{function}: {who} is frozen; call fused_rnn.thaw(model) first")
         if not layer.bias and wanted == _BIASES:
             raise ValueError(f"{function}: {who} has no biases (bias=False)")

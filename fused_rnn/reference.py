@@ -209,8 +209,11 @@ def _run_members(layer: Layer, cells: bool, grad_clip):
     return next(found), next(found), next(found) if two_states else empty, next(found) if cells else empty
 
 
+RUNNER = arguments.Runner(run_layer)
+
+
 def _twin(name: str):
-    function = partial(getattr(arguments, name), run_layer)
+    function = partial(getattr(arguments, name), RUNNER)
     function.__doc__ = f"``fused_rnn.functional.{name}`` in plain PyTorch: same arguments, shapes and results."
     return function
 

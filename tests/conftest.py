@@ -7,9 +7,8 @@ from common import tf32
 import fused_rnn
 from fused_rnn import reference
 from fused_rnn.autograd import functions
-from fused_rnn.nn import inference
+from fused_rnn.ops import arguments, library
 from fused_rnn.ops import layer as ops_layer
-from fused_rnn.ops import library
 
 # The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough
 hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True)
@@ -46,7 +45,7 @@ def machine():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(functions, "_FORWARD", operators.layer_forward.default)
         patch.setattr(functions, "_BACKWARD", operators.layer_backward.default)
-        patch.setattr(inference, "_infer", operators.infer.default)
+        patch.setattr(arguments, "_infer", operators.infer.default)
         patch.setattr(ops_layer, "_operators", operators)
         yield machine
     machine.fill_memory(False)

@@ -81,7 +81,8 @@ def test_build_fails_with_a_reason(tmp_path, wanted, message):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "cuda", "builds"), [("auto", "'13.0'", True), ("auto", "None", False), ("1", "None", True), ("0", "'13.0'", False)]
+    ("wanted", "cuda", "builds"),
+    [("auto", "'13.0'", True), ("auto", "None", False), ("1", "None", True), ("0", "'13.0'", False)],
 )
 def test_auto_builds_for_cuda_only_what_torch_can_use(setup, monkeypatch, tmp_path, wanted, cuda, builds):
     nvcc = tmp_path / "bin/nvcc"

@@ -62,7 +62,9 @@ def test_every_cell_and_limit_is_used(found):
     cells = re.findall(r"X\(\d+, (\w+)\)", (ROOT / "csrc/cells/cells.h").read_text())
     assert len(cells) >= 4
     assert set(found) == set(LIMITS)
-    assert [list(values) for values in found.values()] == [[*cells, "PeepholeLstm", "MinGru", "LinearLstm"]] * len(LIMITS)
+    assert [list(values) for values in found.values()] == [[*cells, "PeepholeLstm", "MinGru", "LinearLstm"]] * len(
+        LIMITS
+    )
 
 
 @pytest.mark.parametrize("check", LIMITS)

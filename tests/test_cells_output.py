@@ -23,8 +23,9 @@ class Reference(nn.Module):
         self.module = module
 
     def forward(self, input, hx=None, *, return_cells=True, **masks):
-        options = self.module._options(masks.get("lengths"), masks.get("reset_mask"))
-        return reference.lstm(input, hx, **options, return_cells=return_cells)
+        results = self.module._run(input, hx, **masks, cells=return_cells, runner=reference.RUNNER)
+        output, h_n, c_n, *cells = results
+        return output, (h_n, c_n), *cells
 
 
 def assert_like_reference(module, *args, **masks):

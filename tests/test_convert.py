@@ -1,4 +1,4 @@
-"""swap and restore, explain and info, the command line, and what is said when the library does not load."""
+"""swap and restore, explain and info, the command line."""
 
 import os
 import platform
@@ -89,7 +89,7 @@ def train(model, swap_at=None, restore_at=None, steps=8):
     return {"losses": torch.stack(losses), **model.state_dict()}
 
 
-# ---- swap and restore ----------------------------------------------------------------------------------------------
+# ---- swap and restore ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("swap_at", "restore_at"), [(0, None), (4, None), (3, 6)])
@@ -210,7 +210,7 @@ def test_swapped_layers_may_be_parametrized_afterwards():
     assert isinstance(ours, fused_rnn.GRU)
 
 
-# ---- explain and info ----------------------------------------------------------------------------------------------
+# ---- explain and info ------------------------------------------------------------------------------------------------
 
 
 @every_kind
@@ -280,11 +280,108 @@ def test_explain_says_what_a_call_would_raise(inputs):
     assert (found.engine, found.reason) == ("none", str(raised.value))
 
 
-def test_explain_does_not_speak_for_subclasses():
-    class Own(fused_rnn.GRU):
+def test_explain_speaks_for_subclasses_whose_forward_is_inherited():
+    class Inherited(fused_rnn.GRU):
         pass
 
-    assert fused_rnn.explain(Own(3, 4), torch.randn(5, 2, 3)).engine == "unknown"
+    class Own(fused_rnn.GRU):
+        def forward(self, input, hx=None):
+            return super().forward(input * 2, hx)
+
+    input = torch.randn(5, 2, 3)
+    assert fused_rnn.explain(Inherited(3, 4), input) == fused_rnn.explain(fused_rnn.GRU(3, 4), input)
+    for module in (Own(3, 4), Inherited(3, 4)):
+        module.forward = module.forward  # of this object alone
+        found = fused_rnn.explain(module, input)
+        assert found.engine == "unknown"
+        assert "has a forward of its own, which may compute anything" in found.reason
+    assert fused_rnn.explain(OwnLSTM(10, 7), torch.randn(5, 2, 10)).engine == "unknown"
+
+
+@every_kind
+def test_explain_speaks_for_parametrized_layers(kind):
+    ours, theirs = make_pair(kind, dtype=torch.float32)
+    input, plain = make_input(ours), fused_rnn.explain(ours, make_input(ours))
+    name = "weight_hh_l0" if kind in LAYERS else "weight_hh"
+    for module in (ours, theirs):
+        parametrizations.weight_norm(module, name)
+    assert fused_rnn.explain(ours, input) == plain
+    assert fused_rnn.explain(theirs, input).engine == "torch.nn"
+
+
+@pytest.mark.parametrize("module", [nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 4), nn.ReLU())])
+def test_explain_of_what_has_no_recurrent_layer(module):
+    found = fused_rnn.explain(module, torch.randn(5, 2, 3))
+    assert (found.engine, found.reason) == (
+        "unknown",
+        f"{type(module).__name__} is no recurrent layer or cell, and has none",
+    )
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.encoder = fused_rnn.LSTM(3, 4, 2, dropout=0.5)
+        self.stack = fused_rnn.Stack("gru", 4, [4, 4], skip="residual")
+        self.cell = fused_rnn.GRUCell(4, 4)
+        self.decoder = nn.GRU(4, 4)
+        self.spare = fused_rnn.RNN(3, 4)
+
+    def forward(self, input):
+        output, _ = self.encoder(input=self.norm(input.transpose(1, 2)).transpose(1, 2), lengths=[5, 4])
+        output, _ = self.stack(output)
+        h = None
+        for step in output:
+            h = self.cell(step, h)
+        return self.decoder(h.unsqueeze(0))
+
+
+def test_explain_has_a_line_for_each_layer_of_a_model():
+    model, input = Mixed(), torch.randn(5, 2, 3)
+    before, state = torch.get_rng_state(), {name: t.clone() for name, t in model.state_dict().items()}
+    found = fused_rnn.explain(model, input)
+    after = torch.get_rng_state()
+    layers = dict(found.layers)
+    assert list(layers) == ["encoder", "stack.layers.0", "stack.layers.1", "cell", "decoder", "spare"]
+    engines = [explanation.engine for explanation in layers.values()]
+    assert engines == ["fused", "fused", "fused", "fused", "torch.nn", "none"]
+    assert layers["encoder"] == fused_rnn.explain(model.encoder, input, lengths=[5, 4])
+    assert layers["cell"] == fused_rnn.explain(model.cell, torch.randn(2, 4))
+    assert "did not call" in layers["spare"].reason
+    assert str(found).splitlines() == [f"{name}: {explanation}" for name, explanation in layers.items()]
+    # As the model was: its mode, its statistics, its hooks, and the random numbers.
+    assert model.training and model.norm.training and model.encoder.training
+    assert torch.equal(after, before)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert not model.encoder._forward_pre_hooks
+
+
+def test_explain_of_a_sequential_and_of_a_stack():
+    class Output(nn.Module):
+        def forward(self, results):
+            return results[0]
+
+    input = torch.randn(5, 2, 3)
+    layer = fused_rnn.freeze(fused_rnn.LSTM(3, 3))
+    found = fused_rnn.explain(nn.Sequential(nn.Linear(3, 3), layer, Output()), input)
+    with torch.no_grad():
+        assert found.layers == (("1", fused_rnn.explain(layer, input)),)
+    assert "fused" in str(found) and "frozen" in str(found)
+    stack = fused_rnn.Stack("lstm", 3, [3, 3], batch_first=True)
+    names = [name for name, _ in fused_rnn.explain(stack, input, lengths=torch.tensor([2, 1, 0, 2, 2])).layers]
+    assert names == ["layers.0", "layers.1"]
+
+
+def test_explain_of_a_model_that_fails():
+    found = dict(fused_rnn.explain(Mixed(), torch.randn(5, 3, 3)).layers)
+    assert found["encoder"].engine == "none" and "lengths must have one entry" in found["encoder"].reason
+    assert found["decoder"].engine == "none"
+    assert "raised before it was called: lengths must have one entry" in found["decoder"].reason
+
+
+def test_explain_says_nothing_of_second_derivatives():
+    assert "plain PyTorch" not in str(fused_rnn.explain(fused_rnn.GRU(3, 4), torch.randn(5, 2, 3)))
 
 
 def explained(module, input, threads):
@@ -329,7 +426,7 @@ def test_info_has_what_a_bug_report_needs():
     assert all(isinstance(value, str) and value for value in info.values())
 
 
-# ---- the command line ----------------------------------------------------------------------------------------------
+# ---- the command line ------------------------------------------------------------------------------------------------
 
 
 def run(*command, **environment):
@@ -405,34 +502,3 @@ def test_unknown_instruction_set_is_named(command):
     done = run("-m", "fused_rnn", command, FUSED_RNN_ISA="nonsense")
     assert done.returncode != 0
     assert "FUSED_RNN_ISA must be baseline, avx2, avx512, avx512_bf16 or amx, got 'nonsense'" in done.stderr
-
-
-# ---- a library that does not load ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("version", ["2.10.1+cpu", "1.13.0", "2.9.0a0+git1234"])
-def test_too_old_a_torch_is_named(monkeypatch, version):
-    monkeypatch.setattr(torch, "__version__", version)
-    with pytest.raises(ImportError, match=r"needs torch 2\.11 or newer, found .*pip install --upgrade torch") as caught:
-        fused_rnn.ops.library._load()
-    assert version in str(caught.value)
-
-
-@pytest.mark.parametrize("version", ["2.11.0", "2.11.0a0+git1234", "3.0.0+cu130"])
-def test_newer_versions_of_torch_are_taken(monkeypatch, version):
-    monkeypatch.setattr(torch, "__version__", version)
-    assert fused_rnn.ops.library._load().fused_rnn_cell_count() == fused_rnn.ops.library.cell_count()
-
-
-def test_missing_library_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(fused_rnn.ops.library, "PATH", tmp_path / "_C.so")
-    with pytest.raises(ImportError, match=r"compiled library is missing \(.*_C.so\).*pip install --no-build-isolation"):
-        fused_rnn.ops.library._load()
-
-
-def test_library_of_another_platform_is_named(monkeypatch, tmp_path):
-    broken = tmp_path / "_C.so"
-    broken.write_bytes(b"MZ not an ELF file")
-    monkeypatch.setattr(fused_rnn.ops.library, "PATH", broken)
-    with pytest.raises(ImportError, match=r"could not be loaded: .*built for another platform; rebuild it"):
-        fused_rnn.ops.library._load()

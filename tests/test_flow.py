@@ -301,7 +301,7 @@ def test_nothing_is_left_behind(monkeypatch):
     with fused_rnn.gradient_flow(module) as flow:
         loss = module(make_input(module))[0].sum()
         loss.backward()
-    assert module._watch is None and "_watch" not in module.__dict__
+    assert "_runner" not in module.__dict__
     of_flow = weakref.ref(flow)
     del loss, flow
     gc.collect()
@@ -309,14 +309,14 @@ def test_nothing_is_left_behind(monkeypatch):
     assert of_flow() is None
     with pytest.raises(KeyError), fused_rnn.gradient_flow(module):
         raise KeyError
-    assert "_watch" not in module.__dict__
+    assert "_runner" not in module.__dict__
 
 
 def test_copies_are_not_watched():
     module, _ = make_pair("gru")
     with fused_rnn.gradient_flow(module):
         for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-            assert other._watch is None
+            assert "_runner" not in vars(other)
         torch.save(module.state_dict(), io.BytesIO())
 
 
@@ -424,7 +424,7 @@ def test_what_cannot_be_watched():
     model = nn.ModuleDict({"layer": layer})
     with fused_rnn.gradient_flow(layer), pytest.raises(RuntimeError, match="layer is watched already"):
         watch(model)
-    assert layer._watch is None
+    assert "_runner" not in vars(layer)
     fused_rnn.freeze(layer)
     with pytest.raises(RuntimeError, match=r"the model is frozen.*thaw"):
         watch(layer)

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, stateless
 
 import fused_rnn
-from fused_rnn.nn import inference, runners
+from fused_rnn.nn import runners
+from fused_rnn.ops import arguments
 from fused_rnn.ops.layer import TIME_MAJOR, stack_code
 from fused_rnn.tools.verify import TOLERANCE, relative_error
 
@@ -43,7 +44,7 @@ def packed_seen(monkeypatch):
 
         monkeypatch.setattr(place, name, call)
 
-    watch(inference, "_infer", lambda args: len(args[5] or ()) if len(args) > 5 else 0)
+    watch(arguments, "_infer", lambda args: len(args[5] or ()) if len(args) > 5 else 0)
     watch(runners, "_infer_layer", lambda args: 1)
     return seen
 
@@ -226,7 +227,7 @@ def test_copies_are_frozen_by_themselves(duplicate):
     expected = layer(input)[0]
     twin = duplicate(layer)
     assert is_frozen(twin) and is_frozen(layer)
-    assert twin._frozen.packed[0].data_ptr() != layer._frozen.packed[0].data_ptr()
+    assert twin._runner.packed[0].data_ptr() != layer._runner.packed[0].data_ptr()
     assert torch.equal(twin(input)[0], expected)
     if duplicate is not copy.copy:
         layer.weight_ih_l0.add_(1)
@@ -302,7 +303,7 @@ def test_freezing_again_sees_what_nothing_else_can():
 def test_restore_thaws():
     layer = fused_rnn.restore(frozen_gru())
     assert type(layer) is nn.GRU and layer(torch.randn(5, 2, 3))[0].requires_grad
-    assert "_frozen" not in vars(layer)
+    assert "_runner" not in vars(layer)
 
 
 def test_weights_made_in_inference_mode():

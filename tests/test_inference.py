@@ -1,4 +1,5 @@
-"""The short way of plain inference: when it is gone, that it gives the complete way's numbers and hides no error."""
+"""Plain inference, which goes straight to one operator: when it does, that it gives the general way's numbers, and that
+it says the same of bad arguments."""
 
 import threading
 
@@ -20,8 +21,8 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
-from fused_rnn.nn import inference
-from fused_rnn.ops import library
+from fused_rnn.autograd import functions
+from fused_rnn.ops import arguments, library, plain
 from fused_rnn.ops.cells import BY_ID
 from fused_rnn.ops.layer import stack_code
 
@@ -31,25 +32,26 @@ pytestmark = pytest.mark.usefixtures("no_reference")
 
 
 class Ways:
-    """Calls a module by either way, and says whether the short one was gone."""
+    """Calls a module either way, and says whether it went straight to the operator."""
 
     def __init__(self, monkeypatch):
-        self.run, self.shut, self.taken = inference.infer, False, []
-        monkeypatch.setattr(inference, "infer", self)
+        self.infer, self.states_of, self.shut, self.taken = arguments._infer, plain.states_of, False, []
+        monkeypatch.setattr(arguments, "_infer", self)
+        monkeypatch.setattr(plain, "states_of", lambda *args: None if self.shut else self.states_of(*args))
 
-    def __call__(self, *args, **options):
-        results = None if self.shut else self.run(*args, **options)
-        self.taken.append(results is not None)
+    def __call__(self, *args):
+        results = self.infer(*args)
+        self.taken.append(True)
         return results
 
     def short(self, module, *args, **options):
         self.taken.clear()
         with torch.no_grad():
             results = module(*args, **options)
-        assert self.taken == [True], "the complete way was gone"
+        assert self.taken == [True], "it went the general way"
         return tensors_of(results)
 
-    def complete(self, module, *args, **options):
+    def general(self, module, *args, **options):
         self.shut = True
         with torch.no_grad():
             results = module(*args, **options)
@@ -57,7 +59,7 @@ class Ways:
         return tensors_of(results)
 
     def assert_same(self, module, *args, **options):
-        found, expected = self.short(module, *args, **options), self.complete(module, *args, **options)
+        found, expected = self.short(module, *args, **options), self.general(module, *args, **options)
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
             assert one.shape == other.shape and one.dtype == other.dtype
@@ -66,7 +68,7 @@ class Ways:
     def assert_passed_over(self, module, *args, **options):
         self.taken.clear()
         results = module(*args, **options)
-        assert not any(self.taken), "the short way was gone"
+        assert not any(self.taken), "it went straight to the operator"
         return results
 
 
@@ -90,7 +92,7 @@ def poisoned():
 @every_kind
 def test_both_ways_give_the_same(kind, batch, dtype, ways, poisoned):
     if batch is None and kind in CELLS:
-        pytest.skip("a cell's unbatched step goes the complete way")
+        pytest.skip("a cell's unbatched step goes the general way")
     module, _ = make_pair(kind, dtype=dtype)
     for steps in (1, 4):
         input = make_input(module, steps, batch, dtype)
@@ -123,7 +125,7 @@ def test_batch_first(kind, ways, poisoned):
     many = make_input(module, 4, 3)  # has to be transposed, in memory
     with torch.no_grad():
         found = tensors_of(ways.assert_passed_over(module, many))
-    for one, other in zip(found, ways.complete(module, many), strict=True):
+    for one, other in zip(found, ways.general(module, many), strict=True):
         assert torch.equal(one, other)
 
 
@@ -238,7 +240,7 @@ def test_gradients_are_not_lost(kind, ways):
 
 
 @torch.no_grad()
-def test_what_changes_the_meaning_of_tensors_goes_the_complete_way(ways):
+def test_what_changes_the_meaning_of_tensors_goes_the_general_way(ways):
     module = fused_rnn.GRU(3, 4)
     input = torch.randn(5, 2, 3)
     plain = module(input)[0]
@@ -260,7 +262,7 @@ def test_what_changes_the_meaning_of_tensors_goes_the_complete_way(ways):
 
 
 @torch.no_grad()
-def test_weights_that_are_computed_go_the_complete_way(ways):
+def test_weights_that_are_computed_go_the_general_way(ways):
     module = parametrizations.weight_norm(fused_rnn.GRU(3, 4), "weight_hh_l0")
     input = torch.randn(5, 2, 3)
     before = ways.assert_passed_over(module, input)[0]
@@ -269,7 +271,7 @@ def test_weights_that_are_computed_go_the_complete_way(ways):
 
 
 @torch.no_grad()
-def test_dropout_goes_the_complete_way(ways):
+def test_dropout_goes_the_general_way(ways):
     module = fused_rnn.GRU(3, 4, num_layers=2, dropout=0.9)
     input = torch.randn(5, 2, 3)
     assert not torch.equal(ways.assert_passed_over(module, input)[0], ways.assert_passed_over(module, input)[0])
@@ -318,6 +320,49 @@ def test_errors_are_the_same_without_gradients(kind):
         assert (type(found), str(found)) == (type(expected), str(expected))
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lstm_projected"])
+def test_errors_are_those_of_the_general_way(kind, gradients, ways):
+    ours, _ = make_pair(kind)
+    for number, args in enumerate(bad_calls(ours)):
+        print(number)
+        with torch.set_grad_enabled(gradients):
+            found = error_of(ours, *args)
+            ways.shut = True
+            expected = error_of(ours, *args)
+            ways.shut = False
+        assert (type(found), str(found)) == (type(expected), str(expected))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("kind", ["lstm", "gru_cell"])
+def test_a_call_that_fails_is_not_run_again(kind, gradients, monkeypatch):
+    ours, _ = make_pair(kind)
+    calls = []
+
+    def count(place, name):
+        original = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *args: (calls.append(name), original(*args))[1])
+
+    count(arguments, "_infer")
+    count(functions, "layer_forward")
+    with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError, match=r"input.size\(-1\)|input_size") as caught:
+        ours(make_input(ours)[..., :2])
+    assert calls == ["layer_forward" if gradients else "_infer"]
+    assert "input must be" in str(caught.value.__cause__), "what the operator itself said"
+
+
+@every_layer
+def test_states_of_more_layers_than_there_are(kind):
+    """Each layer takes its own rows of them; the operator, which sees these alone, cannot know of others."""
+    ours, theirs = make_pair(kind, num_layers=2)
+    more = make_states(make_pair(kind, num_layers=3)[0])
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode():
+            found, expected = error_of(ours, make_input(ours), more), error_of(theirs, make_input(ours), more)
+        assert (type(found), str(found)) == (type(expected), str(expected))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     "hx", [lambda h: h, lambda h: (h,), lambda h: (h, None), lambda h: (None, None), lambda h: "hx"]
@@ -331,7 +376,7 @@ def test_two_states_or_none(hx):
 # ---- the operator --------------------------------------------------------------------------------------------------
 
 
-def arguments(layers=2, layout=0, input=(5, 2, 3), states=(4, 2, 4), **changes):
+def operator_arguments(layers=2, layout=0, input=(5, 2, 3), states=(4, 2, 4), **changes):
     """Of ``infer``, of a bidirectional stack of H = 4."""
     gates = BY_ID[0].gates
     shapes = [(4 * gates, 3), (4 * gates, 4), (4 * gates,), (4 * gates,)] * 2
@@ -355,11 +400,11 @@ def arguments(layers=2, layout=0, input=(5, 2, 3), states=(4, 2, 4), **changes):
 @pytest.mark.parametrize(
     "args",
     [
-        arguments(),
-        arguments(layers=1, states=(2, 2, 4)),
-        arguments(input=(5, 3), states=(4, 4)),
-        arguments(layout=1, input=(2, 1, 3)),
-        arguments(input=(7, 3), batch_sizes=torch.tensor([2, 2, 2, 1])),
+        operator_arguments(),
+        operator_arguments(layers=1, states=(2, 2, 4)),
+        operator_arguments(input=(5, 3), states=(4, 4)),
+        operator_arguments(layout=1, input=(2, 1, 3)),
+        operator_arguments(input=(7, 3), batch_sizes=torch.tensor([2, 2, 2, 1])),
     ],
     ids=["stack", "layer", "unbatched", "batch first", "packed"],
 )
@@ -394,9 +439,9 @@ def test_shapes_without_data(args):
 )
 def test_the_operator_refuses(changes, message):
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.fused_rnn.infer(*arguments(**changes))
+        torch.ops.fused_rnn.infer(*operator_arguments(**changes))
 
 
 def test_the_operator_gives_no_wrong_gradient():
     with pytest.raises(RuntimeError, match=r"infer has no gradient.*torch\.no_grad"):
-        torch.ops.fused_rnn.infer(*arguments())
+        torch.ops.fused_rnn.infer(*operator_arguments())

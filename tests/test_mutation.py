@@ -61,7 +61,11 @@ def add_cells(tree):
     for header in ("peephole_lstm.h", "min_gru.h", "linear_lstm.h"):
         shutil.copy(TESTS / "cells" / header, tree / "csrc/cells")
     cells = tree / "csrc/cells/cells.h"
-    edit(cells, r'(#include "cells/lstm\.h")', r'\1\n#include "cells/min_gru.h"\n#include "cells/peephole_lstm.h"\n#include "cells/linear_lstm.h"')
+    edit(
+        cells,
+        r'(#include "cells/lstm\.h")',
+        r'\1\n#include "cells/min_gru.h"\n#include "cells/peephole_lstm.h"\n#include "cells/linear_lstm.h"',
+    )
     count = len(re.findall(r"X\(\d+, \w+\)", cells.read_text()))
     rows = [f"X({count}, PeepholeLstm)", f"X({count + 1}, MinGru)", f"X({count + 2}, LinearLstm)"]
     edit(cells, rf"(X\({count - 1}, \w+\)) *\n", r" \\\n  ".join([r"\1", *rows]) + "\n")

@@ -55,7 +55,7 @@ def test_an_old_model_loads_and_computes_the_same(file, model):
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
-# ---- what is pickled now -------------------------------------------------------------------------------------------
+# ---- what is pickled now ---------------------------------------------------------------------------------------------
 
 
 def one_of_each():
@@ -67,6 +67,7 @@ def one_of_each():
     x = torch.randn(4, 2, 3)
     spectrum, gates = fused_rnn.spectrum(lstm), fused_rnn.gate_statistics(lstm, x)
     yield from (spectrum, spectrum.blocks[0], gates, gates.gates[0], fused_rnn.explain(lstm, x))
+    yield fused_rnn.explain(torch.nn.Sequential(lstm), x)
     with fused_rnn.gradient_flow(lstm) as flow:
         lstm(x)[0].sum().backward()
     yield from (flow, flow.summary(), flow.summary().lines[0])
@@ -93,7 +94,7 @@ def test_the_package_shows_what_is_public():
     assert all(hasattr(fused_rnn, name) for name in fused_rnn.__all__)
 
 
-# ---- the modules' old names, by which those pickles find them ------------------------------------------------------
+# ---- the modules' old names, by which those pickles find them --------------------------------------------------------
 
 OLD_NAMES = [
     ("modules", "LSTM"),

@@ -145,7 +145,7 @@ def test_wanted_engines():
         plan("lstm", torch.float32, hidden=65, wanted="one")
     with pytest.raises(RuntimeError, match="'cluster' was asked for, but no shape"):
         plan("lstm", torch.bfloat16, GPUS[80], hidden=64, wanted="cluster")
-    with pytest.raises(RuntimeError, match=r"must be stepwise, persistent, .* got 'fastest'"):
+    with pytest.raises(RuntimeError, match=r"must be one of stepwise, persistent, .* got 'fastest'"):
         plan("lstm", torch.bfloat16, hidden=64, wanted="fastest")
 
 

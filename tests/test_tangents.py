@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import fused_rnn
 from fused_rnn import functional, reference
 from fused_rnn.autograd import functions
+from fused_rnn.ops import plain
 from fused_rnn.ops.calls import layer_of
 from fused_rnn.ops.cells import CELLS
 from fused_rnn.tools.verify import TOLERANCE, Case, make_problem, relative_error
@@ -126,7 +127,7 @@ def test_padding_may_hold_anything():
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-# ---- torch.func and forward_ad -------------------------------------------------------------------------------------
+# ---- torch.func and forward_ad ---------------------------------------------------------------------------------------
 
 
 def along(run, x, change):
@@ -220,7 +221,7 @@ def test_tangent_of_per_sample_gradients(layer):
     torch.testing.assert_close(*results)
 
 
-# ---- what people do with second derivatives ------------------------------------------------------------------------
+# ---- what people do with second derivatives --------------------------------------------------------------------------
 
 
 def gradient_penalty(module, x):
@@ -272,7 +273,7 @@ def test_uses_of_second_derivatives(layer, use, request):
     torch.testing.assert_close(use(ours, x), use(theirs, x))
 
 
-# ---- the operators -------------------------------------------------------------------------------------------------
+# ---- the operators ---------------------------------------------------------------------------------------------------
 
 
 def calls_of(cell, members):
@@ -280,6 +281,7 @@ def calls_of(cell, members):
     problem = problem_of(cell, "lengths and resets", "small")
     layers = []
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(plain, "states_of", lambda *args: None)  # the general way, not infer
         patch.setattr(functions, "layer_forward", lambda *args: layers.append(layer_of(args[2:])) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             problem.call(functional, problem.tensors)
@@ -321,7 +323,7 @@ def test_operators_refuse_what_does_not_fit(what):
         torch.ops.fused_rnn.layer_tangent(*arguments)
 
 
-# ---- the CUDA kernels; last, as the machine stays until the end of this file ---------------------------------------
+# ---- the CUDA kernels; last, as the machine stays until the end of this file -----------------------------------------
 
 
 @pytest.mark.parametrize("size", ["small", "tails"])

@@ -6,34 +6,12 @@
 #include "ops/memory.h"
 #include "ops/ops.h"
 #include "ops/packed.h"
+#include "ops/stack_code.h"
 
 namespace fused_rnn {
 namespace {
 
 using torch::headeronly::ScalarType;
-
-// How the user's tensors are laid out; fused_rnn/_ops.py has the same.
-enum Layout : int64_t {
-  kTimeMajor = 0,   // input [T, B, I], states [L*D, B, P]; unbatched [T, I] and [L*D, P]; packed [rows, I]
-  kBatchFirst = 1,  // input [B, T, I] with B = 1 or T = 1, which lies in memory as [T, B, I] does; or unbatched
-  kOneStep = 2,     // input [B, I], states [B, H]: a cell's
-};
-// Ids are laid out likewise, without I; a cell takes none.
-
-// What a stack is, in one number, as stack_code in fused_rnn/_ops.py writes it: where one small step is all there is to
-// do, each argument of an operator costs as much as a hundredth of the call.
-struct Stack {
-  int64_t cell, num_layers;
-  bool bias, bidirectional;
-  int64_t layout;
-
-  explicit Stack(int64_t code)
-      : cell(code >> 4 & 0xff),
-        num_layers(code >> 12),
-        bias(code >> 2 & 1),
-        bidirectional(code >> 3 & 1),
-        layout(code & 3) {}
-};
 
 // The sizes before the last one: of input and output, and of the states.
 struct Outline {
@@ -75,7 +53,7 @@ std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0,
   // There is no formula of a gradient here, and what needs one cannot be told from below autograd.
   FUSED_RNN_CHECK(!aoti_torch_grad_mode_is_enabled(),
                   "fused_rnn: infer has no gradient: call it under torch.no_grad() or torch.inference_mode()");
-  const auto [cell, L, bias, bidirectional, layout] = Stack(stack);
+  const auto [cell, L, bias, bidirectional, layout] = StackCode(stack);
   const int64_t D = bidirectional ? 2 : 1, per_layer = L > 0 ? weights.size() / L : 0;
   FUSED_RNN_CHECK(L > 0 && static_cast<int64_t>(weights.size()) == L * per_layer,
                   "fused_rnn: weights must hold as many tensors for each of ", L, " layers, got ", weights.size());

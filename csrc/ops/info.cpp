@@ -1,9 +1,12 @@
 // What Python asks about the library itself, through ctypes: nothing here touches a tensor.
 #include <cstring>
+#include <string>
 
 #include "core/dispatch.h"
+#include "core/engine_names.h"
 #include "core/export.h"
 #include "ops/memory.h"
+#include "ops/stack_code.h"
 
 #ifndef FUSED_RNN_CUDA_ARCHS
 #define FUSED_RNN_CUDA_ARCHS ""
@@ -13,6 +16,23 @@ using namespace fused_rnn;
 
 // "75 90a": the GPU architectures compiled in; empty for a CPU-only build.
 FUSED_RNN_EXPORT const char* fused_rnn_cuda_archs() { return FUSED_RNN_CUDA_ARCHS; }
+
+// "stepwise persistent ...": every CUDA engine, built or not.
+FUSED_RNN_EXPORT const char* fused_rnn_cuda_engines() {
+  static const std::string names = [] {
+    std::string all;
+    for (const char* name : kCudaEngines) all += std::string(name) + " ";
+    return all;
+  }();
+  return names.c_str();
+}
+
+// Where the parts of a stack's code begin, in the order of StackCode.
+FUSED_RNN_EXPORT void fused_rnn_stack_code(int64_t* first_bits) {
+  const int64_t bits[] = {StackCode::kLayout, StackCode::kBias, StackCode::kBidirectional, StackCode::kCell,
+                          StackCode::kLayers};
+  std::memcpy(first_bits, bits, sizeof bits);
+}
 
 // Number of cells; their traits are those of ids 0 .. count - 1.
 FUSED_RNN_EXPORT int64_t fused_rnn_cell_count() {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import reference
 from ..ops import torch_private
+from ..ops.arguments import RunLayer, Runner
 from ..ops.calls import (
     FORWARD_TENSORS,
     MASKS,
@@ -41,7 +42,7 @@ class LayerForward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *_, saved = output
+        saved = output[-1]
         ctx.static = inputs[:FORWARD_TENSORS]
         ctx.save_for_backward(saved, *inputs[FORWARD_TENSORS:])
         ctx.mark_non_differentiable(saved)
@@ -59,8 +60,8 @@ class LayerForward(torch.autograd.Function):
             raise RuntimeError("fused_rnn: nothing was saved for this gradient; run layer_forward with save=True")
         saved, *tensors = saved_tensors
         # A tracer may give zeros in place of None, also for outputs that were not asked for and are empty.
-        *grads, _ = grads  # what was saved has none
-        grads = [None if grad is None or grad.shape == (0,) else grad for grad in grads]
+        # The last output, what was saved, has none.
+        grads = [None if grad is None or grad.shape == (0,) else grad for grad in grads[:-1]]
         if grads[0] is None and not any([grad is not None for grad in grads]):
             return None, (None,) * len(needs)
         compiling = torch.compiler.is_compiling()
@@ -169,16 +170,27 @@ _FORWARD, _BACKWARD = torch.ops.fused_rnn.layer_forward.default, torch.ops.fused
 
 def layer_forward(save, cells, *layer):
     """The raw operator, for ``ForwardArguments`` without ``grad_clip``, which is the backward pass's alone."""
-    weights = list(layer[WEIGHTS])
-    return _below_autograd(_FORWARD, *layer[STATIC], *layer[STATES], weights, *layer[MASKS], save, cells)
+    return _below_autograd(_FORWARD, *layer[STATIC], *layer[STATES], list(layer[WEIGHTS]), *layer[MASKS], save, cells)
 
 
 def layer_backward(wanted, weight_groups, norms, grad_clip, grad_output, grad_h_n, grad_c_n, grad_cells, saved, *layer):
     """The raw operator, for ``BackwardArguments``."""
-    grads, weights = (grad_output, grad_h_n, grad_c_n, grad_cells), list(layer[WEIGHTS])
-    tensors = (*layer[STATES], weights, *layer[MASKS])
-    options = (wanted, weight_groups, norms, grad_clip)
-    return _below_autograd(_BACKWARD, *layer[STATIC], *grads, *tensors, saved, *options)
+    return _below_autograd(
+        _BACKWARD,
+        *layer[STATIC],
+        grad_output,
+        grad_h_n,
+        grad_c_n,
+        grad_cells,
+        *layer[STATES],
+        list(layer[WEIGHTS]),
+        *layer[MASKS],
+        saved,
+        wanted,
+        weight_groups,
+        norms,
+        grad_clip,
+    )
 
 
 # ---- forward-mode AD -----------------------------------------------------------------------------------------------
@@ -241,7 +253,7 @@ def apply(function: type[torch.autograd.Function], *args):
         return _WITH_JVP[function].apply(*args)
     if torch.compiler.is_compiling() or torch_private.in_transform():
         return function.apply(*args)
-    return torch_private.apply_function(function, *args)
+    return torch_private.apply_function(function, args)
 
 
 def _plain_backward(*args):
@@ -285,3 +297,20 @@ def run_layer(
     else:
         output, h_n, c_n, all_cells, _ = layer_forward(save, cells, *layer[:-1], *layer.weights)
     return output, h_n, c_n, all_cells
+
+
+class _Operators(Runner):
+    infers = True
+
+    def layers(self) -> RunLayer:
+        return run_layer
+
+    @staticmethod
+    def run_for_gradients(layer: Layer, cells: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # Flat ForwardArguments, put together here, as each microsecond counts.
+        flat = (True, cells, None, *layer[:-1], *layer.weights)
+        output, h_n, c_n, all_cells, _ = torch_private.apply_function(LayerForward, flat)
+        return output, h_n, c_n, all_cells
+
+
+OPERATORS = _Operators(run_layer)

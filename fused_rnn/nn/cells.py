@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from .. import functional
+from ..autograd.functions import OPERATORS
+from ..ops import arguments, plain
 from ..ops.cells import CELLS, Cell
-from ..ops.layer import ONE_STEP
-from . import inference
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
 
-def _short_way(module: nn.RNNCellBase, cell: Cell, input, hx):
-    """The new states of a plain inference call; None: go the complete way."""
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if module.bias else ("weight_ih", "weight_hh")
-    weights = [module._parameters.get(name) for name in names]
-    results = inference.infer(cell, input, hx, weights, ONE_STEP, bias=module.bias)
-    return None if results is None else results[1:]
+_NAMES = {True: ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), False: ("weight_ih", "weight_hh")}
+
+
+def _step(module: nn.RNNCellBase, cell: Cell, input, hx) -> Sequence[Tensor]:
+    """The new states."""
+    names, parameters = _NAMES[module.bias], module._parameters
+    weights = [parameters.get(name) for name in names]  # from where they live: attributes of a module are slow
+    are_plain = plain.are_plain(weights)
+    if not are_plain:  # computed ones, perhaps
+        weights = [getattr(module, name) for name in names]
+    return arguments.single_step(OPERATORS, cell, input, hx, weights, are_plain)
 
 
 class LSTMCell(nn.RNNCellBase):
@@ -28,10 +34,8 @@ class LSTMCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """``input [B, I]``, ``hx = (h [B, H], c [B, H])`` to ``(h, c)``; B may be absent from all."""
-        short = _short_way(self, CELLS["lstm"], input, hx)
-        if short is not None:
-            return short[0], short[1]
-        return functional.lstm_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        h, c = _step(self, CELLS["lstm"], input, hx)
+        return h, c
 
 
 class GRUCell(nn.RNNCellBase):
@@ -42,10 +46,8 @@ class GRUCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """``input [B, I]``, ``hx [B, H]`` to h ``[B, H]``; B may be absent from all."""
-        short = _short_way(self, CELLS["gru"], input, hx)
-        if short is not None:
-            return short[0]
-        return functional.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        (h,) = _step(self, CELLS["gru"], input, hx)
+        return h
 
 
 class RNNCell(nn.RNNCellBase):
@@ -70,11 +72,8 @@ class RNNCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """``input [B, I]``, ``hx [B, H]`` to h ``[B, H]``; B may be absent from all."""
-        steps = {"tanh": functional.rnn_tanh_cell, "relu": functional.rnn_relu_cell}
-        if self.nonlinearity not in steps:
+        cell = CELLS.get(f"rnn_{self.nonlinearity}")
+        if cell is None:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        short = _short_way(self, CELLS[f"rnn_{self.nonlinearity}"], input, hx)
-        if short is not None:
-            return short[0]
-        step = steps[self.nonlinearity]
-        return step(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        (h,) = _step(self, cell, input, hx)
+        return h

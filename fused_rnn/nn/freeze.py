@@ -11,6 +11,11 @@ import warnings
 from torch import Tensor, nn
 
 from .recurrent import Recurrent
+from .runners import Frozen
+
+
+def is_frozen(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "_runner", None), Frozen)
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -30,7 +35,7 @@ def freeze(model: nn.Module) -> nn.Module:
         else:
             passed_over.append(name or "the model itself")
     for module, packed in frozen.items():  # only now, when none has raised
-        module._frozen = packed
+        module._runner = packed
     if passed_over:
         warnings.warn(
             f"fused_rnn.freeze passed over layers whose weights are computed: {', '.join(passed_over)}", stacklevel=2
@@ -45,5 +50,6 @@ def freeze(model: nn.Module) -> nn.Module:
 def thaw(model: nn.Module) -> nn.Module:
     """Undoes :func:`freeze`, and gives the packed copies' memory back; returns ``model``."""
     for module in model.modules():
-        module.__dict__.pop("_frozen", None)
+        if isinstance(module, Recurrent):
+            module._thaw()
     return model

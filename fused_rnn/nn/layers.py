@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import functional
-from ..ops import arguments
-from ..ops.cells import BY_MODE
+from ..ops.arguments import rnn_cell
 from .recurrent import Recurrent
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -72,14 +70,12 @@ class LSTM(Recurrent):
 
         With ``return_cells`` a third result: the last layer's c after every step, ``[T, B, D*H]``.
         """
-        short = None if return_cells else self._short_way(input, hx, lengths, reset_mask, grad_clip)
-        if short is not None:
-            return short[0], (short[1], short[2])
-        options = self._options(lengths, reset_mask, grad_clip) | {"return_cells": return_cells}
-        run = self._own_way()
-        if run is not None:
-            return run(arguments.lstm, input, hx, options)
-        return functional.lstm(input, hx, **options)
+        results = self._run(input, hx, lengths, reset_mask, grad_clip, return_cells)
+        if return_cells:
+            output, h_n, c_n, cells = results
+            return output, (h_n, c_n), cells
+        output, h_n, c_n = results
+        return output, (h_n, c_n)
 
 
 class GRU(Recurrent):
@@ -103,14 +99,8 @@ class GRU(Recurrent):
         grad_clip: float | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
-        short = self._short_way(input, hx, lengths, reset_mask, grad_clip)
-        if short is not None:
-            return short[0], short[1]
-        options = self._options(lengths, reset_mask, grad_clip)
-        run = self._own_way()
-        if run is not None:
-            return run(arguments.gru, input, hx, options)
-        return functional.gru(input, hx, **options)
+        output, h_n = self._run(input, hx, lengths, reset_mask, grad_clip)
+        return output, h_n
 
 
 class RNN(Recurrent):
@@ -126,7 +116,7 @@ class RNN(Recurrent):
             self.nonlinearity, args = args[3], (*args[:3], *args[4:])
         else:
             self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        super().__init__(arguments.rnn_cell(self.nonlinearity).mode, *args, **kwargs)
+        super().__init__(rnn_cell(self.nonlinearity).mode, *args, **kwargs)
 
     def forward(
         self,
@@ -138,18 +128,8 @@ class RNN(Recurrent):
         grad_clip: float | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
-        short = self._short_way(input, hx, lengths, reset_mask, grad_clip)
-        if short is not None:
-            return short[0], short[1]
-        options = self._options(lengths, reset_mask, grad_clip)
-        run = self._own_way()
-        if run is not None:
-            return run(arguments.rnn, input, hx, options)
-        return functional.rnn(input, hx, **options)
-
-    def _options(self, lengths, reset_mask, grad_clip=None) -> dict:
-        # From `mode`, not `nonlinearity`: layers pickled by old versions of torch have no such attribute.
-        return super()._options(lengths, reset_mask, grad_clip) | {"nonlinearity": BY_MODE[self.mode].nonlinearity}
+        output, h_n = self._run(input, hx, lengths, reset_mask, grad_clip)
+        return output, h_n
 
 
 def _refuse_projection(kwargs: dict) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import is_
 
 import torch
@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from ..autograd import functions, norms
 from ..ops import torch_private
+from ..ops.arguments import RunLayer, Runner
 from ..ops.cells import BY_MODE, Cell
 from ..ops.layer import TIME_MAJOR, Layer, stack_code
 
 _THAW = "call fused_rnn.thaw(model) first"
 
 
-class Frozen:
+class Frozen(Runner):
     """The packed weights of one module, what they were packed from, and the calls that may not use them."""
+
+    infers = True
 
     def __init__(self, cell: Cell, bias: bool, bidirectional: bool, num_layers: int, weights: Sequence[Tensor]):
         if weights[0].device.type != "cpu":
@@ -53,10 +56,9 @@ class Frozen:
                 f"torch.inference_mode(), or {_THAW}"
             )
 
-    def run(self, stack, input, hx, options: dict):
-        """``stack``, a function of ``ops.arguments``, on the packed weights: the complete way of a call."""
+    def layers(self) -> RunLayer:
         if torch.compiler.is_exporting():  # for other processes, where what is packed here would be refused
-            return stack(functions.run_layer, input, hx, **options)
+            return functions.run_layer
         packed = iter(self.packed)
 
         def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None):  # there is no gradient to clip
@@ -70,7 +72,7 @@ class Frozen:
                 results = _infer_layer(layer, own)
             return (*results, *[results[0].new_empty(0)] * (4 - len(results)))
 
-        return stack(run_layer, input, hx, **options)
+        return run_layer
 
 
 def _infer_layer(layer: Layer, packed: Tensor) -> list[Tensor]:
@@ -87,11 +89,16 @@ def _infer_layer(layer: Layer, packed: Tensor) -> list[Tensor]:
     )
 
 
-class Watch:
-    """How a module that is watched runs its layers."""
+class Watched(Runner):
+    """The layers of one module, watched: ``record((name, layer), norms)`` gets the norms of each backward pass.
 
-    def __init__(self, flow, name: str, module: nn.Module, steps: int | None):
-        self.flow, self.of_last = flow, flow.probe == "last"
+    ``of_last``: as of :func:`fused_rnn.autograd.norms.run_layer`. ``steps``: the most that a compiled call will take.
+    """
+
+    infers = True  # without gradients there is nothing to see
+
+    def __init__(self, record: Callable, of_last: bool, name: str, module: nn.Module, steps: int | None):
+        self.record, self.of_last = record, of_last
         self.directions = 1 + module.bidirectional
         self.states = BY_MODE[module.mode].states
         self.keys = [(name, k) for k in range(module.num_layers)]
@@ -100,8 +107,10 @@ class Watch:
             weight = next(module.parameters())
             self.places = [self.place(k, steps + 1, weight) for k in range(module.num_layers)]
 
-    def run(self, stack, input, hx, options: dict):
-        """``stack``, a function of ``ops.arguments``, watched."""
+    def check(self, weights: Sequence[Tensor | None]) -> None:
+        """Any weights will do."""
+
+    def layers(self) -> RunLayer:
         keep_off = norms.are_refused()
         if keep_off is not None:
             raise NotImplementedError(f"fused_rnn.gradient_flow does not go with {keep_off}; make this call outside")
@@ -114,7 +123,7 @@ class Watch:
                 return functions.run_layer(layer, cells, grad_clip)  # no backward pass will come by
             return norms.run_layer(layer, cells, self.place_for(k, layer), self.of_last, grad_clip)
 
-        return stack(run_layer, input, hx, **options)
+        return run_layer
 
     def place_for(self, k: int, layer: Layer) -> Tensor:
         steps = norms.steps_of(layer)
@@ -131,7 +140,7 @@ class Watch:
         """[D, kStates, columns]: a leaf whose gradient becomes a record of layer k."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         leaf = like.new_zeros(self.directions, self.states, columns, dtype=dtype).requires_grad_()
-        records, key = self.flow._records, self.keys[k]
+        record, key = self.record, self.keys[k]
         # A copy: the leaf keeps the gradient, and adds the next one to it.
-        leaf.register_hook(lambda grad: records.append((key, grad.detach().clone())))
+        leaf.register_hook(lambda grad: record(key, grad.detach().clone()))
         return leaf

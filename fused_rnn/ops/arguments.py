@@ -1,7 +1,8 @@
-"""From what a user passes to layers: checks, packing, batch_first, states, dropout between layers, autocast.
+"""The way of a call from a user's arguments to layers: checks, packing, batch_first, states, dropout, autocast.
 
-Written once, for any function that runs one layer: the compiled operators (:mod:`fused_rnn.functional`) and the plain
-reference (:mod:`fused_rnn.reference`). Messages and exception types are those of ``torch.nn`` where it has one.
+Written once, for whoever runs the layers: the operators (:mod:`fused_rnn.functional`), the plain reference
+(:mod:`fused_rnn.reference`), packed or watched weights. Messages and exception types are those of ``torch.nn`` where it
+has one. A plain call is seen at the head of the way and passed on to the operator, which does all checks itself.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import refusals
+from . import plain, refusals, torch_private
 from .cells import BY_ID, CELLS, Cell
 from .checks import (
+    NO_OPTIONS,
+    Form,
     Options,
     check_state_dtypes,
-    checked_grad_clip,
+    check_weights,
+    form_of,
     h0_and_c0,
     in_one_dtype,
+    known_form,
+    options_of,
     states_of,
-    weight_layout,
 )
 from .layer import Layer
 from .sequences import check_sizes, enter_packed, enter_padded
@@ -30,19 +35,43 @@ from .sequences import check_sizes, enter_packed, enter_padded
 # (layer, whether the second state after every step is wanted) -> output, h_n, c_n, that state
 RunLayer = Callable[[Layer, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
 _NONLINEARITIES = {cell.nonlinearity: cell for cell in BY_ID if cell.nonlinearity is not None}
+_infer = torch_private.bare(torch.ops.fused_rnn.infer.default)
 
 
-def lstm(run_layer: RunLayer, input, hx, weights, *, return_cells: bool = False, **options):
-    output, h_n, c_n, *cells = run(run_layer, CELLS["lstm"], input, hx, weights, return_cells, **options)
+class Runner:
+    """Who runs the layers of a call."""
+
+    infers = False
+    """A plain call without gradients may go to the operator ``infer``, which runs all layers."""
+    packed: Sequence[Tensor] | None = None
+    """The layers' packed weights, for ``infer``."""
+    run_for_gradients: RunLayer | None = None
+    """Runs the layers of plain calls of which gradients are wanted; None: the general ``layers()`` does."""
+
+    def __init__(self, run_layer: RunLayer):
+        self._run_layer = run_layer
+
+    def layers(self) -> RunLayer:
+        """What runs the layers of one call, in turn."""
+        return self._run_layer
+
+
+# ---- whole sequences -----------------------------------------------------------------------------------------------
+
+
+def lstm(runner: Runner, input, hx, weights, *, return_cells: bool = False, **options):
+    output, h_n, c_n, *cells = run_cell(runner, CELLS["lstm"], input, hx, weights, cells=return_cells, **options)
     return output, (h_n, c_n), *cells
 
 
-def gru(run_layer: RunLayer, input, hx, weights, **options):
-    return run(run_layer, CELLS["gru"], input, hx, weights, **options)[:2]
+def gru(runner: Runner, input, hx, weights, **options):
+    output, h_n = run_cell(runner, CELLS["gru"], input, hx, weights, **options)
+    return output, h_n
 
 
-def rnn(run_layer: RunLayer, input, hx, weights, *, nonlinearity: str = "tanh", **options):
-    return run(run_layer, rnn_cell(nonlinearity), input, hx, weights, **options)[:2]
+def rnn(runner: Runner, input, hx, weights, *, nonlinearity: str = "tanh", **options):
+    output, h_n = run_cell(runner, rnn_cell(nonlinearity), input, hx, weights, **options)
+    return output, h_n
 
 
 def rnn_cell(nonlinearity: str) -> Cell:
@@ -51,23 +80,12 @@ def rnn_cell(nonlinearity: str) -> Cell:
     return _NONLINEARITIES[nonlinearity]
 
 
-def run(run_layer: RunLayer, cell: Cell, input, hx, weights, cells: bool = False, /, **options):
-    """A stack of layers: (output, h_n, c_n), c_n empty for cells of one state; with ``cells`` the last layer's too."""
-    try:
-        return _run(run_layer, cell, input, hx, weights, cells, **options)
-    except Exception as error:
-        masks = {what: options.get(what) for what in ("lengths", "reset_mask")}
-        refusals.explain(error, cell.layer_name, input, hx=hx, weights=weights, **masks)
-        raise
-
-
-def _run(
-    run_layer: RunLayer,
+def run_cell(
+    runner: Runner,
     cell: Cell,
-    input: Tensor | PackedSequence,
-    hx: tuple[Tensor, Tensor] | Tensor | None,
+    input,
+    hx,
     weights: Sequence[Tensor],
-    with_cells: bool,
     *,
     num_layers: int = 1,
     bidirectional: bool = False,
@@ -77,57 +95,156 @@ def _run(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
     grad_clip: float | None = None,
-) -> tuple:
-    options = Options(cell.layer_name, cell, num_layers, bidirectional, batch_first)
-    if grad_clip is not None:
-        run_layer = partial(run_layer, grad_clip=checked_grad_clip(grad_clip))
-    bias, kinds = weight_layout(options, weights)
-    per_direction = len(kinds)
-    enter = enter_packed if isinstance(input, PackedSequence) else enter_padded
-    rows, states, leave = enter(options, input, hx, lengths, reset_mask)
-    data, states, weights = in_one_dtype(rows.data, states, weights, rows.of_tokens)
-    check_sizes(options, rows, states, weights, kinds)
-    states = tuple(map(rows.sort, states))
-    mask = rows.sort(rows.reset_mask)
+    cells: bool = False,
+) -> Sequence:
+    """:func:`run` for the arguments of :mod:`fused_rnn.functional`."""
+    form = form_of(cell, num_layers, bidirectional, batch_first, len(weights))
+    options = options_of(training and dropout, lengths, reset_mask, grad_clip, cells)
+    return run(runner, form, input, hx, list(weights), options, plain.are_plain(weights))
 
-    finals: list[tuple[Tensor, ...]] = []
-    for k in range(num_layers):
-        span = slice(k * options.directions, (k + 1) * options.directions)
+
+def run(
+    runner: Runner,
+    form: Form,
+    input: Tensor | PackedSequence,
+    hx: tuple[Tensor, Tensor] | Tensor | None,
+    weights: list[Tensor],
+    options: Options,
+    are_plain: bool,
+) -> Sequence:
+    """A stack of layers: output, h_n and, of a cell with two states, c_n; then what ``options`` ask for.
+
+    ``are_plain``: what :func:`plain.are_plain` says of the weights.
+    """
+    is_plain = False
+    try:
+        states = plain.states_of(form.cell, input, hx) if are_plain else None
+        if states is not None:
+            if not torch.is_grad_enabled():
+                is_time_major = options is NO_OPTIONS and not form.batch_first
+                is_plain = runner.infers and (is_time_major or plain.fit_infer(form, input, options))
+                if is_plain and options is NO_OPTIONS and runner.packed is None:
+                    return _infer(form.code, input, *states, weights)
+                if is_plain:
+                    masks = (options.lengths, None, options.reset_mask)
+                    return _infer(form.code, input, *states, weights, runner.packed, *masks)
+            elif runner.run_for_gradients is not None and options is NO_OPTIONS and input.dim() == 3:
+                is_plain = plain.need_gradients(input, weights) and (form.num_layers == 1 or _are_whole(form, states))
+                if is_plain:
+                    data = (input.transpose(0, 1) if form.batch_first else input).contiguous()
+                    whole = Layer(
+                        form.cell.id, form.bias, form.bidirectional, data, *states, None, None, None, tuple(weights)
+                    )
+                    output, h_n, c_n, _ = _over_layers(form, runner.run_for_gradients, whole, options)
+                    output = output.transpose(0, 1) if form.batch_first else output
+                    return (output, h_n, c_n) if form.cell.states > 1 else (output, h_n)
+        run_layer = runner.layers()
+        whole, leave = _prepare(form, input, hx, weights, options)
+        output, h_n, c_n, cells = _over_layers(form, run_layer, whole, options)
+        output, h_n, c_n, *cells = leave(output, h_n, c_n, *([cells] if options.cells else []))
+        return (output, h_n, *([c_n] if form.cell.states > 1 else []), *cells)
+    except Exception as error:
+        masks = {"lengths": options.lengths, "reset_mask": options.reset_mask}
+        if is_plain and (refusal := refusals.raised_by(_prepare, form, input, hx, weights, options)) is not None:
+            refusals.explain(refusal, form.name, input, hx=hx, weights=weights, **masks)
+            raise refusal from error  # in the words of the checks, which are torch.nn's
+        refusals.explain(error, form.name, input, hx=hx, weights=weights, **masks)
+        raise
+
+
+def _are_whole(form: Form, states: tuple[Tensor | None, Tensor | None]) -> bool:
+    """Do the states have as many rows as there are layers and directions? The operator sees one layer's at a time."""
+    rows = form.num_layers * form.directions
+    return all(state is None or (state.dim() == 3 and state.shape[0] == rows) for state in states)
+
+
+def _prepare(form: Form, input, hx, weights: list[Tensor], options: Options):
+    """After all checks: the arguments of the first layer, with the states and weights of all; and what turns results
+    into those that a user gets."""
+    check_weights(form, weights)
+    enter = enter_packed if isinstance(input, PackedSequence) else enter_padded
+    rows, states, leave = enter(form, input, hx, options.lengths, options.reset_mask)
+    data, states, weights = in_one_dtype(rows.data, states, weights, rows.of_tokens)
+    check_sizes(form, rows, states, weights)
+    h0, c0 = h0_and_c0(tuple(map(rows.sort, states)))
+    masks = (rows.lengths, rows.batch_sizes, rows.sort(rows.reset_mask))
+    # Contiguous here, so that what is kept for the backward pass is no view of the user's tensor.
+    return Layer(form.cell.id, form.bias, form.bidirectional, data.contiguous(), h0, c0, *masks, weights), leave
+
+
+def _over_layers(form: Form, run_layer: RunLayer, whole: Layer, options: Options):
+    """Output, h_n, c_n and cells of layers on top of each other, whose states and weights ``whole`` holds."""
+    if options.grad_clip is not None:
+        run_layer = partial(run_layer, grad_clip=options.grad_clip)
+    if form.num_layers == 1:
+        return run_layer(whole, options.cells)
+    cell, bias, bidirectional, data, h0, c0, lengths, batch_sizes, reset_mask, weights = whole
+    directions, per_layer, last = form.directions, len(weights) // form.num_layers, form.num_layers - 1
+    h_ns, c_ns = [], []
+    for k in range(form.num_layers):
+        rows = slice(k * directions, (k + 1) * directions)
         layer = Layer(
-            cell.id,
+            cell,
             bias,
             bidirectional,
-            data.contiguous(),  # here, so that what is kept for the backward pass is no view of the user's tensor
-            *h0_and_c0(tuple(state[span] for state in states)),
-            rows.lengths,
-            rows.batch_sizes,
-            mask,
-            tuple(weights[span.start * per_direction : span.stop * per_direction]),
+            data if k == 0 else data.contiguous(),
+            None if h0 is None else h0[rows],
+            None if c0 is None else c0[rows],
+            lengths,
+            batch_sizes,
+            reset_mask,
+            weights[k * per_layer : (k + 1) * per_layer],
         )
-        data, h_n, c_n, cells = run_layer(layer, with_cells and k + 1 == num_layers)
-        finals.append((h_n, c_n))
-        if training and dropout and k + 1 < num_layers:
-            data = torch.dropout(data, dropout, True)
-    h_n, c_n = finals[0] if len(finals) == 1 else (torch.cat(layers) for layers in zip(*finals, strict=True))
-    return leave(data, h_n, c_n, *([cells] if with_cells else []))
+        data, h_n, c_n, cells = run_layer(layer, options.cells and k == last)
+        h_ns.append(h_n)
+        c_ns.append(c_n)
+        if options.dropout and k < last:
+            data = torch.dropout(data, options.dropout, True)
+    return data, torch.cat(h_ns), torch.cat(c_ns), cells
 
 
-def single_step(run_layer: RunLayer, cell: Cell, input, hx, weights: Sequence[Tensor]):
-    """One step of one cell: the new states. ``weights``: weight_ih, weight_hh and, if any, bias_ih, bias_hh."""
+# ---- single steps --------------------------------------------------------------------------------------------------
+
+
+def single_step(runner: Runner, cell: Cell, input, hx, weights: list[Tensor], are_plain: bool) -> Sequence[Tensor]:
+    """One step of one cell: the new states. ``weights``: weight_ih, weight_hh and, if any, bias_ih, bias_hh.
+
+    ``are_plain``: as of :func:`run`.
+    """
+    is_plain = False
     try:
-        return _single_step(run_layer, cell, input, hx, weights)
+        states = plain.states_of(cell, input, hx) if are_plain else None
+        if states is not None and input.dim() == 2:
+            form = known_form(cell, 1, False, False, len(weights))
+            if not torch.is_grad_enabled():
+                is_plain = runner.infers
+                if is_plain:
+                    _, *states = _infer(form.step_code, input, *states, weights)
+                    return states
+            elif runner.run_for_gradients is not None and plain.need_gradients(input, weights):
+                is_plain = True
+                return _one_step(runner.run_for_gradients, cell, input, states, weights)
+        return _one_step(runner.layers(), cell, *_prepare_step(cell, input, hx, weights))
     except Exception as error:
+        if is_plain and (refusal := refusals.raised_by(_prepare_step, cell, input, hx, weights)) is not None:
+            refusals.explain(refusal, cell.step_name, input, hx=hx, weights=weights)
+            raise refusal from error
         refusals.explain(error, cell.step_name, input, hx=hx, weights=weights)
         raise
 
 
-def _single_step(
-    run_layer: RunLayer,
-    cell: Cell,
-    input: Tensor,
-    hx: tuple[Tensor, Tensor] | Tensor | None,
-    weights: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
+def _one_step(run_layer: RunLayer, cell: Cell, input: Tensor, states, weights) -> list[Tensor]:
+    batched = input.dim() == 2
+    if not batched:
+        input, states = input.unsqueeze(0), [None if state is None else state.unsqueeze(0) for state in states]
+    h0, c0 = (None if state is None else state.unsqueeze(0) for state in states)
+    layer = Layer(cell.id, len(weights) == 4, False, input.unsqueeze(0), h0, c0, None, None, None, tuple(weights))
+    _, h_n, c_n, _ = run_layer(layer, False)
+    return [state[0] if batched else state[0, 0] for state in (h_n, c_n)[: cell.states]]
+
+
+def _prepare_step(cell: Cell, input: Tensor, hx, weights: Sequence[Tensor]):
+    """Input, (h0, c0) and weights, after all checks."""
     name = cell.step_name
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}: input must be a Tensor, got {type(input).__name__}")
@@ -143,20 +260,15 @@ def _single_step(
                 f"{name}: For {input.dim()}-D input, hidden should also be {input.dim()}-D "
                 f"but got {state.dim()}-D tensor"
             )
-    batched = input.dim() == 2
-    if not batched:
-        input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
-    hidden = weights[1].shape[-1]
-    if input.shape[1] != weights[0].shape[-1]:
-        raise RuntimeError(f"input has inconsistent input_size: got {input.shape[1]} expected {weights[0].shape[-1]}")
+    weight_ih, weight_hh, *_ = weights
+    input_size, hidden = weight_ih.shape[-1], weight_hh.shape[-1]
+    if input.shape[-1] != input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {input.shape[-1]} expected {input_size}")
     for i, state in enumerate(states):
-        if state.shape[0] != input.shape[0]:
+        if state.shape[:-1] != input.shape[:-1]:
             raise RuntimeError(f"Input batch size {input.shape[0]} doesn't match hidden{i} batch size {state.shape[0]}")
-        if state.shape[1] != hidden:
-            raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {state.shape[1]}, expected {hidden}")
+        if state.shape[-1] != hidden:
+            raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {state.shape[-1]}, expected {hidden}")
     input, states, weights = in_one_dtype(input, states, weights)
     check_state_dtypes(states, input.dtype)
-    h0, c0 = h0_and_c0(tuple(state.unsqueeze(0) for state in states))
-    layer = Layer(cell.id, len(weights) == 4, False, input.unsqueeze(0), h0, c0, None, None, None, tuple(weights))
-    new_states = [state[0] if batched else state[0, 0] for state in run_layer(layer, False)[1 : 1 + cell.states]]
-    return tuple(new_states)
+    return input, h0_and_c0(states), weights

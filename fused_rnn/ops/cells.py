@@ -6,7 +6,7 @@ How many gates, states and saved values a cell has comes from the compiled libra
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from . import library
@@ -28,7 +28,7 @@ class OnnxNode(NamedTuple):
     attributes: dict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal to itself alone, which is quick to tell
 class Row:
     """What the compiled library cannot know of a cell. Only ``name`` is needed, for a cell that no layer runs yet."""
 
@@ -39,7 +39,7 @@ class Row:
     """Where one class has several cells: the argument that tells them apart."""
     named_gates: tuple[NamedGate, ...] = ()
     """In torch's order: the blocks of weight_ih and weight_hh from top to bottom."""
-    onnx: OnnxNode | None = field(default=None, hash=False)
+    onnx: OnnxNode | None = None
 
 
 def _sigmoid(name: str) -> NamedGate:
@@ -86,7 +86,7 @@ _ROWS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell(Row):
     """A row, and what the compiled library says of the cell: its id and its traits."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -11,19 +11,75 @@ from torch import Tensor
 
 from . import library
 from .cells import Cell
-from .layer import LAYOUTS, Wanted
+from .layer import BATCH_FIRST, LAYOUTS, ONE_STEP, TIME_MAJOR, Wanted, stack_code
 
 
-class Options(NamedTuple):
-    name: str
+class Form(NamedTuple):
+    """What a stack of layers is, apart from its tensors."""
+
     cell: Cell
     num_layers: int
     bidirectional: bool
     batch_first: bool
+    bias: bool
+    kinds: tuple[Wanted, ...]
+    """What the weights of one layer and direction are."""
+    code: int
+    """For the operator ``infer``."""
+    step_code: int
+    """Likewise, for a single step."""
+
+    @property
+    def name(self) -> str:
+        return self.cell.layer_name
 
     @property
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
+
+
+def form_of(cell: Cell, num_layers: int, bidirectional: bool, batch_first: bool, weights: int) -> Form:
+    """The form of a stack with so many weights; raises where no stack has as many."""
+    layouts = LAYOUTS[cell.id]
+    blocks = num_layers * (2 if bidirectional else 1)
+    count, rest = divmod(weights, blocks)
+    if rest or count not in layouts:
+        allowed = " or ".join(map(str, sorted(layouts)))
+        raise ValueError(
+            f"{cell.layer_name}: weights must hold {allowed} tensors for each of {blocks} layers and directions, "
+            f"got {weights} in all"
+        )
+    bias, kinds = layouts[count]
+    code = stack_code(cell.id, num_layers, bias, bidirectional, BATCH_FIRST if batch_first else TIME_MAJOR)
+    step_code = stack_code(cell.id, num_layers, bias, bidirectional, ONE_STEP)
+    return Form(cell, num_layers, bidirectional, batch_first, bias, kinds, code, step_code)
+
+
+known_form = lru_cache(maxsize=1024)(form_of)  # Dynamo cannot enter it
+
+
+class Options(NamedTuple):
+    """What a call may ask for beside the layers' results."""
+
+    dropout: float = 0.0
+    """Between layers; 0 where it does not act."""
+    lengths: Tensor | Sequence[int] | None = None
+    reset_mask: Tensor | None = None
+    grad_clip: float | None = None
+    cells: bool = False
+    """The last layer's second state after every step."""
+
+
+NO_OPTIONS = Options()
+
+
+def options_of(dropout: float, lengths, reset_mask, grad_clip: float | None, cells: bool = False) -> Options:
+    """NO_OPTIONS itself where nothing is asked for."""
+    if lengths is reset_mask is grad_clip is None and not (cells or dropout):
+        return NO_OPTIONS
+    if grad_clip is not None:
+        grad_clip = checked_grad_clip(grad_clip)
+    return Options(dropout, lengths, reset_mask, grad_clip, cells)
 
 
 def checked_grad_clip(grad_clip: float) -> float:
@@ -34,26 +90,16 @@ def checked_grad_clip(grad_clip: float) -> float:
     return float(grad_clip)
 
 
-def weight_layout(options: Options, weights: Sequence[Tensor]) -> tuple[bool, tuple[Wanted, ...]]:
-    """Are there biases, and what are the weights of each layer and direction?"""
-    blocks = options.num_layers * options.directions
-    layouts = LAYOUTS[options.cell.id]
-    count, rest = divmod(len(weights), blocks)
-    if rest or count not in layouts:
-        allowed = " or ".join(map(str, sorted(layouts)))
-        raise ValueError(
-            f"{options.name}: weights must hold {allowed} tensors for each of {blocks} layers and directions, "
-            f"got {len(weights)} in all"
-        )
-    bias, kinds = layouts[count]
-    for i, (weight, kind) in enumerate(zip(weights, kinds * blocks, strict=True)):
+def check_weights(form: Form, weights: Sequence[Tensor]) -> None:
+    """Raises unless each weight is a tensor of as many dimensions as it should have."""
+    blocks = form.num_layers * form.directions
+    for i, (weight, kind) in enumerate(zip(weights, form.kinds * blocks, strict=True)):
         if not isinstance(weight, Tensor):
-            raise TypeError(f"{options.name}: weights[{i}] must be a Tensor, got {type(weight).__name__}")
+            raise TypeError(f"{form.name}: weights[{i}] must be a Tensor, got {type(weight).__name__}")
         dims = 1 if kind is Wanted.BIAS_IH or kind is Wanted.BIAS_HH else 2
         if weight.dim() != dims:
             name = kind.name.lower()
-            raise ValueError(f"{options.name}: weights[{i}] ({name}) must be {dims}-D, got {list(weight.shape)}")
-    return bias, kinds
+            raise ValueError(f"{form.name}: weights[{i}] ({name}) must be {dims}-D, got {list(weight.shape)}")
 
 
 def states_of(hx, name: str, cell: Cell) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from . import library
 
-CUDA_ENGINES = ("stepwise", "persistent", "one", "cluster", "polling", "flags", "best")  # csrc/cuda/select.cpp's
+CUDA_ENGINES = library.cuda_engines()
 
 
 def check_cuda_engine(name: str) -> None:

@@ -34,6 +34,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import library
 from .cells import BY_ID, Cell
 
 Grads = tuple[Tensor | None, ...]
@@ -165,11 +166,30 @@ class Layer(NamedTuple):
 TIME_MAJOR, BATCH_FIRST, ONE_STEP = range(3)
 
 
+_FIRST = library.stack_code()  # bits of a stack's code
+
+
 def stack_code(cell: int, num_layers: int, bias: bool, bidirectional: bool, layout: int) -> int:
     """What a stack of layers is, in one number, for ``infer``."""
-    return layout | bias << 2 | bidirectional << 3 | cell << 4 | num_layers << 12
+    return (
+        layout << _FIRST.layout
+        | bias << _FIRST.bias
+        | bidirectional << _FIRST.bidirectional
+        | cell << _FIRST.cell
+        | num_layers << _FIRST.layers
+    )
 
 
 def stack_of(code: int) -> tuple[int, int, bool, bool, int]:
     """The arguments of :func:`stack_code`."""
-    return code >> 4 & 0xFF, code >> 12, bool(code >> 2 & 1), bool(code >> 3 & 1), code & 3
+
+    def part(first: int, end: int) -> int:
+        return code >> first & (1 << end - first) - 1
+
+    return (
+        part(_FIRST.cell, _FIRST.layers),
+        code >> _FIRST.layers,
+        bool(part(_FIRST.bias, _FIRST.bidirectional)),
+        bool(part(_FIRST.bidirectional, _FIRST.cell)),
+        part(_FIRST.layout, _FIRST.bias),
+    )

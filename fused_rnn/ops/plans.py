@@ -9,7 +9,7 @@ import torch
 
 from . import library
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/problem.h's Dtype
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/core/problem.h's Dtype
 
 
 class CpuPlan(NamedTuple):
@@ -48,7 +48,7 @@ def cpu_plan(
 
 
 class Gpu(NamedTuple):
-    """What a plan depends on; csrc/cuda/plan.h has the same."""
+    """What a plan depends on; csrc/cuda/plan/plan.h has the same."""
 
     capability: int
     """90: sm_90."""
@@ -84,7 +84,7 @@ class CudaPlan(NamedTuple):
     """That share out the batch of each problem: a direction, or a member of an ensemble."""
     groups_at_once: int
     shape: int
-    """Of the kernel, its number in csrc/cuda/plan.h."""
+    """Of the kernel, its number in csrc/cuda/plan/plan.h."""
     tf32: bool
     """Whether float32 is rounded to TF32 for tensor cores."""
     threads: int
@@ -116,5 +116,5 @@ def cuda_plan(
     sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, tf32, projected)
     wanted = None if wanted is None else wanted.encode()
     numbers, reason = _numbers_and_reason(11, library.compiled.fused_rnn_cuda_plan, *sizes, *gpu, wanted)
-    kind = None if numbers[0] < 0 else ("one", "cluster", "polling", "flags")[numbers[0]]
+    kind = None if numbers[0] < 0 else library.cuda_engines()[numbers[0]]
     return CudaPlan(kind, *numbers[1:7], bool(numbers[7]), *numbers[8:], reason)

@@ -11,6 +11,15 @@ from torch import Tensor, strided
 from torch.nn.utils.rnn import PackedSequence
 
 
+def raised_by(check, *args) -> Exception | None:
+    """What ``check(*args)`` raises, if it does: the words for what an operator has refused already."""
+    try:
+        check(*args)
+    except Exception as error:
+        return error
+    return None
+
+
 def explain(error: Exception, name: str, input, **others) -> None:
     """Raises a clearer error if an argument is of such a kind; returns if ``error`` has to speak for itself."""
     device = next((tensor.device for tensor in _tensors_of(input)), None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .checks import Options, check_state_dtypes, states_of
+from .checks import Form, check_state_dtypes, states_of
 from .layer import Wanted
 
 
@@ -34,8 +34,8 @@ def _holds_tokens(input: Tensor, most_dims: int) -> bool:
     return input.dtype in (torch.int64, torch.int32) and 0 < input.dim() <= most_dims
 
 
-def enter_padded(options: Options, input: Tensor, hx, lengths, reset_mask):
-    name = options.name
+def enter_padded(form: Form, input: Tensor, hx, lengths, reset_mask):
+    name = form.name
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}: input must be a Tensor or a PackedSequence, got {type(input).__name__}")
     of_tokens = _holds_tokens(input, 2)
@@ -44,12 +44,12 @@ def enter_padded(options: Options, input: Tensor, hx, lengths, reset_mask):
         tensor = " tensor" if name == "RNN" else ""
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D{tensor} instead")
     batched = dims == 3
-    states = states_of(hx, name, options.cell)
+    states = states_of(hx, name, form.cell)
     if states and any(state.dim() != dims for state in states):
         raise RuntimeError(_state_dims_message(dims, states, of_tokens))
     if not batched:
         input, states = input.unsqueeze(1), tuple(state.unsqueeze(1) for state in states)
-    elif options.batch_first:
+    elif form.batch_first:
         input = input.transpose(0, 1)
     steps, batch = input.shape[:2]
     rows = Rows(
@@ -57,14 +57,14 @@ def enter_padded(options: Options, input: Tensor, hx, lengths, reset_mask):
         steps,
         batch,
         lengths=_lengths_tensor(lengths, batched, batch, input.device),
-        reset_mask=_time_major_mask(options, reset_mask, steps, batch if batched else None, input.device),
+        reset_mask=_time_major_mask(form, reset_mask, steps, batch if batched else None, input.device),
         of_tokens=of_tokens,
     )
 
     def lay_out(sequence):
         if not batched:
             return sequence.squeeze(1)
-        return sequence.transpose(0, 1) if options.batch_first else sequence
+        return sequence.transpose(0, 1) if form.batch_first else sequence
 
     def leave(output, h_n, c_n, *cells):
         if not batched:
@@ -84,18 +84,18 @@ def _state_dims_message(input_dims: int, states: tuple[Tensor, ...], of_tokens: 
     return f"For {kind} input, hx and cx should also be {input_dims}-D but got ({found}) tensors"
 
 
-def enter_packed(options: Options, packed: PackedSequence, hx, lengths, reset_mask):
+def enter_packed(form: Form, packed: PackedSequence, hx, lengths, reset_mask):
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # here, as tracing may not get to the layer
         raise NotImplementedError("fused_rnn: ONNX has no PackedSequence; pass padded input and lengths")
     data, batch_sizes, sorted_indices, unsorted_indices = packed
     if lengths is not None:
-        raise ValueError(f"{options.name}: a PackedSequence has its lengths already, so lengths must be None")
+        raise ValueError(f"{form.name}: a PackedSequence has its lengths already, so lengths must be None")
     of_tokens = _holds_tokens(data, 1)
     if data.dim() != 2 - of_tokens:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-    states = states_of(hx, options.name, options.cell)
-    steps, batch = batch_sizes.shape[0], _packed_batch(options, packed, states, reset_mask)
-    mask = _time_major_mask(options, reset_mask, steps, batch, data.device)
+    states = states_of(hx, form.name, form.cell)
+    steps, batch = batch_sizes.shape[0], _packed_batch(form, packed, states, reset_mask)
+    mask = _time_major_mask(form, reset_mask, steps, batch, data.device)
     rows = Rows(data, steps, batch, reset_mask=mask, batch_sizes=batch_sizes, order=sorted_indices, of_tokens=of_tokens)
 
     def lay_out(sequence):
@@ -110,7 +110,7 @@ def enter_packed(options: Options, packed: PackedSequence, hx, lengths, reset_ma
     return rows, states, leave
 
 
-def _packed_batch(options: Options, packed: PackedSequence, states: tuple[Tensor, ...], mask) -> int:
+def _packed_batch(form: Form, packed: PackedSequence, states: tuple[Tensor, ...], mask) -> int:
     if torch.compiler.is_compiling():
         # What a graph reads from a tensor it cannot compare with sizes. So the others say it; the operator compares.
         if packed.sorted_indices is not None:
@@ -118,7 +118,7 @@ def _packed_batch(options: Options, packed: PackedSequence, states: tuple[Tensor
         if states and states[0].dim() == 3:
             return states[0].shape[1]
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            return mask.shape[0 if options.batch_first else 1]
+            return mask.shape[0 if form.batch_first else 1]
     return int(packed.batch_sizes[0])
 
 
@@ -138,7 +138,7 @@ def _lengths_tensor(lengths, batched: bool, batch: int, device) -> Tensor | None
     return lengths.to(device=device, dtype=torch.int64)
 
 
-def _time_major_mask(options: Options, mask, steps: int, batch: int | None, device) -> Tensor | None:
+def _time_major_mask(form: Form, mask, steps: int, batch: int | None, device) -> Tensor | None:
     """The mask as [T, B]; ``batch`` is None for unbatched input."""
     if mask is None:
         return None
@@ -148,7 +148,7 @@ def _time_major_mask(options: Options, mask, steps: int, batch: int | None, devi
         )
     if batch is None:
         expected, layout = (steps,), "[T]"
-    elif options.batch_first:
+    elif form.batch_first:
         expected, layout = (batch, steps), "[B, T] (batch_first)"
     else:
         expected, layout = (steps, batch), "[T, B]"
@@ -157,19 +157,20 @@ def _time_major_mask(options: Options, mask, steps: int, batch: int | None, devi
     mask = mask.to(device)
     if batch is None:
         return mask.unsqueeze(1)
-    return mask.transpose(0, 1) if options.batch_first else mask
+    return mask.transpose(0, 1) if form.batch_first else mask
 
 
-def check_sizes(options: Options, rows: Rows, states, weights, kinds: tuple[Wanted, ...]) -> None:
+def check_sizes(form: Form, rows: Rows, states, weights) -> None:
+    kinds = form.kinds
     input_size, given = weights[0].shape[-1], rows.data.shape[-1]
     if not rows.of_tokens and given != input_size:  # in this order: no guess about B is left to a compiler
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {given}")
-    hidden = weights[0].shape[0] // options.cell.gates
+    hidden = weights[0].shape[0] // form.cell.gates
     width = weights[len(kinds) - 1].shape[0] if kinds[-1] is Wanted.WEIGHT_HR else hidden
     for i, (state, expected_width) in enumerate(zip(states, (width, hidden), strict=False)):
-        expected = (options.num_layers * options.directions, rows.batch, expected_width)
+        expected = (form.num_layers * form.directions, rows.batch, expected_width)
         if state.shape != expected:
-            what = f"hidden[{i}]" if options.cell.states > 1 else "hidden"
+            what = f"hidden[{i}]" if form.cell.states > 1 else "hidden"
             raise RuntimeError(f"Expected {what} size {expected}, got {list(state.shape)}")
     check_state_dtypes(states, weights[0].dtype)
     if rows.steps == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def legacy_vmap_level() -> int:
     return level
 
 
-def apply_function(function: type[torch.autograd.Function], *args):
+def apply_function(function: type[torch.autograd.Function], args: Sequence):
     """``function.apply(*args)`` outside of transforms, without its study of signatures, as costly as a layer."""
     unwrapped = [_unwrap_if_dead(arg) if isinstance(arg, Tensor) else arg for arg in args]
     return super(torch.autograd.Function, function).apply(*unwrapped)

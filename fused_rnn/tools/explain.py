@@ -1,4 +1,4 @@
-"""``explain``: which engine runs a layer, and why."""
+"""``explain``: which engine runs a layer, or each layer of a model, and why."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..nn import cells, layers
-from ..nn.kinds import cell_of
+from ..nn.freeze import is_frozen
+from ..nn.kinds import OURS, cell_of
+from ..nn.recurrent import Recurrent
 from ..ops import arguments, engines, plans
+from ..ops.arguments import Runner
 from ..ops.layer import Layer
 
-_LAYERS = {layers.LSTM: arguments.lstm, layers.GRU: arguments.gru, layers.RNN: arguments.rnn}
-_CELLS = (cells.LSTMCell, cells.GRUCell, cells.RNNCell)
-
-
-_SPLIT = (
-    "Each float is multiplied as three bfloat16, on tiles, as exactly as float32 is; FUSED_RNN_ISA=avx512 does not. "
-)
+_SPLIT = "Each float is multiplied as three bfloat16, on tiles, as exactly as float32 is; FUSED_RNN_ISA=avx512 does not"
 _FROZEN = "The weights are frozen: packed once by fused_rnn.freeze, for calls without gradients"
 
-_TOKENS = "Ids are looked up in weight_ih, of which nothing is multiplied. "
+_TOKENS = "Ids are looked up in weight_ih, of which nothing is multiplied"
 
 _STEPWISE = (
     "a matrix product of torch's for all directions together, then one kernel for the rest of the step, for every size "
@@ -38,11 +34,11 @@ _EXCHANGES = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """What :func:`explain` found; ``str()`` of it is a sentence or two."""
+    """What :func:`explain` found of a layer or a cell; ``str()`` of it is a sentence or two."""
 
     engine: str
-    """"fused" (this library's kernels on the CPU), "stepwise" and "persistent" (those on CUDA), "none" (a call would
-    raise), "torch.nn" or, for others' modules, "unknown"."""
+    """One of "fused" (this library's kernels on the CPU), "stepwise" and "persistent" (those on CUDA), "none" (a call
+    would raise), "torch.nn", and "unknown" (somebody else's forward)."""
     instruction_set: str | None
     reason: str
 
@@ -51,58 +47,181 @@ class Explanation:
         return f"{self.engine}{isa}: {self.reason}"
 
 
-def explain(module: nn.Module, *inputs, lengths=None, reset_mask=None, engine: str | None = None) -> Explanation:
-    """Says which engine and instruction set ``module(*inputs)`` runs on, and why; computes nothing.
+@dataclass(frozen=True)
+class ModelExplanation:
+    """What :func:`explain` found of a model; ``str()`` has a line for each of its recurrent layers and cells."""
 
-    The inputs pass the same checks as in a call, and the plan comes from the very function that the engine asks.
-    ``lengths`` and ``reset_mask`` are predicates inside the same kernel and change nothing. ``engine``: what would run
-    within :func:`cuda_engine` of that name; it says nothing about tensors on the CPU.
+    layers: tuple[tuple[str, Explanation], ...]
+    """(the layer's name in the model, its explanation), in order."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {explanation}" for name, explanation in self.layers)
+
+
+def explain(
+    module: nn.Module, *inputs, lengths=None, reset_mask=None, engine: str | None = None
+) -> Explanation | ModelExplanation:
+    """Says which engine and instruction set ``module(*inputs)`` runs on, and why.
+
+    For a layer or a cell nothing is computed: the inputs pass the same checks as in a call, and the plan comes from the
+    very function that the engine uses. ``lengths`` and ``reset_mask`` are predicates inside the same kernel and do not
+    change it. ``engine``: explains what would run within :func:`cuda_engine` of that name; no effect on the CPU.
+
+    Any other model is run once, without gradients and in evaluation mode, to see the arguments of its recurrent layers
+    and cells; each is explained for its first call.
     """
     if engine is not None:
         engines.check_cuda_engine(engine)
-    kind = type(module)
-    if kind not in _LAYERS and kind not in _CELLS:
-        ours = isinstance(module, (*_LAYERS, *_CELLS))
-        what = f"{kind.__name__} has a class of its own, whose forward may be too"
-        if not ours:
-            what = f"{kind.__name__} is not one of fused_rnn's modules; fused_rnn.swap(model) replaces torch.nn's"
-        from_torch = kind.__module__.startswith("torch.nn.")
-        return Explanation("torch.nn" if from_torch else "unknown", None, what)
-    if not inputs:
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"explain needs a torch.nn.Module, got {type(module).__name__}")
+    masks = {"lengths": lengths, "reset_mask": reset_mask}
+    inner = {} if _is_recurrent(module) else _recurrent_layers(module)
+    if inner:
+        return _explain_model(module, inner, inputs, masks, engine)
+    if not inputs and _is_ours(module):
         raise TypeError("explain needs the input that forward would get: explain(module, input)")
+    return _explain_layer(module, inputs, masks, engine)
+
+
+# ---- a model ---------------------------------------------------------------------------------------------------------
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    return isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+
+
+def _recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {name.replace("_orig_mod.", ""): m for name, m in model.named_modules() if _is_recurrent(m)}
+
+
+def _explain_model(
+    model: nn.Module, layers: dict[str, nn.Module], inputs: tuple, masks: dict, engine: str | None
+) -> ModelExplanation:
+    found: dict[nn.Module, Explanation] = {}
+
+    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if module not in found:
+            given = dict(zip(("input", "hx"), args, strict=False)) | kwargs
+            own_masks = {name: given.get(name) for name in masks}
+            found[module] = _explain_layer(module, (given.get("input"), given.get("hx")), own_masks, engine)
+
+    gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
+    training = [module for module in model.modules() if module.training]
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers.values()]
+    missing = "the model's forward did not call it"
     try:
-        layer = _first_layer(module, inputs, lengths, reset_mask)
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(gpus), torch.compiler.set_stance("force_eager"):
+            model(*inputs, **{name: mask for name, mask in masks.items() if mask is not None})
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        missing = f"the model's forward raised before it was called: {error}"
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in training:
+            module.training = True
+    none = Explanation("none", None, missing)
+    return ModelExplanation(tuple((name, found.get(layer, none)) for name, layer in layers.items()))
+
+
+# ---- a layer or a cell -----------------------------------------------------------------------------------------------
+
+
+def _runs_forward_of(module: nn.Module, classes) -> bool:
+    """Whether its forward is that of one of these classes, possibly inherited, as in parametrized modules."""
+    if "forward" in vars(module):
+        return False
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in classes)
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return _runs_forward_of(module, OURS.values())
+
+
+def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, engine: str | None) -> Explanation:
+    if not _is_ours(module):
+        return _explain_others(module)
+    try:
+        layer = _first_layer(module, inputs, masks)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         return Explanation("none", None, str(error))
     if layer.input.device.type == "meta":
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
     if layer.input.device.type == "cuda":
         return explain_cuda(layer, plans.gpu(layer.input.device), engine)
+    return _explain_cpu(layer, is_frozen(module))
+
+
+def _explain_others(module: nn.Module) -> Explanation:
+    kind = type(module).__name__
+    if isinstance(module, tuple(OURS.values())):
+        return Explanation("unknown", None, f"{kind} has a forward of its own, which may compute anything")
+    if _runs_forward_of(module, OURS):
+        what = f"{kind} is not one of fused_rnn's modules; fused_rnn.swap(model) replaces torch.nn's"
+        return Explanation("torch.nn", None, what)
+    if _is_recurrent(module):
+        return Explanation("unknown", None, f"{kind} is not one of fused_rnn's modules, nor a layer of torch.nn's")
+    return Explanation("unknown", None, f"{kind} is no recurrent layer or cell, and has none")
+
+
+def _first_layer(module: nn.Module, inputs: tuple, masks: dict) -> Layer:
+    """The first layer that ``module(*inputs)`` would run, after all checks."""
+
+    def stop(layer: Layer, cells: bool):
+        raise _Stop(layer)
+
+    input, hx = (*inputs, None)[:2]
+    try:
+        if isinstance(module, Recurrent):
+            module._run(input, hx, **masks, runner=Runner(stop))
+        else:
+            weights = [module.weight_ih, module.weight_hh]
+            if module.bias:
+                weights += [module.bias_ih, module.bias_hh]
+            arguments.single_step(Runner(stop), cell_of(module), input, hx, weights, are_plain=False)
+    except _Stop as stopped:
+        (layer,) = stopped.args
+        if is_frozen(module):
+            module._runner.check_call(layer)
+        return layer
+    raise AssertionError("no layer was run")
+
+
+class _Stop(Exception):
+    """Carries the first layer out of a call before it is computed."""
+
+
+# ---- plans in words --------------------------------------------------------------------------------------------------
+
+
+def _explain_cpu(layer: Layer, packed: bool) -> Explanation:
     cell, directions, hidden, width, _, rows = layer.sizes
+    dtype = layer.weights[0].dtype
     plan = plans.cpu_plan(
         cell.id,
-        layer.weights[0].dtype,
+        dtype,
         directions=directions,
         rows=math.prod(rows),
         batch=_batch_of(layer),
         input_size=0 if layer.reads_tokens else layer.input.shape[-1],
         hidden=hidden,
         output_size=width,
-        packed=bool(getattr(module, "_frozen", None)),
+        packed=packed,
         threads=torch.get_num_threads(),
     )
-    return Explanation(
-        "fused",
-        plan.instruction_set,
+    reasons = [
         f"CPU tensors run the whole time loop in one call, on {_count(plan.threads, 'thread')}: "
-        f"{_count(directions, 'direction')} x {_spread(plan)}. "
-        "The instruction set is the best of this processor for such a layer, or FUSED_RNN_ISA. "
-        + (_SPLIT if plan.instruction_set == "amx" and layer.weights[0].dtype == torch.float32 else "")
-        + (_TOKENS if layer.reads_tokens else "")
-        + (
-            _FROZEN if getattr(module, "_frozen", None) else "A gradient of the gradient is recomputed in plain PyTorch"
-        ),
-    )
+        f"{_count(directions, 'direction')} x {_spread(plan)}",
+        "The instruction set is the best of this processor for such a layer, or FUSED_RNN_ISA",
+    ]
+    if plan.instruction_set == "amx" and dtype == torch.float32:
+        reasons.append(_SPLIT)
+    if layer.reads_tokens:
+        reasons.append(_TOKENS)
+    if packed:
+        reasons.append(_FROZEN)
+    return Explanation("fused", plan.instruction_set, ". ".join(reasons))
 
 
 def explain_cuda(layer: Layer, gpu: plans.Gpu, wanted: str | None = None) -> Explanation:
@@ -123,7 +242,7 @@ def explain_cuda(layer: Layer, gpu: plans.Gpu, wanted: str | None = None) -> Exp
     except RuntimeError as error:
         return Explanation("none", None, str(error))
     engine = "persistent" if forward.blocks_kind else "stepwise"
-    tokens = _TOKENS if layer.reads_tokens else ""
+    tokens = f"{_TOKENS}. " if layer.reads_tokens else ""
     return Explanation(engine, None, f"{tokens}forward {_describe(forward)}; backward {_describe(backward)}")
 
 
@@ -134,7 +253,7 @@ def _batch_of(layer: Layer) -> int:
 def _tf32_allowed() -> bool:
     try:
         return torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:  # the precision was set in torch's newer way; the engine then rounds nothing either
+    except RuntimeError:  # the precision was set by torch's newer API; the engine then uses no TF32 either
         return False
 
 
@@ -149,33 +268,6 @@ def _describe(plan: plans.CudaPlan) -> str:
         f"{plan.weight_registers} registers a thread for weights"
         + (", products in TF32, which torch.backends.cuda.matmul allows" if plan.tf32 else "")
     )
-
-
-class _Stop(Exception):
-    """Carries the first layer out of a call before it is computed."""
-
-
-def _first_layer(module: nn.Module, inputs, lengths, reset_mask) -> Layer:
-    """What ``module(*inputs)`` asks of the operator first, after all checks."""
-
-    def stop(layer: Layer, cells: bool):
-        raise _Stop(layer)
-
-    input, hx = (*inputs, None)[:2]
-    try:
-        if type(module) in _LAYERS:
-            options = module._options(lengths, reset_mask)
-            _LAYERS[type(module)](stop, input, hx, **options)
-        else:
-            weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
-            weights = [weight for weight in weights if weight is not None]
-            arguments.single_step(stop, cell_of(module), input, hx, weights)
-    except _Stop as stopped:
-        (layer,) = stopped.args
-        if getattr(module, "_frozen", None):
-            module._frozen.check_call(layer)
-        return layer
-    raise AssertionError("no layer was run")
 
 
 def _spread(plan: plans.CpuPlan) -> str:

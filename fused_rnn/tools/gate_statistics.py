@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .. import reference
 from ..autograd import functions
-from ..nn.layers import GRU, LSTM, RNN
-from ..ops import arguments
+from ..nn.recurrent import Recurrent
+from ..ops.arguments import Runner
 from ..ops.cells import BY_ID
 from ..ops.layer import Layer, Wanted
 
@@ -81,9 +81,7 @@ def gate_statistics(
     Costs a forward pass without gradients, and then, as no kernel hands out its gates, the products with W_ih and W_hh
     of all steps once more, in one piece each, with memory for all gates of a layer. Training pays nothing for it.
     """
-    stacks = {LSTM: arguments.lstm, GRU: arguments.gru, RNN: arguments.rnn}
-    stack = next((stacks[kind] for kind in stacks if isinstance(module, kind)), None)
-    if stack is None:
+    if not isinstance(module, Recurrent):
         raise TypeError(
             f"fused_rnn.gate_statistics takes an LSTM, GRU or RNN of this library, got {type(module).__name__}"
         )
@@ -106,7 +104,7 @@ def gate_statistics(
         return results
 
     with torch.no_grad():
-        stack(run_layer, input, hx, **module._options(lengths, reset_mask))
+        module._run(input, hx, lengths, reset_mask, runner=Runner(run_layer))
     return GateStatistics(margin, tuple(gates), state_norms)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.recurrent import Recurrent
-from ..nn.runners import Watch
+from ..nn.runners import Frozen, Watched
 from . import figure
 
 __all__ = ["Flow", "Line", "Summary", "gradient_flow"]
@@ -59,13 +59,17 @@ def gradient_flow(model: nn.Module, probe: str = "last", *, steps: int | None = 
         raise ValueError(f"fused_rnn.gradient_flow: steps must be a positive integer, got {steps!r}")
     watched = _layers_of(model)
     flow = Flow(probe)
+    watching: list[tuple[Recurrent, Watched]] = []
     try:
         for name, module in watched.items():
-            module._watch = Watch(flow, name, module, steps)
+            runner = Watched(flow._record, probe == "last", name, module, steps)
+            watching.append((module, runner))
+            module._runner = runner
         yield flow
     finally:
-        for module in watched.values():
-            module.__dict__.pop("_watch", None)
+        for module, runner in watching:
+            if module._runner is runner:
+                del module._runner
 
 
 def _layers_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -84,9 +88,9 @@ def _layers_of(model: nn.Module) -> dict[str, nn.Module]:
         )
     for name, module in watched.items():
         what = f"fused_rnn.gradient_flow: {name or 'the model'} "
-        if module._frozen is not None:
+        if isinstance(module._runner, Frozen):
             raise RuntimeError(f"{what}is frozen and has no gradients; call fused_rnn.thaw(model) first")
-        if module._watch is not None:
+        if isinstance(module._runner, Watched):
             raise RuntimeError(f"{what}is watched already, by another gradient_flow")
     if passed_over:
         warnings.warn(
@@ -136,6 +140,9 @@ class Flow:
     def __init__(self, probe: str):
         self.probe = probe
         self._records: list[tuple[tuple[str, int], Tensor]] = []  # ((module, layer), [D, kStates, T])
+
+    def _record(self, key: tuple[str, int], norms: Tensor) -> None:
+        self._records.append((key, norms))
 
     def summary(self) -> Summary:
         """Half-life, ratio and verdict of each layer and direction, from the gradient of h and c together."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .. import functional, reference
+from ..autograd.functions import OPERATORS
 from ..ops import arguments
 from ..ops.cells import CELLS, Cell
 from ..ops.checks import check_device
@@ -30,6 +31,9 @@ TOLERANCE = {
     torch.bfloat16: 8e-2,
     torch.float16: 1e-2,
 }
+
+
+_RUNNERS = {functional: OPERATORS, reference: reference.RUNNER}
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,7 @@ class Problem:
         else:
             options["lengths"] = self.lengths
         if cell.layer is None:  # no function of its own
-            output, *state = arguments.run(api.run_layer, cell, input, hx, weights, **options)
+            output, *state = arguments.run_cell(_RUNNERS[api], cell, input, hx, weights, **options)
             state = tuple(state[: cell.states])
         else:
             if cell.nonlinearity is not None:

@@ -77,9 +77,7 @@ def test_traits():
 
 LAYERS = [
     (cell, rows, bias, bidirectional, projected)
-    for cell, rows, bias, bidirectional, projected in product(
-        ADDED, ROWS, (True, False), (True, False), (True, False)
-    )
+    for cell, rows, bias, bidirectional, projected in product(ADDED, ROWS, (True, False), (True, False), (True, False))
     if cell.projectable or not projected
 ]
 

@@ -4,13 +4,13 @@
 #include <cstdlib>
 #include <mutex>
 
+#include "core/engine_names.h"
 #include "cuda/device/launch.h"
 
 namespace fused_rnn::cuda {
 namespace {
 
 constexpr int kMostDevices = 128;
-constexpr const char* kBlocks[] = {"one", "cluster", "polling", "flags"};
 
 using Word = unsigned long long;
 std::atomic<Word*> words[kMostDevices] = {};  // as the host sees them; never freed, as graphs may hold them
@@ -46,9 +46,10 @@ void raise_report(int32_t device) {
   if (!report.word) return;  // another thread has raised it
   fail("fused_rnn: an earlier call on CUDA device ", device,
        ", on some stream of this process, has failed, its results are NaN where they are not right: block ",
-       report.rank(), " of group ", report.group(), " of the persistent kernel (", kBlocks[report.blocks()],
-       report.is_back() ? ", backward" : ", forward", ") waited in vain for what others compute in step ",
-       report.step(), ", for as long as FUSED_RNN_CUDA_WAIT_S says");
+       report.rank(), " of group ", report.group(), " of the persistent kernel (",
+       kCudaEngines[kFirstOfBlocks + report.blocks()], report.is_back() ? ", backward" : ", forward",
+       ") waited in vain for what others compute in step ", report.step(),
+       ", for as long as FUSED_RNN_CUDA_WAIT_S says");
 }
 
 Watch make_watch(int32_t device, void* given_up) {

@@ -16,9 +16,9 @@ FUSED_RNN_EXPORT int64_t fused_rnn_gpu(int64_t device, int64_t* gpu, char* reaso
   });
 }
 
-// Fills `plan` with the plan's numbers: blocks' kind (-1: stepwise), units, blocks, columns, groups, groups_at_once,
-// the shape's number, whether that rounds to TF32, threads, registers for weights, bytes of shared memory; `reason`
-// says why, or why `wanted` cannot be had. Null wants what the engine would.
+// Fills `plan` with the plan's numbers: the kind of groups, by its place among kCudaEngines (-1: stepwise), units,
+// blocks, columns, groups, groups_at_once, the shape's number, whether that rounds to TF32, threads, registers for
+// weights, bytes of shared memory; `reason` says why, or why `wanted` cannot be had. Null wants what the engine would.
 FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_t backward, int64_t problems,
                                              int64_t batch, int64_t hidden, int64_t tf32, int64_t has_projection,
                                              int64_t capability, int64_t multiprocessors, int64_t shared_bytes,
@@ -36,7 +36,7 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_
     const Gpu gpu = {static_cast<int>(capability), static_cast<int>(multiprocessors), shared_bytes,
                      static_cast<int>(most_cluster_blocks)};
     const Plan found = select(task, gpu, wanted ? wanted : engine_wanted());
-    const int64_t numbers[] = {found.shape ? static_cast<int64_t>(found.shape->blocks) : -1,
+    const int64_t numbers[] = {found.shape ? kFirstOfBlocks + static_cast<int64_t>(found.shape->blocks) : -1,
                                found.units,
                                found.blocks,
                                found.columns,

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/dispatch.h"
+#include "core/engine_names.h"
 #include "cuda/device/scope.h"
 #include "cuda/device/watch.h"
 
@@ -14,6 +15,7 @@ namespace fused_rnn::cuda {
 
 // How the blocks that hold one copy of the weights exchange what they compute (exchange.cuh).
 enum class Blocks : int { kOne, kCluster, kPolling, kFlags };
+constexpr const char* name_of(Blocks blocks) { return kCudaEngines[kFirstOfBlocks + static_cast<int>(blocks)]; }
 
 enum class Direction : int { kForward, kBackward };
 

@@ -3,13 +3,12 @@
 #include <cstdlib>
 #include <iterator>
 
+#include "core/engine_names.h"
 #include "core/fail.h"
 #include "cuda/plan/plan.h"
 
 namespace fused_rnn::cuda {
 namespace {
-
-constexpr const char* kNames[] = {"one", "cluster", "polling", "flags"};
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -93,19 +92,17 @@ double cost_of(const Plan& plan, const Task& task) {
 
 namespace {
 
-// Every name that `select` knows, in the order of _library.py's.
-constexpr const char* kEngines[] = {"stepwise", "persistent", "one", "cluster", "polling", "flags", "best"};
 std::atomic<int> engine_set = -1;  // of the process: a backward pass runs in threads of its own
 
 }  // namespace
 
 int set_engine_wanted(int number) {
-  return engine_set.exchange(0 <= number && number < static_cast<int>(std::size(kEngines)) ? number : -1);
+  return engine_set.exchange(0 <= number && number < static_cast<int>(std::size(kCudaEngines)) ? number : -1);
 }
 
 // Until the persistent kernel has run on a GPU it has to be asked for.
 const char* engine_wanted() {
-  if (const int set = engine_set; set >= 0) return kEngines[set];
+  if (const int set = engine_set; set >= 0) return kCudaEngines[set];
   const char* wanted = std::getenv("FUSED_RNN_CUDA_ENGINE");
   return wanted && *wanted ? wanted : "stepwise";
 }
@@ -120,9 +117,11 @@ AcquireScope scope_wanted() {
 
 Plan select(const Task& task, const Gpu& gpu, const std::string& wanted) {
   const bool best_of_all = wanted == "best", any = best_of_all || wanted == "persistent";
-  FUSED_RNN_CHECK(any || wanted == "stepwise" || std::find(kNames, kNames + 4, wanted) != kNames + 4,
-                  "fused_rnn: the engine must be stepwise, persistent, one, cluster, polling, flags or best, got '",
-                  wanted, "'");
+  if (std::find(std::begin(kCudaEngines), std::end(kCudaEngines), wanted) == std::end(kCudaEngines)) {
+    std::string known;
+    for (const char* name : kCudaEngines) known += (known.empty() ? "" : ", ") + std::string(name);
+    fail("fused_rnn: the CUDA engine must be one of ", known, ", got '", wanted, "'");
+  }
   Plan stepwise;
   stepwise.why = "it was asked for";
   if (wanted == "stepwise") return stepwise;
@@ -132,7 +131,7 @@ Plan select(const Task& task, const Gpu& gpu, const std::string& wanted) {
   std::optional<Plan> best;
   if (!task.obstacle && cell.recurrent && task.batch > 0 && task.hidden > 0) {
     for (size_t number = 0; number < std::size(kShapes); ++number) {
-      if (!any && wanted != kNames[static_cast<int>(kShapes[number].blocks)]) continue;
+      if (!any && wanted != name_of(kShapes[number].blocks)) continue;
       const std::optional<Plan> plan = fit(number, task, gpu, cell);
       if (plan && (!best || cost_of(*plan, task) < cost_of(*best, task))) best = plan;
     }

@@ -1,0 +1,66 @@
+"""Plain calls, which need nothing but the operator: the tests at the head of ``arguments.run`` and ``single_step``.
+
+Each of them counts: a step of a small layer takes ten microseconds in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import attrgetter
+
+import torch
+from torch import Tensor, nn
+
+from .cells import Cell
+from .checks import NO_OPTIONS, Form, Options
+from .torch_private import any_autocast, dispatch_modes, in_forward_mode, in_transform
+
+_is_compiling = torch.compiler.is_compiling
+_PLAIN = frozenset((Tensor, nn.Parameter))  # a subclass may mean anything
+_REQUIRES_GRAD = attrgetter("requires_grad")
+
+
+def are_plain(tensors: Iterable) -> bool:
+    """Are all of them tensors, of no subclass, and is nothing being compiled?"""
+    return not _is_compiling() and _PLAIN.issuperset(map(type, tensors))
+
+
+def states_of(cell: Cell, input, hx) -> tuple[Tensor | None, Tensor | None] | None:
+    """(h0, c0) of a call that nothing looks into, and whose input and states are plain; None for any other."""
+    if (
+        in_transform()
+        or in_forward_mode()
+        or dispatch_modes()
+        or any_autocast()
+        or type(input) not in _PLAIN
+        or input.dtype is torch.int32  # ids, but not as the operators take them
+    ):
+        return None
+    if hx is None:
+        return None, None
+    if cell.states == 1:
+        return (hx, None) if type(hx) in _PLAIN else None
+    if type(hx) is not tuple or len(hx) != 2 or not _PLAIN.issuperset(map(type, hx)):
+        return None
+    return hx
+
+
+def fit_infer(form: Form, input: Tensor, options: Options) -> bool:
+    """Does the operator ``infer`` serve such a call, apart from sizes, which it checks itself?"""
+    if form.batch_first:  # it has to lie in memory as it would otherwise: of one row, one step, or unbatched
+        rows = input.shape if input.dtype is torch.int64 else input.shape[:-1]
+        if len(rows) > 1 and 1 not in rows:
+            return False
+    if options is NO_OPTIONS:
+        return True
+    if options.dropout or options.cells:
+        return False
+    for mask, dtype in ((options.lengths, torch.int64), (options.reset_mask, torch.bool)):
+        if mask is not None and (type(mask) not in _PLAIN or mask.dtype is not dtype or mask.device != input.device):
+            return False
+    return options.lengths is None or options.lengths.dim() == 1
+
+
+def need_gradients(input: Tensor, weights: list[Tensor]) -> bool:
+    """Will a gradient be asked for, of weights as the operators take them?"""
+    return weights[0].dim() == 2 and any(map(_REQUIRES_GRAD, (input, *weights)))
