@@ -356,9 +356,9 @@ __global__ void multiply_ones(float* out, int64_t* cycles, int steps) {
 __global__ void wait_in_vain(const Watch watch, const uint32_t* flag, uint64_t* out, int step) {
   Waiter waiter(watch, Blocks::kFlags, true, static_cast<int>(blockIdx.x), 0);
   const uint64_t since = global_nanoseconds();
-  Looks looks;
+  Polls polls;
   while (load_acquire(flag) == 0)
-    if (!waiter.looks_again(looks, step)) break;
+    if (!waiter.keep_waiting(polls, step)) break;
   out[blockIdx.x] = global_nanoseconds() - since;
 }
 

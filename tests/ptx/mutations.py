@@ -162,7 +162,7 @@ NAMED = [
         *(CLIPPED, r"dh \+= load\(output_\)|dh = clipped\(", clipped_too_early),
     ),
     Mutation("padding is not cleared", UNEVEN, r"to = \{\}; \}\);", NO_STORE),
-    Mutation("a unit in registers takes part one step too long", UNEVEN, r"^.*bool has_now\(\) const", ONE_LATER),
+    Mutation("a unit in registers takes part one step too long", UNEVEN, r"^.*bool is_active\(\) const", ONE_LATER),
     # a block, a warp
     Mutation("one: barriers are left out", ONE, "", BAR),
     Mutation("one: barriers are left out, 16 bits", ONE_BF, "", BAR),

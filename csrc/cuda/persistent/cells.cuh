@@ -11,8 +11,8 @@
 //   move      on to the next step: pointers go from row to row by strides known beforehand
 //   end       the state that leaves the run
 #pragma once
-#include "cuda/persistent/course.cuh"
 #include "cuda/persistent/quick.cuh"
+#include "cuda/persistent/traversal.cuh"
 
 namespace fused_rnn::cuda {
 namespace {
@@ -33,18 +33,18 @@ class ForwardCell {
     bool saves, has_cells, packed, resets;
     int64_t hidden, to_h, to_c;  // in a row of `saved`: from one kept number to the next; to the states
     int64_t x, output, saved;    // bytes from a step to the next
-    FUSED_RNN_DEVICE Common(const Args& f, const Course& course)
+    FUSED_RNN_DEVICE Common(const Args& f, const Traversal& traversal)
         : saves(f.saved),
           has_cells(Cell::kStates > 1 && f.cells),
-          packed(course.packed),
-          resets(course.resets),
+          packed(traversal.packed),
+          resets(traversal.resets),
           hidden(f.hidden),
           to_h(entering_h(f, Cell::kSaved)),
           to_c(entering_c(f, Cell::kSaved)) {
-      pace(f, course);
+      pace(f, traversal);
     }
-    FUSED_RNN_DEVICE void pace(const Args& f, const Course& course) {
-      const int64_t rows = course.rows_to_next();
+    FUSED_RNN_DEVICE void pace(const Args& f, const Traversal& traversal) {
+      const int64_t rows = traversal.rows_to_next();
       x = rows * Cell::kGates * f.hidden * static_cast<int>(sizeof(T));
       output = rows * f.directions * f.hidden * static_cast<int>(sizeof(Storage));
       saved = rows * f.saved_width * static_cast<int>(sizeof(Storage));
@@ -52,18 +52,18 @@ class ForwardCell {
   };
   static FUSED_RNN_DEVICE int slots(int steps) { return steps; }
 
-  FUSED_RNN_DEVICE void rest() { part_ = {0, 0}; }
-  FUSED_RNN_DEVICE void begin(const Args& f, const Arrays& a, const Course& course, int64_t b, int64_t unit) {
-    const int64_t H = f.hidden, d = course.d, m = course.m;
-    part_.set(course, b);
+  FUSED_RNN_DEVICE void rest() { steps_ = {0, 0}; }
+  FUSED_RNN_DEVICE void begin(const Args& f, const Arrays& a, const Traversal& traversal, int64_t b, int64_t unit) {
+    const int64_t H = f.hidden, d = traversal.d, m = traversal.m;
+    steps_.set(traversal, b);
     b_ = b;
-    own_ = (course.problem * f.batch + b) * H + unit;
-    const int64_t row = course.first_row(course.number) + b;
+    own_ = (traversal.problem * f.batch + b) * H + unit;
+    const int64_t row = traversal.first_row(traversal.number) + b;
     const int64_t by_row = ((m * f.rows + row) * f.directions + d) * H + unit;
-    x_ = at<T>(a.x, (course.problem * a.x_rows + row - pick(a.x_first_row, d)) * Cell::kGates * H + unit);
+    x_ = at<T>(a.x, (traversal.problem * a.x_rows + row - pick(a.x_first_row, d)) * Cell::kGates * H + unit);
     output_ = at<Storage>(f.output, by_row);
     cells_ = at<Storage>(f.cells, by_row);
-    saved_ = at<Storage>(f.saved, (course.problem * f.rows + row) * f.saved_width + unit);
+    saved_ = at<Storage>(f.saved, (traversal.problem * f.rows + row) * f.saved_width + unit);
     const Weights w = pick(f.weights, d);
     const int64_t gates = m * Cell::kGates * H + unit;
     FUSED_RNN_UNROLL
@@ -82,15 +82,15 @@ class ForwardCell {
   }
   FUSED_RNN_DEVICE void shown_first(Storage (&shown)[kShown]) const { shown[0] = h_; }
 
-  FUSED_RNN_DEVICE void fetch(const Args& f, const Common& common, const Course& course, int number) {
-    if (!part_.has_now()) return;
-    if (common.resets) cut_ = is_reset(f, course.m, course.d, course.time_of(number), b_);
+  FUSED_RNN_DEVICE void fetch(const Args& f, const Common& common, const Traversal& traversal, int number) {
+    if (!steps_.is_active()) return;
+    if (common.resets) cut_ = is_reset(f, traversal.m, traversal.d, traversal.time_of(number), b_);
     FUSED_RNN_UNROLL
     for (int g = 0; g < Cell::kGates; ++g) entering_x_[g] = x_[g * common.hidden];
   }
 
   FUSED_RNN_DEVICE void advance(const Common& common, const T* sums, Storage (&shown)[kShown]) {
-    if (part_.has_now()) {
+    if (steps_.is_active()) {
       Number x[Cell::kGates], r[Cell::kGates], state[kMaxStates], next[kMaxStates];
       T recurrent[Cell::kGates];
       FUSED_RNN_UNROLL
@@ -119,21 +119,21 @@ class ForwardCell {
   }
 
   FUSED_RNN_DEVICE void store(const Common& common) const {
-    if (part_.has_now())
+    if (steps_.is_active())
       put(common, [](Storage& to, T value) { cuda::store(to, value); });
     else if (!common.packed)  // padding, which results are written to as zeros; packed input has none
       put(common, [](Storage& to, T) { to = {}; });
   }
 
   FUSED_RNN_DEVICE void move(const Common& common) {
-    part_.move();
+    steps_.move();
     move_by(x_, common.x);
     move_by(output_, common.output);
     if (common.has_cells) move_by(cells_, common.output);
     if (common.saves) move_by(saved_, common.saved);
   }
 
-  FUSED_RNN_DEVICE void end(const Args&, const Arrays& a, const Course&) const {
+  FUSED_RNN_DEVICE void end(const Args&, const Arrays& a, const Traversal&) const {
     *at<Storage>(a.h, own_) = h_;
     if (Cell::kStates > 1) *at<T>(a.c, own_) = c_;
   }
@@ -149,9 +149,9 @@ class ForwardCell {
     put_bits(saved_[common.to_h], entered_h_);
     if (Cell::kStates > 1) put(saved_[common.to_c], entered_c_);
   }
-  FUSED_RNN_DEVICE void put_bits(Storage& to, Storage bits) const { to = part_.has_now() ? bits : Storage{}; }
+  FUSED_RNN_DEVICE void put_bits(Storage& to, Storage bits) const { to = steps_.is_active() ? bits : Storage{}; }
 
-  Part part_;
+  ActiveSteps steps_;
   int64_t b_, own_;
   const T* x_;
   Storage *output_, *cells_, *saved_;
@@ -178,20 +178,20 @@ class BackwardCell {
     T most;
     int64_t hidden, to_h, to_c;    // in a row of `saved`: from one kept number to the next; to the states
     int64_t saved, output, gates;  // bytes from a step to the next
-    FUSED_RNN_DEVICE Common(const Args& g, const Course& course)
+    FUSED_RNN_DEVICE Common(const Args& g, const Traversal& traversal)
         : has_output(g.grad_output),
           has_cells(Cell::kStates > 1 && g.grad_cells),
-          packed(course.packed),
-          resets(course.resets),
+          packed(traversal.packed),
+          resets(traversal.resets),
           clips(g.grad_clip > 0),
           most(static_cast<T>(g.grad_clip)),
           hidden(g.hidden),
           to_h(entering_h(g, Cell::kSaved)),
           to_c(entering_c(g, Cell::kSaved)) {
-      pace(g, course);
+      pace(g, traversal);
     }
-    FUSED_RNN_DEVICE void pace(const Args& g, const Course& course) {
-      const int64_t rows = course.rows_to_next();
+    FUSED_RNN_DEVICE void pace(const Args& g, const Traversal& traversal) {
+      const int64_t rows = traversal.rows_to_next();
       saved = rows * g.saved_width * static_cast<int>(sizeof(Storage));
       output = rows * g.directions * g.hidden * static_cast<int>(sizeof(Storage));
       gates = output * Cell::kGates;
@@ -200,16 +200,16 @@ class BackwardCell {
   // The last one hands on what came back through the gates of the last step.
   static FUSED_RNN_DEVICE int slots(int steps) { return steps + 1; }
 
-  FUSED_RNN_DEVICE void rest() { part_ = {0, 0}; }
-  FUSED_RNN_DEVICE void begin(const Args& g, const Arrays& a, const Course& course, int64_t b, int64_t unit) {
-    const int64_t H = g.hidden, d = course.d, m = course.m;
-    part_.set(course, b);
+  FUSED_RNN_DEVICE void rest() { steps_ = {0, 0}; }
+  FUSED_RNN_DEVICE void begin(const Args& g, const Arrays& a, const Traversal& traversal, int64_t b, int64_t unit) {
+    const int64_t H = g.hidden, d = traversal.d, m = traversal.m;
+    steps_.set(traversal, b);
     b_ = b;
     unit_ = unit;
-    const int64_t own = (course.problem * g.batch + b) * H + unit;
-    const int64_t row = course.first_row(course.number) + b;
+    const int64_t own = (traversal.problem * g.batch + b) * H + unit;
+    const int64_t row = traversal.first_row(traversal.number) + b;
     const int64_t by_row = (m * g.rows + row) * g.directions + d;
-    saved_ = at<Storage>(g.saved, (course.problem * g.rows + row) * g.saved_width + unit);
+    saved_ = at<Storage>(g.saved, (traversal.problem * g.rows + row) * g.saved_width + unit);
     grad_output_ = at<Storage>(g.grad_output, by_row * H + unit);
     grad_cells_ = at<Storage>(g.grad_cells, by_row * H + unit);
     gates_x_ = at<Storage>(a.gates_x, by_row * Cell::kGates * H + unit);
@@ -219,7 +219,7 @@ class BackwardCell {
     FUSED_RNN_UNROLL
     for (int i = 0; i < Cell::kParams; ++i) {
       params_[i] = T(load(*at<Storage>(pick(g.weights, d).params, (m * Cell::kParams + i) * H + unit)));
-      dparams_[i] = at<T>(a.params, ((course.problem * g.batch + b) * Cell::kParams + i) * H)[unit];
+      dparams_[i] = at<T>(a.params, ((traversal.problem * g.batch + b) * Cell::kParams + i) * H)[unit];
     }
   }
   FUSED_RNN_DEVICE void shown_first(Storage (&shown)[kShown]) const {
@@ -227,9 +227,9 @@ class BackwardCell {
     for (int j = 0; j < kShown; ++j) shown[j] = {};
   }
 
-  FUSED_RNN_DEVICE void fetch(const Args& g, const Common& common, const Course& course, int number) {
-    if (!part_.has_now()) return;
-    if (common.resets) cut_ = is_reset(g, course.m, course.d, course.time_of(number), b_);
+  FUSED_RNN_DEVICE void fetch(const Args& g, const Common& common, const Traversal& traversal, int number) {
+    if (!steps_.is_active()) return;
+    if (common.resets) cut_ = is_reset(g, traversal.m, traversal.d, traversal.time_of(number), b_);
     FUSED_RNN_UNROLL
     for (int k = 0; k < Cell::kSaved; ++k) kept_[k] = saved_[k * common.hidden];
     if (Cell::kReadsH) entered_[0] = saved_[common.to_h];
@@ -242,7 +242,7 @@ class BackwardCell {
     dh_ += sums[0];
     FUSED_RNN_UNROLL
     for (int j = 0; j < Cell::kGates; ++j) shown[j] = {};
-    if (!part_.has_now()) return;
+    if (!steps_.is_active()) return;
     Number kept[Cell::kSaved], state[kMaxStates], next[kMaxStates], dnext[kMaxStates], dstate[kMaxStates];
     Number dx[Cell::kGates], dr[Cell::kGates], dparams[Cell::kParams + 1];
     FUSED_RNN_UNROLL
@@ -282,14 +282,14 @@ class BackwardCell {
   }
 
   FUSED_RNN_DEVICE void store(const Common& common) const {
-    if (part_.has_now())
+    if (steps_.is_active())
       put(common, [](Storage& to, Storage bits) { to = bits; });
     else if (!common.packed)  // padding, which results are written to as zeros; packed input has none
       put(common, [](Storage& to, Storage) { to = {}; });
   }
 
   FUSED_RNN_DEVICE void move(const Common& common) {
-    part_.move();
+    steps_.move();
     move_by(saved_, common.saved);
     if (common.has_output) move_by(grad_output_, common.output);
     if (common.has_cells) move_by(grad_cells_, common.output);
@@ -297,8 +297,8 @@ class BackwardCell {
     if (!kOneGateGradient<Cell>) move_by(gates_r_, common.gates);
   }
 
-  FUSED_RNN_DEVICE void end(const Args& g, const Arrays& a, const Course& course) const {
-    const int64_t row = course.problem * g.batch + b_, own = row * g.hidden + unit_;
+  FUSED_RNN_DEVICE void end(const Args& g, const Arrays& a, const Traversal& traversal) const {
+    const int64_t row = traversal.problem * g.batch + b_, own = row * g.hidden + unit_;
     *at<T>(a.dh, own) = dh_;
     if (Cell::kStates > 1) *at<T>(a.dc, own) = dc_;
     FUSED_RNN_UNROLL
@@ -315,7 +315,7 @@ class BackwardCell {
     }
   }
 
-  Part part_;
+  ActiveSteps steps_;
   int64_t b_, unit_;
   const Storage *saved_, *grad_output_, *grad_cells_;
   Storage *gates_x_, *gates_r_;

@@ -1,16 +1,16 @@
-// How the blocks of a group give each other, at every step, what the next one needs: a slot of numbers
-// (arithmetic.cuh). Steps take turns: kParity is 0 in slots 0, 2, 4 .., so that addresses in a ring of two slots are
-// known beforehand; it has kSlotBytes for each where it is shared memory.
+// Per-step all-gather between the blocks of a group: of h, backward of dgates. What a step gathers is a slot of numbers
+// (arithmetic.cuh) in a ring of two; kParity is 0 in slots 0, 2, 4 .., so that addresses are compile-time constants. In
+// shared memory a slot has kSlotBytes.
 //
-//   outlet(bytes)        where a lane's quads go (quads.cuh), whose runs begin at these bytes of a slot
-//   publish(..)          the next slot's quad; all lanes of a warp call, and have what gather_quad gives
-//   arrive(slot)         after a thread's last publication of a slot
-//   wait(slot)           before the first look at it; all threads. false, to a whole warp and where kGivesUp: it is not
-//                        there and will not be, and nothing more is to be asked of this but end_run
-//   look_from(byte)      which byte of a slot is a lane's first; after the outlets
-//   begin()              where this is; load() reads 16 bytes, which may not be there yet where kPolls (is_missing,
-//                        looks_again); what is not there when the latter gives up is NaN
-//   turn()               after a slot
+//   outlet(bytes)        where a lane's quads are written (quads.cuh), whose runs begin at these bytes of a slot
+//   publish(..)          writes a quad of the next slot; called by all lanes of a warp, after gather_quad
+//   arrive(slot)         after a thread's last publish of a slot
+//   wait(slot)           before the first load of it, by all threads. false, to a whole warp and where kGivesUp: timed
+//                        out, and nothing but end_run may be called any more
+//   look_from(byte)      sets a lane's first byte in every slot; after the outlets
+//   begin()              that place in the current slot. load() reads 16 bytes of it, which may not be there yet where
+//                        kPolls (is_missing, keep_waiting); after a timeout they are NaN
+//   turn()               moves on to the next slot
 //   end_run()            after the last one
 //
 // A slot may be written again two slots later: whoever writes slot i + 2 has waited for slot i + 1, whose parts every
@@ -200,9 +200,9 @@ class Cluster {
  private:
   template <int kParity, AcquireScope kScope>
   FUSED_RNN_DEVICE bool is_there(int slot) {
-    Looks looks;
+    Polls polls;
     while (!all_lanes(mbarrier_is_complete<kScope>(counters_ + kParity, phase_)))
-      if (!all_lanes(group_.waiter.looks_again(looks, group_.first_step + slot))) {
+      if (!all_lanes(group_.waiter.keep_waiting(polls, group_.first_step + slot))) {
         group_.waiter.stop();  // for the lanes that would still have looked
         return false;
       }
@@ -286,9 +286,9 @@ class Polling {
     for (int w = 0; w < 4; ++w) most = loaded[i].word[w] > most ? loaded[i].word[w] : most;
     return most == ~0u;
   }
-  FUSED_RNN_DEVICE bool looks_again(Looks& looks) {
+  FUSED_RNN_DEVICE bool keep_waiting(Polls& polls) {
     const int slot = static_cast<int>(static_cast<unsigned>(ring_ - first_slot()) / group_.slot_bytes);
-    return group_.waiter.looks_again(looks, group_.first_step + slot);
+    return group_.waiter.keep_waiting(polls, group_.first_step + slot);
   }
   template <int kParity>
   FUSED_RNN_DEVICE void turn() {
@@ -350,9 +350,9 @@ class Flags {
   FUSED_RNN_DEVICE bool wait(int slot) {
     constexpr unsigned kNanoseconds = 20;
     for (int i = threadIdx.x; i < group_.blocks && threadIdx.x < 32; i += 32) {
-      Looks looks;
+      Polls polls;
       while (load_acquire(flags_ + i) < static_cast<uint32_t>(slot + 1))
-        if (!group_.waiter.looks_again(looks, group_.first_step + slot, kNanoseconds)) break;
+        if (!group_.waiter.keep_waiting(polls, group_.first_step + slot, kNanoseconds)) break;
     }
     return __syncthreads_and(!group_.waiter.has_given_up());
   }

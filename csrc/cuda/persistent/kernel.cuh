@@ -10,8 +10,8 @@
 //
 // A Walk says what a cell does on its way through time: ForwardCell and BackwardCell (persistent_cells.cuh).
 #pragma once
-#include "cuda/persistent/course.cuh"
 #include "cuda/persistent/exchange.cuh"
+#include "cuda/persistent/traversal.cuh"
 #include "cuda/persistent/warp_weights.cuh"
 
 namespace fused_rnn::cuda {
@@ -67,8 +67,8 @@ class Persistent {
         steps_(Walk::slots(cut.end_step - cut.first_step)),
         known_depth_(Walk::kShown * cut.units * cut.blocks),
         chunks_(cut.depth / (kChunk * kWarpsK)),
-        course_(args, (cut.first_group + number_) / cut.groups, Walk::kBack, cut.first_step, cut.end_step),
-        common_(args, course_),
+        traversal_(args, (cut.first_group + number_) / cut.groups, Walk::kBack, cut.first_step, cut.end_step),
+        common_(args, traversal_),
         link_({cut.ring, cut.flags, cut.blocks, number_, rank_, slot_bytes(cut.depth), slot_bytes(known_depth_), steps_,
                cut.first_step, cut.scope,
                Waiter(cut.watch, Link::kBlocks, Walk::kBack, cut.first_group + number_, rank_)},
@@ -76,7 +76,7 @@ class Persistent {
         sums_(reinterpret_cast<T*>(shared_memory() + kRingBytes)),
         weights_(reinterpret_cast<unsigned char*>(sums_ + 2 * kSumCount),
                  static_cast<const Pack<4>*>(cut.weights) +
-                     (course_.problem * cut.blocks + rank_) * kWarps * Weights::kPacks) {
+                     (traversal_.problem * cut.blocks + rank_) * kWarps * Weights::kPacks) {
     if constexpr (Link::kSlotPerStep) clear_rest(cut);
     link_.template begin_run<kSlotBytes>();
     FUSED_RNN_UNROLL
@@ -107,9 +107,9 @@ class Persistent {
       S shown[Walk::kShown] = {};
       walk_[cell].rest();
       if (live_[cell]) {
-        walk_[cell].begin(args_, arrays_, course_, first_column_ + column_of(cell), first_unit_ + unit_of(cell));
+        walk_[cell].begin(args_, arrays_, traversal_, first_column_ + column_of(cell), first_unit_ + unit_of(cell));
         walk_[cell].shown_first(shown);
-        walk_[cell].fetch(args_, common_, course_, course_.number);
+        walk_[cell].fetch(args_, common_, traversal_, traversal_.number);
       }
       publish<0>(cell, shown);
     }
@@ -121,10 +121,10 @@ class Persistent {
       if (slot == steps_ || !multiply<1>(slot)) break;
       finish_step<false>(Constant<1>{}, slot++);
     }
-    if constexpr (Link::kGivesUp) go_on_alone(slot);
+    if constexpr (Link::kGivesUp) drain_after_timeout(slot);
     FUSED_RNN_UNROLL
     for (int cell = 0; cell < kCells; ++cell)
-      if (live_[cell]) walk_[cell].end(args_, arrays_, course_);
+      if (live_[cell]) walk_[cell].end(args_, arrays_, traversal_);
     link_.end_run();
   }
 
@@ -142,7 +142,7 @@ class Persistent {
 
   // The rest of a run in which a warp waits in vain: it keeps step with the others of its block, which find no number
   // where its sums should be, and shows nothing more to other blocks.
-  FUSED_RNN_DEVICE void go_on_alone(int slot) {
+  FUSED_RNN_DEVICE void drain_after_timeout(int slot) {
     FUSED_RNN_NO_UNROLL
     for (; slot < steps_; ++slot) {
       const int parity = slot % 2;
@@ -181,14 +181,14 @@ class Persistent {
       if (!is_last) link_.arrive(slot + 1);
       link_.template turn<parity>();
     }
-    if (course_.packed) common_.pace(args_, course_);
-    ++course_.number;
+    if (traversal_.packed) common_.pace(args_, traversal_);
+    ++traversal_.number;
     FUSED_RNN_UNROLL
     for (int cell = 0; cell < kCells; ++cell) {
       if (!live_[cell]) continue;
-      if (!Walk::kBack || course_.number <= course_.end) walk_[cell].store(common_);
+      if (!Walk::kBack || traversal_.number <= traversal_.end) walk_[cell].store(common_);
       walk_[cell].move(common_);
-      walk_[cell].fetch(args_, common_, course_, course_.number);
+      walk_[cell].fetch(args_, common_, traversal_, traversal_.number);
     }
   }
 
@@ -256,7 +256,7 @@ class Persistent {
   const Arrays& arrays_;
   const int number_, rank_;  // of the group, in this launch; of the block in it
   const int units_, first_unit_, hidden_, first_column_, columns_, steps_, known_depth_, chunks_;
-  Course course_;
+  Traversal traversal_;
   typename Walk::Common common_;
   Link link_;
   T* const sums_;

@@ -1,4 +1,4 @@
-// A thread that waits, and gives up in the end (watch.h).
+// A bounded wait: a thread polls, and gives up after a timeout (watch.h).
 #pragma once
 #include "cuda/device/device.h"
 #include "cuda/plan/plan.h"
@@ -6,10 +6,10 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// Of one wait. Nothing of it is touched where what is waited for is there at the first look.
-struct Looks {
+// The state of one wait. Not touched if the first poll succeeds.
+struct Polls {
   unsigned count = 0;
-  uint64_t since = 0;  // nanoseconds; 0: no look at the clock yet
+  uint64_t since = 0;  // nanoseconds; 0: the clock has not been read yet
 };
 
 class Waiter {
@@ -20,27 +20,27 @@ class Waiter {
         who_{Report::kIsThere | (back ? Report::kIsBack : 0) | uint64_t(blocks) << Report::kBlocks |
              uint64_t(group & 0xfffff) << Report::kGroup | uint64_t(rank) << Report::kRank} {}
 
-  // Whoever has given up waits for nothing any more, nor does anyone else in this call, even where all is well.
+  // After a timeout, a thread's own or another's, nothing in this call is waited for any more.
   FUSED_RNN_DEVICE bool has_given_up() const { return given_up_; }
   FUSED_RNN_DEVICE void stop() { given_up_ = true; }
 
-  // Stands in every loop that waits, after a look in vain: whether to look again. `step`: that it waits for.
-  FUSED_RNN_DEVICE bool looks_again(Looks& looks, int step, unsigned nanoseconds = 0) {
-    constexpr unsigned kLooksBetween = 64;  // at the clock, and whether others have given up
+  // Called in every loop that waits, after a poll that failed: whether to poll again. `step`: the one waited for.
+  FUSED_RNN_DEVICE bool keep_waiting(Polls& polls, int step, unsigned nanoseconds = 0) {
+    constexpr unsigned kPollsBetween = 64;  // checks of the clock and of the abort word
     if (given_up_) return false;
     keep_polling(nanoseconds);
-    if (++looks.count % kLooksBetween > 0) return true;
+    if (++polls.count % kPollsBetween > 0) return true;
     const uint64_t now = global_nanoseconds();
-    if (looks.since == 0) looks.since = now;
-    if (others_have())  // first, so that one of them reports
+    if (polls.since == 0) polls.since = now;
+    if (others_gave_up())  // first, so that one of them reports
       given_up_ = true;
-    else if (static_cast<int64_t>(now - looks.since) > static_cast<int64_t>(watch_.nanoseconds))
+    else if (static_cast<int64_t>(now - polls.since) > static_cast<int64_t>(watch_.nanoseconds))
       give_up(step);
     return !given_up_;
   }
 
  private:
-  FUSED_RNN_DEVICE bool others_have() const {
+  FUSED_RNN_DEVICE bool others_gave_up() const {
     Pack<1> word;
     load_relaxed(word, watch_.given_up);
     return word.word[0] != 0;

@@ -98,9 +98,9 @@ class WarpWeights {
   static FUSED_RNN_DEVICE void load_all(Link& link, Pack<4> (&loaded)[kCount], Load load) {
     unrolled<kCount>([&](auto i) { loaded[i] = load(i); });
     if constexpr (Link::kPolls) {
-      Looks looks;
+      Polls polls;
       while (Link::is_missing(loaded)) {
-        if (!link.looks_again(looks)) break;
+        if (!link.keep_waiting(polls)) break;
         unrolled<kCount>([&](auto i) { loaded[i] = load(i); });
       }
     }
@@ -195,9 +195,9 @@ class WarpWeights {
   }
   FUSED_RNN_DEVICE void show(Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) const {
     if constexpr (Link::kPolls) {  // without braces nvcc would take the loop below for a part of this, and drop it
-      Looks looks;
+      Polls polls;
       while (Link::is_missing(own)) {
-        if (!link.looks_again(looks)) break;
+        if (!link.keep_waiting(polls)) break;
         fetch(link, from, own);
       }
     }

@@ -1,4 +1,4 @@
-// The way of the persistent kernel through time: which steps, where their rows lie, who takes part.
+// The persistent kernel's traversal of time: which steps, where their rows lie, which rows are active.
 #pragma once
 #include "cuda/device/each_unit.cuh"
 
@@ -6,13 +6,13 @@ namespace fused_rnn::cuda {
 namespace {
 
 // A run of steps of one problem.
-struct Course {
+struct Traversal {
   const Layer& layer;
   int64_t problem, m, d;
   bool onward, packed, resets;
   int steps, number, end;  // of the layer; the step of the walk, and where the run ends
 
-  FUSED_RNN_DEVICE Course(const Layer& layer, int64_t problem, bool back, int first, int end)
+  FUSED_RNN_DEVICE Traversal(const Layer& layer, int64_t problem, bool back, int first, int end)
       : layer(layer),
         problem(problem),
         m(problem / layer.directions),
@@ -33,20 +33,20 @@ struct Course {
   }
 };
 
-// The steps of the run that a row takes part in.
-struct Part {
+// The steps of the run in which a row is active.
+struct ActiveSteps {
   unsigned age, count;  // the step of the walk, counted from the row's first: before that it is very large
 
-  FUSED_RNN_DEVICE void set(const Course& course, int64_t b) {
-    const Layer& layer = course.layer;
-    const int length =
-        layer.lengths ? static_cast<int>(layer.lengths[course.m * layer.lengths_member_stride + b]) : course.steps;
-    const int first = course.onward ? 0 : course.steps - length;
-    const int end = first + length < course.end ? first + length : course.end;
-    age = course.number - first;
+  FUSED_RNN_DEVICE void set(const Traversal& traversal, int64_t b) {
+    const Layer& layer = traversal.layer;
+    const int length = layer.lengths ? static_cast<int>(layer.lengths[traversal.m * layer.lengths_member_stride + b])
+                                     : traversal.steps;
+    const int first = traversal.onward ? 0 : traversal.steps - length;
+    const int end = first + length < traversal.end ? first + length : traversal.end;
+    age = traversal.number - first;
     count = end > first ? end - first : 0;
   }
-  FUSED_RNN_DEVICE bool has_now() const { return age < count; }
+  FUSED_RNN_DEVICE bool is_active() const { return age < count; }
   FUSED_RNN_DEVICE void move() { ++age; }
 };
 
