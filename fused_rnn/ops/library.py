@@ -1,4 +1,4 @@
-"""Loads the compiled library and asks it about itself. Importing this module registers ``torch.ops.fused_rnn``."""
+"""Loads and queries the compiled library. Importing this module registers ``torch.ops.fused_rnn``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from .missing import why_missing
 
 PATH = Path(__file__).parents[1] / "_C.so"
 OLDEST_TORCH = (2, 11)
@@ -20,10 +22,7 @@ def _load() -> ctypes.CDLL:
             "Upgrade it with: pip install --upgrade torch"
         )
     if not PATH.exists():
-        raise ImportError(
-            f"fused_rnn's compiled library is missing ({PATH}). Build it from the source tree with: "
-            "pip install --no-build-isolation ."
-        )
+        raise ImportError(why_missing(PATH))
     try:
         torch.ops.load_library(str(PATH))
     except OSError as error:
@@ -63,7 +62,7 @@ compiled = _load()
 
 
 def fill_memory(fill: bool) -> None:
-    """For tests: results and scratch memory come filled with NaN from now on, or no longer."""
+    """For tests: whether results and scratch memory are filled with NaN when allocated."""
     compiled.fused_rnn_fill_memory(fill)
 
 
@@ -77,19 +76,19 @@ def cell_count() -> int:
 
 
 class CellTraits(NamedTuple):
-    """What ``csrc/cells/`` says of a cell; ``CellTraits`` there has the same order."""
+    """A cell's traits from ``csrc/cells/``, in the order of ``CellTraits`` there."""
 
     gates: int
     states: int
     saved: int
-    """Values that a step saves for its backward pass, for each hidden unit."""
+    """Values saved for the backward pass, per step and hidden unit."""
     params: int
-    """Per-unit parameters beside the matrices and biases."""
+    """Per-unit parameters besides matrices and biases."""
     recurrent: bool
-    """It has a recurrent matrix."""
+    """Whether it has a recurrent matrix."""
     projectable: bool
     one_gate_gradient: bool
-    """The gradients of W_ih x and of W_hh h are the same."""
+    """Whether the gradients of W_ih x and of W_hh h are the same."""
 
 
 def cell_traits(cell_id: int) -> CellTraits:
