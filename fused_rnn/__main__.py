@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{key + ':':29} {value}")
             return 0
         report = verify(options.device, options.cell, quick=options.quick)
-    except (RuntimeError, NotImplementedError) as error:  # no such device, no such instruction set
+    except (RuntimeError, NotImplementedError) as error:  # no such device or instruction set
         print(f"fused_rnn {options.command}: {error}", file=sys.stderr)
         return 2
     print(report)

@@ -1,4 +1,4 @@
-"""The layers as functions of their weights: what the modules call, for hand-held parameters.
+"""The layers as functions of their weights, for parameters that no module holds.
 
 ``weights`` is a flat sequence in torch's order: for each layer, for each direction, weight_ih ``[G*H, I]``,
 weight_hh ``[G*H, P]``, then, if the layer has them, bias_ih ``[G*H]``, bias_hh ``[G*H]`` and weight_hr ``[P, H]``.
@@ -39,28 +39,28 @@ def lstm(
 
     Args:
         input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a ``PackedSequence``. Or ids,
-            int64 or int32, laid out likewise without I: as one-hot rows of a vocabulary of I, but looked up.
+            int64 or int32, of the same shape without I: equivalent to one-hot rows of a vocabulary of I, but looked up.
         hx: ``(h_0 [L*D, B, P], c_0 [L*D, B, H])``, without B when unbatched; None for zeros.
         weights: flat, in torch's order (see the module's docstring); with or without biases and projection.
         num_layers: L.
         bidirectional: D = 2: a second set of weights reads each sequence from its end.
         batch_first: batch dimension first in ``input``, ``reset_mask`` and the output, not in the states.
-        dropout: probability of an element of a layer's output, but the last one's, to be zeroed in training.
-        training: whether dropout acts.
-        lengths: ``[B]`` integers in 0..T. Row b ends after ``lengths[b]`` steps: what lies behind is ignored, the
-            output is zero there, the reverse direction starts at the row's own end and h_n is its state there.
+        dropout: probability that an element of a layer's output, except the last layer's, is zeroed in training.
+        training: whether dropout is active.
+        lengths: ``[B]`` integers in 0..T. Row b ends after ``lengths[b]`` steps: later input is ignored, the output is
+            zero there, the reverse direction starts at the row's own end and h_n is the state at that end.
         reset_mask: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` unbatched; rows of a ``PackedSequence``
             in the user's order). True at (t, b) cuts row b between steps t-1 and t: nothing, neither state nor
             gradient, passes in either direction, in any layer.
-        grad_clip: above 0. On its way back through time the gradient of h ``[B, P]`` is cut off at -grad_clip and
-            grad_clip after every step, in every layer and direction, once the gradients of that step's output and, at
-            the last one, of h_n have joined it. That of h_0 is left as it comes. Reverse mode only, and only once.
-        return_cells: also return the last layer's c after every step, differentiable. Where a row has ended it is zero,
-            as the output is.
+        grad_clip: above 0. In the backward pass the gradient of h ``[B, P]`` is clamped to [-grad_clip, grad_clip] at
+            every step, in every layer and direction, after the gradients of that step's output and, at the last step,
+            of h_n have been added. The gradient of h_0 is not clamped. First derivatives in reverse mode only.
+        return_cells: also return the last layer's c after every step, differentiable; zero after a row's end, like
+            the output.
 
     Returns:
-        ``output [T, B, D*P]`` laid out as the input was, and ``(h_n [L*D, B, P], c_n [L*D, B, H])``. With
-        ``return_cells``, thirdly, ``cells [T, B, D*H]`` laid out as the output is: packed if that is.
+        ``output [T, B, D*P]`` in the input's layout, and ``(h_n [L*D, B, P], c_n [L*D, B, H])``. With ``return_cells``
+        also ``cells [T, B, D*H]``, in the output's layout.
     """
     return arguments.lstm(
         OPERATORS,
@@ -96,7 +96,7 @@ def gru(
     """Gated recurrent unit over whole sequences: as :func:`lstm` with ``hx`` a single ``h_0 [L*D, B, H]``.
 
     Returns:
-        ``output [T, B, D*H]`` laid out as the input was, and ``h_n [L*D, B, H]``.
+        ``output [T, B, D*H]`` in the input's layout, and ``h_n [L*D, B, H]``.
     """
     return arguments.gru(
         OPERATORS,
@@ -155,7 +155,7 @@ def lstm_cell(
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One LSTM step: ``input [B, I]`` and ``hx = (h [B, H], c [B, H])`` to ``(h, c)``; B may be absent from all."""
+    """One LSTM step: ``input [B, I]`` and ``hx = (h [B, H], c [B, H])`` to ``(h, c)``; all of them may be without B."""
     return _step("lstm", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
 
 
@@ -167,7 +167,7 @@ def gru_cell(
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
 ) -> Tensor:
-    """One GRU step: ``input [B, I]`` and ``hx [B, H]`` to h ``[B, H]``; B may be absent from all."""
+    """One GRU step: ``input [B, I]`` and ``hx [B, H]`` to h ``[B, H]``; all of them may be without B."""
     return _step("gru", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
 
 

@@ -1,9 +1,8 @@
-"""Weights that recurrent layers begin with, and a state that they learn to begin with.
+"""Initialisation of recurrent layers, and a learned initial state.
 
-In the manner of ``torch.nn.init``, but for layers: each function changes the weights of ``module`` in place and returns
-it. ``module`` is a layer or a cell, this library's or torch.nn's, or a model: then every layer and cell of it, all of
-which must be of a kind that the function is for. All layers and both directions are changed. Where anything is refused,
-nothing has been changed.
+Like ``torch.nn.init``, but for whole layers: each function changes the weights of ``module`` in place and returns it.
+``module`` is a layer or a cell of this library or of torch.nn, or a model whose layers and cells must then all be of a
+kind that the function supports. All layers and both directions are changed; if anything is refused, nothing is.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ __all__ = ["InitialState", "chrono_", "forget_bias_", "identity_", "orthogonal_"
 
 @torch.no_grad()
 def forget_bias_(module: nn.Module, value: float) -> nn.Module:
-    """LSTM: the forget gate begins at ``sigmoid(value)`` for all units; at 1, say, it is open, and memory is kept.
+    """LSTM: the forget gate starts at ``sigmoid(value)`` for all units; a value of 1, say, opens it and keeps memory.
 
-    The gate sees the sum of two biases: bias_ih gets the value, bias_hh zero. (One parameter in both places: half.)
+    The gate sees the sum of two biases: bias_ih gets the value, bias_hh zero. (A parameter shared by both gets half.)
     """
     for block in _blocks("forget_bias_", module, _with_gate("forget"), _BIASES):
         block.set_bias("forget", value)
@@ -35,10 +34,10 @@ def forget_bias_(module: nn.Module, value: float) -> nn.Module:
 
 @torch.no_grad()
 def update_bias_(module: nn.Module, value: float) -> nn.Module:
-    """GRU: the update gate z begins at ``sigmoid(value)`` for all units; the greater, the longer memory is kept.
+    """GRU: the update gate z starts at ``sigmoid(value)`` for all units; larger values keep memory longer.
 
     PyTorch's GRU keeps its state where z = 1: ``h = (1 - z) * n + z * h``. Textbooks that write ``h = z * n + (1 - z) *
-    h`` mean 1 - z by their z: a bias of -2 there is ``value = 2`` here. The sum of both biases is set, as by
+    h`` call 1 - z their z: a bias of -2 there is ``value = 2`` here. Sets the sum of both biases, like
     :func:`forget_bias_`.
     """
     for block in _blocks("update_bias_", module, _with_gate("update"), _BIASES):
@@ -48,11 +47,12 @@ def update_bias_(module: nn.Module, value: float) -> nn.Module:
 
 @torch.no_grad()
 def chrono_(module: nn.Module, longest: int, generator: torch.Generator | None = None) -> nn.Module:
-    """LSTM and GRU: units begin with memories of different lengths, up to ``longest`` steps.
+    """LSTM and GRU: units start with time scales of different lengths, up to ``longest`` steps.
 
-    The bias of the forget gate (LSTM) or of the update gate (GRU) is the logarithm of a number drawn evenly from 1 to
-    ``longest - 1``, so that the unit forgets to 1 / e in about as many steps. The LSTM's input gate gets minus that:
-    who keeps much lets little in. After Tallec and Ollivier, "Can recurrent neural networks warp time?" (2018).
+    The bias of the forget gate (LSTM) or of the update gate (GRU) is the logarithm of a number drawn uniformly from 1
+    to ``longest - 1``, so that the unit decays to 1 / e in about as many steps. The LSTM's input gate gets the negative
+    bias: units that keep much take in little. After Tallec and Ollivier, "Can recurrent neural networks warp time?"
+    (2018).
     """
     if not longest >= 2:
         raise ValueError(f"chrono_: longest must be at least 2 steps, got {longest}")
@@ -71,21 +71,21 @@ def orthogonal_(module: nn.Module, gain: float = 1.0, generator: torch.Generator
     """Each gate's block ``[H, P]`` of every weight_hh becomes a random orthogonal matrix, times ``gain``.
 
     ``torch.nn.init.orthogonal_(layer.weight_hh_l0)`` would instead make the columns of the whole ``[G*H, P]``
-    orthonormal, so that no single gate's block is orthogonal. With ``proj_size`` a block's columns are orthonormal.
+    orthonormal, leaving no single gate's block orthogonal. With ``proj_size`` a block's columns are orthonormal.
     """
     for block in _blocks("orthogonal_", module, tuple(CELLS), ("weight_hh",)):
         for gate in range(block.cell.gates):
             weight = block.part("weight_hh", gate)
-            dtype = torch.promote_types(weight.dtype, torch.float32)  # there is no decomposition in 16 bits
+            dtype = torch.promote_types(weight.dtype, torch.float32)  # there is no QR decomposition in 16 bits
             weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=dtype), gain, generator))
     return module
 
 
 @torch.no_grad()
 def identity_(module: nn.Module, scale: float = 1.0) -> nn.Module:
-    """ReLU RNN: every weight_hh becomes ``scale`` times the identity, every bias zero; weight_ih stays.
+    """ReLU RNN: every weight_hh becomes ``scale`` times the identity, every bias zero; weight_ih is unchanged.
 
-    A unit then adds up what comes in (at a scale of 1), and gradients pass through time unchanged where it is active.
+    A unit then accumulates its input (at a scale of 1), and gradients pass through time unchanged while it is active.
     After Le, Jaitly and Hinton, "A simple way to initialize recurrent networks of rectified linear units" (2015).
     """
     for block in _blocks("identity_", module, ("rnn_relu",), ("weight_hh", *_BIASES)):
@@ -97,12 +97,12 @@ def identity_(module: nn.Module, scale: float = 1.0) -> nn.Module:
 
 
 class InitialState(nn.Module):
-    """A state to begin with that is learned, zeros at first: ``module(input, initial(batch))``.
+    """A learned initial state, starting from zeros: ``module(input, initial(batch))``.
 
-    Args: ``module``, a layer, a cell or a :class:`fused_rnn.Stack`. Nothing of it is kept but sizes, dtype and device.
+    Args: ``module``, a layer, a cell or a :class:`fused_rnn.Stack`. Only its sizes, dtype and device are used.
 
-    Parameters: ``h_0 [L*D, 1, P]``, of a cell ``[1, H]``; for the LSTM also ``c_0 [L*D, 1, H]``, of a cell ``[1, H]``;
-    for a stack those of each of its layers. A step cut off by ``reset_mask`` begins at zero, not at this state.
+    Parameters: ``h_0 [L*D, 1, P]`` (a cell: ``[1, H]``); for the LSTM also ``c_0 [L*D, 1, H]`` (a cell: ``[1, H]``);
+    for a stack those of each layer. After a reset by ``reset_mask`` the state is zero, not this one.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -122,7 +122,7 @@ class InitialState(nn.Module):
             self.c_0 = nn.Parameter(like.new_zeros(*rows, module.hidden_size))
 
     def forward(self, batch: int | None = None):
-        """``hx`` for so many rows, as ``module`` takes it; None: for unbatched input."""
+        """``hx`` for ``batch`` rows, as ``module`` takes it; None: for unbatched input."""
         if self.layers is not None:
             return tuple(layer(batch) for layer in self.layers)
         states = (self.h_0, self.c_0) if hasattr(self, "c_0") else (self.h_0,)
@@ -133,13 +133,13 @@ class InitialState(nn.Module):
         return states if len(states) == 2 else states[0]
 
 
-# ---- the weights of a module ---------------------------------------------------------------------------------------
+# ---- the weights of a module -----------------------------------------------------------------------------------------
 
 _BIASES = ("bias_ih", "bias_hh")
 
 
 class _Block(NamedTuple):
-    """The weights of one direction of one layer, or of a cell, by their names in a cell: "weight_hh"."""
+    """The weights of one direction of one layer, or of a cell, by their names in a cell, such as "weight_hh"."""
 
     cell: Cell
     weights: dict[str, Tensor]
@@ -149,7 +149,7 @@ class _Block(NamedTuple):
         return self.weights[name].chunk(self.cell.gates)[gate]
 
     def set_bias(self, gate: str, value: float | Tensor) -> None:
-        """What the gate's two biases add up to."""
+        """Sets the sum of the gate's two biases."""
         bias_ih, bias_hh = (self.part(name, self.cell.gate(gate)) for name in _BIASES)
         bias_ih[:] = value
         if self.weights["bias_ih"] is self.weights["bias_hh"]:
@@ -164,7 +164,7 @@ def _with_gate(*names: str) -> tuple[str, ...]:
 
 
 def _blocks(function: str, module: nn.Module, allowed: tuple[str, ...], wanted: tuple[str, ...]) -> list[_Block]:
-    """All blocks of all layers of ``module`` with the ``wanted`` weights; raises if one of them cannot be set."""
+    """The blocks of all layers of ``module`` with the ``wanted`` weights; raises if one of them cannot be set."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"{function}: module must be a torch.nn.Module, got {type(module).__name__}")
     layers = [(name, layer, cell) for name, layer in module.named_modules() if (cell := cell_of(layer)) is not None]
@@ -193,7 +193,7 @@ def _blocks(function: str, module: nn.Module, allowed: tuple[str, ...], wanted: 
 
 
 def _suffixes(module: nn.Module) -> Iterator[str]:
-    """What the names of weights end in, for each layer and direction: _l0, _l0_reverse ... Nothing in a cell."""
+    """The suffixes of weights' names by layer and direction: _l0, _l0_reverse ...; empty for a cell."""
     if not isinstance(module, nn.RNNBase):
         yield ""
         return

@@ -17,7 +17,7 @@ __all__ = ["translations"]
 
 
 def translations() -> dict[torch._ops.OpOverload, Callable]:
-    """What ``torch.onnx.export`` takes as ``custom_translation_table``."""
+    """The ``custom_translation_table`` for ``torch.onnx.export``."""
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -26,14 +26,14 @@ def translations() -> dict[torch._ops.OpOverload, Callable]:
 
 
 def _translate(*args):
-    """The operator's arguments, with values of ONNX's graph for tensors, to nodes of that graph: the five outputs."""
+    """Translates a call of the operator, with ONNX values in place of tensors, to nodes; returns the five outputs."""
     import onnx_ir
     from onnxscript import opset18 as op
 
     call = ForwardCall(*args)
     layer = call.layer
     _check(layer, call.cells, onnx_ir)
-    if layer.input.dtype == onnx_ir.DataType.INT64:  # ids, which no node for a layer takes
+    if layer.input.dtype == onnx_ir.DataType.INT64:  # ids, which ONNX's layers do not take
         off_and_on = op.CastLike(op.Constant(value_floats=[0.0, 1.0]), layer.weights[0])
         depth = op.Constant(value_int=layer.weights[0].shape[1])
         layer = layer._replace(input=op.OneHot(layer.input, depth, off_and_on, axis=-1))
@@ -69,15 +69,15 @@ def _translate(*args):
     else:
         output = op.Squeeze(output, [1])
     if lengths is not None and layer.h0 is not None:
-        # The final state of a row without steps is its initial one; ONNX does not say so, and its runtimes give zero.
+        # The final state of an empty row is its initial one; ONNX leaves it open, and its runtimes return zero.
         empty = op.Reshape(op.Equal(layer.lengths, 0), [-1, 1])
         finals = [op.Where(empty, *pair) for pair in zip(states, finals, strict=True)]
-    unused = [onnx_ir.Value() for _ in range(4 - len(finals))]  # no node makes them, as none reads them
+    unused = [onnx_ir.Value() for _ in range(4 - len(finals))]  # no node produces them, since none reads them
     return (output, *finals, *unused)
 
 
 def _check(layer: Layer, cells: bool, onnx_ir) -> None:
-    """Raises for what no node of ONNX computes."""
+    """Raises for what ONNX's nodes cannot compute."""
     cell = BY_ID[layer.cell]
     if cell.onnx is None:
         raise NotImplementedError(f"fused_rnn: ONNX has no node for the cell {cell.name}")

@@ -1,4 +1,4 @@
-"""The same layers in a few lines of plain PyTorch: slow, clear, differentiable any number of times.
+"""The same layers in a few lines of plain PyTorch: slow, clear, arbitrarily often differentiable.
 
 Every fast path is tested against this module, and this module against ``torch.nn``. ``lstm``, ``gru`` and ``rnn`` take
 exactly what their twins in :mod:`fused_rnn.functional` take.
@@ -61,11 +61,11 @@ GATES = (lstm_gates, gru_gates, rnn_tanh_gates, rnn_relu_gates)
 STEPS = (lstm_step, gru_step, rnn_tanh_step, rnn_relu_step)
 
 
-# ---- the loop over time --------------------------------------------------------------------------------------------
+# ---- the loop over time ----------------------------------------------------------------------------------------------
 
 
 class _ClipGradient(torch.autograd.Function):
-    """The same tensor; on the way back its gradient is cut off at -limit and limit."""
+    """The identity; clamps the gradient to [-limit, limit]."""
 
     generate_vmap_rule = True
 
@@ -122,7 +122,7 @@ def run_layer(
 
 
 def _check_ids(layer: Layer) -> None:
-    if torch_private.in_transform():  # which cannot look at numbers
+    if torch_private.in_transform():  # values cannot be read under transforms
         return
     known = (layer.input >= 0) & (layer.input < layer.weights[0].shape[-1])
     if layer.lengths is not None:  # padding may hold anything
@@ -133,7 +133,7 @@ def _check_ids(layer: Layer) -> None:
 
 def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tensor | None], reverse: bool, grad_clip):
     cell, _, hidden, width, _, (steps, batch) = layer.sizes
-    by_kind = dict(zip(layer.weight_kinds, weights, strict=False))  # a kind stands once for each direction
+    by_kind = dict(zip(layer.weight_kinds, weights, strict=False))  # the kinds repeat for each direction
     w_hr = by_kind.get(Wanted.WEIGHT_HR)
     params = [by_kind[Wanted.PARAMETERS]] if cell.params else []
     x = layer.input
@@ -167,7 +167,7 @@ def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tenso
 
 
 def _cut_before(layer: Layer, t: int, reverse: bool) -> Tensor | None:
-    """Which rows start step t from zero, [B, 1]. In reverse the cut before step t + 1 comes first."""
+    """Which rows are reset before step t, [B, 1]; in reverse by the mask of step t + 1."""
     at = t + 1 if reverse else t
     if layer.reset_mask is None or at == layer.reset_mask.shape[0]:
         return None
@@ -180,7 +180,7 @@ def _column(mask: Tensor) -> Tensor:
 
 
 def _run_packed(layer: Layer, cells: bool, grad_clip):
-    """Packed input by way of padding: the rows of step t are the first batch_sizes[t] of the batch."""
+    """Pads packed input first: the rows of step t are the first batch_sizes[t] of the batch."""
     sizes = layer.batch_sizes.tolist()
     steps, batch = len(sizes), sizes[0]
     place = torch.cat([torch.arange(n) + t * batch for t, n in enumerate(sizes)]).to(layer.input.device)
@@ -194,7 +194,7 @@ def _run_packed(layer: Layer, cells: bool, grad_clip):
 
 
 def _run_members(layer: Layer, cells: bool, grad_clip):
-    """Each member by itself; they may share input, lengths and reset_mask."""
+    """Runs each member by itself; members may share input, lengths and reset_mask."""
     row_dims = 1 if layer.batch_sizes is not None else 2
     own_dims = {"input": row_dims + 1, "h0": 3, "c0": 3, "lengths": 1, "reset_mask": 2}
     tensors = {name: tensor for name in own_dims if (tensor := getattr(layer, name)) is not None}

@@ -86,7 +86,7 @@ def fsdp(kind, form, reshard):
     train(model, form, half(dist.get_rank()))
     expected = train(Model(kind).double(), form)
     assert_same_weights(model, expected)
-    with torch.no_grad():  # the short way of inference, too
+    with torch.no_grad():  # plain inference, too
         x, lengths = torch.randn(STEPS, BATCH, 2, dtype=torch.float64), torch.tensor([5, 1, 3, 2])
         torch.testing.assert_close(model(form, x, lengths), expected(form, x, lengths))
 

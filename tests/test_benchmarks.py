@@ -42,7 +42,7 @@ def small_features(monkeypatch):
         yield
 
 
-# ---- what is measured ----------------------------------------------------------------------------------------------
+# ---- what is measured ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -135,7 +135,7 @@ def test_uncompiled_loop_agrees_with_torch_nn(layer, monkeypatch):
         problem.check(work, built.sides() | {compiled_loop.NAME: compiled_loop.build(built)})
 
 
-# ---- how it is measured --------------------------------------------------------------------------------------------
+# ---- how it is measured ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -212,7 +212,7 @@ def test_limit_is_the_longer_of_both():
     assert bound.seconds == pytest.approx(1.1e-2)
 
 
-# ---- how it is shown -----------------------------------------------------------------------------------------------
+# ---- how it is shown -------------------------------------------------------------------------------------------------
 
 
 def test_results_survive_the_file(measured, tmp_path):

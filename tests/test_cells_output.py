@@ -135,7 +135,7 @@ def test_unbatched(kind):
 @pytest.mark.parametrize("frozen", [False, True])
 @both
 def test_inference(kind, frozen, mode):
-    """The short way passes such a call over, and a frozen layer computes it from its plain weights."""
+    """No plain call: a frozen layer computes it from its plain weights."""
     layer, _ = make_pair(kind, num_layers=2, bidirectional=True)
     input = make_input(layer)
     expected = tensors_of(layer(input, return_cells=True))

@@ -16,7 +16,7 @@ from fused_rnn.ops.cells import BY_ID, CELLS
 from fused_rnn.ops.layer import Layer, Wanted
 from fused_rnn.tools import verify
 
-# ---- operators dispatched ------------------------------------------------------------------------------------------
+# ---- operators dispatched --------------------------------------------------------------------------------------------
 
 
 class Recorder(TorchDispatchMode):
@@ -89,7 +89,7 @@ def test_the_count_sees_a_loop_over_time():
         assert long.total() > short.total() + 10
 
 
-# ---- memory saved --------------------------------------------------------------------------------------------------
+# ---- memory saved ----------------------------------------------------------------------------------------------------
 
 
 def saved_sizes(run):
@@ -130,7 +130,7 @@ def test_cells_save_nothing_without_need(kind):
     assert saved_sizes(lambda: cell.requires_grad_(False)(input)) == [0]
 
 
-# ---- memory read ---------------------------------------------------------------------------------------------------
+# ---- memory read -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_padding_may_hold_anything(kind, reset, poisoned):
         assert found.isfinite().all() and torch.equal(found, expected)
 
 
-# ---- the raw operators ----------------------------------------------------------------------------------------------
+# ---- the raw operators -----------------------------------------------------------------------------------------------
 
 STEPS, BATCH, INPUT, HIDDEN, WIDTH = 6, 4, 3, 5, 2
 CELLS_AND_PROJECTION = [("lstm", False), ("lstm", True), ("gru", False), ("rnn_tanh", False), ("rnn_relu", False)]

@@ -45,7 +45,7 @@ MASKS |= {
 }
 
 
-# ---- by autograd: every state a tensor that keeps its gradient -----------------------------------------------------
+# ---- by autograd: every state a tensor that keeps its gradient -------------------------------------------------------
 
 
 class Loop:
@@ -211,7 +211,7 @@ def test_nothing_is_read_before_it_is_written(probe, threads):
         library.fill_memory(False)
 
 
-# ---- what a context is ---------------------------------------------------------------------------------------------
+# ---- what a context is -----------------------------------------------------------------------------------------------
 
 
 class Tagger(nn.Module):
@@ -334,7 +334,7 @@ def test_checkpoints_and_hooks_on_saved_tensors():
     assert_close(dict(flow.norms()), expected_norms(module, input.detach(), "last"))
 
 
-# ---- torch.compile -------------------------------------------------------------------------------------------------
+# ---- torch.compile ---------------------------------------------------------------------------------------------------
 
 compiled_whole = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
@@ -399,7 +399,7 @@ def test_compiled_calls_that_cannot_be_watched(forgetful):
         torch.compile(inside, fullgraph=True, backend="aot_eager")(input)
 
 
-# ---- refusals ------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 
 def watch(*args, **options):
@@ -466,7 +466,7 @@ def test_batched_gradients_are_refused():
             torch.autograd.grad(output, input, torch.stack([output, output]).detach(), is_grads_batched=True)
 
 
-# ---- what it says --------------------------------------------------------------------------------------------------
+# ---- what it says ----------------------------------------------------------------------------------------------------
 
 
 def relu_chain(factor, steps=20, hidden=3):

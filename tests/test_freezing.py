@@ -49,11 +49,11 @@ def packed_seen(monkeypatch):
     return seen
 
 
-# ---- the same numbers ----------------------------------------------------------------------------------------------
+# ---- the same numbers ------------------------------------------------------------------------------------------------
 
 
 def calls(module):
-    """(arguments, options) of the short way and of the complete one, of many rows (T*B) and of few."""
+    """(arguments, options) of plain calls and of others, of many rows (T*B) and of few."""
     input, mask = make_input(module, 5, 2), torch.rand(5, 2) < 0.3
     yield (input,), {}
     yield (input[:1], make_states(module)), {}
@@ -105,7 +105,7 @@ def test_errors_of_a_call_are_the_usual_ones():
         layer(torch.randn(5, 2, 3, dtype=F64))
 
 
-# ---- what a frozen layer refuses -----------------------------------------------------------------------------------
+# ---- what a frozen layer refuses -------------------------------------------------------------------------------------
 
 
 def test_gradients_are_refused():
@@ -155,7 +155,7 @@ CHANGES = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("masks", [{}, {"lengths": [5, 5]}], ids=["short way", "complete way"])
+@pytest.mark.parametrize("masks", [{}, {"lengths": [5, 5]}], ids=["plain", "general way"])
 def test_changed_weights_are_refused(change, masks):
     layer, input = frozen_gru(num_layers=2), torch.randn(5, 2, 3)
     layer(input, **masks)
@@ -179,7 +179,7 @@ def test_functional_call_is_refused():
     layer(input)
 
 
-# ---- what goes on by itself ----------------------------------------------------------------------------------------
+# ---- what goes on by itself ------------------------------------------------------------------------------------------
 
 
 def is_frozen(layer):
@@ -271,7 +271,7 @@ def test_an_exported_layer_is_of_use_to_other_processes():
         torch.testing.assert_close(torch.export.load(file).module()(input), layer(input))
 
 
-# ---- freeze and thaw themselves ------------------------------------------------------------------------------------
+# ---- freeze and thaw themselves --------------------------------------------------------------------------------------
 
 
 def test_freeze_walks_a_model_and_names_what_it_passes_over():
@@ -322,7 +322,7 @@ def test_explain_tells():
     assert found.engine == "none" and "no gradients" in found.reason
 
 
-# ---- the operators -------------------------------------------------------------------------------------------------
+# ---- the operators ---------------------------------------------------------------------------------------------------
 
 
 def infer(layer, input, packed):

@@ -32,7 +32,7 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 needs_cxx = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
 
-# ---- all of it, where there is no GPU ------------------------------------------------------------------------------
+# ---- all of it, where there is no GPU --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_facts_of_a_gpu(monkeypatch):
     assert devices.Gpu().state() == {"nvidia-smi": "nvidia-smi"}
 
 
-# ---- the steps -----------------------------------------------------------------------------------------------------
+# ---- the steps -------------------------------------------------------------------------------------------------------
 
 
 def test_steps_fit_into_their_time():
@@ -163,7 +163,7 @@ def test_time_is_kept_for_the_benchmark(tmp_path):
     assert found == ["out of time", "no time left", "passed"]
 
 
-# ---- the gpu suite -------------------------------------------------------------------------------------------------
+# ---- the gpu suite ---------------------------------------------------------------------------------------------------
 
 
 def test_suite_is_the_full_cross_and_begins_with_a_spread():

@@ -93,7 +93,7 @@ def test_saturated_gates_give_finite_gradients_in_16_bits(cell, dtype):
             assert relative_error(ours, theirs) <= fused_rnn.tools.verify.TOLERANCE[dtype]
 
 
-# ---- torch.func ----------------------------------------------------------------------------------------------------
+# ---- torch.func ------------------------------------------------------------------------------------------------------
 
 
 def loss_of(module):
@@ -298,7 +298,7 @@ def test_third_derivative():
     torch.testing.assert_close(third(gru), third(twin))
 
 
-# ---- the raw operators ---------------------------------------------------------------------------------------------
+# ---- the raw operators -----------------------------------------------------------------------------------------------
 
 
 def operator_arguments(cell, requires_grad, **options):
@@ -361,7 +361,7 @@ def test_raw_operator_says_that_nothing_was_saved():
         output.sum().backward()
 
 
-# ---- ways through autograd -----------------------------------------------------------------------------------------
+# ---- ways through autograd -------------------------------------------------------------------------------------------
 
 
 def gradient_penalty(module, x):

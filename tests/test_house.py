@@ -34,7 +34,7 @@ MOST_LINES = 400
 FOLDERS_OF_SHORT_FILES = (PACKAGE,)
 
 
-# ---- what is in the files ------------------------------------------------------------------------------------------
+# ---- what is in the files --------------------------------------------------------------------------------------------
 
 
 def modules(root: Path) -> dict[str, ast.Module]:
@@ -72,7 +72,7 @@ def unit(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-# ---- the rules -----------------------------------------------------------------------------------------------------
+# ---- the rules -------------------------------------------------------------------------------------------------------
 
 
 def forbidden_arrows(root: Path) -> list[str]:
@@ -169,7 +169,7 @@ def test_the_house_is_in_order(rule):
     assert rule(ROOT) == []
 
 
-# ---- the rules themselves: each sees what it is there for -----------------------------------------------------------
+# ---- the rules themselves: each sees what it is there for ------------------------------------------------------------
 
 IN_FUNCTION = "\n\ndef _late():\n    {}\n"
 

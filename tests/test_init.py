@@ -42,7 +42,7 @@ def zero(module):
     return module
 
 
-# ---- biases of gates -----------------------------------------------------------------------------------------------
+# ---- biases of gates -------------------------------------------------------------------------------------------------
 
 
 @gated
@@ -95,7 +95,7 @@ def test_chrono_spreads_memory_up_to_the_longest(kind, ours):
     assert torch.equal(next(iter(named(again, "bias_ih").values())), bias_ih)
 
 
-# ---- recurrent weights ---------------------------------------------------------------------------------------------
+# ---- recurrent weights -----------------------------------------------------------------------------------------------
 
 
 @every_kind
@@ -148,7 +148,7 @@ def test_identity_without_biases():
     assert torch.equal(module.weight_hh_l0, torch.eye(4))
 
 
-# ---- which modules -------------------------------------------------------------------------------------------------
+# ---- which modules ---------------------------------------------------------------------------------------------------
 
 
 def test_every_layer_of_a_model():
@@ -235,7 +235,7 @@ def test_a_longest_memory_of_no_steps_is_refused():
             init.chrono_(fused_rnn.GRU(3, 4), longest)
 
 
-# ---- learned initial state -----------------------------------------------------------------------------------------
+# ---- learned initial state -------------------------------------------------------------------------------------------
 
 
 @every_kind

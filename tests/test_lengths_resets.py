@@ -155,7 +155,7 @@ def test_a_sequence_carried_over_is_the_same_sequence(kind, dtype, no_reference)
         torch.testing.assert_close(torch.cat([first, second]), whole, rtol=tolerance, atol=tolerance)
 
 
-# ---- the reference -------------------------------------------------------------------------------------------------
+# ---- the reference ---------------------------------------------------------------------------------------------------
 
 
 CELLS_AND_CASES = [

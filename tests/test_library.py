@@ -52,7 +52,7 @@ def error_of_import(folder, path):
     return done.stderr.strip().splitlines()[-1]
 
 
-def test_a_source_tree_that_hides_an_installed_library_says_so(clone, tmp_path):
+def test_a_source_tree_that_shadows_an_installed_library_says_so(clone, tmp_path):
     installed = tmp_path / "site/fused_rnn"
     installed.mkdir(parents=True)
     (installed / "_C.so").touch()
@@ -62,7 +62,7 @@ def test_a_source_tree_that_hides_an_installed_library_says_so(clone, tmp_path):
     assert "Start Python in another folder" in message
     assert message.endswith(f"pip install --no-build-isolation -e {clone}")
     (clone / "setup.py").unlink()
-    assert f"It hides {installed}, which has one" in error_of_import(clone, installed.parent)
+    assert f"It shadows {installed}, which has one" in error_of_import(clone, installed.parent)
 
 
 def test_a_source_tree_that_is_not_built_says_so(clone, monkeypatch):

@@ -20,7 +20,7 @@ def to(nested, *args, **options):
     return torch.utils._pytree.tree_map(lambda tensor: tensor.to(*args, **options), nested)
 
 
-# ---- autocast ------------------------------------------------------------------------------------------------------
+# ---- autocast --------------------------------------------------------------------------------------------------------
 
 
 @both_dtypes
@@ -61,7 +61,7 @@ def test_autocast_refuses_integers_as_torch_does(kind):
             module(make_input(module).long())
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
+# ---- training --------------------------------------------------------------------------------------------------------
 
 # How much less the loss may have fallen than in float32, as a share of that: roundings of 8 or 11 bits, of gradients
 # and, where the weights have 16 bits too, of what is left of a small step.

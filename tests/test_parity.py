@@ -121,7 +121,7 @@ def test_cell_equals_torch(kind, no_reference, input_size, hidden_size, bias, ba
     assert_close(found, expected, dtype)
 
 
-# ---- helpers -------------------------------------------------------------------------------------------------------
+# ---- helpers ---------------------------------------------------------------------------------------------------------
 
 
 def make_inputs(module, layer, sequence):

@@ -14,7 +14,7 @@ import fused_rnn
 
 every_kind = pytest.mark.parametrize("kind", LAYERS)
 
-# ---- spectrum ------------------------------------------------------------------------------------------------------
+# ---- spectrum --------------------------------------------------------------------------------------------------------
 
 NAMES = {
     "lstm": ("input", "forget", "cell", "output"),
@@ -96,7 +96,7 @@ def test_spectrum_told_and_drawn(tmp_path):
     assert found.plot(str(tmp_path / "a.png")).stat().st_size > 1000
 
 
-# ---- gate_statistics -----------------------------------------------------------------------------------------------
+# ---- gate_statistics -------------------------------------------------------------------------------------------------
 
 
 def gates_by_loop(module, input, hx, lengths, reset_mask):

@@ -68,7 +68,7 @@ def equal(ours, theirs, *args):
     assert_close(results_of(ours, *args), results_of(theirs, *args))
 
 
-# ---- the same numbers ----------------------------------------------------------------------------------------------
+# ---- the same numbers ------------------------------------------------------------------------------------------------
 
 
 @every_cell
@@ -128,7 +128,7 @@ def test_a_class_as_cell():
         assert all(type(layer) is cell for layer in fused_rnn.Stack(cell, 3, [4, 5]).layers)
 
 
-# ---- ragged rows and resets ----------------------------------------------------------------------------------------
+# ---- ragged rows and resets ------------------------------------------------------------------------------------------
 
 
 @every_cell
@@ -195,7 +195,7 @@ def test_a_sequence_carried_over_is_the_same_sequence(cell, skip):
     torch.testing.assert_close(found, final)
 
 
-# ---- gradients, modes, tools ---------------------------------------------------------------------------------------
+# ---- gradients, modes, tools -----------------------------------------------------------------------------------------
 
 
 @every_cell
@@ -319,7 +319,7 @@ def test_autocast_and_precision():
     assert stack.half()(torch.randn(5, 2, 3, dtype=torch.float16))[0].dtype == torch.float16
 
 
-# ---- what is refused -----------------------------------------------------------------------------------------------
+# ---- what is refused -------------------------------------------------------------------------------------------------
 
 
 def test_residual_wants_equal_widths():

@@ -55,7 +55,7 @@ def input_and_states(module, batch=2):
     return make_input(module, batch=batch), make_states(module, batch=batch)
 
 
-# ---- constructors --------------------------------------------------------------------------------------------------
+# ---- constructors ----------------------------------------------------------------------------------------------------
 
 WRONG_FOR_ALL = [
     {"dropout": -0.1},
@@ -160,7 +160,7 @@ def test_same_seed_gives_bit_identical_weights(kind):
         assert torch.equal(drawn[0][2], drawn[1][2])
 
 
-# ---- wrong arguments of forward ------------------------------------------------------------------------------------
+# ---- wrong arguments of forward --------------------------------------------------------------------------------------
 
 
 def cut(states, dim, size):
@@ -358,7 +358,7 @@ def test_packed_input_refuses_lengths(kind):
         ours(make_packed([3, 4]), lengths=[3, 4])
 
 
-# ---- parameters and state ------------------------------------------------------------------------------------------
+# ---- parameters and state --------------------------------------------------------------------------------------------
 
 
 def through_pickle(module):
@@ -644,7 +644,7 @@ def test_optimizer_inside_the_backward(kind):
     assert_close(ours.state_dict(), theirs.state_dict())
 
 
-# ---- shapes and layouts --------------------------------------------------------------------------------------------
+# ---- shapes and layouts ----------------------------------------------------------------------------------------------
 
 
 @every_layer
@@ -752,7 +752,7 @@ def test_non_contiguous_weights_of_float32(kind):
     assert_same_results(ours, theirs, make_input(theirs, dtype=torch.float32))
 
 
-# ---- dropout -------------------------------------------------------------------------------------------------------
+# ---- dropout ---------------------------------------------------------------------------------------------------------
 
 
 @every_layer
@@ -782,7 +782,7 @@ def test_dropout_acts_in_training_only(kind):
     assert torch.equal(ours.eval()(input)[0], ours(input)[0])
 
 
-# ---- gradients -----------------------------------------------------------------------------------------------------
+# ---- gradients -------------------------------------------------------------------------------------------------------
 
 
 def layouts_of(kind):
@@ -1045,7 +1045,7 @@ def shapes_on_meta(module, args):
     return {n: (t.shape, t.dtype) for n, t in zip(names, [*outputs, *grads], strict=True)}
 
 
-# ---- dtypes --------------------------------------------------------------------------------------------------------
+# ---- dtypes ----------------------------------------------------------------------------------------------------------
 
 
 @every_kind

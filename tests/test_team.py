@@ -1,4 +1,4 @@
-"""csrc/cpu/schedule/team.h: every share of every stretch once and in order, whoever comes, comes late, or falls asleep."""
+"""csrc/cpu/schedule/team.h: every share of every stretch once and in order, whoever comes late or falls asleep."""
 
 import ctypes
 from pathlib import Path

@@ -94,7 +94,7 @@ def test_equals_one_hot_with_relu(dtype, case, threads):
     assert_equals_one_hot("rnn_relu", Case(**case.__dict__ | {"steps": min(case.steps, 2)}), dtype, False)
 
 
-# ---- the ways in ----------------------------------------------------------------------------------------------------
+# ---- the ways in -----------------------------------------------------------------------------------------------------
 
 
 def make_ids(module, steps=5, batch=2):
@@ -103,7 +103,7 @@ def make_ids(module, steps=5, batch=2):
 
 
 def assert_same_module_results(module, ids, *args, **options):
-    """With gradients, without (by the short way), frozen: as with one-hot rows."""
+    """With gradients, without (straight to the operator), frozen: as with one-hot rows."""
     rows = one_hot(ids, module.input_size, module.weight_ih_l0.dtype)
     results = []
     for input in (ids, rows):
@@ -184,7 +184,7 @@ def test_the_same_bits_whatever_the_threads(kind):
     assert (weight[:, 40:] == 0).all() and (weight[:, :40] != 0).any()  # ids that do not occur
 
 
-# ---- transforms, second derivatives ---------------------------------------------------------------------------------
+# ---- transforms, second derivatives ----------------------------------------------------------------------------------
 
 
 def loss_of(weights, input, **options):
@@ -275,7 +275,7 @@ def test_batched_gradients(no_reference):
     )
 
 
-# ---- compile, export ------------------------------------------------------------------------------------------------
+# ---- compile, export -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # as in test_compile.py
@@ -364,7 +364,7 @@ def test_explained():
         assert "Ids are looked up" in str(fused_rnn.explain(fused_rnn.freeze(module), ids))
 
 
-# ---- tools that look into a call ------------------------------------------------------------------------------------
+# ---- tools that look into a call -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("probe", ["last", "all"])
@@ -399,7 +399,7 @@ def test_a_deep_stack(skip):
             fused_rnn.Stack("gru", 4, [4, 4], skip=skip)(ids % 4)
 
 
-# ---- refused --------------------------------------------------------------------------------------------------------
+# ---- refused ---------------------------------------------------------------------------------------------------------
 
 every_mode = pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 

@@ -213,7 +213,7 @@ def test_another_backward():
     torch.testing.assert_close(gradients_of(ours), [8 * grad for grad in gradients_of(theirs)])
 
 
-# ---- errors --------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 def run(model=None, loss_fn=squares, chunks=None):
@@ -242,7 +242,7 @@ def test_layers_of_torch_know_no_masks():
         run(nn.GRU(3, 4), chunks=[chunk])
 
 
-# ---- memory --------------------------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 MEMORY = """
 import sys
@@ -284,7 +284,7 @@ def test_memory_does_not_grow_with_the_sequence():
     assert long - short < 1500, "kB: the allocator settles in its first thousand chunks, with torch.nn's layers too"
 
 
-# ---- the progress bar ----------------------------------------------------------------------------------------------
+# ---- the progress bar ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

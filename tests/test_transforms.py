@@ -76,7 +76,7 @@ def test_one_in_another(names, frozen):
     torch.testing.assert_close(results(lambda x: ours(x)[0], parameters, x, names), expected)
 
 
-# ---- plain autograd and forward_ad among them -----------------------------------------------------------------------
+# ---- plain autograd and forward_ad among them ------------------------------------------------------------------------
 
 
 def tangent_of_gradient(run, x, change):

@@ -131,7 +131,7 @@ def test_ends(library, kind):
         torch.testing.assert_close(call(library, name, kind, x), EXACT[name](x), equal_nan=True, rtol=0, atol=0)
 
 
-# ---- short functions, of a build for bfloat16 alone ----------------------------------------------------------------
+# ---- short functions, of a build for bfloat16 alone ------------------------------------------------------------------
 
 SHORT = 2.0**-13
 

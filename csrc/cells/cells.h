@@ -39,7 +39,7 @@ constexpr bool kOneGateGradient = Cell::kSharedGates == Cell::kGates;
 }  // namespace
 }  // namespace fused_rnn
 
-// X(id, type). Ids are part of the operators' contract: append, never renumber. fused_rnn/_cells.py names them.
+// X(id, type). Ids are part of the operators' contract: append, never renumber. fused_rnn/ops/cells.py names them.
 #define FUSED_RNN_CELLS(X) \
   X(0, Lstm)               \
   X(1, Gru)                \

@@ -13,7 +13,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using Gradient = std::optional<Tensor>;
 
-// The bits of `wanted`, fused_rnn/_ops.py has the same. Gradients of the states cost nothing and always come.
+// The bits of `wanted`, fused_rnn/ops/layer.py has the same. Gradients of the states cost nothing and always come.
 enum Wanted : int64_t {
   kInput = 1,
   kWeightIh = 2,

@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
 // One layer over a whole sequence. Padded input is [T, B, I]; packed input (batch_sizes given) is [rows, I]. Weights
 // come in torch's order for each direction. With weights of one more dimension, M members run side by side, each with
 // its own weights; input, lengths and reset_mask may then be shared or per member, everything else is per member.
-// fused_rnn/_ops.py documents every argument.
+// fused_rnn/ops/layer.py documents every argument.
 FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
   m.def(
       "layer_forward(int cell, bool bias, bool bidirectional, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, "

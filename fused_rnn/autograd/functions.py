@@ -1,4 +1,4 @@
-"""The operators for autograd, torch.func and torch.compile."""
+"""The operators as autograd functions, for autograd, torch.func and torch.compile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from . import second_order
 from .tangents import Direction
 from .vmap import Batching
 
-# A small layer's time passes here, not in the operators, so the common way makes no Layer: arguments stay flat.
+# A small layer spends its time here, not in the operators, so the common path builds no Layer: arguments stay flat.
 
 
 class LayerForward(torch.autograd.Function):
@@ -54,13 +54,13 @@ class LayerForward(torch.autograd.Function):
 
     @staticmethod
     def gradients(static, saved_tensors, needs, grads, norms=False):
-        """The norms of the states' gradients, empty if not asked for, and the gradients of all arguments."""
+        """The norms of the states' gradients (empty unless requested) and the gradients of all arguments."""
         save, _, grad_clip, cell, bias, bidirectional = static
         if not save:
             raise RuntimeError("fused_rnn: nothing was saved for this gradient; run layer_forward with save=True")
         saved, *tensors = saved_tensors
-        # A tracer may give zeros in place of None, also for outputs that were not asked for and are empty.
-        # The last output, what was saved, has none.
+        # A tracer may pass zeros instead of None, also for empty outputs that were not requested.
+        # The last output, the saved values, has none.
         grads = [None if grad is None or grad.shape == (0,) else grad for grad in grads[:-1]]
         if grads[0] is None and not any([grad is not None for grad in grads]):
             return None, (None,) * len(needs)
@@ -84,7 +84,7 @@ class LayerForward(torch.autograd.Function):
 
 
 class LayerBackward(torch.autograd.Function):
-    """``layer_backward`` likewise, with ``BackwardArguments``; its own gradient is the double backward."""
+    """``layer_backward``, with ``BackwardArguments``; its own gradient is the double backward."""
 
     @staticmethod
     def forward(*args):
@@ -105,7 +105,7 @@ class LayerBackward(torch.autograd.Function):
     def backward(ctx, grad_input, grad_h0, grad_c0, _, *grad_weights):
         groups, grad_clip, *static = ctx.static
         _refuse_derivatives(grad_clip)
-        # Read once: a hook on saved tensors may refuse to unpack one twice.
+        # Read once: hooks on saved tensors may refuse to unpack a tensor twice.
         grad_output, grad_h_n, grad_c_n, grad_cells, saved, *tensors = ctx.saved_tensors
         grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
         layer, needs = layer_of((*static, *tensors)), unflatten(BackwardArguments, ctx.needs_input_grad).layer
@@ -140,7 +140,7 @@ class LayerBackward(torch.autograd.Function):
 
 
 def _wanted_by(needs: tuple[bool, ...], cell: int, bidirectional: bool) -> int:
-    """What LayerForward's backward asks for; ``needs``: its context's needs_input_grad."""
+    """The gradients that LayerForward's backward requests; ``needs``: its context's needs_input_grad."""
     layer = unflatten(ForwardArguments, needs).layer
     return _wanted(weight_kinds_of(cell, bidirectional, len(layer.weights)), layer.input, layer.weights)
 
@@ -157,7 +157,7 @@ def _wanted(kinds: Sequence[Wanted], input: bool, weights: Sequence[bool]) -> in
 
 
 def _refuse_derivatives(grad_clip: float | None) -> None:
-    """A clipped gradient is no derivative, so nothing that takes derivatives of it, or along it, has a meaning."""
+    """A clipped gradient is not a derivative, so neither its derivatives nor forward mode are defined."""
     if grad_clip is not None:
         raise NotImplementedError(
             "fused_rnn: grad_clip goes with first derivatives in reverse mode only, not with double backward or "
@@ -169,7 +169,7 @@ _FORWARD, _BACKWARD = torch.ops.fused_rnn.layer_forward.default, torch.ops.fused
 
 
 def layer_forward(save, cells, *layer):
-    """The raw operator, for ``ForwardArguments`` without ``grad_clip``, which is the backward pass's alone."""
+    """The raw operator, for ``ForwardArguments`` without ``grad_clip``, which only the backward pass uses."""
     return _below_autograd(_FORWARD, *layer[STATIC], *layer[STATES], list(layer[WEIGHTS]), *layer[MASKS], save, cells)
 
 
@@ -193,8 +193,8 @@ def layer_backward(wanted, weight_groups, norms, grad_clip, grad_output, grad_h_
     )
 
 
-# ---- forward-mode AD -----------------------------------------------------------------------------------------------
-# Dynamo refuses a Function that has a jvp, so only forward-mode AD gets to see one.
+# ---- forward-mode AD -------------------------------------------------------------------------------------------------
+# Dynamo refuses a Function with a jvp, so these are used only while forward-mode AD is active.
 
 
 class LayerForwardWithTangents(LayerForward):
@@ -238,7 +238,7 @@ class LayerBackwardWithTangents(LayerBackward):
         input_shape, h0_shape, c0_shape, _, *weight_shapes = ctx.shapes
         shapes = (input_shape, h0_shape, c0_shape, *weight_shapes)
         pairs = zip((input, h0, c0, *weights), shapes, strict=True)
-        # torch takes None for the tangent of an output that is not differentiable, and only for that.
+        # torch accepts None only as the tangent of a non-differentiable output.
         input, h0, c0, *weights = (saved.new_zeros(shape) if change is None else change for change, shape in pairs)
         return input, h0, c0, None, *weights
 
@@ -257,7 +257,7 @@ def apply(function: type[torch.autograd.Function], *args):
 
 
 def _plain_backward(*args):
-    """LayerBackward.apply, by the formula in plain PyTorch."""
+    """LayerBackward.apply, computed by the reference."""
     arguments = unflatten(BackwardArguments, args)
     _refuse_derivatives(arguments.grad_clip)
     input, h0, c0, *weights = second_order.plain_backward(arguments.layer, arguments.weight_groups, arguments.grads)
@@ -265,30 +265,30 @@ def _plain_backward(*args):
 
 
 def _below_autograd(operator: torch._ops.OpOverload, *args):
-    """A raw operator where gradients are seen to: past its own autograd kernel, except where Dynamo looks on."""
+    """Calls a raw operator below autograd, which is handled here; under Dynamo, calls it as it is."""
     if torch.compiler.is_compiling():
         return operator(*args)
     with torch_private.below_autograd():
         return torch_private.bare(operator)(*args)
 
 
-# ---- the way in ----------------------------------------------------------------------------------------------------
+# ---- entry point -----------------------------------------------------------------------------------------------------
 
 
 def run_layer(
     layer: Layer, cells: bool = False, grad_clip: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One layer: output, h_n, c_n and, if asked for, the second state after every step."""
+    """Runs one layer: output, h_n, c_n and, if requested, the second state after every step."""
     differentiable = [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
     transformed = torch_private.in_transform()
-    if transformed and torch.compiler.is_exporting():  # which would fail with an assertion of torch's own
+    if transformed and torch.compiler.is_exporting():  # torch would fail an assertion
         raise NotImplementedError("fused_rnn: torch.export does not take vmap and torch.func's other transforms")
     if transformed and torch_private.in_forward_mode() and torch_private.in_nested_forward_mode():
         _refuse_derivatives(grad_clip)
         return reference.run_layer(layer, cells)
-    # A tangent needs what a gradient does.
+    # A tangent needs the saved values as much as a gradient does.
     save = torch_private.in_forward_mode() or (torch.is_grad_enabled() and torch_private.need_gradient(differentiable))
-    # Of a Function an export keeps what its forward does and drops its gradient. The operator has one of its own.
+    # An export would keep only a Function's forward; the raw operator brings its own gradient along.
     if save and torch.compiler.is_exporting():
         output, h_n, c_n, all_cells, _ = layer.forward(save, cells, grad_clip)
     elif save or transformed:
@@ -307,7 +307,7 @@ class _Operators(Runner):
 
     @staticmethod
     def run_for_gradients(layer: Layer, cells: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Flat ForwardArguments, put together here, as each microsecond counts.
+        # Flat ForwardArguments, built inline for speed.
         flat = (True, cells, None, *layer[:-1], *layer.weights)
         output, h_n, c_n, all_cells, _ = torch_private.apply_function(LayerForward, flat)
         return output, h_n, c_n, all_cells

@@ -1,4 +1,4 @@
-"""Norms of the gradients that go back through time, out of the graph as the gradient of an input that is none."""
+"""Norms of the gradients that flow back through time; they come out as the gradient of a dummy input."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .functions import LayerForward
 def run_layer(
     layer: Layer, cells: bool, norms: Tensor, of_last: bool, grad_clip: float | None = None
 ) -> tuple[Tensor, ...]:
-    """As ``functions.run_layer``, for layers of which a gradient is asked.
+    """As ``functions.run_layer``, for layers that need gradients.
 
-    ``norms [D, kStates, C]``, C >= T, requires gradients and is not read. What a backward pass gives as its gradient
-    are the norms, over batch and units, of the gradients of h (and c) after each step; -1 in columns behind the last
-    step. ``of_last``: not of the gradients of that pass, but of one that begins with ones; see :func:`_of_last`. What
-    ``grad_clip`` cuts off is not in the former; the latter are never clipped.
+    ``norms [D, kStates, C]``, C >= T, is the dummy input: it requires gradients and is not read. A backward pass
+    returns as its gradient the norms, over batch and units, of the gradients of h (and c) after each step, and -1 in
+    columns beyond the last step. ``of_last``: norms not of that pass's gradients, but of a pass that starts from ones;
+    see :func:`_of_last`. The former are norms of clipped gradients under ``grad_clip``; the latter are never clipped.
     """
     arguments = flatten(ForwardArguments(True, cells, grad_clip, layer))
     output, h_n, c_n, all_cells, _ = functions.apply(_LayerForwardWithNorms, norms, of_last, *arguments)
@@ -29,7 +29,7 @@ def run_layer(
 
 
 def are_refused() -> str | None:
-    """What keeps a call from being watched; None: nothing does."""
+    """The reason why a call cannot be watched; None if it can."""
     if torch.compiler.is_exporting():
         return "torch.export"
     if torch_private.in_transform():
@@ -57,7 +57,7 @@ class _LayerForwardWithNorms(LayerForward):
             raise NotImplementedError(
                 "fused_rnn.gradient_flow: norms of gradients have no gradient, so create_graph=True is refused"
             )
-        saved_tensors = ctx.saved_tensors  # read once: a hook may refuse to unpack them twice
+        saved_tensors = ctx.saved_tensors  # read once: hooks may refuse to unpack a tensor twice
         _, _, *needs = ctx.needs_input_grad
         norms, gradients = LayerForward.gradients(ctx.static, saved_tensors, tuple(needs), grads, not ctx.of_last)
         if norms is not None:
@@ -70,8 +70,8 @@ class _LayerForwardWithNorms(LayerForward):
 
 
 def _of_last(static, saved_tensors, states_shape) -> Tensor:
-    """[D, kStates, T]: norms of what comes back of ones, the gradient of h after the last step that each direction
-    takes, in the rows that :func:`_whole_rows` names."""
+    """[D, kStates, T]: norms of the gradients when the gradient of h after each direction's last step is ones, in the
+    rows given by :func:`_whole_rows`."""
     saved, *tensors = saved_tensors
     layer = layer_of((*static, *tensors))
     ones = layer.weights[0].new_ones(states_shape)
@@ -95,9 +95,9 @@ def _of_last(static, saved_tensors, states_shape) -> Tensor:
 
 
 def _whole_rows(layer: Layer, batch: int) -> Tensor | None:
-    """[B] bool: the longest rows without a reset on the way; if there are none, the longest rows. None: all rows.
+    """[B] bool: the longest rows without a reset in between, or else the longest rows. None: all rows.
 
-    Where other rows begin or end, the norm would change without any gradient doing so.
+    Rows that begin or end elsewhere would change the norm although no gradient changes.
     """
     lengths, reset = layer.lengths, layer.reset_mask
     if batch == 0 or (lengths is None and layer.batch_sizes is None and reset is None):

@@ -1,6 +1,6 @@
-"""Gradients of the raw operators, ``torch.ops.fused_rnn.*``, called by themselves: the same as those of layers.
+"""Autograd for direct calls of ``torch.ops.fused_rnn.*``: the same gradients as through the layers.
 
-Not by torch.library.register_autograd: an operator that has only that silently drops the tangents of forward-mode AD.
+Not torch.library.register_autograd: an operator with only that silently drops the tangents of forward-mode AD.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _operators = torch.ops.fused_rnn
 
 
 def _forward_arguments(*args):
-    """From the operator's own order to that of ``LayerForward.apply``."""
+    """From the operator's order of arguments to that of ``LayerForward.apply``."""
     call = ForwardCall(*args)
     return flatten(ForwardArguments(call.save, call.cells, call.grad_clip, call.layer))
 
@@ -59,7 +59,7 @@ def _batched_gradients(*args):
     size = 0
 
     def split(arg):
-        """The tensor without its batch dimension, and where that is now."""
+        """The unwrapped tensor and its batch dimension."""
         nonlocal size
         if isinstance(arg, list):
             tensors, dims = zip(*map(split, arg), strict=True)

@@ -1,8 +1,8 @@
-"""Derivatives of ``layer_forward`` along a direction, and all derivatives of ``layer_backward``.
+"""Directional derivatives of ``layer_forward``, and all derivatives of ``layer_backward``.
 
-All of them know numbers only: where a layer reads ids they take one-hot rows.
-By the compiled operators (:mod:`fused_rnn.autograd.tangents`) wherever these can. Where torch.func maps over this
-(jacfwd, hessian) or takes the gradient of its own gradient, and for third derivatives, the reference's formula is used.
+Computed by compiled operators (:mod:`fused_rnn.autograd.tangents`) where they can. Where torch.func maps over this
+(jacfwd, hessian) or differentiates its own gradient, and for third derivatives, the reference is differentiated
+instead. Where a layer reads ids, one-hot rows take their place.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .tangents import Direction
 
 
 def _outside(function):
-    """``function(layer, saved, ..)`` computes a derivative along a direction, which is no concern of the jvp of
-    torch.func that asks for it: it is computed as if that were not there. Only by the transforms around it, if any."""
+    """Runs ``function(layer, saved, ..)``, a directional derivative, outside of the jvp of torch.func that requests it,
+    which must not track it; the transforms around that one stay active."""
 
     @functools.wraps(function)
     def called(*args):
@@ -37,7 +37,7 @@ def _outside(function):
 
 @_outside
 def forward_along(layer: Layer, saved: Tensor, direction: Direction, cells: bool) -> tuple[Tensor, ...]:
-    """How output, h_n, c_n and cells change when the layer's arguments do."""
+    """Tangents of output, h_n, c_n and cells."""
     layer = layer.with_numbers()
 
     def plain(*inputs: Tensor | None) -> Grads:
@@ -53,8 +53,8 @@ def forward_along(layer: Layer, saved: Tensor, direction: Direction, cells: bool
 def backward_along(
     layer: Layer, saved: Tensor, grads: Grads, groups: int, direction: Direction, grads_direction: Grads, wanted: int
 ) -> tuple[Grads, Grads]:
-    """How the gradients of (input, h0, c0) and of the weights change when the layer's arguments and ``grads`` do; None
-    for those that were not wanted."""
+    """Tangents of the gradients of (input, h0, c0) and of the weights, for tangents of the layer's arguments and of
+    ``grads``; None for those not wanted."""
     layer = layer.with_numbers()
     asked = (wanted & Wanted.INPUT, True, True, *(wanted & kind for kind in layer.weight_kinds))
 
@@ -74,7 +74,7 @@ def backward_along(
 
 
 def _along(layer: Layer, groups: int, plain, compiled, inputs: Grads, changes: Grads) -> Grads:
-    """How ``plain(*inputs)`` changes: compiled() where that can be, with a gradient where one may be asked for."""
+    """Tangents of ``plain(*inputs)``: by compiled() where possible, differentiable if a gradient may be requested."""
     if not tangents.are_compiled(layer, groups):
         return _push_forward(plain, inputs, changes)
     with _without_autocast(layer):
@@ -85,7 +85,7 @@ def _along(layer: Layer, groups: int, plain, compiled, inputs: Grads, changes: G
 
 
 class _Along(torch.autograd.Function):
-    """``apply(plain, compiled, *inputs, *changes)``: compiled(), whose gradient is that of _push_forward."""
+    """``apply(plain, compiled, *inputs, *changes)``: the value of compiled() with the gradient of _push_forward."""
 
     @staticmethod
     def forward(ctx, plain, compiled, *tensors):
@@ -129,7 +129,7 @@ def differentiate_backward(
     layer, saved, grads, grad_grads = torch_private.without_the_dead((layer, saved, grads, grad_grads))
     of_tokens, layer = layer.reads_tokens, layer.with_numbers()
     inputs = (*_inputs(layer), *grads)
-    # A tracer may give zeros in place of None, also for gradients that were not asked for and are empty.
+    # A tracer may pass zeros instead of None, also for empty gradients that were not requested.
     pairs = zip(grad_grads, inputs, strict=False)
     grad_grads = [None if input is None or grad is None or grad.shape == (0,) else grad for grad, input in pairs]
     reached = [i for i, grad in enumerate(grad_grads) if grad is not None]
@@ -155,12 +155,12 @@ def differentiate_backward(
 
 
 def plain_backward(layer: Layer, groups: int, grads: Grads) -> Grads:
-    """``layer_backward``'s gradients of (input, h0, c0, weights), by the formula."""
+    """``layer_backward``'s gradients of (input, h0, c0, weights), by the reference."""
     layer = layer.with_numbers()
     return tuple(_backward(layer, groups, [*_inputs(layer), *grads]))
 
 
-# ---- flat lists: input, h0, c0, then the weights, then the four gradients, if any ----------------------------------
+# ---- flat lists: input, h0, c0, then the weights, then the four gradients, if any ------------------------------------
 
 
 def _inputs(layer: Layer) -> tuple[Tensor | None, ...]:
@@ -175,7 +175,7 @@ def _first_grad(layer: Layer) -> int:
 
 
 def _split(layer: Layer, flat) -> tuple[tuple, tuple, tuple]:
-    """(input, h0, c0), the weights and the gradients, or one for each of them."""
+    """Splits a flat list into (input, h0, c0), the weights and the gradients."""
     grads = _first_grad(layer)
     return tuple(flat[:_FIRST_WEIGHT]), tuple(flat[_FIRST_WEIGHT:grads]), tuple(flat[grads:])
 
@@ -189,11 +189,11 @@ def _flat(direction: Direction) -> tuple[Tensor | None, ...]:
     return (direction.input, direction.h0, direction.c0, *direction.weights)
 
 
-# ---- what a call is like -------------------------------------------------------------------------------------------
+# ---- properties of a call --------------------------------------------------------------------------------------------
 
 
 def _are_batched(tensors: Grads) -> bool:
-    """By ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
+    """Whether ``torch.autograd.grad(is_grads_batched=True)``, which has its own vmap, has batched one of them."""
     return any(tensor is not None and torch_private.is_legacy_batched(tensor) for tensor in tensors)
 
 
@@ -205,15 +205,15 @@ def _is_differentiable(tensors: Grads) -> bool:
 
 
 def _without_autocast(layer: Layer):
-    """All have their dtypes already."""
+    """Everything has its final dtype already."""
     return torch.autocast(layer.input.device.type, enabled=False)
 
 
-# ---- by the formula ------------------------------------------------------------------------------------------------
+# ---- by differentiating the reference --------------------------------------------------------------------------------
 
 
 def _push_forward(function, inputs, changes):
-    """How the results of ``function`` change, by torch.func; it gives and takes None for what there is not."""
+    """Tangents of ``function``'s results, by torch.func.jvp; None for absent arguments, tangents and results."""
     changing = [i for i, change in enumerate(changes) if change is not None and inputs[i] is not None]
     given: list[int] = []
     size = 0
@@ -236,10 +236,10 @@ def _outputs(layer: Layer, inputs, cells: bool) -> tuple[Tensor, ...]:
 
 
 def _by_autograd(layer: Layer, inputs, wanted: list[int], vectors: list[Tensor]):
-    """Differentiates twice with plain autograd, which goes with hooks on saved tensors; torch.func does not."""
+    """Differentiates twice with plain autograd, which unlike torch.func works with hooks on saved tensors."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views, so that gradients stop here and yet a further derivative goes on to what the user holds.
+        # Views: gradients stop at them, while further derivatives flow on to the user's tensors.
         own = [None if t is None else t.view_as(t).requires_grad_() for t in inputs]
         outputs, grads = _outputs_with_gradients(layer, own)
         first = torch.autograd.grad(outputs, [own[i] for i in wanted], grads, create_graph=True, allow_unused=True)
@@ -260,7 +260,7 @@ def _by_autograd(layer: Layer, inputs, wanted: list[int], vectors: list[Tensor])
 
 
 def _by_transforms(layer: Layer, groups: int, inputs, wanted: list[int], vectors: list[Tensor]):
-    """Likewise with torch.func, which goes inside its own transforms and maps over members and groups."""
+    """The same with torch.func, which works inside its own transforms and maps over members and groups."""
     given = [i for i, t in enumerate(inputs) if t is not None]
 
     def first_order(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -276,7 +276,7 @@ def _by_transforms(layer: Layer, groups: int, inputs, wanted: list[int], vectors
 
 
 def _outputs_with_gradients(layer: Layer, inputs) -> tuple[list[Tensor], list[Tensor]]:
-    """Those outputs of the reference whose gradient is given, and these gradients."""
+    """The reference's outputs that have a gradient, and these gradients."""
     _, _, grads = _split(layer, inputs)
     *_, grad_cells = grads
     outputs = _outputs(layer, inputs, cells=grad_cells is not None)
@@ -350,7 +350,7 @@ def _over_groups(layer: Layer, groups: int, inputs) -> list[Tensor | None]:
         at = tensor.dim() + batch_dim
         return tensor.unflatten(at, (groups, tensor.shape[at] // groups))
 
-    # The batch is the last dimension but one, so its groups, once cut, are the last but two.
+    # The batch dimension is -2, so that of its groups, once split off, is -3.
     rows = [i for i in range(len(inputs)) if i < _FIRST_WEIGHT or i >= count]
     cut_inputs = [cut(t, -2) if i in rows else t for i, t in enumerate(inputs)]
     dims = [-3 if i in rows else None for i in range(len(inputs))]

@@ -1,13 +1,12 @@
-"""Derivatives along a direction, of a layer and of its backward pass, by the compiled operators.
+"""Directional derivatives of a layer and of its backward pass, by the compiled operators.
 
-A step maps its input, the states that enter and the weights to the states that leave. When all of these change along a
-direction, the change of the states is a recurrence of its own, linear, over the same steps: ``layer_tangent`` walks it.
-The backward pass is a recurrence too; how its results change is a third one, which needs what the backward pass met on
-its way (``layer_trace``): ``layer_backward_tangent``. The parts of it that wait for no other step are products over all
-steps at once, here.
+The tangent of the states is a linear recurrence over the same steps: ``layer_tangent`` runs it. The backward pass is a
+recurrence too; the tangent of its results is a third one, ``layer_backward_tangent``, which needs intermediate values
+of the backward pass (``layer_trace``). What does not depend on other steps is computed here, as products over all steps
+at once.
 
-Second derivatives are symmetric, so the gradient of <u, the layer's gradients> is the change of these gradients along
-u: a double backward is the same three walks.
+Second derivatives are symmetric, so the gradient of <u, the layer's gradients> is the tangent of these gradients along
+u: a double backward runs the same three recurrences.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ NO_GRADS: Grads = (None,) * 4
 
 
 class Direction(NamedTuple):
-    """How the layer's arguments change; None: not at all."""
+    """Tangents of the layer's arguments; None: zero."""
 
     input: Tensor | None
     h0: Tensor | None
@@ -37,7 +36,7 @@ class Direction(NamedTuple):
 
 
 def are_compiled(layer: Layer, groups: int = 1) -> bool:
-    """Do the operators serve this layer, here? They have no vmap."""
+    """Whether the operators can be used for this layer, here; they have no vmap."""
     return (
         groups == 1
         and layer.weights[0].dim() == 2
@@ -48,7 +47,7 @@ def are_compiled(layer: Layer, groups: int = 1) -> bool:
 
 
 def of_forward(layer: Layer, saved: Tensor, direction: Direction, cells: bool) -> tuple[Tensor, ...]:
-    """How output, h_n, c_n and cells change; ``saved`` is what the layer's forward pass saved."""
+    """Tangents of output, h_n, c_n and cells; ``saved`` comes from the layer's forward pass."""
     narrow, (layer, saved, direction) = _in_float(layer, saved, direction)
     *outputs, _ = _forward(layer, saved, direction, cells)
     return narrow(outputs)
@@ -57,8 +56,8 @@ def of_forward(layer: Layer, saved: Tensor, direction: Direction, cells: bool) -
 def of_backward(
     layer: Layer, saved: Tensor, grads: Grads, direction: Direction, grads_direction: Grads, wanted: int
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """How the layer's outputs change along ``direction``, and how the gradients of input, h0, c0 and weights do, when
-    ``grads`` changes along ``grads_direction`` too."""
+    """Tangents of the layer's outputs along ``direction``, and tangents of the gradients of input, h0, c0 and weights
+    along ``direction`` and ``grads_direction``."""
     narrow, (layer, saved, grads, direction, grads_direction) = _in_float(
         layer, saved, grads, direction, grads_direction
     )
@@ -132,19 +131,19 @@ class _Way(NamedTuple):
     layer: Layer
     number: int
     weights: dict[Wanted, Tensor]
-    change: dict[Wanted, Tensor]  # of those that change
+    change: dict[Wanted, Tensor]  # of those that have a tangent
 
     @property
     def first_weight(self) -> int:
         return self.number * len(self.weights)
 
     def part(self, tensor: Tensor) -> Tensor:
-        """Its part of [rows, D*width]."""
+        """This direction's part of [rows, D*width]."""
         width = tensor.shape[-1] // self.layer.sizes[1]
         return tensor.narrow(-1, self.number * width, width) if tensor.dim() > 1 else tensor
 
     def entering_h(self, saved: Tensor) -> Tensor:
-        """Of what a step saved, or how that changes: the h that entered it."""
+        """The h that entered each step, from the saved values or from their tangent."""
         cell, _, hidden, width, *_ = self.layer.sizes
         return saved[self.number].narrow(-1, cell.saved * hidden, width)
 
@@ -167,7 +166,7 @@ def _times(x: Tensor, matrix: Tensor | None) -> Tensor | None:
 
 
 def _outer(x: Tensor, y: Tensor | None) -> Tensor | None:
-    """Summed over the rows of both."""
+    """The outer product, summed over rows."""
     return None if y is None else x.flatten(0, -2).T @ y.flatten(0, -2)
 
 
@@ -182,7 +181,7 @@ def _add(to: Tensor, part: Tensor | None) -> None:
 
 
 def _side_by_side(parts: list[Tensor | None], layer: Layer) -> Tensor | None:
-    """[rows, width] of each direction as [rows, D*width]; a bias of no rows is every row's."""
+    """Concatenates the directions' [rows, width] to [rows, D*width]; a bias is broadcast over rows."""
     given = [part for part in parts if part is not None]
     if not given:
         return None
@@ -191,7 +190,7 @@ def _side_by_side(parts: list[Tensor | None], layer: Layer) -> Tensor | None:
 
 
 def _without_padding(layer: Layer, change: Tensor | None) -> Tensor | None:
-    """Padding may hold anything, and zero times NaN is no zero."""
+    """Zeroes padding, which may hold anything: zero times NaN is not zero."""
     if change is None or layer.lengths is None:
         return change
     steps = torch.arange(change.shape[0], device=change.device)
@@ -199,8 +198,8 @@ def _without_padding(layer: Layer, change: Tensor | None) -> Tensor | None:
 
 
 def _in_float(layer: Layer, *nested) -> tuple[Callable, tuple]:
-    """All in float32 where it is in a 16-bit format, and what turns results back: sums of products of rounded numbers
-    would have few digits left."""
+    """Everything in float32 if it is in a 16-bit format, and the function that converts results back: sums of rounded
+    products would lose too many digits."""
     dtype = layer.input.dtype
     if dtype not in HALF:
         return tuple, (layer, *nested)

@@ -1,4 +1,4 @@
-"""How a vmapped dimension becomes part of one operator call."""
+"""Folding a vmapped dimension into one operator call."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..ops.layer import Layer
 
 
 class Batching:
-    """How one vmapped dimension of size ``size`` enters a single operator call.
+    """Folds a vmapped dimension of size ``size`` into a single operator call.
 
-    When every sample has the same weights it joins the batch: B becomes size * B, sample by sample. When weights differ
-    it becomes members (ensembles); so it does for packed input, whose rows cannot be repeated along the batch.
+    If all samples share their weights it joins the batch: B becomes size * B, sample by sample. If weights differ, or
+    the input is packed, whose rows cannot be repeated along the batch, it becomes members (an ensemble).
     """
 
     def __init__(self, size: int, layer: Layer, dims: Layer):
@@ -46,25 +46,25 @@ class Batching:
         return tensor.movedim(0, batch_dim - 1).flatten(batch_dim - 1, batch_dim)
 
     def _join_shared(self, tensor: Tensor | None, dim: int | None, batch_dim: int, own_dims: int, weight_shape):
-        """Likewise for what members may share: it stays shared when nothing tells them apart."""
+        """The same for what members may share: stays shared if it does not depend on the sample."""
         if tensor is None or not self.as_members:
             return self.join(tensor, dim, batch_dim)
         per_member = tensor.dim() - (dim is not None) == own_dims + 1
         if dim is None and not per_member:
             return tensor
-        if self.had_members and not per_member:  # repeat each sample's for its members
+        if self.had_members and not per_member:  # repeated for each sample's members
             tensor = tensor.movedim(dim, 0)
             members = weight_shape.numel() // weight_shape[-1] // weight_shape[-2]
             return tensor.repeat_interleave(members, 0)
         return self.join(tensor, dim, batch_dim)
 
     def split(self, outputs: Sequence[Tensor]):
-        """Undoes ``join`` on outputs whose batch dimension is the last but one; also where the vmapped one now is."""
+        """Undoes ``join`` on outputs with batch dimension -2; also returns the vmapped dimensions."""
         split = [self._split(output) for output in outputs]
         return tuple(output for output, _ in split), tuple(dim for _, dim in split)
 
     def _split(self, output: Tensor) -> tuple[Tensor, int | None]:
-        if output.shape == (0,):  # not asked for
+        if output.shape == (0,):  # not requested
             return output, None
         if self.as_members:
             return self._split_members(output), 0

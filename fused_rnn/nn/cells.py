@@ -19,9 +19,9 @@ _NAMES = {True: ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), False: ("weigh
 def _step(module: nn.RNNCellBase, cell: Cell, input, hx) -> Sequence[Tensor]:
     """The new states."""
     names, parameters = _NAMES[module.bias], module._parameters
-    weights = [parameters.get(name) for name in names]  # from where they live: attributes of a module are slow
+    weights = [parameters.get(name) for name in names]  # not by getattr, which is slow on modules
     are_plain = plain.are_plain(weights)
-    if not are_plain:  # computed ones, perhaps
+    if not are_plain:  # parametrized, perhaps
         weights = [getattr(module, name) for name in names]
     return arguments.single_step(OPERATORS, cell, input, hx, weights, are_plain)
 
@@ -33,7 +33,7 @@ class LSTMCell(nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """``input [B, I]``, ``hx = (h [B, H], c [B, H])`` to ``(h, c)``; B may be absent from all."""
+        """``input [B, I]``, ``hx = (h [B, H], c [B, H])`` to ``(h, c)``; all of them may be without B."""
         h, c = _step(self, CELLS["lstm"], input, hx)
         return h, c
 
@@ -45,7 +45,7 @@ class GRUCell(nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """``input [B, I]``, ``hx [B, H]`` to h ``[B, H]``; B may be absent from all."""
+        """``input [B, I]``, ``hx [B, H]`` to h ``[B, H]``; all of them may be without B."""
         (h,) = _step(self, CELLS["gru"], input, hx)
         return h
 
@@ -71,7 +71,7 @@ class RNNCell(nn.RNNCellBase):
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """``input [B, I]``, ``hx [B, H]`` to h ``[B, H]``; B may be absent from all."""
+        """``input [B, I]``, ``hx [B, H]`` to h ``[B, H]``; all of them may be without B."""
         cell = CELLS.get(f"rnn_{self.nonlinearity}")
         if cell is None:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")

@@ -1,4 +1,4 @@
-"""Moving a model to this library's layers and back, in place."""
+"""Converting a model to this library's layers and back, in place."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .kinds import OURS
 
 
 def swap(model: nn.Module) -> nn.Module:
-    """Turns every ``nn.LSTM / GRU / RNN`` and cell of ``model``, itself included, into this library's.
+    """Converts every ``nn.LSTM / GRU / RNN`` and cell of ``model``, itself included, to this library's.
 
     Returns ``model``.
 
-    Each module only changes its class: parameters, buffers, hooks, sharing between modules and optimizers that hold the
-    parameters all stay. A subclass of those layers is passed over with a warning, since its ``forward`` may be its own;
-    so is one with parametrizations: swap first, then parametrize.
+    Only the modules' classes change: parameters, buffers, hooks, shared modules and optimizers' references to
+    parameters stay. Subclasses of those layers are skipped with a warning, since their ``forward`` may be their own; so
+    are parametrized layers: swap first, then parametrize.
     """
     passed_over = []
     for name, module in model.named_modules():

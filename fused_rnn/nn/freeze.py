@@ -1,7 +1,6 @@
-"""``freeze`` and ``thaw``: weights put into the engine's own layout once, not on every call.
+"""``freeze`` and ``thaw``: pack weights into the engine's layout once instead of on every call.
 
-Only ever when asked for: ``weight.data.copy_()`` leaves no trace, so a copy that the library kept by itself could go
-stale without anyone's knowledge.
+Only on request: ``weight.data.copy_()`` leaves no trace, so an automatic cache could silently go stale.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ def is_frozen(module: nn.Module) -> bool:
 def freeze(model: nn.Module) -> nn.Module:
     """Packs the weights of every ``fused_rnn.LSTM / GRU / RNN`` of ``model``, itself included, once, for inference.
 
-    Returns ``model``. Cells are left as they are. For calls without gradients only: others raise until :func:`thaw`.
-    So does a call after a weight was replaced or changed in place; a change through ``weight.data`` or of memory shared
-    with it is not seen, so freeze again after one. ``load_state_dict`` and conversions such as ``half()`` pack anew by
-    themselves, as copies and unpickled models do. State dicts have nothing of it.
+    Returns ``model``. Cells are not changed. Frozen layers run without gradients only: other calls raise until
+    :func:`thaw`, and so does a call after a weight was replaced or changed in place. Changes through ``weight.data`` or
+    shared memory go unnoticed: freeze again after those. After ``load_state_dict`` and conversions such as ``half()``,
+    in copies and in unpickled models, weights are packed again automatically. State dicts do not change.
     """
     frozen, passed_over = {}, []
     for name, module in model.named_modules():
@@ -34,7 +33,7 @@ def freeze(model: nn.Module) -> nn.Module:
             frozen[module] = module._pack()
         else:
             passed_over.append(name or "the model itself")
-    for module, packed in frozen.items():  # only now, when none has raised
+    for module, packed in frozen.items():  # only now that none has raised
         module._runner = packed
     if passed_over:
         warnings.warn(
@@ -48,7 +47,7 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def thaw(model: nn.Module) -> nn.Module:
-    """Undoes :func:`freeze`, and gives the packed copies' memory back; returns ``model``."""
+    """Undoes :func:`freeze` and frees the packed copies; returns ``model``."""
     for module in model.modules():
         if isinstance(module, Recurrent):
             module._thaw()

@@ -7,7 +7,7 @@ from torch import nn
 from ..ops.cells import BY_ID, BY_MODE, Cell
 from . import cells, layers
 
-# torch.nn's class: ours.
+# torch.nn's classes and ours.
 OURS: dict[type[nn.Module], type[nn.Module]] = {
     getattr(nn, kind.__name__): kind
     for kind in (layers.LSTM, layers.GRU, layers.RNN, cells.LSTMCell, cells.GRUCell, cells.RNNCell)
@@ -15,7 +15,7 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def cell_of(module: nn.Module) -> Cell | None:
-    """Of a layer or a single cell; None of any other module."""
+    """The cell of a layer or of a single-step module; None for any other module."""
     if isinstance(module, nn.RNNBase):
         return BY_MODE.get(module.mode)
     if not isinstance(module, nn.RNNCellBase):

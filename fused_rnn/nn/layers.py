@@ -24,7 +24,7 @@ class LSTM(Recurrent):
     dropout, bidirectional (D = 2), proj_size (P; H when 0), device, dtype.
     """
 
-    # What nn.LSTM adds to nn.RNNBase's public helpers, for code that calls them.
+    # Public helpers that nn.LSTM has beyond nn.RNNBase, for code that calls them.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args
     permute_hidden = nn.LSTM.permute_hidden

@@ -17,16 +17,16 @@ from .runners import Frozen
 
 
 class Recurrent(nn.RNNBase):
-    # nn.RNNBase, not nn.LSTM and its like: torch.compile refuses every instance of the public three.
+    # nn.RNNBase, not nn.LSTM and the like: torch.compile refuses all instances of those.
 
-    # Who runs the layers; not in state dicts. Of a pickled or copied layer only that it was frozen is kept.
+    # What runs the layers. Not in state dicts; of a pickled or copied layer only the fact that it was frozen is kept.
     _runner: Runner = OPERATORS
 
     def _run(
         self, input, hx=None, lengths=None, reset_mask=None, grad_clip=None, cells: bool = False, runner=None
     ) -> Sequence:
-        """A call: what :func:`fused_rnn.ops.arguments.run` returns. ``runner``: another than the layer's own."""
-        # From where parameters live: `_flat_weights` costs more to bring up to date than the rest of a small call.
+        """One call; returns what :func:`fused_rnn.ops.arguments.run` does. ``runner``: instead of the layer's own."""
+        # From `_parameters`: updating `_flat_weights` would cost more than the rest of a small call.
         parameters = self._parameters
         weights = [parameters.get(name) for name in self._flat_weights_names]
         are_plain = plain.are_plain(weights)
@@ -40,30 +40,30 @@ class Recurrent(nn.RNNBase):
         )
         dropout = self.training and self.dropout
         if lengths is reset_mask is grad_clip is None and not (cells or dropout):
-            options = NO_OPTIONS  # as options_of says, without the call
+            options = NO_OPTIONS  # what options_of would return, without calling it
         else:
             options = options_of(dropout, lengths, reset_mask, grad_clip, cells)
         return arguments.run(runner or own, form, input, hx, weights, options, are_plain)
 
     def _current_weights(self) -> list[Tensor | None]:
-        if torch.compiler.is_exporting():  # which warns of attributes that are assigned
+        if torch.compiler.is_exporting():  # an export warns of assigned attributes
             return [getattr(self, name, None) for name in self._flat_weights_names]
         parameters = self._parameters
-        # As `_update_flat_weights` asks, but at the price of a look: are these weights still the module's?
+        # What `_update_flat_weights` checks, but cheaper: are these still the module's weights?
         if torch.compiler.is_compiling() or not all(
             map(is_, map(parameters.get, self._flat_weights_names), self._flat_weights)
         ):
             self._update_flat_weights()
         return self._flat_weights
 
-    # ---- frozen weights: where torch changes the weights of a module as a whole, they are packed anew ----
+    # ---- frozen weights: packed again wherever torch replaces a module's weights as a whole ----
 
     def _pack(self) -> Frozen:
         weights = [self._parameters[name] for name in self._flat_weights_names]
         return Frozen(BY_MODE[self.mode], self.bias, self.bidirectional, self.num_layers, weights)
 
     def _thaw(self) -> bool:
-        """Was it frozen?"""
+        """Thaws the layer; returns whether it was frozen."""
         was_frozen = isinstance(self._runner, Frozen)
         if was_frozen:
             del self._runner
@@ -85,7 +85,7 @@ class Recurrent(nn.RNNBase):
     def __getstate__(self):
         state = super().__getstate__()
         if isinstance(state.pop("_runner", None), Frozen):
-            state["_frozen"] = True  # the packed copy is this process's and this processor's
+            state["_frozen"] = True  # the packed copy is valid in this process only
         return state
 
     def __setstate__(self, state):

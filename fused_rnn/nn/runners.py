@@ -1,4 +1,4 @@
-"""Who runs a layer's calls: the operators alone, packed weights (``freeze``), or watched ones (``gradient_flow``)."""
+"""Runners other than the operators themselves: packed weights (``freeze``) and watched layers (``gradient_flow``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _THAW = "call fused_rnn.thaw(model) first"
 
 
 class Frozen(Runner):
-    """The packed weights of one module, what they were packed from, and the calls that may not use them."""
+    """One module's packed weights, the weights that they were packed from, and checks of both."""
 
     infers = True
 
@@ -31,22 +31,22 @@ class Frozen(Runner):
             pack = torch.ops.fused_rnn.pack_weights
             self.packed = [pack(cell.id, bias, bidirectional, span) for span in spans]
         self.weights = list(weights)
-        # Weights made under inference_mode keep no versions.
+        # Weights made under inference_mode have no versions.
         self.versions = None if any(w.is_inference() for w in weights) else [w._version for w in weights]
-        # While these memories are held no other tensor lies where the weights lay, and the operator tells them by that.
+        # The operator recognises the weights by their addresses, so their memory must not be reused meanwhile.
         self._memories = [weight.detach() for weight in weights]
 
     def check(self, weights: Sequence[Tensor | None]) -> None:
-        """Raises where it shows that ``weights`` are not what was packed. `weight.data.copy_()` does not show."""
+        """Raises if ``weights`` are visibly not those that were packed; `weight.data.copy_()` is invisible."""
         if torch.compiler.is_compiling():
-            return  # Dynamo sees no versions; that the memory is the same one the operator checks
+            return  # Dynamo sees no versions; the operator checks the addresses
         if not all(map(is_, weights, self.weights)):
             raise RuntimeError(f"fused_rnn: a weight of this frozen layer was replaced; {_THAW}")
         if self.versions is not None and self.versions != [weight._version for weight in weights]:
             raise RuntimeError(f"fused_rnn: a weight of this frozen layer was changed in place; {_THAW}")
 
     def check_call(self, layer: Layer) -> None:
-        """Raises for a call that wants derivatives, or is made under a transform."""
+        """Raises for a call that needs derivatives or is made under a transform."""
         if torch_private.in_transform() or torch_private.in_forward_mode():
             raise RuntimeError(f"fused_rnn: a frozen layer takes no part in torch.func's transforms; {_THAW}")
         tensors = [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
@@ -57,7 +57,7 @@ class Frozen(Runner):
             )
 
     def layers(self) -> RunLayer:
-        if torch.compiler.is_exporting():  # for other processes, where what is packed here would be refused
+        if torch.compiler.is_exporting():  # other processes would refuse what is packed in this one
             return functions.run_layer
         packed = iter(self.packed)
 
@@ -66,7 +66,7 @@ class Frozen(Runner):
             own = next(packed)
             with torch.no_grad():
                 are_others = layer.weights[0].dtype != self.weights[0].dtype  # autocast's copies
-                if cells or are_others:  # for cells `infer` has no place
+                if cells or are_others:  # `infer` does not return cells
                     output, h_n, c_n, all_cells, _ = layer.forward(save=False, cells=cells)
                     return output, h_n, c_n, all_cells
                 results = _infer_layer(layer, own)
@@ -90,12 +90,12 @@ def _infer_layer(layer: Layer, packed: Tensor) -> list[Tensor]:
 
 
 class Watched(Runner):
-    """The layers of one module, watched: ``record((name, layer), norms)`` gets the norms of each backward pass.
+    """Watches one module: calls ``record((name, layer), norms)`` in each backward pass.
 
-    ``of_last``: as of :func:`fused_rnn.autograd.norms.run_layer`. ``steps``: the most that a compiled call will take.
+    ``of_last``: as in :func:`fused_rnn.autograd.norms.run_layer`. ``steps``: an upper bound for compiled calls.
     """
 
-    infers = True  # without gradients there is nothing to see
+    infers = True  # without gradients there is nothing to watch
 
     def __init__(self, record: Callable, of_last: bool, name: str, module: nn.Module, steps: int | None):
         self.record, self.of_last = record, of_last
@@ -103,12 +103,12 @@ class Watched(Runner):
         self.states = BY_MODE[module.mode].states
         self.keys = [(name, k) for k in range(module.num_layers)]
         self.places: list[Tensor] = []
-        if steps is not None:  # one column more: it counts the calls
+        if steps is not None:  # one more column, to count calls
             weight = next(module.parameters())
             self.places = [self.place(k, steps + 1, weight) for k in range(module.num_layers)]
 
     def check(self, weights: Sequence[Tensor | None]) -> None:
-        """Any weights will do."""
+        """Accepts any weights."""
 
     def layers(self) -> RunLayer:
         keep_off = norms.are_refused()
@@ -120,7 +120,7 @@ class Watched(Runner):
             k = next(layers)
             tensors = [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
             if not (torch.is_grad_enabled() and torch_private.need_gradient(tensors)):
-                return functions.run_layer(layer, cells, grad_clip)  # no backward pass will come by
+                return functions.run_layer(layer, cells, grad_clip)  # there will be no backward pass
             return norms.run_layer(layer, cells, self.place_for(k, layer), self.of_last, grad_clip)
 
         return run_layer
@@ -129,7 +129,7 @@ class Watched(Runner):
         steps = norms.steps_of(layer)
         if not torch.compiler.is_compiling():
             return self.place(k, steps, layer.weights[0])
-        # A compiled graph can give gradients only to leaves that it was given.
+        # A compiled graph can only return gradients of leaves that are its inputs.
         if not self.places:
             raise RuntimeError("fused_rnn.gradient_flow needs steps=, the most a call takes, under torch.compile")
         if steps >= self.places[k].shape[-1]:
@@ -137,10 +137,10 @@ class Watched(Runner):
         return self.places[k]
 
     def place(self, k: int, columns: int, like: Tensor) -> Tensor:
-        """[D, kStates, columns]: a leaf whose gradient becomes a record of layer k."""
+        """[D, kStates, columns]: a leaf whose gradient is recorded for layer k."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         leaf = like.new_zeros(self.directions, self.states, columns, dtype=dtype).requires_grad_()
         record, key = self.record, self.keys[k]
-        # A copy: the leaf keeps the gradient, and adds the next one to it.
+        # A copy, since the leaf keeps the gradient and accumulates into it.
         leaf.register_hook(lambda grad: record(key, grad.detach().clone()))
         return leaf

@@ -1,4 +1,4 @@
-"""``Stack``: layers of different sizes on top of each other, with paths around them."""
+"""``Stack``: stacked layers of different sizes, with skip connections."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _SKIPS = (None, "residual", "dense")
 
 
 class Stack(nn.Module):
-    """A deep recurrent network: a layer for each of ``hidden_sizes``, with paths around the layers.
+    """A deep recurrent network: a layer for each of ``hidden_sizes``, with skip connections.
 
     Args:
         cell: "lstm", "gru", "rnn", or a class: ``fused_rnn.LSTM``, ``GRU``, ``RNN`` or one derived from these.
         input_size: I.
         hidden_sizes: H of each layer.
-        skip: "residual" adds each layer's input to its output. Their widths must agree (D*H the same in all layers) but
-            for the first layer's, which goes without if ``input_size`` is another. "dense" gives each layer the
-            input and the outputs of all layers before it, in this order, beside each other. None: a plain stack.
+        skip: "residual" adds each layer's input to its output. Their widths must agree (D*H the same in all layers);
+            only the first layer goes without if ``input_size`` differs. "dense" concatenates, in this order, the input
+            and the outputs of all previous layers as each layer's input. None: a plain stack.
         bidirectional: D = 2.
-        dropout: probability of an element of a layer's output, but the last one's, to be zeroed in training. It acts on
-            what the layer itself says: the residual's path goes around it.
+        dropout: probability that an element of a layer's output, except the last layer's, is zeroed in training. It
+            acts on the layer's own output, before the residual is added.
         batch_first, bias, device, dtype: as in ``torch.nn``.
         options: other arguments of the class: ``nonlinearity`` of "rnn", ``proj_size`` of "lstm".
 
-    The layers are in ``stack.layers``, an ``nn.ModuleList``, each of one layer and with its own weights' names.
+    The layers are in ``stack.layers``, an ``nn.ModuleList`` of one-layer modules.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class Stack(nn.Module):
         Args:
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a ``PackedSequence``.
             hx: a state for each layer as that layer takes it, ``h_0 [D, B, H]`` or ``(h_0, c_0)``; or None, for zeros.
-            lengths, reset_mask, grad_clip: as in :func:`fused_rnn.functional.lstm`. Each layer clips what flows back
-                through its own states; what goes the paths around layers is not clipped.
+            lengths, reset_mask, grad_clip: as in :func:`fused_rnn.functional.lstm`. Each layer clips the
+                gradients of its own states; those of skip connections are not clipped.
 
         Returns:
             The last layer's output (with its residual), laid out as the input, and a tuple as ``hx``: each layer's
@@ -118,7 +118,7 @@ class Stack(nn.Module):
             raise TypeError(
                 f"Stack: skip={self.skip!r} adds the input to layers' outputs, and ids are no numbers to add"
             )
-        # Only what is given: torch.nn's layers, which fused_rnn.restore puts here, take none of it.
+        # Only given options are passed: torch.nn's layers, which fused_rnn.restore puts here, take none.
         options = {"lengths": lengths, "reset_mask": reset_mask, "grad_clip": grad_clip}
         options = {name: option for name, option in options.items() if option is not None}
         states = []
@@ -136,7 +136,7 @@ class Stack(nn.Module):
         return output, tuple(states)
 
     def _without_padding(self, input: Tensor | PackedSequence, lengths) -> Tensor | PackedSequence:
-        """Zero behind the rows' ends, as outputs of layers are: what lies there may be anything."""
+        """Zero beyond the rows' ends, like layers' outputs: padding may hold anything."""
         if lengths is None:
             return input
         lengths = torch.as_tensor(lengths, device=input.device)
@@ -162,7 +162,7 @@ def _class_of(cell) -> type[nn.Module]:
 
 
 def _width(layer: nn.RNNBase) -> int:
-    """D*P: of the output."""
+    """The output's width, D*P."""
     return (1 + layer.bidirectional) * (layer.proj_size or layer.hidden_size)
 
 
@@ -171,7 +171,7 @@ def _widths_agree(layer: nn.RNNBase) -> bool:
 
 
 def _map_data(function, *sequences):
-    """The function of what is in the sequences, be they tensors or packed, all alike."""
+    """Applies the function to the data of sequences that are all tensors or all packed."""
     if isinstance(sequences[0], PackedSequence):
         return PackedSequence(function(*(packed.data for packed in sequences)), *sequences[0][1:])
     return function(*sequences)

@@ -1,8 +1,8 @@
-"""The way of a call from a user's arguments to layers: checks, packing, batch_first, states, dropout, autocast.
+"""From a user's arguments to layers: checks, packing, batch_first, states, dropout between layers, autocast.
 
-Written once, for whoever runs the layers: the operators (:mod:`fused_rnn.functional`), the plain reference
-(:mod:`fused_rnn.reference`), packed or watched weights. Messages and exception types are those of ``torch.nn`` where it
-has one. A plain call is seen at the head of the way and passed on to the operator, which does all checks itself.
+Written once for everything that can run a layer: the operators (:mod:`fused_rnn.functional`), the plain reference
+(:mod:`fused_rnn.reference`), frozen or watched layers. Messages and exception types are those of ``torch.nn`` where it
+has them. A plain call is recognised first and passed straight to the operator, which does its own checks.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from .checks import (
 from .layer import Layer
 from .sequences import check_sizes, enter_packed, enter_padded
 
-# (layer, whether the second state after every step is wanted) -> output, h_n, c_n, that state
+# (layer, whether to return the second state after every step) -> output, h_n, c_n, that state
 RunLayer = Callable[[Layer, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
 _NONLINEARITIES = {cell.nonlinearity: cell for cell in BY_ID if cell.nonlinearity is not None}
 _infer = torch_private.bare(torch.ops.fused_rnn.infer.default)
 
 
 class Runner:
-    """Who runs the layers of a call."""
+    """Runs the layers of a call."""
 
     infers = False
-    """A plain call without gradients may go to the operator ``infer``, which runs all layers."""
+    """Whether a plain call without gradients may go to the operator ``infer``, which runs all layers at once."""
     packed: Sequence[Tensor] | None = None
     """The layers' packed weights, for ``infer``."""
     run_for_gradients: RunLayer | None = None
-    """Runs the layers of plain calls of which gradients are wanted; None: the general ``layers()`` does."""
+    """Runs the layers of plain calls that need gradients; None: ``layers()`` does."""
 
     def __init__(self, run_layer: RunLayer):
         self._run_layer = run_layer
 
     def layers(self) -> RunLayer:
-        """What runs the layers of one call, in turn."""
+        """The function that runs one call's layers, one after the other."""
         return self._run_layer
 
 
-# ---- whole sequences -----------------------------------------------------------------------------------------------
+# ---- whole sequences -------------------------------------------------------------------------------------------------
 
 
 def lstm(runner: Runner, input, hx, weights, *, return_cells: bool = False, **options):
@@ -112,9 +112,9 @@ def run(
     options: Options,
     are_plain: bool,
 ) -> Sequence:
-    """A stack of layers: output, h_n and, of a cell with two states, c_n; then what ``options`` ask for.
+    """Runs a stack of layers: output, h_n and, for a cell with two states, c_n; then what ``options`` ask for.
 
-    ``are_plain``: what :func:`plain.are_plain` says of the weights.
+    ``are_plain``: the result of :func:`plain.are_plain` for the weights.
     """
     is_plain = False
     try:
@@ -147,20 +147,20 @@ def run(
         masks = {"lengths": options.lengths, "reset_mask": options.reset_mask}
         if is_plain and (refusal := refusals.raised_by(_prepare, form, input, hx, weights, options)) is not None:
             refusals.explain(refusal, form.name, input, hx=hx, weights=weights, **masks)
-            raise refusal from error  # in the words of the checks, which are torch.nn's
+            raise refusal from error  # with torch.nn's message instead of the operator's
         refusals.explain(error, form.name, input, hx=hx, weights=weights, **masks)
         raise
 
 
 def _are_whole(form: Form, states: tuple[Tensor | None, Tensor | None]) -> bool:
-    """Do the states have as many rows as there are layers and directions? The operator sees one layer's at a time."""
+    """Whether the states have a row for each layer and direction: the operator sees only one layer's at a time."""
     rows = form.num_layers * form.directions
     return all(state is None or (state.dim() == 3 and state.shape[0] == rows) for state in states)
 
 
 def _prepare(form: Form, input, hx, weights: list[Tensor], options: Options):
-    """After all checks: the arguments of the first layer, with the states and weights of all; and what turns results
-    into those that a user gets."""
+    """Checks everything. Returns the first layer's arguments with the states and weights of all layers, and the
+    function that turns the results into the user's layout."""
     check_weights(form, weights)
     enter = enter_packed if isinstance(input, PackedSequence) else enter_padded
     rows, states, leave = enter(form, input, hx, options.lengths, options.reset_mask)
@@ -168,12 +168,12 @@ def _prepare(form: Form, input, hx, weights: list[Tensor], options: Options):
     check_sizes(form, rows, states, weights)
     h0, c0 = h0_and_c0(tuple(map(rows.sort, states)))
     masks = (rows.lengths, rows.batch_sizes, rows.sort(rows.reset_mask))
-    # Contiguous here, so that what is kept for the backward pass is no view of the user's tensor.
+    # Made contiguous here, so that what is saved for the backward pass is not a view of the user's tensor.
     return Layer(form.cell.id, form.bias, form.bidirectional, data.contiguous(), h0, c0, *masks, weights), leave
 
 
 def _over_layers(form: Form, run_layer: RunLayer, whole: Layer, options: Options):
-    """Output, h_n, c_n and cells of layers on top of each other, whose states and weights ``whole`` holds."""
+    """Output, h_n, c_n and cells of stacked layers; ``whole`` holds the states and weights of all of them."""
     if options.grad_clip is not None:
         run_layer = partial(run_layer, grad_clip=options.grad_clip)
     if form.num_layers == 1:
@@ -203,13 +203,13 @@ def _over_layers(form: Form, run_layer: RunLayer, whole: Layer, options: Options
     return data, torch.cat(h_ns), torch.cat(c_ns), cells
 
 
-# ---- single steps --------------------------------------------------------------------------------------------------
+# ---- single steps ----------------------------------------------------------------------------------------------------
 
 
 def single_step(runner: Runner, cell: Cell, input, hx, weights: list[Tensor], are_plain: bool) -> Sequence[Tensor]:
     """One step of one cell: the new states. ``weights``: weight_ih, weight_hh and, if any, bias_ih, bias_hh.
 
-    ``are_plain``: as of :func:`run`.
+    ``are_plain``: as in :func:`run`.
     """
     is_plain = False
     try:
@@ -244,7 +244,7 @@ def _one_step(run_layer: RunLayer, cell: Cell, input: Tensor, states, weights) -
 
 
 def _prepare_step(cell: Cell, input: Tensor, hx, weights: Sequence[Tensor]):
-    """Input, (h0, c0) and weights, after all checks."""
+    """Checks everything; returns input, (h0, c0) and weights."""
     name = cell.step_name
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}: input must be a Tensor, got {type(input).__name__}")

@@ -1,8 +1,8 @@
-"""The argument lists of the operators and of the autograd functions, all made of the fields of ``Layer``.
+"""The argument lists of the operators and of the autograd functions, all derived from the fields of ``Layer``.
 
-Two orders. The operators take a layer's weights as one list, between its states and its masks. The autograd functions
-take them last and one by one, as autograd sees a tensor only where it is an argument of its own: such a list is called
-flat here, and has the fields of ``ForwardArguments`` or ``BackwardArguments``.
+There are two orders. The operators take a layer's weights as one list, between its states and its masks. The autograd
+functions take them last and one by one, since autograd only sees tensors that are arguments of their own: such a list
+is called flat here, and has the fields of ``ForwardArguments`` or ``BackwardArguments``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from . import torch_private
 from .layer import Layer
 
-# Places in a flat list that begins with a layer's arguments.
+# Positions in a flat list that begins with a layer's arguments.
 _place = Layer._fields.index
 STATIC = slice(0, _place("input"))  # cell, bias, bidirectional
 STATES = slice(_place("input"), _place("lengths"))  # input, h0, c0
@@ -26,15 +26,15 @@ WEIGHTS = slice(_place("weights"), None)
 
 
 def layer_of(flat: Sequence[Any]) -> Layer:
-    """From a flat list of a layer's arguments, or of whatever there is one of for each of them."""
+    """A Layer from a flat list of its arguments, or of one value (a flag, a tangent) for each of them."""
     return Layer(*flat[: WEIGHTS.start], tuple(flat[WEIGHTS]))
 
 
-# ---- flat: the arguments of the autograd functions -----------------------------------------------------------------
+# ---- flat: the arguments of the autograd functions -------------------------------------------------------------------
 
 
 class ForwardArguments(NamedTuple):
-    """Of ``LayerForward.apply``; ``layer`` stands for its fields."""
+    """The arguments of ``LayerForward.apply``; ``layer`` stands for its fields."""
 
     save: bool
     cells: bool
@@ -43,7 +43,7 @@ class ForwardArguments(NamedTuple):
 
 
 class BackwardArguments(NamedTuple):
-    """Of ``LayerBackward.apply``; ``layer`` stands for its fields."""
+    """The arguments of ``LayerBackward.apply``; ``layer`` stands for its fields."""
 
     wanted: int
     weight_groups: int
@@ -66,18 +66,18 @@ def flatten(arguments: ForwardArguments | BackwardArguments) -> tuple:
 
 
 def unflatten(kind, flat: Sequence[Any]) -> Any:
-    """The flat list's ``ForwardArguments`` or ``BackwardArguments``, or whatever there is one of for each argument."""
+    """``ForwardArguments`` or ``BackwardArguments`` from a flat list of them, or of one value for each of them."""
     layer = len(kind._fields) - 1
     return kind(*flat[:layer], layer_of(flat[layer:]))
 
 
 GRADS = slice(BackwardArguments._fields.index("grad_output"), BackwardArguments._fields.index("saved"))
 
-# Gradients of the arguments, in the same order: None for those that have none.
+# Gradients of the arguments, in the same order; None for arguments without a gradient.
 _OF_STATIC, _OF_MASKS = (None,) * len(Layer._fields[STATIC]), (None,) * len(Layer._fields[MASKS])
 _BEFORE_LAYER = (None,) * ForwardArguments._fields.index("layer")
 _BEFORE_GRADS = (None,) * BackwardArguments._fields.index("grad_output")
-FORWARD_TENSORS = len(_BEFORE_LAYER) + STATES.start  # where, in the flat list, what is static ends and tensors begin
+FORWARD_TENSORS = len(_BEFORE_LAYER) + STATES.start  # the flat list's first tensor
 
 
 def forward_gradients(input, h0, c0, weights: Sequence[Any]) -> tuple:
@@ -85,15 +85,15 @@ def forward_gradients(input, h0, c0, weights: Sequence[Any]) -> tuple:
 
 
 def backward_gradients(grads: Sequence[Any], states: Sequence[Any], weights: Sequence[Any]) -> tuple:
-    """``grads``: of the four gradients; ``states``: of input, h0 and c0."""
+    """``grads``: for the four gradients; ``states``: for input, h0 and c0."""
     return (*_BEFORE_GRADS, *grads, None, *_OF_STATIC, *states, *_OF_MASKS, *weights)
 
 
-# ---- the operators' own order --------------------------------------------------------------------------------------
+# ---- the operators' own order ----------------------------------------------------------------------------------------
 
 
 def _call(name: str):
-    """A named tuple of an operator's arguments, from its schema; ``layer`` and ``grads`` are those that it has."""
+    """A named tuple of an operator's arguments, from its schema, with properties ``layer`` and ``grads``."""
     operator = getattr(torch.ops.fused_rnn, name).default
     names, defaults = torch_private.arguments_of(operator)
     call = namedtuple(name, names, defaults=defaults)

@@ -1,6 +1,6 @@
-"""The registry of cells: one row for each, and everything that Python knows of a cell is in its row.
+"""The registry of cells: one row each, with everything that the Python side knows about a cell.
 
-How many gates, states and saved values a cell has comes from the compiled library, where it is written down once.
+The numbers of gates, states and saved values come from the compiled library, the one place where they are defined.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from . import library
 
 
 class NamedGate(NamedTuple):
-    """A gate, and the ends of the range that its values lie in."""
+    """A gate and the range of its values."""
 
     name: str
     low: float
@@ -21,24 +21,24 @@ class NamedGate(NamedTuple):
 
 
 class OnnxNode(NamedTuple):
-    """ONNX's node for a cell, the order in which it wants the gates, and what else it has to be told."""
+    """ONNX's operator for a cell, the order of its gates, and further attributes."""
 
     name: str
     gates: tuple[str, ...]
     attributes: dict
 
 
-@dataclass(frozen=True, eq=False)  # equal to itself alone, which is quick to tell
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity, which is fast
 class Row:
-    """What the compiled library cannot know of a cell. Only ``name`` is needed, for a cell that no layer runs yet."""
+    """What the compiled library does not know about a cell. A cell that no layer class uses needs only a ``name``."""
 
     name: str
     layer: str | None = None
-    """Name of the layer's class; its cell's is ``layer + "Cell"``, and its function's ``layer.lower()``."""
+    """Name of the layer class; the cell class is ``layer + "Cell"``, the function ``layer.lower()``."""
     nonlinearity: str | None = None
-    """Where one class has several cells: the argument that tells them apart."""
+    """The constructor argument that selects this cell, where one class has several."""
     named_gates: tuple[NamedGate, ...] = ()
-    """In torch's order: the blocks of weight_ih and weight_hh from top to bottom."""
+    """In torch's order, that of the row blocks of weight_ih and weight_hh."""
     onnx: OnnxNode | None = None
 
 
@@ -88,7 +88,7 @@ _ROWS = (
 
 @dataclass(frozen=True, eq=False)
 class Cell(Row):
-    """A row, and what the compiled library says of the cell: its id and its traits."""
+    """A row together with the cell's id and its traits from the compiled library."""
 
     id: int = 0
     gates: int = 0
@@ -101,23 +101,23 @@ class Cell(Row):
 
     @property
     def mode(self) -> str | None:
-        """What ``torch.nn.RNNBase.mode`` calls it."""
+        """The value of ``torch.nn.RNNBase.mode``."""
         if self.layer is None or self.nonlinearity is None:
             return self.layer
         return f"{self.layer}_{self.nonlinearity.upper()}"
 
     @property
     def layer_name(self) -> str:
-        """Of the layer, in messages."""
+        """The layer's name in messages."""
         return self.layer or self.name
 
     @property
     def step_name(self) -> str:
-        """Of a single step, in messages."""
+        """A single step's name in messages."""
         return f"{self.layer_name}Cell"
 
     def gate(self, name: str) -> int | None:
-        """The place of a gate in torch's order; None if the cell has no gate of that name."""
+        """A gate's position in torch's order; None if the cell has no gate of that name."""
         return next((k for k, gate in enumerate(self.named_gates) if gate.name == name), None)
 
 

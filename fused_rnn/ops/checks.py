@@ -1,4 +1,4 @@
-"""Whether a user's weights, states and options fit each other: dimensions, sizes, dtypes, devices."""
+"""Checks of a user's weights, states and options against each other: dimensions, sizes, dtypes, devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .layer import BATCH_FIRST, LAYOUTS, ONE_STEP, TIME_MAJOR, Wanted, stack_cod
 
 
 class Form(NamedTuple):
-    """What a stack of layers is, apart from its tensors."""
+    """Everything about a stack of layers except its tensors."""
 
     cell: Cell
     num_layers: int
@@ -23,11 +23,11 @@ class Form(NamedTuple):
     batch_first: bool
     bias: bool
     kinds: tuple[Wanted, ...]
-    """What the weights of one layer and direction are."""
+    """The kinds of the weights of one layer and direction, in order."""
     code: int
-    """For the operator ``infer``."""
+    """The stack's code for the operator ``infer``."""
     step_code: int
-    """Likewise, for a single step."""
+    """The code for a single step."""
 
     @property
     def name(self) -> str:
@@ -39,7 +39,7 @@ class Form(NamedTuple):
 
 
 def form_of(cell: Cell, num_layers: int, bidirectional: bool, batch_first: bool, weights: int) -> Form:
-    """The form of a stack with so many weights; raises where no stack has as many."""
+    """The form of a stack with ``weights`` weights; raises if no such stack has that many."""
     layouts = LAYOUTS[cell.id]
     blocks = num_layers * (2 if bidirectional else 1)
     count, rest = divmod(weights, blocks)
@@ -59,22 +59,22 @@ known_form = lru_cache(maxsize=1024)(form_of)  # Dynamo cannot enter it
 
 
 class Options(NamedTuple):
-    """What a call may ask for beside the layers' results."""
+    """The options of one call."""
 
     dropout: float = 0.0
-    """Between layers; 0 where it does not act."""
+    """Probability of dropout between layers; 0 outside training."""
     lengths: Tensor | Sequence[int] | None = None
     reset_mask: Tensor | None = None
     grad_clip: float | None = None
     cells: bool = False
-    """The last layer's second state after every step."""
+    """Whether to return the last layer's second state after every step."""
 
 
 NO_OPTIONS = Options()
 
 
 def options_of(dropout: float, lengths, reset_mask, grad_clip: float | None, cells: bool = False) -> Options:
-    """NO_OPTIONS itself where nothing is asked for."""
+    """NO_OPTIONS itself if no option is given."""
     if lengths is reset_mask is grad_clip is None and not (cells or dropout):
         return NO_OPTIONS
     if grad_clip is not None:
@@ -91,7 +91,7 @@ def checked_grad_clip(grad_clip: float) -> float:
 
 
 def check_weights(form: Form, weights: Sequence[Tensor]) -> None:
-    """Raises unless each weight is a tensor of as many dimensions as it should have."""
+    """Raises unless every weight is a tensor with the right number of dimensions."""
     blocks = form.num_layers * form.directions
     for i, (weight, kind) in enumerate(zip(weights, form.kinds * blocks, strict=True)):
         if not isinstance(weight, Tensor):
@@ -121,8 +121,8 @@ def h0_and_c0(states: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]
 
 
 def in_one_dtype(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor], of_tokens: bool = False):
-    """All in one dtype, autocast's if that is on, on one supported device; or an error that says what differs. Ids are
-    left out of it."""
+    """Everything in one dtype (autocast's, if it is on) on one supported device; raises if they differ. Ids keep their
+    dtype."""
     device = input.device
     check_device(device)
 
@@ -158,7 +158,7 @@ def check_state_dtypes(states: tuple[Tensor, ...], dtype: torch.dtype) -> None:
 
 
 def check_device(device: torch.device) -> None:
-    """Raises unless the compiled library can compute there."""
+    """Raises unless the compiled library can run on this device."""
     if device.type in ("cpu", "meta"):
         return
     if device.type != "cuda":

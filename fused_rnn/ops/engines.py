@@ -1,4 +1,4 @@
-"""Which CUDA engine runs, where a program says so."""
+"""Choosing the CUDA engine from Python."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def check_cuda_engine(name: str) -> None:
 
 
 def set_cuda_engine(name: str | None) -> str | None:
-    """For all calls of this process from now on; None: what the environment says. Returns what was set before."""
+    """For all later calls of this process; None: as the environment says. Returns the previous setting."""
     before = library.compiled.fused_rnn_set_cuda_engine(-1 if name is None else CUDA_ENGINES.index(name))
     return None if before < 0 else CUDA_ENGINES[before]
 
 
 def cuda_engine(name: str) -> AbstractContextManager[None]:
-    """A context in which layers on CUDA run on this engine, whatever FUSED_RNN_CUDA_ENGINE says; names are the same.
+    """A context manager: layers on CUDA run on this engine, overriding FUSED_RNN_CUDA_ENGINE, whose names it takes.
 
-    ``with fused_rnn.cuda_engine("persistent"): ...`` It holds for all threads, as gradients are computed in others, and
-    for a backward pass only if that too runs inside. What the engine cannot do raises. Contexts may be nested.
+    ``with fused_rnn.cuda_engine("persistent"): ...`` It applies to all threads, since gradients are computed in other
+    threads; a backward pass has to run inside the context too. Raises for what the engine cannot run. May be nested.
     """
     check_cuda_engine(name)
     if not library.cuda_archs():

@@ -1,4 +1,4 @@
-"""The operators' shapes without data, for ``torch.compile``, export and meta tensors."""
+"""Fake implementations of the operators, shapes only, for ``torch.compile``, export and meta tensors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _shapes_of_forward(layer: Layer, save: bool, cells: bool):
 
 
 def _check_devices(layer: Layer, *others: Tensor | None) -> None:
-    """One argument on meta is enough for a call to come here: results without data, were the others on the CPU."""
+    """A single meta argument dispatches here; the results would have no data even if the others were on the CPU."""
     input, batch_sizes = layer.input, layer.batch_sizes
     if batch_sizes is not None and batch_sizes.device.type != "meta":
         batch_sizes = None  # may be on the CPU

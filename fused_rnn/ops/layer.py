@@ -1,4 +1,4 @@
-"""The operators: their arguments, and their shapes without data.
+"""The operators and their arguments.
 
 ``torch.ops.fused_rnn.layer_forward`` and ``layer_backward`` run one layer, both directions, over a whole sequence.
 Shape letters: M members, D directions, T steps, B batch, I input, H hidden, P width of h (H or proj_size), G gates,
@@ -6,7 +6,7 @@ R saved values a row. ``rows`` stands for ``T, B``, or, when packed, for the num
 
 =============  ====================  =======================================================================
 cell           int                   index in ``cells.BY_ID``
-bias           bool                  are there biases in ``weights``
+bias           bool                  whether ``weights`` has biases
 bidirectional  bool
 input          [rows, I]             or ids, [rows] int64: row n is one-hot, with its one at input[n]
 h0, c0         [D, B, P], [D, B, H]  None: zeros. c0 only for cells with a second state
@@ -15,14 +15,14 @@ weights        list                  torch's order, per direction: weight_ih [GH
 lengths        [B] int64             None: every row has T steps
 batch_sizes    [T] int64, CPU        of packed input, as in ``PackedSequence``
 reset_mask     [T, B] bool           True at (t, b) cuts row b between steps t-1 and t
-save           bool                  keep what the backward needs
+save           bool                  save what the backward pass needs
 cells          bool                  also return the second state after every step, [rows, D*H]
-grad_clip      float                 the gradient of h is cut off there after every step, on its way back; None: never
+grad_clip      float                 the gradient of h is clamped to it after every backward step; None: never
 =============  ====================  =======================================================================
 
-With ``weights`` of one more leading dimension M, M members run side by side; outputs and states then carry M in front,
-and input, lengths and reset_mask may or may not (then the members share them). An output that was not asked for is
-an empty tensor.
+With a leading dimension M in ``weights``, M members run side by side: outputs and states then have it too; input,
+lengths and reset_mask may have it, or else are shared by all members. An output that was not requested is an empty
+tensor.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _operators = torch.ops.fused_rnn
 
 
 class Wanted(enum.IntFlag):
-    """Gradients that ``layer_backward`` is asked for; the bits of ``Wanted`` in csrc/gradients.cpp."""
+    """The gradients requested from ``layer_backward``; the bits of ``Wanted`` in csrc/ops/gradients.cpp."""
 
     INPUT = 1
     WEIGHT_IH = 2
@@ -54,7 +54,7 @@ class Wanted(enum.IntFlag):
 
 
 def weight_kinds(cell: Cell, bias: bool, projected: bool = False) -> list[Wanted]:
-    """The weights of one layer and direction, in order."""
+    """The kinds of the weights of one layer and direction, in order."""
     kinds = [Wanted.WEIGHT_IH]
     if cell.recurrent:
         kinds.append(Wanted.WEIGHT_HH)
@@ -69,7 +69,7 @@ def weight_kinds(cell: Cell, bias: bool, projected: bool = False) -> list[Wanted
     return kinds
 
 
-# For each cell's id and number of weights per direction: are there biases, and what the weights are.
+# By cell id and number of weights per direction: (whether there are biases, the kinds of the weights).
 LAYOUTS = tuple(
     {
         len(kinds): (bias, tuple(kinds))
@@ -81,13 +81,13 @@ LAYOUTS = tuple(
 
 
 def weight_kinds_of(cell: int, bidirectional: bool, count: int) -> tuple[Wanted, ...]:
-    """What each of a layer's ``count`` weights is."""
+    """The kinds of a layer's ``count`` weights."""
     directions = 2 if bidirectional else 1
     return LAYOUTS[cell][count // directions][1] * directions
 
 
 class Layer(NamedTuple):
-    """The arguments that forward and backward share, in the operators' order but for the weights, which come last."""
+    """The arguments that forward and backward share, in the operators' order except that the weights come last."""
 
     cell: int
     bias: bool
@@ -115,7 +115,7 @@ class Layer(NamedTuple):
         return self.input.dtype == torch.int64
 
     def with_numbers(self) -> Layer:
-        """With one-hot rows in the place of ids."""
+        """The same layer with one-hot rows in place of ids."""
         if not self.reads_tokens:
             return self
         weight = self.weights[0]
@@ -137,7 +137,7 @@ class Layer(NamedTuple):
         )
         return (*states, *grad_weights)
 
-    # What these three are is said where csrc/ops/ops.cpp and csrc/core/problem.h define them.
+    # Documented where csrc defines them.
 
     def tangent(self, saved: Tensor, x, r, h, cells: bool) -> tuple[Tensor, ...]:
         return _operators.layer_tangent(*self._static, *self._tensors, saved, x, r, h, cells)
@@ -157,12 +157,12 @@ class Layer(NamedTuple):
 
     @property
     def _tensors(self):
-        """In the operators' order: the weights stand between the states and the masks."""
+        """In the operators' order, with the weights between states and masks."""
         masks = (self.lengths, self.batch_sizes, self.reset_mask)
         return self.input, self.h0, self.c0, list(self.weights), *masks
 
 
-# How `infer` finds what it is given; csrc/ops/infer.cpp says more.
+# How the tensors of an `infer` call are laid out; csrc/ops/stack_code.h has the same.
 TIME_MAJOR, BATCH_FIRST, ONE_STEP = range(3)
 
 

@@ -1,6 +1,6 @@
-"""Plain calls, which need nothing but the operator: the tests at the head of ``arguments.run`` and ``single_step``.
+"""Recognising plain calls, which need nothing but the operator: the tests at the head of ``arguments.run``.
 
-Each of them counts: a step of a small layer takes ten microseconds in all.
+They have to be fast: a whole step of a small layer takes ten microseconds.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from .checks import NO_OPTIONS, Form, Options
 from .torch_private import any_autocast, dispatch_modes, in_forward_mode, in_transform
 
 _is_compiling = torch.compiler.is_compiling
-_PLAIN = frozenset((Tensor, nn.Parameter))  # a subclass may mean anything
+_PLAIN = frozenset((Tensor, nn.Parameter))  # a subclass may override anything
 _REQUIRES_GRAD = attrgetter("requires_grad")
 
 
 def are_plain(tensors: Iterable) -> bool:
-    """Are all of them tensors, of no subclass, and is nothing being compiled?"""
+    """Whether all of them are tensors, not of a subclass, and nothing is being compiled."""
     return not _is_compiling() and _PLAIN.issuperset(map(type, tensors))
 
 
 def states_of(cell: Cell, input, hx) -> tuple[Tensor | None, Tensor | None] | None:
-    """(h0, c0) of a call that nothing looks into, and whose input and states are plain; None for any other."""
+    """(h0, c0) if input and states are plain and no transform, mode or autocast is active; otherwise None."""
     if (
         in_transform()
         or in_forward_mode()
         or dispatch_modes()
         or any_autocast()
         or type(input) not in _PLAIN
-        or input.dtype is torch.int32  # ids, but not as the operators take them
+        or input.dtype is torch.int32  # ids, which the operators take as int64
     ):
         return None
     if hx is None:
@@ -46,8 +46,8 @@ def states_of(cell: Cell, input, hx) -> tuple[Tensor | None, Tensor | None] | No
 
 
 def fit_infer(form: Form, input: Tensor, options: Options) -> bool:
-    """Does the operator ``infer`` serve such a call, apart from sizes, which it checks itself?"""
-    if form.batch_first:  # it has to lie in memory as it would otherwise: of one row, one step, or unbatched
+    """Whether ``infer`` can run such a call; sizes it checks itself."""
+    if form.batch_first:  # must have the memory layout of [T, B]: one row, one step, or unbatched
         rows = input.shape if input.dtype is torch.int64 else input.shape[:-1]
         if len(rows) > 1 and 1 not in rows:
             return False
@@ -62,5 +62,5 @@ def fit_infer(form: Form, input: Tensor, options: Options) -> bool:
 
 
 def need_gradients(input: Tensor, weights: list[Tensor]) -> bool:
-    """Will a gradient be asked for, of weights as the operators take them?"""
+    """Whether gradients are needed; False also for weights that the operators would read as an ensemble's."""
     return weights[0].dim() == 2 and any(map(_REQUIRES_GRAD, (input, *weights)))

@@ -1,4 +1,4 @@
-"""What the engines choose for a layer, asked of the compiled library: the code that asks is the code that runs."""
+"""The engines' plans for a layer, computed by the very code that the engines run by."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/
 
 
 class CpuPlan(NamedTuple):
-    """What the CPU engine chooses for a layer; the engine calls the same code."""
+    """The CPU engine's plan for a layer; the engine calls the same code."""
 
     instruction_set: str
     threads: int
     row_chunks: int
-    """Runs of batch rows that each direction is cut into; they never wait for each other."""
+    """Into how many runs of batch rows each direction is split; runs never wait for each other."""
     unit_chunks: int
-    """Shares of the hidden units that each run is cut into; they wait for each other after every step."""
+    """Into how many shares of hidden units each run is split; shares wait for each other after every step."""
     packs: bool
-    """Computed on weights in panels; else, for a step or two, on the weights as they are."""
+    """Whether the weights are packed into panels first; not worth it for a step or two."""
 
 
 def cpu_plan(
@@ -48,7 +48,7 @@ def cpu_plan(
 
 
 class Gpu(NamedTuple):
-    """What a plan depends on; csrc/cuda/plan/plan.h has the same."""
+    """The properties that a plan depends on, as in csrc/cuda/plan/plan.h."""
 
     capability: int
     """90: sm_90."""
@@ -58,7 +58,7 @@ class Gpu(NamedTuple):
 
 
 def gpu(device: torch.device) -> Gpu:
-    """This GPU, as the engine sees it."""
+    """This GPU's properties, as the engine reads them."""
     return Gpu(*_numbers_and_reason(len(Gpu._fields), library.compiled.fused_rnn_gpu, device.index or 0)[0])
 
 
@@ -70,29 +70,29 @@ def _numbers_and_reason(count: int, function, *args) -> tuple[list[int], str]:
 
 
 class CudaPlan(NamedTuple):
-    """What the CUDA engine chooses for one pass of a layer; the engine calls the same code."""
+    """The CUDA engine's plan for one pass of a layer; the engine calls the same code."""
 
     blocks_kind: str | None
     """How the blocks that hold one copy of the weights exchange h: one, cluster, polling, flags; None: stepwise."""
     units: int
-    """Hidden units of a block."""
+    """Hidden units per block."""
     blocks: int
-    """Of a group, which holds one copy of the weights."""
+    """Blocks per group; a group holds one copy of the weights."""
     columns: int
-    """Batch rows that a group serves."""
+    """Batch rows per group."""
     groups: int
-    """That share out the batch of each problem: a direction, or a member of an ensemble."""
+    """Groups per problem (a direction, or a member of an ensemble), which split its batch."""
     groups_at_once: int
     shape: int
-    """Of the kernel, its number in csrc/cuda/plan/plan.h."""
+    """The kernel's index in csrc/cuda/plan/plan.h."""
     tf32: bool
     """Whether float32 is rounded to TF32 for tensor cores."""
     threads: int
-    """Of a block."""
+    """Threads per block."""
     weight_registers: int
-    """Of a thread, for its part of the weights; what does not fit there is in shared memory."""
+    """Registers per thread that hold weights; the rest of the weights is in shared memory."""
     shared_bytes: int
-    """Of a block."""
+    """Shared memory per block."""
     reason: str
 
 
@@ -109,9 +109,9 @@ def cuda_plan(
     projected: bool = False,
     wanted: str | None = None,
 ) -> CudaPlan:
-    """``wanted``: one of engines.CUDA_ENGINES; None: the one that a call would take. Raises where it cannot be had.
+    """``wanted``: one of engines.CUDA_ENGINES, or None for the default; raises if it cannot run such a layer.
 
-    ``tf32``: float32 may be rounded to TF32.
+    ``tf32``: whether float32 may be rounded to TF32.
     """
     sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, tf32, projected)
     wanted = None if wanted is None else wanted.encode()

@@ -1,6 +1,6 @@
-"""What to say of a call that failed on a tensor of a kind that no layer takes, where torch's own words do not help.
+"""Clearer errors for calls that failed on an unsupported kind of tensor.
 
-Asked only after the failure: to look at every tensor of every call would cost time.
+Used only after a failure: inspecting every tensor of every call would cost time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 def raised_by(check, *args) -> Exception | None:
-    """What ``check(*args)`` raises, if it does: the words for what an operator has refused already."""
+    """The exception that ``check(*args)`` raises, if any: a better message for what an operator has refused."""
     try:
         check(*args)
     except Exception as error:
@@ -21,7 +21,7 @@ def raised_by(check, *args) -> Exception | None:
 
 
 def explain(error: Exception, name: str, input, **others) -> None:
-    """Raises a clearer error if an argument is of such a kind; returns if ``error`` has to speak for itself."""
+    """Raises a clearer error if an argument is of such a kind; otherwise returns, and ``error`` stands."""
     device = next((tensor.device for tensor in _tensors_of(input)), None)
     if device is None:
         return
@@ -47,7 +47,7 @@ def _tensors_of(argument) -> Iterator[Tensor]:
 def _kind_of(tensor: Tensor, what: str) -> str | None:
     if tensor.is_nested:
         return f"a nested one. Pad it, torch.nested.to_padded_tensor({what}, 0.0); a layer also takes lengths"
-    if hasattr(tensor, "full_tensor"):  # without an import of torch.distributed, which takes long
+    if hasattr(tensor, "full_tensor"):  # a DTensor, recognised without the slow import of torch.distributed
         return f"a {type(tensor).__name__}. Pass {what}.to_local(), this process's share, or {what}.full_tensor()"
     if tensor.is_quantized:
         return f"a quantized one ({tensor.dtype}). Pass {what}.dequantize()"

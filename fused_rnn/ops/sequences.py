@@ -1,4 +1,4 @@
-"""How a user's sequence lies in memory, on its way in and out: padded, packed, unbatched, batch first, ids."""
+"""A user's sequence to and from the operators' layout: padded, packed, unbatched, batch first, ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .layer import Wanted
 
 
 class Rows(NamedTuple):
-    """How the sequence lies in ``data``: padded [T, B, I] or packed [rows, I]; of ids [T, B] or [rows]."""
+    """A sequence in the operators' layout: padded [T, B, I] or packed [rows, I]; ids: [T, B] or [rows]."""
 
     data: Tensor
     steps: int
@@ -21,16 +21,16 @@ class Rows(NamedTuple):
     lengths: Tensor | None = None
     reset_mask: Tensor | None = None  # [T, B] in the user's order of rows
     batch_sizes: Tensor | None = None
-    order: Tensor | None = None  # packed: which of the user's rows comes where
+    order: Tensor | None = None  # packed: the permutation from the user's rows to the sorted ones
     of_tokens: bool = False  # ids: each stands for a one-hot row
 
     def sort(self, tensor: Tensor | None) -> Tensor | None:
-        """A [.., B, ..] tensor of the user's, its rows (dimension 1) in the order of ``data``."""
+        """Reorders dimension 1, the user's batch rows, to the order of ``data``."""
         return tensor if tensor is None or self.order is None else tensor.index_select(1, self.order)
 
 
 def _holds_tokens(input: Tensor, most_dims: int) -> bool:
-    """Integers with a dimension for each number of a row are no ids, but numbers of a dtype that no layer takes."""
+    """Integers with a feature dimension are not ids, but features of an unsupported dtype."""
     return input.dtype in (torch.int64, torch.int32) and 0 < input.dim() <= most_dims
 
 
@@ -76,7 +76,7 @@ def enter_padded(form: Form, input: Tensor, hx, lengths, reset_mask):
 
 def _state_dims_message(input_dims: int, states: tuple[Tensor, ...], of_tokens: bool) -> str:
     kind = "batched 3-D" if input_dims == 3 else "unbatched 2-D"
-    if of_tokens:  # [T, B] or [T], as if it were spelled out
+    if of_tokens:  # [T, B] or [T]: counted as if one-hot
         kind = "batched ids, like 3-D" if input_dims == 3 else "unbatched ids, like 2-D"
     if len(states) == 1:
         return f"For {kind} input, hx should also be {input_dims}-D but got {states[0].dim()}-D tensor"
@@ -85,7 +85,8 @@ def _state_dims_message(input_dims: int, states: tuple[Tensor, ...], of_tokens: 
 
 
 def enter_packed(form: Form, packed: PackedSequence, hx, lengths, reset_mask):
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # here, as tracing may not get to the layer
+    # Refused here, since tracing may fail before it reaches the layer.
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         raise NotImplementedError("fused_rnn: ONNX has no PackedSequence; pass padded input and lengths")
     data, batch_sizes, sorted_indices, unsorted_indices = packed
     if lengths is not None:
@@ -112,7 +113,8 @@ def enter_packed(form: Form, packed: PackedSequence, hx, lengths, reset_mask):
 
 def _packed_batch(form: Form, packed: PackedSequence, states: tuple[Tensor, ...], mask) -> int:
     if torch.compiler.is_compiling():
-        # What a graph reads from a tensor it cannot compare with sizes. So the others say it; the operator compares.
+        # A value read from a tensor cannot be compared with sizes in a graph, so B is taken from other arguments; the
+        # operator checks it.
         if packed.sorted_indices is not None:
             return packed.sorted_indices.shape[0]
         if states and states[0].dim() == 3:
@@ -127,7 +129,7 @@ def _lengths_tensor(lengths, batched: bool, batch: int, device) -> Tensor | None
         return None
     if not isinstance(lengths, Tensor):
         lengths = torch.as_tensor(lengths, device=device)
-        if not lengths.numel():  # of no rows: float32 by default
+        if not lengths.numel():  # an empty list becomes float32
             lengths = lengths.long()
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
@@ -163,7 +165,7 @@ def _time_major_mask(form: Form, mask, steps: int, batch: int | None, device) ->
 def check_sizes(form: Form, rows: Rows, states, weights) -> None:
     kinds = form.kinds
     input_size, given = weights[0].shape[-1], rows.data.shape[-1]
-    if not rows.of_tokens and given != input_size:  # in this order: no guess about B is left to a compiler
+    if not rows.of_tokens and given != input_size:  # in this order, so that a compiler need not specialise on B
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {given}")
     hidden = weights[0].shape[0] // form.cell.gates
     width = weights[len(kinds) - 1].shape[0] if kinds[-1] is Wanted.WEIGHT_HR else hidden

@@ -1,4 +1,4 @@
-"""Names of torch that are not public, all in one place: what to look at when a new torch breaks something."""
+"""All non-public names of torch that are used, in one place: where to look when a new torch breaks something."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ def in_forward_mode() -> bool:
 
 
 def legacy_vmap_level() -> int:
-    """The level of the vmap behind ``torch.autograd.grad(is_grads_batched=True)`` that is being run."""
+    """The level of the active vmap of ``torch.autograd.grad(is_grads_batched=True)``."""
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     return level
 
 
 def apply_function(function: type[torch.autograd.Function], args: Sequence):
-    """``function.apply(*args)`` outside of transforms, without its study of signatures, as costly as a layer."""
+    """``function.apply(*args)`` outside of transforms, without binding the signature, as costly as a layer."""
     unwrapped = [_unwrap_if_dead(arg) if isinstance(arg, Tensor) else arg for arg in args]
     return super(torch.autograd.Function, function).apply(*unwrapped)
 
 
 def bare(operator: torch._ops.OpOverload):
-    """The operator without its wrapper in Python, for calls that count every half microsecond."""
+    """The operator without its Python wrapper, which costs half a microsecond."""
     return operator._op
 
 
 def arguments_of(operator: torch._ops.OpOverload) -> tuple[list[str], list]:
-    """The names of its arguments, and the default values that the last of them have."""
+    """The names of an operator's arguments, and the default values of the last of them."""
     arguments = operator._schema.arguments
     return [a.name for a in arguments], [a.default_value for a in arguments if a.has_default_value()]
 
 
 def need_gradient(tensors: Iterable[Tensor]) -> bool:
-    """Might a gradient of one of these be asked for?"""
+    """Whether a gradient of one of these may be requested."""
     if not in_transform():
         return any(tensor.requires_grad for tensor in tensors)
-    if torch.compiler.is_compiling():  # Dynamo cannot look at the transforms
+    if torch.compiler.is_compiling():  # Dynamo cannot inspect the transforms
         return True
     if any(level.key() != torch._C._functorch.TransformType.Vmap for level in retrieve_all_functorch_interpreters()):
         return True  # a wrapped tensor does not say whether an outer level differentiates it
@@ -59,14 +59,14 @@ def need_gradient(tensors: Iterable[Tensor]) -> bool:
 
 
 def in_nested_forward_mode() -> bool:
-    """Is a derivative along a direction taken of another? torch then drops, without a word, what a Function's jvp
-    contributes to the outer one."""
+    """Whether forward-mode levels are nested. torch then silently drops the contribution of a Function's jvp to the
+    outer one."""
     levels = retrieve_all_functorch_interpreters()
     return sum(map(is_jvp, levels)) > 1
 
 
 def innermost_level():
-    """The innermost transform of torch.func that is active."""
+    """The innermost active transform of torch.func."""
     levels = retrieve_all_functorch_interpreters()
     return levels[-1] if levels else None
 
@@ -80,18 +80,18 @@ def has_tangent(tensor: Tensor) -> bool:
 
 
 def is_of_level(tensor: Tensor, level) -> bool:
-    """Does this transform, a derivative, follow the tensor?"""
+    """Whether this transform, a derivative, tracks the tensor."""
     functorch = torch._C._functorch
     return functorch.is_gradtrackingtensor(tensor) and functorch.maybe_get_level(tensor) == level.level()
 
 
 def below_level(nested, level):
-    """All in it as it is outside of this transform."""
+    """``nested`` with its tensors as they are outside of this transform."""
     return map_tensors(lambda t: torch._C._functorch.get_unwrapped(t) if is_of_level(t, level) else t, nested)
 
 
 def without_the_dead(nested):
-    """All in it as it is outside of transforms that are over."""
+    """``nested`` with its tensors unwrapped from transforms that have ended."""
 
     def unwrap(tensor: Tensor) -> Tensor:
         while (inner := _unwrap_if_dead(tensor)) is not tensor:
@@ -102,7 +102,7 @@ def without_the_dead(nested):
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], nested):
-    """Tuples, named ones too, lists and dicts as they were, with other tensors."""
+    """Applies the function to every tensor in nested tuples (named ones too), lists and dicts."""
     if isinstance(nested, Tensor):
         return function(nested)
     if isinstance(nested, dict):

@@ -1,4 +1,4 @@
-"""Figures of the tools, drawn without pyplot: no window, no global state."""
+"""The tools' figures, drawn without pyplot: no windows, no global state."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def figure(width: float, height: float, panels: int = 1):
 
 
 def styles() -> Iterator[dict]:
-    """Of line after line: ten colours, then again with another dash."""
+    """Styles for successive lines: ten colours, then the same with other dashes."""
     return cycle({"color": f"C{color}", "ls": dash} for dash, color in product(("-", "--", ":"), range(10)))
 
 
 def save(made, path: str | Path) -> Path:
-    """In the format of the path's ending; the same data give the same SVG, whose text stays text."""
+    """Saves in the format of the path's suffix; SVGs are reproducible, and their text stays text."""
     import matplotlib
 
     path = Path(path)
     is_svg = path.suffix == ".svg"
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fused_rnn"}):
         made.savefig(path, dpi=120, metadata={"Date": None} if is_svg else None)
-    if is_svg:  # matplotlib ends lines with blanks, which linters refuse
+    if is_svg:  # matplotlib leaves trailing blanks, which linters refuse
         path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
     return path

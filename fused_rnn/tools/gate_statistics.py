@@ -1,4 +1,4 @@
-"""``gate_statistics``: how open the gates are, how often they are stuck at an end, and how large the state grows."""
+"""``gate_statistics``: how open the gates are, how often they saturate, and how large the state grows."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Gate:
     name: str
     mean: float
     low: float
-    """The share of its values within the margin of the lower end: 0 of a sigmoid, -1 of a tanh, and 0 itself of a relu,
-    whose units are then dead."""
+    """The share of its values within the margin of the lower end: 0 for a sigmoid, -1 for a tanh; for a relu the share
+    of exact zeros, dead units."""
     high: float
-    """Likewise of the upper end, 1; a relu has none."""
+    """The same for the upper end, 1; a relu has none."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class GateStatistics:
     margin: float
     gates: tuple[Gate, ...]
     state_norms: dict[str, list[float]]
-    """Of each layer and direction, [T]: the norm of c (of h, where there is no c) after each step, mean over the rows
-    that take it; nan where none does."""
+    """By layer and direction, [T]: the norm of c (of h if there is no c) after each step, averaged over the rows that
+    are still active; nan where none is."""
 
     def __str__(self) -> str:
         width = max(4, *(len(gate.name) for gate in self.gates))
@@ -54,7 +54,7 @@ class GateStatistics:
         return "\n".join(rows)
 
     def to_dict(self) -> dict:
-        """For JSON; None for what is not finite."""
+        """For JSON; None for non-finite numbers."""
 
         def finite(number):
             return number if isinstance(number, str) or math.isfinite(number) else None
@@ -75,11 +75,11 @@ def gate_statistics(
 ) -> GateStatistics:
     """Mean and saturation of each gate, and the norm of the state over time, in ``module(input, hx, ...)``.
 
-    ``module`` is a ``fused_rnn.LSTM / GRU / RNN``; the other arguments are its own. ``margin``: how near to an end
-    counts as saturated, as a share of the way from one end to the other. Steps behind a row's end do not count.
+    ``module`` is a ``fused_rnn.LSTM / GRU / RNN``; the other arguments are its own. ``margin``: how close to an end
+    counts as saturated, as a fraction of the range. Steps beyond a row's end do not count.
 
-    Costs a forward pass without gradients, and then, as no kernel hands out its gates, the products with W_ih and W_hh
-    of all steps once more, in one piece each, with memory for all gates of a layer. Training pays nothing for it.
+    Costs a forward pass without gradients and, since kernels do not return their gates, the products with W_ih and W_hh
+    of all steps once more, with memory for all gates of a layer. Training is not slowed down.
     """
     if not isinstance(module, Recurrent):
         raise TypeError(
@@ -139,9 +139,9 @@ def _h_before(layer: Layer, d: int, output: Tensor, step: Tensor, lengths: Tenso
         before, cuts = torch.cat([h0.unsqueeze(0), output[:-1]]), layer.reset_mask
     else:
         before, cuts = torch.cat([output[1:], h0.unsqueeze(0)]), None
-        before = torch.where((step == lengths - 1).unsqueeze(-1), h0, before)  # each row begins at its own end
+        before = torch.where((step == lengths - 1).unsqueeze(-1), h0, before)  # each row starts at its own end
         if layer.reset_mask is not None:
-            # The cut before the step t + 1 comes first; one behind the row's end is none.
+            # The mask of step t + 1 applies first; beyond the row's end it does not apply.
             later = torch.cat([layer.reset_mask[1:], torch.zeros_like(layer.reset_mask[:1])])
             cuts = later & (step + 1 < lengths)
     return before if cuts is None else before.masked_fill(cuts.unsqueeze(-1), 0)

@@ -1,4 +1,4 @@
-"""``gradient_flow``: how gradients fare on their way back through time."""
+"""``gradient_flow``: how gradients vanish or explode on their way back through time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from . import figure
 
 __all__ = ["Flow", "Line", "Summary", "gradient_flow"]
 
-# A gradient has vanished or exploded where the first step gets less than a thousandth, or more than a thousand times,
-# of what the last one had.
+# Vanishing and exploding: the gradient at the first step is less than a thousandth, or more than a thousand times, that
+# at the last one.
 VANISHING, EXPLODING = 1e-3, 1e3
 
 
@@ -34,22 +34,22 @@ def gradient_flow(model: nn.Module, probe: str = "last", *, steps: int | None = 
         print(flow.summary())
 
     For each layer, direction and step: the norm, over batch and units, of dL/dh_t, and of dL/dc_t for an LSTM. The
-    backward kernel computes it on its way; it comes with ``backward()`` (not ``torch.autograd.grad``), also after the
-    ``with``, for calls made inside. Neither results nor gradients change.
+    backward kernel computes it as it goes. Recorded by ``backward()`` (not ``torch.autograd.grad``), even after the
+    ``with``, for calls made inside it. Results and gradients do not change.
 
     Args:
-        model: its cells (``LSTMCell`` and so on) and torch.nn's layers are passed over, with a warning.
-        probe: "last": how much would a loss of the last step alone reach back? Each layer for itself: h after the last
-            step that a direction takes gets a gradient of ones, and nothing else does. That is one more walk back
-            in every backward pass, about a fifth of a training step, and part of no one's gradient. Of rows of
-            different lengths the longest count, of rows with resets those without one on the way, if there are any.
-            "all": the gradients of the real loss, as every step adds to them; it costs next to nothing.
-        steps: the most steps a call will take. Needed under ``torch.compile``, for which the place of the norms has to
-            be there beforehand; there, one call of a module for each backward pass. The context stays outside of what
-            is compiled.
+        model: its cells (``LSTMCell`` and so on) and torch.nn's layers are skipped with a warning.
+        probe: "last": how far back does a loss of the last step alone reach? For each layer separately, h after each
+            direction's last step gets a gradient of ones, and nothing else does. This is an extra backward pass through
+            time, about a fifth of a training step, and not part of any gradient. Among rows of different lengths only
+            the longest count; among rows with resets those without one in between, if there are any.
+            "all": the gradients of the real loss, to which every step contributes; costs next to nothing.
+        steps: an upper bound for the steps of a call. Needed under ``torch.compile``, where the memory for the norms
+            has to exist beforehand and each backward pass may belong to one call of a module only. The context must be
+            outside of what is compiled.
 
-    Norms are float32, float64 for float64 layers, and roots of sums of squares: in float32 they read 0 below about
-    1e-22 and inf above 1e19. Second derivatives, ``torch.func``'s transforms, forward-mode AD and export are refused.
+    Norms are float32 (float64 for float64 layers) roots of sums of squares: in float32 they are 0 below about 1e-22 and
+    inf above 1e19. Second derivatives, ``torch.func``'s transforms, forward-mode AD and export are refused.
     """
     if torch.compiler.is_compiling():
         raise RuntimeError("fused_rnn.gradient_flow: enter it outside of what torch.compile compiles")
@@ -108,10 +108,9 @@ class Line:
     name: str
     steps: int
     half_life: float
-    """After how many steps back the norm has halved: of the exponential that fits the norms best. inf: it does not
-    shrink; nan: nothing to fit."""
+    """The half-life in steps of the exponential fitted to the norms. inf: no decay; nan: nothing to fit."""
     ratio: float
-    """The norm at the first step over that at the last one, where the way back begins."""
+    """The norm at the first step divided by that at the last one, where the backward pass starts."""
     verdict: str
     """"vanishing", "healthy", "exploding", or "-"."""
     reason: str
@@ -134,8 +133,8 @@ class Summary:
 
 
 class Flow:
-    """What :func:`gradient_flow` saw. Over several backward passes and calls: the root of the mean square of those that
-    reach as far."""
+    """What :func:`gradient_flow` recorded. Several backward passes and calls are combined, step by step, by the root
+    mean square of those that reach that far."""
 
     def __init__(self, probe: str):
         self.probe = probe
@@ -149,7 +148,7 @@ class Flow:
         return Summary(tuple(self._line(name, _together(states)) for name, states in self._curves().items()))
 
     def plot(self, path: str | Path) -> Path:
-        """Draws the norms, of h and c together, against time: a line for each layer and direction."""
+        """Plots the norms of h and c together against time, a line for each layer and direction."""
         made, (axes,) = figure.figure(7, 4)
         curves = self._curves()
         for (name, states), style in zip(curves.items(), figure.styles(), strict=False):
@@ -164,7 +163,7 @@ class Flow:
         return figure.save(made, path)
 
     def to_dict(self) -> dict:
-        """All of it, for JSON: norms by steps back from where the way back begins; None for what is not finite."""
+        """Everything, for JSON: norms by steps back from the last step; None for non-finite numbers."""
         lines = []
         for name, states in self._curves().items():
             line = self._line(name, _together(states))
@@ -174,7 +173,7 @@ class Flow:
         return {"probe": self.probe, "lines": lines}
 
     def norms(self) -> list[tuple[str, Tensor]]:
-        """Every backward pass of every call by itself, in the order they came: ``(layer, norms [D, kStates, T])``."""
+        """Each backward pass of each call separately, in order: ``(layer, norms [D, kStates, T])``."""
         if not self._records:
             raise RuntimeError(
                 "fused_rnn.gradient_flow has seen no gradient: call backward() for a call that was made within it"
@@ -182,7 +181,7 @@ class Flow:
         return [(_label(*key), _valid(key, norms)) for key, norms in self._records]
 
     def _curves(self) -> dict[str, list[list[float]]]:
-        """Of each layer and direction the norms of h (and c), by steps back."""
+        """The norms of h (and c) by layer and direction, by steps back."""
         found: dict[str, list[Tensor]] = {}
         for name, norms in self.norms():
             for d, states in enumerate(norms.double().cpu()):
@@ -223,7 +222,7 @@ def _doubling(norms: Sequence[float]) -> float:
 
 
 def _slope(norms: Sequence[float]) -> float:
-    """Of log2 of the norm against steps back, by least squares, where the norm can be told from 0 and infinity."""
+    """The least-squares slope of log2(norm) against steps back, over norms other than 0 and infinity."""
     points = [(k, math.log2(norm)) for k, norm in enumerate(norms) if 0 < norm < math.inf]
     if len(points) < 2:
         return math.nan
@@ -236,7 +235,7 @@ def _label(name: str, layer: int) -> str:
 
 
 def _valid(key: tuple[str, int], norms: Tensor) -> Tensor:
-    """Without the columns behind the last step, which hold -1 for each call."""
+    """Without the columns beyond the last step, which hold minus the number of calls."""
     calls = -norms.min().item() if norms.numel() else 0
     if calls > 1:
         raise RuntimeError(
@@ -247,7 +246,7 @@ def _valid(key: tuple[str, int], norms: Tensor) -> Tensor:
 
 
 def _from_the_end(states: Tensor) -> Tensor:
-    """[kStates, K] by steps back, from the first step that any gradient meets."""
+    """[kStates, K] by steps back, from the first step with a non-zero gradient."""
     met = (states != 0).any(0).nonzero()
     return states[:, int(met[0]) :] if len(met) else states[:, :0]
 

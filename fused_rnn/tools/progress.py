@@ -1,4 +1,4 @@
-"""A progress bar on stderr, for what a person waits for. Silent when nobody watches (no terminal)."""
+"""A progress bar on stderr; silent if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], total: int | None, describe=str, show: bool = True) -> Iterator[Item]:
-    """Yields ``items``, drawing a bar with ``describe(item)`` beside it; only a count where the total is unknown."""
+    """Yields ``items`` and draws a bar with ``describe(item)`` beside it, or only a count if the total is unknown."""
     show = show and sys.stderr.isatty()
     try:
         for done, item in enumerate(items):
@@ -18,7 +18,7 @@ def progress(items: Iterable[Item], total: int | None, describe=str, show: bool 
                 line = f"{_bar(done, total)} {describe(item)}"
                 print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
             yield item
-    finally:  # left early or with an error, too
+    finally:  # also if left early or by an error
         if show:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 

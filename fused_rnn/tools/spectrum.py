@@ -1,4 +1,4 @@
-"""``spectrum``: what the recurrent weights do to a gradient that goes through them again and again."""
+"""``spectrum``: singular values and eigenvalues of the recurrent weights, and what they mean for gradients."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Block:
 
     name: str
     singular_values: tuple[float, ...]
-    """From the largest on."""
+    """In descending order."""
     eigenvalues: tuple[complex, ...]
-    """Of the block, or, with a projection, of W_hr times the block, which takes h to h."""
+    """Those of the block or, with a projection, of W_hr times the block, which maps h to h."""
     bound: str | None = None
-    """Of the vanilla RNN: what the largest singular value says of gradients. Those of gated cells depend on their gates
-    just as much, so that their weights alone say nothing."""
+    """For a vanilla RNN: what the largest singular value implies for gradients. In gated cells gradients depend on the
+    gates just as much, so that the weights alone imply nothing."""
 
     @property
     def spectral_radius(self) -> float:
@@ -49,7 +49,7 @@ class Spectrum:
         return "\n".join(rows)
 
     def to_dict(self) -> dict:
-        """For JSON; an eigenvalue is [real part, imaginary part]."""
+        """For JSON; eigenvalues as [real part, imaginary part]."""
         return {
             "blocks": [
                 {
@@ -64,7 +64,7 @@ class Spectrum:
         }
 
     def plot(self, path: str | Path) -> Path:
-        """Draws the singular values, and the eigenvalues about the unit circle."""
+        """Plots the singular values, and the eigenvalues with the unit circle."""
         made, (values, plane) = figure.figure(9, 4, panels=2)
         for block, style in zip(self.blocks, figure.styles(), strict=False):
             numbers = range(1, len(block.singular_values) + 1)
@@ -90,8 +90,8 @@ def spectrum(module: nn.Module) -> Spectrum:
 
     ``module``: an LSTM, GRU, RNN or a cell, of this library or of torch.nn. For a vanilla RNN the largest singular
     value bounds what a step can do to a gradient, as tanh and relu have a slope of at most 1: below 1 the gradient must
-    vanish, as fast as its powers at least; above 1 it may explode, but need not. The work is that of an SVD and of an
-    eigenvalue decomposition in float64 of each block.
+    vanish, at least as fast as its powers; above 1 it may explode, but need not. Costs an SVD and an eigenvalue
+    decomposition of each block in float64.
     """
     cell = cell_of(module)
     if cell is None:

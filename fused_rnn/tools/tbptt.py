@@ -1,4 +1,4 @@
-"""Training on sequences that are too long to go back through as a whole."""
+"""Training on sequences that are too long for backpropagation through the whole of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Chunk", "tbptt"]
 
 
 class Chunk(NamedTuple):
-    """What came of a chunk, cut off from the graph: it may be kept at no further cost."""
+    """The results of one chunk, detached: keeping them does not keep the graph alive."""
 
     loss: Tensor
     output: Any
     state: Any
-    """The model's at the end of the chunk: begin another call with it to go on."""
+    """The model's state at the end of the chunk, from which another call can continue."""
 
 
 def tbptt(
@@ -33,35 +33,35 @@ def tbptt(
     total: int | None = None,
     show_progress: bool = True,
 ) -> Iterator[Chunk]:
-    """Truncated backpropagation through time: state is carried on from chunk to chunk, gradients are not.
+    """Truncated backpropagation through time: the state is carried from chunk to chunk, gradients are not.
 
     ::
 
-        chunks = zip(x.split(50), y.split(50), starts.split(50))  # x [T, B, I]; or whatever reads them from a file
+        chunks = zip(x.split(50), y.split(50), starts.split(50))  # x [T, B, I]; or a generator that reads from a file
         for loss, output, state in fused_rnn.tbptt(model, loss_fn, chunks):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
 
-    When the loop's body runs, the gradients of the chunk's loss have been added to the parameters' ``grad``. A step in
-    each turn, as above, trains chunk by chunk; one after the loop trains on the sum over all chunks. A last chunk that
-    is shorter counts as much as the others if ``loss_fn`` takes a mean.
+    When the loop's body runs, the gradients of the chunk's loss have been accumulated into the parameters' ``grad``. A
+    step in each iteration, as above, trains chunk by chunk; one after the loop trains on the sum over all chunks. A
+    shorter last chunk counts as much as the others if ``loss_fn`` takes a mean.
 
-    Memory does not grow with the number of chunks, provided ``chunks`` makes them as they are asked for.
+    Memory does not grow with the number of chunks, provided that ``chunks`` is lazy.
 
     Args:
         model: called as ``model(input, state)``, or as ``model(input, state, reset_mask=reset_mask)`` where the chunk
-            has a mask; returns its output and its state: a tensor, or tuples, lists and dicts of them, nested at will.
-            Any layer of one direction will do, one of torch.nn too (without masks). For options of its own give it as
+            has a mask; returns its output and its state: a tensor, or nested tuples, lists and dicts of tensors.
+            Any unidirectional layer works, torch.nn's too (without masks). To pass options, use
             ``functools.partial(model, grad_clip=1.0)``.
-        loss_fn: called as ``loss_fn(output, target)``; returns a number to go back from.
-        chunks: ``(input, target)`` or ``(input, target, reset_mask)`` each, in the order of time. The mask, bool
-            ``[t, B]``, is true where a row begins a new sequence; see :func:`fused_rnn.functional.lstm`.
-        state: the state to begin with. Gradients of the first chunk reach it, so it may be learned; None is the model's
-            own, zeros for layers.
-        backward: called with the loss: ``lambda loss: scaler.scale(loss).backward()``, say. None: no gradients are
-            taken, to evaluate under ``torch.no_grad()``.
-        total: how many chunks there will be, for the progress bar, if ``chunks`` has no length.
+        loss_fn: called as ``loss_fn(output, target)``; returns a scalar.
+        chunks: ``(input, target)`` or ``(input, target, reset_mask)`` each, in temporal order. The mask, bool
+            ``[t, B]``, is true where a row starts a new sequence; see :func:`fused_rnn.functional.lstm`.
+        state: the initial state. Gradients of the first chunk reach it, so it may be learned; None: the model's
+            default, zeros for layers.
+        backward: called with the loss, for example ``lambda loss: scaler.scale(loss).backward()``. None: no backward
+            pass, to evaluate under ``torch.no_grad()``.
+        total: the number of chunks, for the progress bar, if ``chunks`` has no length.
         show_progress: draw a progress bar when stderr is a terminal.
 
     Yields:
@@ -89,5 +89,5 @@ def tbptt(
         if backward is not None:
             backward(loss)
         loss, output, state = map_tensors(Tensor.detach, (loss, *results))
-        del results  # with it goes what the graph holds, before the next chunk needs memory
+        del results  # frees the graph before the next chunk needs memory
         yield Chunk(loss, output, state)

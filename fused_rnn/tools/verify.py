@@ -1,4 +1,4 @@
-"""The user's own check of the installed kernels: ``python -m fused_rnn verify``.
+"""A self-test of the installed kernels: ``python -m fused_rnn verify``.
 
 Every cell, in every dtype and with every option, against the plain PyTorch reference computed in float64; and, in
 float64, gradcheck and gradgradcheck against finite differences.
@@ -22,9 +22,9 @@ from ..ops.layer import Wanted, weight_kinds
 from .progress import progress
 
 # Largest ||error|| / ||reference|| of any output or gradient; in 16 bits, of all of them together. The sequences are
-# short, so what is left is rounding: float64 and float32 accumulate a few hundred products; the 16-bit formats round h,
-# saved values and gradients once a step to 8 (bfloat16) or 11 (float16) bits. Worst there is 1 - y * y from a rounded
-# y close to 1, and a ReLU whose rounded argument changes sign; torch.nn has both too.
+# short, so only rounding remains: float64 and float32 accumulate a few hundred products; the 16-bit formats round h,
+# saved values and gradients once a step to 8 (bfloat16) or 11 (float16) bits. The worst cases there are 1 - y * y with
+# a rounded y close to 1, and a ReLU whose rounded argument changes sign; torch.nn has both too.
 TOLERANCE = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
@@ -54,7 +54,7 @@ class Case:
     lengths: bool = False
     packed: bool = False
     reset: bool = False
-    saturate: float = 0.0  # magnitude that biases alternate between, in sign
+    saturate: float = 0.0  # biases alternate between plus and minus this
     grad_clip: float | None = None
 
 
@@ -96,7 +96,7 @@ class Result:
 
 @dataclass
 class Report:
-    """What :func:`verify` found; ``str()`` is a table, and it is true when everything passed."""
+    """What :func:`verify` found; ``str()`` is a table, ``bool()`` whether everything passed."""
 
     results: list[Result] = field(default_factory=list)
 
@@ -128,7 +128,7 @@ def verify(
 
     Args:
         device: where to run, "cpu" or "cuda".
-        cells: names out of "lstm", "gru", "rnn_tanh", "rnn_relu"; None for all.
+        cells: names among "lstm", "gru", "rnn_tanh", "rnn_relu"; None for all.
         quick: leave out the finite differences.
         show_progress: draw a progress bar when stderr is a terminal.
     """
@@ -145,13 +145,13 @@ def verify(
         for case in CASES
         if CELLS[name].projectable or not case.proj_size
     ]
-    # Made small for finite differences, a wider case is the plain one.
-    without = ("wider", "clipped gradients")  # and clipped ones are no derivatives
+    # Shrunk for finite differences, the wider case equals the plain one.
+    without = ("wider", "clipped gradients")  # and clipped gradients are not derivatives
     gradient_checks = [c for c in checks if c[1] == torch.float64 and c[2].name not in without and not quick]
     total = len(checks) + len(gradient_checks)
     work = [(_compare, check) for check in checks] + [(_finite_differences, check) for check in gradient_checks]
     report = Report()
-    # The caller's random numbers and grad mode are the caller's.
+    # Leaves the caller's random state and grad mode alone.
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         for run, (cell, dtype, case) in progress(
             work, total, lambda w: f"{w[1][0].name} {_short(w[1][1])} {w[1][2].name}", show_progress
@@ -164,12 +164,12 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# ---- one case ------------------------------------------------------------------------------------------------------
+# ---- one case --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Problem:
-    """Random tensors for a case: what requires gradients, and how to call a functional twin with it."""
+    """Random tensors for a case, and how to call a functional twin with them."""
 
     case: Case
     cell: Cell
@@ -206,7 +206,7 @@ class Problem:
 
 
 def make_problem(cell: Cell, case: Case, dtype: torch.dtype, device: str) -> Problem:
-    """The same numbers for the same arguments, of a size that keeps activations off their flat ends."""
+    """Deterministic, and scaled to keep activations from saturating."""
     seed = torch.Generator().manual_seed(0)
     directions = 1 + case.bidirectional
     width = case.proj_size or case.hidden
@@ -272,11 +272,11 @@ def _compare(cell: Cell, dtype: torch.dtype, case: Case, device: str) -> Result:
     found = outputs_and_gradients(problem, functional, dtype)
     expected = outputs_and_gradients(problem, reference, torch.float64)
     if dtype in (torch.bfloat16, torch.float16):
-        # All together: one ReLU argument that rounds across zero may change the whole of a small gradient.
+        # All together: a single ReLU argument that rounds across zero can change all of a small gradient.
         error = relative_error(*(torch.cat([r.flatten().double() for r in side]) for side in (found, expected)))
         return Result(cell.name, _short(dtype), case.name, error, TOLERANCE[dtype])
     errors = [relative_error(f, e) for f, e in zip(found, expected, strict=True)]
-    # max() would pass over a NaN
+    # max() would ignore a NaN
     worst = next((i for i, error in enumerate(errors) if error != error), errors.index(max(errors)))
     outputs = 1 + cell.states
     what = f"output {worst}" if worst < outputs else f"gradient {worst - outputs}"
@@ -302,6 +302,6 @@ def _finite_differences(cell: Cell, dtype: torch.dtype, case: Case, device: str)
     try:
         torch.autograd.gradcheck(run, tensors)
         torch.autograd.gradgradcheck(run, tensors, fast_mode=True)
-    except Exception as failure:  # whatever goes wrong is the finding
+    except Exception as failure:  # any failure is a finding
         error, detail = float("inf"), str(failure).strip().splitlines()[0]
     return Result(cell.name, _short(dtype), f"gradcheck {case.name}", error, 0.0, detail)

@@ -109,7 +109,7 @@ inline int64_t count_walks(const Layer& layer, const Plan& plan) { return count_
 
 // One row of `saved`: what the cell keeps, then the states that entered the step, h [P] and c [H]. Of 16 units each all
 // that is kept lies together, [H / 16, kSaved, 16]: a cell then writes and reads lines in a row, which the processor
-// fetches by itself. With a projection it is [kSaved, H], as fused_rnn/_tangents.py has it.
+// fetches by itself. With a projection it is [kSaved, H].
 constexpr int64_t kKeptTogether = 16;
 static_assert(kKeptTogether % Vec<float>::kLanes == 0, "a vector of units may not lie in two places");
 
