@@ -71,10 +71,13 @@ def add_cells(tree):
     edit(cells, rf"(X\({count - 1}, \w+\)) *\n", r" \\\n  ".join([r"\1", *rows]) + "\n")
     added = "".join(f'    Row("{name}"),\n' for name in ("peephole_lstm", "min_gru", "linear_lstm"))
     edit(tree / "fused_rnn/ops/cells.py", r"(?s)(\n_ROWS = \(.*?\n)\)\n", rf"\1{added})\n")
-    (example,) = re.findall(r"```python\n( *def .*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    step, module = map(
+        textwrap.dedent, re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    )
+    (tree / "fused_rnn/nn/peephole_lstm.py").write_text(module)
     reference = tree / "fused_rnn/reference.py"
     edit(reference, r"(STEPS = \([^)]*?),?\s*\)", r"\1, peephole_lstm_step, min_gru_step, linear_lstm_step)")
-    edit(reference, r"(# By the cells' ids)", rf"{textwrap.dedent(example)}\n\n{OTHER_STEPS}\n\n\1")
+    edit(reference, r"(# By the cells' ids)", rf"{step}\n\n{OTHER_STEPS}\n\n\1")
 
 
 @pytest.fixture(scope="module")

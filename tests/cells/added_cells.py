@@ -12,6 +12,7 @@ import torch
 import fused_rnn
 from fused_rnn import reference
 from fused_rnn.autograd import functions
+from fused_rnn.ops import arguments
 from fused_rnn.ops.cells import CELLS
 from fused_rnn.ops.layer import Layer
 
@@ -124,6 +125,31 @@ def test_gradients_are_derivatives(cell):
 
     assert torch.autograd.gradcheck(run, differentiable(layer))
     assert torch.autograd.gradgradcheck(run, differentiable(layer), fast_mode=True)
+
+
+def test_the_module_of_the_page():
+    """CONTRIBUTING's, against the reference in the same weights; and it learns."""
+    from fused_rnn.nn.peephole_lstm import PeepholeLSTM
+
+    torch.manual_seed(0)
+    module, options = (
+        PeepholeLSTM(INPUT, HIDDEN).double(),
+        {"lengths": LENGTHS, "reset_mask": RESET.T, "batch_first": True},
+    )
+    input = torch.randn(BATCH, STEPS, INPUT, dtype=torch.float64)
+    expected = arguments.run_cell(reference.RUNNER, PEEPHOLE, input, None, list(module.parameters()), **options)
+    output, state = module(input, **options)
+    torch.testing.assert_close((output, *state), tuple(expected), rtol=1e-12, atol=1e-12)
+    optimizer = torch.optim.Adam(module.parameters(), 0.05)
+    losses = []
+    for _ in range(30):
+        losses.append((module(input)[0] - 0.3).square().mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] / 4
+    with pytest.raises(RuntimeError, match="input.size"):
+        module(input[..., 1:])
 
 
 @pytest.mark.parametrize("mapped", ["samples", "weights"])
