@@ -292,7 +292,7 @@ def calls_of(cell, members):
     with torch.no_grad():
         output, _, _, _, saved = layer.forward(True, False)
         grads = (output, None, None, None)
-        x, r, states, traced = layer.trace(grads, saved)
+        x, r, states, traced, _ = layer.trace(grads, saved)
     arguments = (*layer[:3], *layer._tensors)
     wide = None if traced.shape == (0,) else states[..., : states.shape[-1] // CELLS[cell].states].contiguous()
     yield "layer_tangent", (*arguments, saved, x, r if r.numel() else x, None, False)
