@@ -4,7 +4,6 @@
 #include "core/engine.h"
 #include "cpu/schedule/select.h"
 #include "cpu/schedule/team.h"
-#include "ops/register.h"
 
 namespace fused_rnn::cpu {
 namespace {
@@ -123,5 +122,3 @@ const bool kAdded = (add_engine(torch::headeronly::DeviceType::CPU, kEngine), tr
 
 }  // namespace
 }  // namespace fused_rnn::cpu
-
-STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) { FUSED_RNN_IMPLEMENT_OPERATORS(m); }

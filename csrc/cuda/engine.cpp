@@ -6,7 +6,6 @@
 #include "core/fail.h"
 #include "cuda/host/passes.h"
 #include "cuda/host/stream.h"
-#include "ops/register.h"
 
 namespace fused_rnn::cuda {
 namespace {
@@ -34,5 +33,3 @@ const bool kAdded = (add_engine(DeviceType::CUDA, kEngine), true);
 
 }  // namespace
 }  // namespace fused_rnn::cuda
-
-STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CUDA, m) { FUSED_RNN_IMPLEMENT_OPERATORS(m); }

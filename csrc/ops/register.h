@@ -1,10 +1,9 @@
-// The operators that every device's engine serves, with the same checks and allocation.
+// The list of operators that every device has: the same checks and allocation, then its own engine.
 #pragma once
 #include <torch/csrc/stable/library.h>
 
 #include "ops/ops.h"
 
-// STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) { FUSED_RNN_IMPLEMENT_OPERATORS(m); }
 #define FUSED_RNN_IMPLEMENT_OPERATORS(m)                           \
   m.impl("layer_forward", TORCH_BOX(&fused_rnn::layer_forward));   \
   m.impl("infer", TORCH_BOX(&fused_rnn::infer));                   \

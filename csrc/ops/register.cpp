@@ -1,0 +1,7 @@
+// Each device that an engine of this build is for (core/engine.h) gets the operators.
+#include "ops/register.h"
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) { FUSED_RNN_IMPLEMENT_OPERATORS(m); }
+#ifdef FUSED_RNN_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CUDA, m) { FUSED_RNN_IMPLEMENT_OPERATORS(m); }
+#endif
