@@ -26,19 +26,35 @@ else
   ENVIRONMENT := $(wildcard $(ACTIVE)/pyvenv.cfg)
 endif
 
-.PHONY: help test test-cuda bench lint format dist cxx-check cuda-check oldest-gpu library clean
+.PHONY: help test smoke test-all test-cuda bench lint format dist cxx-check cuda-check oldest-gpu library clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 14
 
-test: library $(STAMP)-test ## build, then run the tests
-	"$(PYTHON)" -m pytest $(ARGS)
+SMOKE := house house_csrc surface parity engine refusals stack registry persistent
+CUDA := tests/ptx tests/test_persistent.py tests/test_stepwise.py tests/*_cuda.py
 
-# The second run has the CUDA engine in place of the CPU's, under tests that know nothing of it.
+# The second run has the CUDA engine in place of the CPU's, under tests that know nothing of it; none without nvcc.
 ON_MACHINE := transforms parity low_precision lengths_resets
+on-machine = PYTHONPATH=tests "$(PYTHON)" -m pytest -p on_machine $(ON_MACHINE:%=tests/test_%.py)
+
+test: library $(STAMP)-test ## build, then run the tests (15 minutes)
+	"$(PYTHON)" -m pytest $(ARGS)
+	$(on-machine) $(ARGS)
+
+smoke: library $(STAMP)-test ## after an edit: what finds most faults soonest (3 minutes)
+	"$(PYTHON)" -m fused_rnn verify --quick
+	"$(PYTHON)" -m pytest -x $(SMOKE:%=tests/test_%.py) $(ARGS)
+
+test-all: library $(STAMP)-dev ## before a release: also what takes many minutes; needs nvcc and clang++
+	"$(PYTHON)" -m pytest -m "exhaustive or not exhaustive" $(ARGS)
+	$(on-machine) $(ARGS)
+	"$(PYTHON)" scripts/cxx_check.py
+	"$(PYTHON)" scripts/compile_all_archs.py
+
 test-cuda: library $(STAMP)-test ## all tests of the CUDA kernels, whose PTX is executed on the CPU; needs nvcc
-	"$(PYTHON)" -m pytest tests/ptx tests/test_persistent.py tests/test_stepwise.py tests/*_cuda.py $(ARGS)
-	PYTHONPATH=tests "$(PYTHON)" -m pytest -p on_machine $(ON_MACHINE:%=tests/test_%.py) $(ARGS)
+	"$(PYTHON)" -m pytest -m "exhaustive or not exhaustive" $(CUDA) $(ARGS)
+	$(on-machine) $(ARGS)
 
 bench: library $(STAMP)-bench ## build, then measure for a few minutes (ARGS=--quick: one)
 	"$(PYTHON)" -m benchmarks $(ARGS)

@@ -68,41 +68,6 @@ def test_every_plan_can_be_run(capability):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "hidden", "batch", "expected"),
-    [
-        ("lstm", torch.bfloat16, 64, 8, ("one", 64, 1)),
-        ("lstm", torch.bfloat16, 128, 16, ("cluster", 32, 4)),
-        ("lstm", torch.bfloat16, 256, 16, ("cluster", 32, 8)),
-        ("lstm", torch.bfloat16, 512, 16, ("cluster", 32, 16)),
-        ("lstm", torch.bfloat16, 1024, 8, ("polling", 8, 128)),
-        ("lstm", torch.bfloat16, 2048, 8, ("polling", 16, 128)),
-        ("lstm", torch.bfloat16, 4096, 8, (None, 0, 0)),
-        ("gru", torch.bfloat16, 512, 16, ("cluster", 32, 16)),
-        ("rnn_tanh", torch.float16, 1024, 8, ("polling", 32, 32)),
-        ("lstm", torch.float32, 32, 1, ("one", 32, 1)),
-        ("lstm", torch.float32, 128, 1, ("cluster", 16, 8)),
-        ("lstm", torch.float32, 256, 1, ("polling", 4, 64)),
-        ("lstm", torch.float32, 256, 64, ("cluster", 16, 16)),  # eight groups: two of 64 blocks fit
-        ("lstm", torch.float32, 512, 1, ("polling", 4, 128)),
-        ("lstm", torch.float32, 1024, 1, ("polling", 8, 128)),
-        ("lstm", torch.float32, 1272, 1, ("polling", 12, 106)),
-        ("lstm", torch.float32, 1273, 1, (None, 0, 0)),
-        ("gru", torch.float32, 1280, 1, ("polling", 16, 80)),
-        ("rnn_tanh", torch.float32, 1536, 1, ("polling", 16, 96)),
-        ("lstm", torch.float64, 32, 1, ("one", 32, 1)),
-        ("lstm", torch.float64, 256, 1, ("flags", 4, 64)),
-        ("lstm", torch.float64, 256, 64, ("cluster", 16, 16)),
-        ("lstm", torch.float64, 512, 1, ("flags", 4, 128)),
-        ("gru", torch.float64, 528, 1, ("flags", 4, 132)),
-        ("rnn_tanh", torch.float64, 1536, 1, ("flags", 16, 96)),
-    ],
-)
-def test_plans_of_a_hopper(name, dtype, hidden, batch, expected):
-    found = plan(name, dtype, hidden=hidden, batch=batch)
-    assert (found.blocks_kind, found.units, found.blocks) == expected, found
-
-
-@pytest.mark.parametrize(
     ("dtype", "widest"),  # by cell: backward every gate of every unit is shown
     [
         (torch.float32, {"lstm": 1152, "gru": 1536, "rnn_tanh": 2112}),

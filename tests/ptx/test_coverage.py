@@ -4,6 +4,8 @@ import pytest
 
 from . import coverage
 
+pytestmark = pytest.mark.exhaustive
+
 
 @pytest.fixture(scope="module")
 def found(machine):
