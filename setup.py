@@ -35,6 +35,7 @@ if X86_64:
     BFLOAT16 = "-mavx512bf16 -DFUSED_RNN_BFLOAT16_PRODUCTS=1"  # for layers of bfloat16 alone
     SPLIT = "-mavx512bf16 -DFUSED_RNN_SPLIT_PRODUCTS=1"  # for layers of float32 alone
     AMX = f"{AVX512} -mamx-tile -mamx-bf16 -DFUSED_RNN_AMX=1"
+    ISA_FLAGS["baseline"] = "-O2"  # of processors before 2013, which few have: it compiles faster
     ISA_FLAGS |= {
         "avx2": "-march=x86-64-v3",
         "avx512": AVX512,

@@ -191,7 +191,7 @@ const char* check_second(int64_t cases) {
     Panels one(b, true), two(d, true);
     bool right = true;
     const auto row = [&](int64_t i) { return c.row(i); };
-    multiply(
+    multiply_both(
         one.matrix, static_cast<const Split*>(one.packed.data()), PanelRange{0, 1},
         LeftRows{count, [&](int64_t i) { return a.row(i); }}, FetchNothing{},
         [&](int64_t, int64_t i, const float* sums) {
@@ -201,7 +201,7 @@ const char* check_second(int64_t cases) {
             right = right && (shared || sums[j + Vec<float>::kLanes] == dot(c, i, d, j));
           }
         },
-        KeepNothing{}, Second<kShared, Plain<Split>, Split, decltype(row)>{two.matrix, two.packed.data(), row});
+        Second<kShared, Plain<Split>, Split, decltype(row)>{two.matrix, two.packed.data(), row});
     CHECK(right, "wrong: depths %ld and %ld, %ld rows", long(a.depth), long(c.depth), long(count));
   }
   return nullptr;

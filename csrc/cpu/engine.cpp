@@ -21,7 +21,7 @@ void for_phases(const Pass<Args>& pass, const Args& args, F f) {
   run_all(pass.last, rounds);
 }
 
-// Threads are called up once for all phases, and meet between them: to call them up costs more than a phase of a small
+// Threads are started once for all phases, and meet between them: starting them costs more than a phase of a small
 // layer. Those that do not come are not waited for.
 template <class Args>
 void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scratch& scratch) {
@@ -32,7 +32,7 @@ void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scrat
     int64_t stretch = 0;
     team.join(member);
     for_phases(pass, args, [&](const Phase<Args>& phase, int64_t round) {
-      // Calls a pointer to the chosen instruction set's code: what stands here is compiled for the plain one.
+      // Pointers to the chosen instruction set's code; this file is compiled for the baseline.
       const int64_t tasks = phase.count(args, plan);
       if (tasks == 0) return;
       team.together(member, stretch++, [&](int64_t share) {

@@ -4,7 +4,9 @@
 // one copy of those, and it might be one that needs a newer processor than the caller does.
 #include "cpu/schedule/kernels.h"
 #include "core/dispatch.h"
+#include "cpu/passes/backward.h"
 #include "cpu/passes/forward.h"
+#include "cpu/passes/input_grads.h"
 #include "cpu/passes/weight_grads.h"
 
 namespace fused_rnn::cpu {
@@ -13,8 +15,10 @@ namespace {
 template <class Cell, class S>
 struct Passes {
   using F = ForwardPass<Cell, S>;
+  using Frame = BackwardFrame<S>;
   using B = BackwardPass<Cell, S>;
-  using W = WeightGradientsPass<Cell, S>;
+  using I = InputGradsPass<S>;
+  using W = WeightGradsPass<S>;
   static int64_t one_round(const Forward&) { return 1; }
   static constexpr Pass<Forward> kForward = {
       &F::bytes,
@@ -25,16 +29,17 @@ struct Passes {
   static constexpr Packing kPacking = {&F::packed_bytes, {&F::count_packs, &F::pack_weights}};
   static constexpr Pass<Backward> kBackward = {&W::bytes,
                                                &count_rounds,
-                                               {{&B::count_packs, &B::prepare}},
+                                               {{&Frame::count_packs, &Frame::prepare}},
                                                {{&B::count_walks, &in_tiles<&B::walk>},
-                                                {&W::count_inputs, &in_tiles<&W::input_grads>},
-                                                {&W::count_reverse_inputs, &in_tiles<&W::reverse_input_grads>},
-                                                {&W::count_operands, &W::pack_operands},
-                                                {&W::count_blocks, &in_tiles<&W::weight_grads>}},
-                                               {{&B::count_ends, &B::finish},
+                                                {&I::count, &in_tiles<&I::run>},
+                                                {&I::count_reverse, &in_tiles<&I::run_reverse>},
+                                                {&W::count, &W::pack_operands},
+                                                {&W::count, &in_tiles<&W::weight_grads>}},
+                                               {{&Frame::count_ends, &Frame::finish},
                                                 {&W::count_token_grads, &W::store_token_grads},
                                                 {&W::count_stores, &W::store_sums},
-                                                {&W::count_ends, &W::finish}}};
+                                                {&W::count_problems, &W::store_biases},
+                                                {&I::count_stores, &I::store_sums}}};
 };
 
 template <class Select>

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "core/saved_row.h"
+
 namespace fused_rnn {
 
 using torch::headeronly::DeviceType;
@@ -49,7 +51,7 @@ Arguments::Arguments(Layer& layer, int64_t cell_id, bool bias, bool bidirectiona
   layer.directions = bidirectional ? 2 : 1;
   held_.reserve(weights.size() + 8);
   read_weight_layout(bias, weights);
-  layer.saved_width = (cell.saved + cell.states - 1) * layer.hidden + layer.output_size;
+  layer.saved_width = saved_width(layer, cell.saved, cell.states);
 }
 
 void Arguments::read(const Tensor& input, const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,

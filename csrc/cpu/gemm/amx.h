@@ -12,17 +12,12 @@ namespace {
 #ifdef FUSED_RNN_AMX
 
 constexpr int64_t kTileRows = 16, kTileDepth = 32;
-// So much of a panel stays in the second-level cache for so many tiles, whose sums are kept from block to block; a
-// third as many bytes of bfloat16 do at any depth. A matrix of more bytes is fetched ahead of time.
+// K block that keeps one panel in L2; bfloat16, a third as many bytes, are not blocked.
 template <class E>
-constexpr int64_t kDepthAtOnce = kParts<E> > 1 ? 512 : int64_t(1) << 40;
-constexpr int64_t kDepthGathered = 256, kTilesAtOnce = 8, kFetchFrom = 2 << 20;
-// Rows of more bytes are gone through block by block for so many panels: else all of them leave the cache before the
-// next panel comes.
-constexpr int64_t kMostRowBytes = 1 << 20, kPanelsAtOnce = 4;
+constexpr int64_t kDepthAtOnce = kParts<E> > 1 ? kSplitDepthAtOnce : int64_t(1) << 40;
 constexpr int kLeft = kMostVectors, kRight = 7;  // registers: sums, up to three parts of A, one of the panel
 
-// The registers of this thread are set up for tiles of A of this height; 0: not at all. Setting up takes 50 ns.
+// The height of A's tiles that this thread's registers are configured for; 0: they are not. Configuring takes 50 ns.
 thread_local int64_t tile_height = 0;
 
 inline void set_up_tiles(int64_t height) {
@@ -40,7 +35,7 @@ inline void set_up_tiles(int64_t height) {
   tile_height = height;
 }
 
-// Runs a task and gives back what it has set up: Linux saves tiles that are in use at every switch of threads.
+// Runs a task and releases the tile registers after it: while in use, Linux saves them at every context switch.
 template <auto run, class... Args>
 void in_tiles(Args... args) {
   run(args...);
@@ -66,9 +61,9 @@ FUSED_RNN_INLINE void add_tile_product() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kTo), "i"(kLeft + kPart), "i"(kRight));
 }
 
-// One tile of rows times one panel: parts i of A and j of the panel for all i + j < kParts. between() is called after
-// every 32 k: tiles are multiplied beside everything else that the processor does.
-// Vector kVector of the panel belongs to sum kTo.
+// One tile of rows times one panel: parts i of A and j of the panel for all i + j < kParts. Vector kVector of the panel
+// is accumulated into sum kTo. between() is called after each vector of every 32 k, for vector code that the processor
+// runs beside the tile products.
 template <class E, class Vectors, class To>
 struct TileProduct;
 template <class E, int... kVector, int... kTo>
@@ -96,7 +91,7 @@ struct TileProduct<E, std::integer_sequence<int, kVector...>, std::integer_seque
   FUSED_RNN_INLINE static void add_vector(const char* b, std::integer_sequence<int, kPart...>) {
     (add_part<kSum>(b + (kLast - kPart) * kTileBytes, std::make_integer_sequence<int, kPart + 1>{}), ...);
   }
-  // The smallest products first: they are rounded least.
+  // The smallest products first, so that the least is rounded away.
   template <int kSum, int... kPart>
   FUSED_RNN_INLINE static void add_part(const char* b, std::integer_sequence<int, kPart...>) {
     load_tile<kRight>(b, kCacheLine);
@@ -104,7 +99,7 @@ struct TileProduct<E, std::integer_sequence<int, kVector...>, std::integer_seque
   }
 };
 
-// Rows of A for one tile, evenly spaced or else to be gathered.
+// Rows of A for one tile: evenly spaced, or else gathered.
 template <class E>
 struct TileOfRows {
   const E* rows[kTileRows];
@@ -125,16 +120,17 @@ template <int kVectors, class To, class E, class Between>
 FUSED_RNN_INLINE void add_panel(const TileOfRows<E>& a, int64_t k0, int64_t depth, const E* panel, Between between) {
   using Product = TileProduct<E, std::make_integer_sequence<int, kVectors>, To>;
   if (a.even) return Product::add(depth, a.rows[0] + k0, a.stride, panel, between);
-  for (int64_t k = 0; k < depth; k += kDepthGathered) {
-    const int64_t deep = minimum(depth - k, kDepthGathered);
-    E gathered[kTileRows * kDepthGathered] __attribute__((aligned(64)));
+  for (int64_t k = 0; k < depth; k += kGatheredDepth) {
+    const int64_t deep = minimum(depth - k, kGatheredDepth);
+    E gathered[kTileRows * kGatheredDepth] __attribute__((aligned(64)));
     for (int64_t i = 0; i < a.height; ++i) memcpy(gathered + i * deep, a.rows[i] + k0 + k, sizeof(E) * deep);
     Product::add(deep, gathered, deep * int64_t(sizeof(E)), panel + k * kVectors * Vec<float>::kLanes, between);
   }
 }
 
-// `multiply` of product.h, on tiles. The rows of a tile are used while the next one is multiplied, some after each
-// vector of each 32 k.
+// `multiply` of product.h, on tiles. The rows of a tile are used while the next one is multiplied, a few after each
+// vector of every 32 k, so that tile and vector units work side by side: after the last tile instruction AVX-512 would
+// run at half rate for 200 ns.
 template <class Matrix, class E, class Row, class Fetch, class Use, class Results, class Also>
 class TileProducts {
  public:
@@ -144,7 +140,7 @@ class TileProducts {
 
   void run(PanelRange panels) {
     const int64_t bytes = matrix_.offset(panels.last - 1) - matrix_.offset(panels.first);
-    fetches_ahead_ = bytes * int64_t(sizeof(E)) > kFetchFrom;
+    fetches_ahead_ = bytes * int64_t(sizeof(E)) > kFetchFromBytes;
     const bool in_blocks = depth() > kDepthAtOnce<E>;
     const int64_t most = in_blocks ? kTilesAtOnce * kTileRows : maximum(1, left_.count);
     const int64_t groups = (left_.count + most - 1) / most;
@@ -158,7 +154,7 @@ class TileProducts {
       tiles_ = (rows_ + kTileRows - 1) / kTileRows;
       height_ = (rows_ + tiles_ - 1) / tiles_;
       set_up_tiles(height_);
-      // Sums that are kept where tiles overlap cannot be added to: some rows would be twice.
+      // Where tiles overlap, sums that are kept cannot be accumulated block by block: some rows would count twice.
       const bool apart = results_(panels.first) == nullptr || tiles_ * height_ == rows_;
       blocks_ = apart ? maximum(1, (depth() + kDepthAtOnce<E> - 1) / kDepthAtOnce<E>) : 1;
       for (int64_t n = 0; n < panels.count(); n += panels_at_once, place_ += panels_at_once * tiles_)
@@ -176,7 +172,7 @@ class TileProducts {
     return packed_ + matrix_.offset(panel) + first_of(block) * matrix_.panel_vectors(panel) * Vec<float>::kLanes;
   }
 
-  // Some panels at once: the same block of each, then the next one.
+  // Some panels at once: the same K block of each, then the next one.
   void multiply_panels(const PanelRange& panels, int64_t n0, int64_t n1) {
     for (int64_t block = 0; block < blocks_; ++block)
       for (int64_t n = n0; n < n1; ++n) {
@@ -203,49 +199,56 @@ class TileProducts {
     if constexpr (kSums <= kMostVectors) {
       constexpr int64_t kWidth = kSums * Vec<float>::kLanes;
       float* const kept = results_(panel);
-      const bool is_last = block + 1 == blocks_;
-      const int64_t k0 = first_of(block), deep = first_of(block + 1) - k0;
+      PanelBlock b = {panel, block_of(panel, block), next, first_of(block), 0, block > 0, block + 1 == blocks_};
+      b.depth = first_of(block + 1) - b.k0;
       for (int64_t tile = 0; tile < tiles_; ++tile) {
         // Tiles of one height: the last one may begin in the one before, and compute some rows again.
         const int64_t known = row0_ + tile * height_, i0 = minimum(known, row0_ + rows_ - height_);
         float* const out = kept ? kept + i0 * kWidth : sums_[(place + tile) % ring_];
         if (block == 0)
           for (int64_t i = known; i < i0 + height_; ++i) fetch_(panel, i);
-        multiply_tile<kVectors, kSums>(panel, block_of(panel, block), next, i0, k0, deep, tile, out, block > 0,
-                                       is_last);
-        if (!is_last) continue;
+        multiply_tile<kVectors, kSums>(b, tile, i0, out);
+        if (!b.is_last) continue;
         use_rest();
         before_ = {panel, known, i0 + height_, kWidth, out + (known - i0) * kWidth};
       }
     }
   }
 
+  // One K block of a panel.
+  struct PanelBlock {
+    int64_t panel;
+    const E *from, *next;  // its numbers, and what will be read after it
+    int64_t k0, depth;
+    bool add_to_out, is_last;
+  };
+
+  // The tile whose first row is i0.
   template <int kVectors, int kSums>
-  FUSED_RNN_INLINE void multiply_tile(int64_t panel, const E* from, const E* next, int64_t i0, int64_t k0, int64_t deep,
-                                      int64_t tile, float* out, bool add_to_out, bool is_last) {
+  FUSED_RNN_INLINE void multiply_tile(const PanelBlock& b, int64_t tile, int64_t i0, float* out) {
     using Vectors = std::make_integer_sequence<int, kVectors>;
-    const int64_t pauses = (deep + (is_last ? second_.depth() : 0)) / kTileDepth * kVectors;
+    const int64_t pauses = (b.depth + (b.is_last ? second_.depth() : 0)) / kTileDepth * kVectors;
     const int64_t at_once = pauses > 0 ? (before_.end - before_.next + pauses - 1) / pauses : 0;
-    // What comes next, by each tile a part of it.
+    // Each tile prefetches a part of what comes next.
     const int64_t fetches = fetches_ahead_ ? (kParts<E> * kTileRows + tiles_ - 1) / tiles_ : 0;
     const char* coming =
-        reinterpret_cast<const char*>(next) + tile * fetches * deep / kTileDepth * kVectors * kCacheLine;
+        reinterpret_cast<const char*>(b.next) + tile * fetches * b.depth / kTileDepth * kVectors * kCacheLine;
     const auto between = [&] {
       for (int64_t i = 0; i < fetches; ++i, coming += kCacheLine) __builtin_prefetch(coming, 0, 2);
       for (int64_t i = 0; i < at_once && before_.next < before_.end; ++i) use_next();
     };
     [&]<int... kSum>(std::integer_sequence<int, kSum...>) {
       constexpr int64_t kLine = kSums * kCacheLine;
-      if (add_to_out)
+      if (b.add_to_out)
         (load_tile<kSum>(out + kSum * Vec<float>::kLanes, kLine), ...);
       else
         (clear_tile<kSum>(), ...);
-      add_panel<kVectors, Vectors>(TileOfRows<E>(left_.row, i0, height_), k0, deep, from, between);
+      add_panel<kVectors, Vectors>(TileOfRows<E>(left_.row, i0, height_), b.k0, b.depth, b.from, between);
       if constexpr (kSecond)
-        if (is_last)
+        if (b.is_last)
           add_panel<kVectors, decltype(Also::template sums<kVectors>(Vectors{}))>(
               TileOfRows<E>(second_.row, i0, height_), 0, second_.depth(),
-              second_.packed + second_.matrix.offset(panel), between);
+              second_.packed + second_.matrix.offset(b.panel), between);
       (store_tile<kSum>(out + kSum * Vec<float>::kLanes, kLine), ...);
     }(std::make_integer_sequence<int, kSums>{});
   }
@@ -271,18 +274,26 @@ class TileProducts {
   struct {
     int64_t panel, next, end, width;
     const float* sums;  // of row `next`
-  } before_ = {};
+  } before_ = {};       // the tile whose rows are being used
   int64_t blocks_;
-  // A ring: the tile that is in use when a panel begins keeps its place.
+  // A ring, so that the tile that is in use when a panel begins keeps its place.
   int64_t place_ = 0, ring_;
   float sums_[kPanelsAtOnce * kTilesAtOnce + 1][kTileRows * kMostVectors * Vec<float>::kLanes]
       __attribute__((aligned(64)));
 };
 
-template <class Matrix, class E, class Row, class Fetch, class Use, class Results = KeepNothing, class Also = NoSecond>
+template <class Matrix, class E, class Row, class Fetch, class Use, class Results = KeepNothing>
 void multiply(const Matrix& matrix, const E* packed, PanelRange panels, const LeftRows<Row>& left, Fetch fetch, Use use,
-              Results results = {}, const Also& second = {}) {
-  if (panels.count() > 0) TileProducts(matrix, packed, left, fetch, use, results, second).run(panels);
+              Results results = {}) {
+  const NoSecond none;
+  if (panels.count() > 0) TileProducts(matrix, packed, left, fetch, use, results, none).run(panels);
+}
+
+// Two products accumulated into one sum, see Second.
+template <class Matrix, class E, class Row, class Fetch, class Use, class Also>
+void multiply_both(const Matrix& matrix, const E* packed, PanelRange panels, const LeftRows<Row>& left, Fetch fetch,
+                   Use use, const Also& second) {
+  if (panels.count() > 0) TileProducts(matrix, packed, left, fetch, use, KeepNothing{}, second).run(panels);
 }
 
 #else

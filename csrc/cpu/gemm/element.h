@@ -1,11 +1,11 @@
 // What a product multiplies: numbers of the arithmetic type, or bfloat16 where the processor multiplies those itself.
 //
-// It sums the products of two neighbours at once, so two of them, a Factor, take the place of one float: in a row of A
-// they lie side by side as they are, in a panel (panels.h) the rows k and k + 1 of B are zipped together. Sums are
+// Those instructions add the products of two neighbours, so a Factor, what one lane multiplies, is a pair of them: in a
+// row of A they lie side by side as they are, in a panel (panels.h) the rows k and k + 1 of B are interleaved. Sums are
 // float.
 //
-// Or a float as the sum of three bfloat16 (split.h). In a row of A the parts of 32 neighbours then lie one after the
-// other, so that a number has no address of its own: rows of A are read and written by load_at and store_at.
+// Or a float as the sum of three bfloat16 (split.h). In a row of A the first parts of 32 neighbours are followed by
+// their second and third parts, so a number has no address of its own: load_at and store_at access rows of A.
 #pragma once
 #include <type_traits>
 
@@ -57,7 +57,7 @@ struct FactorOf<Split> {
 template <class E>
 using Factor = typename FactorOf<E>::type;
 
-// The elements that a layer stored as S multiplies.
+// The elements of the products of a layer whose storage type is S.
 #if defined(FUSED_RNN_SPLIT_PRODUCTS)
 template <class S>
 using Element = Split;  // such a build has kernels for float alone
@@ -83,7 +83,7 @@ template <class E>
 constexpr bool kTiles = false;
 #endif
 
-// Depths are filled up with zeros to a multiple of this: in panels, and in the rows that meet them.
+// Depths are padded with zeros to a multiple of this: in panels, and in the rows they are multiplied by.
 template <class E>
 constexpr int kDepthStep = kTiles<E> ? 32 : kTogether<E>;
 template <class E>
@@ -91,12 +91,11 @@ constexpr int64_t padded_depth(int64_t depth) {
   return (depth + kDepthStep<E> - 1) / kDepthStep<E> * kDepthStep<E>;
 }
 
-// Are rows of S what a product reads, as they are?
+// Can a product read rows of S in place?
 template <class E, class S>
 constexpr bool kReadInPlace = std::is_same_v<E, S> && kDepthStep<E> == 1;
 
-// ---- rows of A
-// -------------------------------------------------------------------------------------------------------
+// ---- rows of A ------------------------------------------------------------------------------------------------------
 
 // The numbers j .. j + count - 1 of a row, a vector at most; of a whole vector the count may be left out.
 template <class E>
@@ -116,7 +115,7 @@ FUSED_RNN_INLINE void store_at(E* row, int64_t j, Vec<Arithmetic<E>> x, int64_t 
   store_vector(row + j, x, count);
 }
 
-// Two vectors: of what is multiplied as bfloat16 they fill a line of the cache.
+// Two vectors: of what is multiplied as bfloat16 they fill a cache line.
 template <class E>
 FUSED_RNN_INLINE void store_two_at(E* row, int64_t j, Vec<Arithmetic<E>> first, Vec<Arithmetic<E>> second) {
   store_two_vectors(row + j, first, second);
@@ -136,8 +135,7 @@ void zero_row_at(E* row, int64_t j, int64_t n) {
   zero_row(row + j, n);
 }
 
-// ---- what is packed
-// --------------------------------------------------------------------------------------------------
+// ---- what is packed -------------------------------------------------------------------------------------------------
 
 // A vector of factors, or of numbers, part by part.
 template <class E>
@@ -145,13 +143,13 @@ struct Parts {
   typename Vec<Arithmetic<E>>::Native part[kParts<E>];
 };
 
-// Numbers j .. of a row in memory, whatever follows `count` of them as zeros. A bfloat16 is the upper half of a lane.
+// The first `count` numbers from j on of a row in memory, then zeros. A bfloat16 is the upper half of a lane.
 template <class E, class S>
 FUSED_RNN_INLINE Parts<E> load_parts(const S* row, int64_t j, int64_t count) {
   return {{load_vector(row + j, count).v}};
 }
 
-// Factors from memory: the first `count` numbers from `from` on as they lie there, whatever follows as zeros.
+// Factors from memory: the first `count` numbers from `from` on as they lie there, then zeros.
 template <class E, class S>
 FUSED_RNN_INLINE Parts<E> load_factors(const S* from, int64_t count) {
   return load_parts<E>(from, 0, count);
@@ -165,7 +163,7 @@ FUSED_RNN_INLINE void store_factors(E* to, const Parts<E>& x) {
     store_lanes(reinterpret_cast<char*>(to) + part * int64_t(sizeof x.part[0]), x.part[part]);
 }
 
-// Columns j .. of line `line` of a panel: row(k) is where row k < depth of B begins; `count` columns are left there.
+// Columns j .. of line `line` of a panel: row(k) is where row k < depth of B begins; B has `count` columns from j on.
 template <class E, class Row>
 FUSED_RNN_INLINE Parts<E> load_line(Row row, int64_t line, int64_t depth, int64_t j, int64_t count) {
   const auto load_row = [&](int64_t k) { return k < depth ? load_parts<E>(row(k), j, count) : Parts<E>{}; };

@@ -1,45 +1,45 @@
 // How matrices lie in memory for products.
 //
-// B, [depth, columns], is packed once into panels of a few vectors of columns:
+// B, [depth, columns], is packed once into panels of a few vectors of columns, the last one padded with zeros:
 //
 //             vector 0        vector 1     ...                      a panel is read from front to back, one line of
 //   k = 0     B[0][0..L)      B[0][L..2L)                           vectors for each k: each is multiplied by one
 //   k = 1     B[1][0..L)      B[1][L..2L)                           number of each of A's rows
 //   ...
 //
-// Where bfloat16 is multiplied, a lane of a line holds a Factor, two numbers (element.h), and a line so two k. For the
-// tiles of AMX the 16 lines of 32 k lie together, 1 KB for each vector, or for each part of it (split.h).
-// The last vector is filled up with zeros, and so is the depth. Which columns a panel's vectors hold is up to who packs
-// it: for the gates (forward.h) all gates of the same units lie in one panel, so that a cell finds them together.
+// Where bfloat16 is multiplied, a lane holds a Factor, two numbers (element.h), and so a line holds two k. For the
+// tiles of AMX the 16 lines of 32 k lie together, 1 KB for each vector, or for each part of it (split.h). The depth is
+// padded with zeros too. Which columns a panel's vectors hold is up to whoever packs it: for the gates
+// (passes/forward/panels.h) all gates of the same units lie in one panel, so that a cell finds them together.
 #pragma once
 #include <utility>
 
 #include "cpu/gemm/element.h"
+#include "cpu/schedule/tuning.h"
 
 namespace fused_rnn::cpu {
 namespace {
 
 constexpr int64_t kCacheLine = 64;
-constexpr int kMostVectors = 4;  // of a panel
 
-// Some panels, in their order or from the last one back. What is gone through again and again should be gone through
-// back and forth: then the cache still holds what comes first, where in one direction it would hold what comes last.
+// Some panels, in order or from the last one back. A sweep that is repeated should alternate its direction: what the
+// last one ended with is still cached.
 struct PanelRange {
   int64_t first, last;
   bool back = false;
 
   int64_t count() const { return last - first; }
   int64_t at(int64_t i) const { return back ? last - 1 - i : first + i; }
-  int64_t after(int64_t i) const { return at(i + 1 < count() ? i + 1 : i); }  // when all are done, it turns round
+  int64_t after(int64_t i) const { return at(i + 1 < count() ? i + 1 : i); }  // the next sweep turns round
 };
 
-// Which way to go through weights now: never twice the same way, from call to call too.
-inline bool turn() {
+// Whether to sweep through weights from the back this time: alternates, from call to call too.
+inline bool next_direction() {
   static thread_local bool back = true;
   return back = !back;
 }
 
-// One part of vector v in one line of a panel of so many vectors.
+// One part of vector v in one line of a panel of `vectors`.
 template <class E>  // const or not
 FUSED_RNN_INLINE auto* vector_at(E* panel, int vectors, int v, int64_t line, int part) {
   using Plain = std::remove_const_t<E>;
@@ -100,7 +100,7 @@ struct Square {
     for (int part = 0; part < kParts<E>; ++part) x.part[part] = rows[part][i];
     return x;
   }
-  // All numbers of a column, where two are multiplied together.
+  // Adds up each column, where two numbers are multiplied together.
   FUSED_RNN_INLINE Vec<Arithmetic<E>> add_rows_to(Vec<Arithmetic<E>> sums) const {
     constexpr uint16_t kOne = 0x3f80;
 #pragma GCC unroll 3
@@ -115,17 +115,16 @@ struct Square {
   }
 };
 
-// Vector v of a panel of so many, for k < depth, from `columns` <= L columns of B that lie one after the other in
-// memory, `lead` apart, as the rows of B's transpose.
+// Vector v of a panel of `vectors`, from `columns` <= L rows of B's transpose, [columns, depth], as they lie in memory.
 template <class E, class S>
-void pack_transposed(E* panel, int vectors, int v, int64_t depth, const S* from, int64_t lead, int64_t columns) {
+void pack_transposed(E* panel, int vectors, int v, int64_t depth, const S* from, int64_t columns) {
   constexpr int kLanes = Vec<Arithmetic<E>>::kLanes;
   const int64_t lines = padded_depth<E>(depth) / kTogether<E>;
   for (int64_t line = 0; line < lines; line += kLanes) {
     const int64_t k = line * kTogether<E>, some = lines - line < kLanes ? lines - line : kLanes;
     Square<E> square;
     for (int j = 0; j < kLanes; ++j)
-      square.set_row(j, j < columns ? load_factors<E>(from + j * lead + k, depth - k) : Parts<E>{});
+      square.set_row(j, j < columns ? load_factors<E>(from + j * depth + k, depth - k) : Parts<E>{});
     square.transpose();
     for (int64_t i = 0; i < some; ++i) store_line(panel, vectors, v, line + i, square.row(i));
   }
@@ -141,7 +140,7 @@ void load_panel_row(Arithmetic<E>* to, const E* panel, int vectors, int64_t k) {
       const auto lanes = load_lanes<typename V::Native>(vector_at(panel, vectors, v, k / kTogether<E>, part));
       if constexpr (kTogether<E> == 1)
         sum = sum + V(lanes);
-      else  // of the two in a lane
+      else  // one of the two numbers in a lane
         sum = sum + V((typename V::Native)(k % 2 ? (Words)lanes >> 16 << 16 : (Words)lanes << 16));
     }
     store_vector(to + v * V::kLanes, sum);
@@ -180,7 +179,7 @@ struct Plain {
     const int vectors = panel_vectors(panel);
     for (int v = 0; v < vectors; ++v) {
       const int64_t j = first_column(panel) + v * kLanes;
-      pack_transposed(packed + offset(panel), vectors, v, depth, from + j * depth, depth, columns - j);
+      pack_transposed(packed + offset(panel), vectors, v, depth, from + j * depth, columns - j);
     }
   }
 };

@@ -1,13 +1,13 @@
-// Floats as sums of three bfloat16, which the tiles of AMX multiply many times faster:
+// Split floats: sums of three bfloat16, which the tiles of AMX multiply many times faster:
 //
-//   a = a0 + a1 + a2, of 8 bits each: nothing is left      a b = a0 b0 + a0 b1 + a1 b0 + a1 b1 + a0 b2 + a2 b0
+//   a = a0 + a1 + a2, 8 bits each: exact      a b = a0 b0 + a0 b1 + a1 b0 + a1 b1 + a0 b2 + a2 b0, about
 //
-// What these six products leave out is at most 2^-24 of a b, half a unit in float's last place: no more than each step
-// of a sum of floats is off by. They are summed in float.
+// The products left out are at most 2^-24 of a b, half a unit in float's last place: no more than the rounding error of
+// each addition of floats. The six are summed in float.
 //
-// At the ends of the range: tiles take for 0 what is no normal float, so sums below 2^-110 (1e-33) lose their last
-// digits. Of infinity only the third part is infinite. It is multiplied by first parts alone, which are 0 for no normal
-// number: there is no infinity times 0 that the whole numbers would not have. NaN stays NaN. A product that overflows
+// At the ends of the range: tiles flush denormals to 0, so sums below 2^-110 (1e-33) lose their last digits. Of
+// infinity only the third part is infinite. It is multiplied by first parts alone, which are not 0 for any normal
+// number: no infinity times 0 appears that the whole numbers would not have. NaN stays NaN. A product that overflows
 // may become NaN in place of infinity, since its parts may have different signs.
 //
 // A row of A, and a panel (panels.h), 32 k of it:    first parts, 32 | second parts, 32 | third parts, 32
@@ -22,9 +22,9 @@ namespace {
 constexpr int64_t kSplitLanes = Vec<float>::kLanes, kSplitChunk = kDepthStep<Split>;
 constexpr uint32_t kUpperHalf = 0xffff0000u;
 
-// To the nearest bfloat16 that is finite.
+// The nearest finite bfloat16.
 FUSED_RNN_INLINE Floats nearest_part(Floats x) {
-  constexpr int kLargestForInfinities = 0x00ef0000;  // the largest float, of which the upper half is left below
+  constexpr int kLargestForInfinities = 0x00ef0000;  // becomes the largest float; only its upper half is kept below
   const __m512 rounded = (__m512)(((Words)x + 0x8000u) & kUpperHalf);
   const __m512 finite = _mm512_fixupimm_ps(rounded, rounded, _mm512_set1_epi32(kLargestForInfinities), 0);
   return (Floats)((Words)finite & kUpperHalf);
@@ -34,11 +34,11 @@ FUSED_RNN_INLINE Parts<Split> split(Floats x) {
   const Floats first = nearest_part(x), rest = x - first, second = nearest_part(rest);
   return {{first, second, (Floats)((Words)(rest - second) & kUpperHalf)}};
 }
-// Exact: 8 bits come to 8, and 8 to 16.
+// Exact: 8 bits are added to 8, and 8 to 16.
 FUSED_RNN_INLINE Vec<float> whole(const Parts<Split>& x) { return Vec<float>(x.part[0] + (x.part[1] + x.part[2])); }
 
-// Where part p of number j lies. Of the numbers from j on, `here` lie one after the other; the next is `kAfterBreak`
-// further on than it would be.
+// Where part p of number j lies. Of the numbers from j on, `here` are contiguous; those after them lie kAfterBreak
+// further on.
 struct SplitPlace {
   static constexpr int64_t kAfterBreak = (kParts<Split> - 1) * kSplitChunk;
   int64_t offset, here;
@@ -50,7 +50,7 @@ struct SplitPlace {
     using Bits = std::conditional_t<std::is_const_v<E>, const uint16_t, uint16_t>;
     return reinterpret_cast<Bits*>(row) + offset + p * kSplitChunk;
   }
-  // Do all lanes of a vector from j on lie here, and are all wanted? If not, which of them do?
+  // Are all lanes of a vector from j on contiguous, and all wanted? If not, which of them are?
   FUSED_RNN_INLINE bool is_whole(int64_t count) const { return here >= kSplitLanes && count >= kSplitLanes; }
   FUSED_RNN_INLINE __mmask16 lanes_here() const { return first_lanes(here); }
   FUSED_RNN_INLINE static __mmask16 first_lanes(int64_t count) {

@@ -14,7 +14,7 @@ struct Phase {
 
 constexpr int kMostPhases = 5;
 
-// first once; each, all of them in turn, for every round; last once. An entry with a null `run` ends its list.
+// `first` runs once, then `each`, in turn, for every round, then `last` once. An entry with a null `run` is skipped.
 template <class Args>
 struct Pass {
   int64_t (*workspace_bytes)(const Args&, const Plan&);
@@ -22,7 +22,7 @@ struct Pass {
   Phase<Args> first[kMostPhases], each[kMostPhases], last[kMostPhases];
 };
 
-// The weights as the forward pass wants them, for Layer::packed.
+// The weights as the forward pass reads them, for Layer::packed.
 struct Packing {
   int64_t (*bytes)(const Forward&, const Plan&);
   Phase<Forward> phase;  // its workspace is where the packed weights go
@@ -34,12 +34,12 @@ struct Kernels {
   const Pass<Backward>& (*backward)(int64_t cell, Dtype dtype);
 };
 
-// One for each build of engine.cpp.
+// One for each build of kernels.cpp.
 extern const Kernels kKernelsBaseline;
 #ifdef FUSED_RNN_X86_ISAS
 extern const Kernels kKernelsAvx2;
 extern const Kernels kKernelsAvx512;
-extern const Kernels kKernelsAvx512Bf16;  // each of these for the one dtype
+extern const Kernels kKernelsAvx512Bf16;  // these for one dtype each
 extern const Kernels kKernelsAmxBf16;
 extern const Kernels kKernelsAmxFp32;
 #endif

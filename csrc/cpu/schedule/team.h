@@ -1,8 +1,10 @@
-// Threads that walk through time together. When a batch has too few rows for all threads, each thread computes some of
+// Threads that go through time together. When a batch has too few rows for all threads, each thread computes some of
 // the hidden units of every step, and no step may begin before all units of the step before it are there.
 #pragma once
 #include <sched.h>
 #include <stdint.h>
+
+#include "cpu/schedule/tuning.h"
 
 namespace fused_rnn::cpu {
 namespace {
@@ -15,11 +17,11 @@ inline void pause_briefly() {
 #endif
 }
 
-// Every member calls `together` once for each stretch of work; the work of a stretch is cut into as many shares as
-// there are members. A member takes its own share, whose weights its core's cache holds, and then waits for the others.
-// It never waits for a thread that may not come: a share that nobody has begun is taken by whoever waits for it, at
-// once if its owner has not joined, else after some patience (the owner may have lost its core). So one thread alone
-// gets through all the work, in any order of events.
+// Every member calls `together` once for each stretch of work, which is divided into as many shares as there are
+// members. A member takes its own share, whose weights its core's cache holds, and then waits for the others. It never
+// waits for a thread that may not come: a share that nobody has begun is taken by whoever waits for it, at once if its
+// owner has not joined, else after some time (the owner may have lost its core). So one thread alone gets through all
+// the work, in any order of events.
 class Team {
  public:
   // Every second cache line, as neighbours are fetched together. Scratch memory is aligned to 64 bytes, not to 128.
@@ -47,7 +49,7 @@ class Team {
       if (i == member) continue;
       for (int64_t tries = 0; !is_done(i, stretch); ++tries) {
         const bool joined = __atomic_load_n(&members_[i].joined, __ATOMIC_ACQUIRE);
-        if (joined && tries < kPatience)
+        if (joined && tries < kTeamPatience)
           pause_briefly();
         else if (!take(i, stretch, share))
           sched_yield();
@@ -60,8 +62,6 @@ class Team {
   void set_joined(int64_t member, int64_t joined) const {
     if (size_ > 1) __atomic_store_n(&members_[member].joined, joined, __ATOMIC_RELEASE);
   }
-
-  static constexpr int64_t kPatience = 2000;  // some tens of microseconds
 
   bool is_done(int64_t i, int64_t stretch) const {
     return __atomic_load_n(&members_[i].done, __ATOMIC_ACQUIRE) > stretch;

@@ -1,4 +1,4 @@
-// Numbers from memory and to it, in every format.
+// Loads and stores numbers in every format.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -77,7 +77,7 @@ typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 FUSED_RNN_INLINE Vec<float> load_vector(const BFloat16* from) {
   return Vec<float>((Vec<float>::Native)(__builtin_convertvector(load_lanes<HalfWords>(from), Words) << 16));
 }
-#ifdef FUSED_RNN_BFLOAT16_PRODUCTS  // rounds likewise, but for subnormal numbers, of which it makes zeros
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS  // rounds likewise, but flushes subnormal numbers to zero
 FUSED_RNN_INLINE void store_vector(BFloat16* to, Vec<float> x) {
   store_lanes(to, _mm512_maskz_cvtneps_pbh(0xffff, (__m512)x.v));
 }
@@ -98,7 +98,7 @@ inline void store_vector(Half* to, Vec<float> x) {
   for (int i = 0; i < Vec<float>::kLanes; ++i) store(to[i], x.v[i]);
 }
 
-// Two at once, one behind the other.
+// Two consecutive vectors at once.
 template <class S>
 FUSED_RNN_INLINE void store_two_vectors(S* to, Vec<Arithmetic<S>> first, Vec<Arithmetic<S>> second) {
   store_vector(to, first);
@@ -111,7 +111,7 @@ FUSED_RNN_INLINE void store_two_vectors(BFloat16* to, Vec<float> first, Vec<floa
 }
 #endif
 
-// The same for the first `count` lanes only: the last units of a layer seldom fill a vector. The others load as zeros.
+// The first `count` lanes only: the last units of a layer seldom fill a vector. The others load as zeros.
 template <class S>
 FUSED_RNN_INLINE Vec<Arithmetic<S>> load_vector(const S* from, int64_t count) {
   constexpr int kLanes = Vec<Arithmetic<S>>::kLanes;

@@ -1,5 +1,5 @@
 // Vectors of float or double as wide as the instruction set, with the functions that cells call: a cell instantiated
-// with Vec<T> computes kLanes units at once by the same source as one with T.
+// with Vec<T> computes kLanes units at once, from the same source as one with T.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #endif
 
-// Called in the innermost loops, where a call that is not inlined passes vectors through memory.
+// For the innermost loops, where a call that is not inlined passes vectors through memory.
 #define FUSED_RNN_INLINE inline __attribute__((always_inline))
 
 namespace fused_rnn::cpu {
@@ -57,7 +57,7 @@ struct Vec {
   friend Vec operator-(Vec a) { return -a.v; }
 };
 
-// Scalars load, store and sum likewise, so that one loop body serves vectors and the rest of a row.
+// V: a vector, or whatever else has the bytes of some numbers.
 template <class V, class T>
 FUSED_RNN_INLINE V load_lanes(const T* from) {
   V lanes;
@@ -69,8 +69,6 @@ FUSED_RNN_INLINE void store_lanes(T* to, V lanes) {
   memcpy(to, &lanes, sizeof lanes);
 }
 
-inline float sum_of(float x) { return x; }
-inline double sum_of(double x) { return x; }
 template <class T>
 T sum_of(Vec<T> x) {
   T sum = 0;
@@ -78,23 +76,14 @@ T sum_of(Vec<T> x) {
   return sum;
 }
 
-// Calls f(Type, j) over [0, n): whole vectors first, then what is left by scalars.
-template <class T, class F>
-void for_lanes(int64_t n, F f) {
-  int64_t j = 0;
-  for (; j + Vec<T>::kLanes <= n; j += Vec<T>::kLanes) f(Vec<T>{}, j);
-  for (; j < n; ++j) f(T{}, j);
-}
-
 // ---- exp, sigmoid, tanh ---------------------------------------------------------------------------------------------
 //
 // Within 4 eps of the exact result (eps: 2^-23, 2^-52; a denormal result: within 4 of the smallest number), also where
-// tanh is tiny. exp and sigmoid do not go on to 0 and infinity: they end near 1e-38 and 1e38, 1e-307 and 1e307.
-// Sigmoid stays within [0, 1] and tanh within [-1, 1]; where the argument grows they fall by 2 eps at most.
+// tanh is tiny. exp and sigmoid do not reach 0 and infinity: they saturate near 1e-38 and 1e38, 1e-307 and 1e307.
+// Sigmoid stays within [0, 1] and tanh within [-1, 1]; where they should grow they may fall by 2 eps at most.
 //
-// A build for bfloat16 alone stores results of 8 bits and has shorter functions: exp and tanh are within 2^-13, and so
-// is 1 - sigmoid, since a state decays by that at every step of a long memory. tests/test_vector.py holds them to all
-// this.
+// A build for bfloat16 alone stores results of 8 bits and has shorter polynomials: exp and tanh are within 2^-13, and
+// so is 1 - sigmoid, since a state decays by that at every step of a long memory. tests/test_vector.py checks all this.
 
 #ifdef FUSED_RNN_BFLOAT16_PRODUCTS
 constexpr bool kShort = true;
@@ -109,14 +98,14 @@ template <>
 struct MathOf<float> {
   static constexpr float kLowest = -87.3f, kHighest = 87.3f;  // e^x and 1 / e^x stay normal numbers
   static constexpr float kRound = 12582912.f;                 // 1.5 * 2^23: adding it rounds to an integer
-#if defined(__FMA__) || defined(__aarch64__)  // n * kLn2 is not rounded, and n times the rest is 2 eps at most
+#if defined(__FMA__) || defined(__aarch64__)  // n * kLn2 is not rounded, and what ln 2 loses here is 2 eps at most
   static constexpr float kLn2 = 0.693147182f, kLn2Rest = 0.f;
 #else
   static constexpr float kLn2 = 0.693359375f, kLn2Rest = -2.12194440e-4f;
 #endif
   static constexpr int kMantissa = 23, kBias = 127;
   static constexpr int32_t kSign = INT32_MIN;
-  // (e^r - 1) / r: the polynomials of their degree that are nearest, within 2^-26 and, short, within 2^-16.
+  // (e^r - 1) / r: minimax polynomials, within 2^-26 and, the short one, within 2^-16.
   static constexpr int kTerms = kShort ? 4 : 6;
   static constexpr float kLong[6] = {1.f, 0.499999981f, 0.166665062f, 0.0416671364f, 0.00836907571f, 0.00138888730f};
   static constexpr float kFew[4] = {0.99998511f, 0.50001252f, 0.16766713f, 0.04166658f};
@@ -141,7 +130,7 @@ template <class T>
 FUSED_RNN_INLINE Vec<T> reciprocal(Vec<T> x) {
   return Vec<T>(T(1)) / x;
 }
-#ifdef __AVX512F__  // an estimate of 14 bits and one step of Newton's, in a quarter of the time of a division
+#ifdef __AVX512F__  // an estimate of 14 bits and one Newton step, in a quarter of the time of a division
 FUSED_RNN_INLINE Vec<float> reciprocal(Vec<float> x) {
   const Vec<float> estimate((NativeOf<float>::Vector)_mm512_maskz_rcp14_ps(0xffff, (__m512)x.v));
   return estimate + estimate * (Vec<float>(1.f) - x * estimate);
@@ -184,7 +173,7 @@ FUSED_RNN_INLINE ExpParts<T> exp_parts(Vec<T> x) {
   // The low bits of `shifted` hold n; beside its bias they are the bits of 2^n.
   const typename V::Integers bits = (typename V::Integers)shifted.v;
   const typename V::Integers power = (bits + M::kBias) << M::kMantissa;
-  // In pairs: half of the steps that wait for each other.
+  // In pairs of terms: half as many dependent steps.
   constexpr int kLast = M::kTerms - 1;
   const V rr = r * r;
   V p = kLast % 2 ? V(M::kFactors[kLast]) * r + V(M::kFactors[kLast - 1]) : V(M::kFactors[kLast]);
@@ -199,7 +188,7 @@ template <class T>
 FUSED_RNN_INLINE Vec<T> whole(ExpParts<T> e) {
   return e.power + e.power * e.rest;
 }
-#ifdef __AVX512F__  // one instruction scales by 2^n: no need to make that number
+#ifdef __AVX512F__  // one instruction scales by 2^n
 FUSED_RNN_INLINE Vec<float> whole(ExpParts<float> e) {
   const Vec<float> x = Vec<float>(1.f) + e.rest;
   return Vec<float>((Vec<float>::Native)_mm512_maskz_scalef_ps(0xffff, (__m512)x.v, (__m512)e.n.v));
@@ -238,7 +227,7 @@ FUSED_RNN_INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
   return at_least(at_most(x, high), low);
 }
 
-// Bit by bit, as comparing costs more.
+// By bit operations, as comparing costs more.
 template <class T>
 FUSED_RNN_INLINE Vec<T> magnitude(Vec<T> x) {
   using I = typename Vec<T>::Integers;
@@ -250,7 +239,7 @@ FUSED_RNN_INLINE Vec<T> with_sign_of(Vec<T> x, Vec<T> magnitude) {
   return Vec<T>((typename Vec<T>::Native)((I)magnitude.v | ((I)x.v & (I{} + MathOf<T>::kSign))));
 }
 
-// Beyond the range of normal numbers it stays at the last of them.
+// Clamped to the range of normal numbers.
 template <class T>
 FUSED_RNN_INLINE Vec<T> exp(Vec<T> x) {
   return whole(exp_parts(clamp(x, MathOf<T>::kLowest, MathOf<T>::kHighest)));
@@ -261,9 +250,8 @@ FUSED_RNN_INLINE Vec<T> sigmoid(Vec<T> x) {
   return reciprocal(Vec<T>(T(1)) + exp(-x));
 }
 
-// tanh |x| = a / (a + 2) with a = e^2|x| - 1, or 1 - 2 / (a + 2) where a is large, which rounds only once: the
-// gradient, 1 - y^2, leaves of a y near 1 little but its error. It is 1 to the last bit long before the end of this
-// range.
+// tanh |x| = a / (a + 2) with a = e^2|x| - 1, or 1 - 2 / (a + 2) where a is large, which rounds only once: of a y near
+// 1 the gradient, 1 - y^2, keeps little but y's error. It is 1 to the last bit long before the end of this range.
 template <class T>
 FUSED_RNN_INLINE Vec<T> tanh(Vec<T> x) {
   using V = Vec<T>;

@@ -2,6 +2,7 @@
 #pragma once
 #include "cells/cells.h"
 #include "core/problem.h"
+#include "core/saved_row.h"
 #include "cuda/device/arrays.h"
 #include "cuda/device/launch.h"
 #include "cuda/device/storage.h"
@@ -81,17 +82,11 @@ struct Place {
   }
 };
 
-// One row of `saved`: [kSaved, H] what the cell keeps, then the states that entered the step: h [P], c [H].
-FUSED_RNN_FN int64_t entering_h(const Layer& layer, int64_t kept) { return kept * layer.hidden; }
-FUSED_RNN_FN int64_t entering_c(const Layer& layer, int64_t kept) {
-  return entering_h(layer, kept) + layer.output_size;
-}
-
-// Of one unit, from where its row of `saved` has the first number.
+// What a step saved of one unit; `saved` points to the unit's first number in the row (core/saved_row.h).
 template <class Cell, class S, class T>
 FUSED_RNN_DEVICE void load_saved(const Layer& layer, const S* saved, T* kept, T* state) {
   FUSED_RNN_UNROLL
-  for (int k = 0; k < Cell::kSaved; ++k) kept[k] = load(saved[k * layer.hidden]);
+  for (int k = 0; k < Cell::kSaved; ++k) kept[k] = load(saved[kept_at(layer, k, 0)]);
   if (Cell::kReadsH) state[0] = load(saved[entering_h(layer, Cell::kSaved)]);
   if (Cell::kStates > 1) state[1] = load(saved[entering_c(layer, Cell::kSaved)]);
 }

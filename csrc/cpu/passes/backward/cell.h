@@ -1,0 +1,266 @@
+// What follows the products of one step back: the gradient of h for a row and the columns of a panel, then the cell.
+#pragma once
+#include "cells/dual.h"
+#include "cpu/passes/backward/state.h"
+#include "cpu/passes/saved.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+template <class Cell, class S>
+class BackwardCells {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+  using V = Vec<T>;
+  using ThisRun = BackwardRun<S>;
+  using State = BackwardState<S>;
+  static constexpr int64_t kLanes = V::kLanes;
+
+ public:
+  BackwardCells(const ThisRun& run, const BackwardStep& step) : r_(run), step_(step) {}
+
+  // Row i's gradients of r in the step the walk came from; zeros if it hands on nothing.
+  const E* incoming_gates(int64_t i) const {
+    const Row row(*this, i);
+    if (!row.arrives || row.cut) return r_.state.zeros;
+    return r_.state.gates_r + (step_.from_slot + row.b) * r_.state.gate_stride;
+  }
+  // With a projection: row i's gradient of h.
+  const E* output_gradient(int64_t i) const {
+    if (i >= step_.rows) return r_.state.zeros;
+    return r_.state.outputs + (step_.slot + r_.run.batch_row(i)) * r_.state.output_stride;
+  }
+
+  // Prefetches what `hidden` will read.
+  void fetch(const Plain<E>& hh, int64_t panel, int64_t i) const {
+    const Backward& g = r_.g;
+    if (i >= step_.rows) return;
+    const int64_t b = r_.run.batch_row(i), first = hh.first_column(panel);
+    const Units units = {first, minimum(hh.panel_vectors(panel) * kLanes, g.output_size - first)};
+    if (g.grad_output) fetch_row(at<S>(g.grad_output, r_.by_row(step_.t, b, g.output_size) + first), units.count);
+    if (!projected(g))
+      fetch_saved<Cell>(g, at<S>(g.saved, r_.saved_at(step_.t, b)), units, Cell::kReadsH, &fetch_row<S>);
+  }
+
+  // dL/dh of row i: sums, what came back through the gates, W_hh^T dgates, and what joins it here.
+  void hidden(const Plain<E>& hh, int64_t panel, int64_t i, const T* sums) const {
+    const Backward& g = r_.g;
+    const int64_t P = g.output_size;
+    const Row row(*this, i);
+    const int vectors = hh.panel_vectors(panel);
+    V norm_h{T(0)}, norm_c{T(0)};
+    GateGradients held[kAtOnce];
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t first = hh.first_column(panel) + v * kLanes;
+      const PanelVector units = {{first, minimum(kLanes, P - first)}, v, v + 1 == vectors};
+      V dh = load_vector(sums + v * kLanes);
+      if (row.arrives) {
+        if (Cell::kReadsH && !row.cut) dh = dh + load_vector(handed_on(r_.state.dh, row) + first);
+        if (g.added_h && !row.cut)
+          dh = dh + load_vector(at<S>(g.added_h, r_.by_row(step_.from_t, row.b, P) + first), units.count);
+      } else if (g.grad_h_n) {
+        dh = load_vector(at<S>(g.grad_h_n, r_.by_problem(row.b, P) + first), units.count);
+      }
+      if (!row.active) {
+        store_vector(at<S>(g.grad_h0, r_.by_problem(row.b, P) + first), dh, units.count);
+        if (Cell::kStates > 1 && !projected(g)) end_of_c(row, units);
+        continue;
+      }
+      if (g.grad_output) dh = dh + load_vector(at<S>(g.grad_output, here(row, P) + first), units.count);
+      if (g.grad_clip > 0) dh = clamp(dh, T(-g.grad_clip), T(g.grad_clip));
+      norm_h = norm_h + dh * dh;
+      if (g.trace_output) store_vector(at<S>(g.trace_output, here(row, P) + first), dh, units.count);
+      if (projected(g))
+        store_at(r_.state.outputs + (step_.slot + row.b) * r_.state.output_stride, first, dh, units.count);
+      else
+        norm_c = norm_c + cell(row, units, dh, held);
+    }
+    if (!g.grad_norms || !row.active) return;
+    *norm_at(0, row, panel) = sum_of(norm_h);
+    if (Cell::kStates > 1 && !projected(g)) *norm_at(1, row, panel) = sum_of(norm_c);
+  }
+
+  // With a projection: on to the cell. sums: the gradient of h before the projection, W_hr^T dh.
+  void before_projection(const Plain<E>& hr, int64_t panel, int64_t i, const T* sums) const {
+    const Backward& g = r_.g;
+    const Row row(*this, i);
+    const int vectors = hr.panel_vectors(panel);
+    V norm{T(0)};
+    GateGradients held[kAtOnce];
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t first = hr.first_column(panel) + v * kLanes;
+      const PanelVector units = {{first, minimum(kLanes, g.hidden - first)}, v, v + 1 == vectors};
+      if (row.active)
+        norm = norm + cell(row, units, load_vector(sums + v * kLanes), held);
+      else
+        end_of_c(row, units);
+    }
+    if (g.grad_norms && row.active) *norm_at(1, row, panel) = sum_of(norm);
+  }
+
+ private:
+  // Row i of the run in this step.
+  struct Row {
+    int64_t b;
+    bool active;   // it takes part; if not, its walk ends here
+    bool arrives;  // it took part in the step the walk came from; if not, its walk begins here
+    bool cut;      // that step zeroed its state when it began: nothing flows back through it
+
+    FUSED_RNN_INLINE Row(const BackwardCells& cells, int64_t i) {
+      const ThisRun& r = cells.r_;
+      const BackwardStep& step = cells.step_;
+      b = r.run.batch_row(i);
+      active = i < step.rows;
+      arrives = i < step.from_rows;
+      cut = r.g.reset && arrives && is_reset(r.g, r.run.m, r.run.d, step.from_t, b);
+    }
+  };
+
+  // The units of vector v of a panel.
+  struct PanelVector : Units {
+    int v;
+    bool is_last;
+  };
+
+  struct GateGradients {
+    V x[Cell::kGates], r[Cell::kGates];
+  };
+  // Split floats fill cache lines when two vectors are stored at once.
+  static constexpr int kAtOnce = kParts<E> > 1 ? 2 : 1;
+
+  int64_t here(const Row& row, int64_t width) const { return r_.by_row(step_.t, row.b, width); }
+  T* norm_at(int64_t s, const Row& row, int64_t panel) const {
+    return r_.state.norm_at(r_.g, r_.run.problem, s, step_.t, row.b, panel);
+  }
+  T* handed_on(T* array, const Row& row) const { return array + r_.by_problem(row.b, r_.state.unit_stride); }
+
+  // dL/dc that reaches these units from outside the step.
+  V incoming_dc(const Row& row, Units units) const {
+    const Backward& g = r_.g;
+    if (row.cut) return V(T(0));
+    if (row.arrives) return load_vector(handed_on(r_.state.dc, row) + units.first);
+    if (!g.grad_c_n) return V(T(0));
+    return load_vector(at<S>(g.grad_c_n, r_.by_problem(row.b, g.hidden) + units.first), units.count);
+  }
+  void end_of_c(const Row& row, Units units) const {
+    S* to = at<S>(r_.g.grad_c0, r_.by_problem(row.b, r_.g.hidden) + units.first);
+    store_vector(to, incoming_dc(row, units), units.count);
+  }
+
+  // The cell for one vector of units. The gradients of the gates wait in `held` until kAtOnce vectors can be stored
+  // together. Returns the squares of the whole gradient of c, if there is one.
+  FUSED_RNN_INLINE V cell(const Row& row, const PanelVector& units, V dh, GateGradients (&held)[kAtOnce]) const {
+    const Backward& g = r_.g;
+    const State& s = r_.state;
+    V keep[Cell::kSaved], state[kMaxStates], next[kMaxStates], params[Cell::kParams + 1], dnext[kMaxStates];
+    V dstate[kMaxStates], dparams[Cell::kParams + 1];
+    GateGradients& gates = held[units.v % kAtOnce];
+    load_saved<Cell>(g, at<S>(g.saved, r_.saved_at(step_.t, row.b)), units, keep, state);
+    for (int p = 0; p < Cell::kParams; ++p)
+      params[p] = load_vector(s.params + (r_.run.problem * Cell::kParams + p) * s.unit_stride + units.first);
+    dnext[0] = dh;
+    if (Cell::kStates > 1) {
+      dnext[1] = incoming_dc(row, units);
+      if (g.grad_cells)
+        dnext[1] = dnext[1] + load_vector(at<S>(g.grad_cells, here(row, g.hidden) + units.first), units.count);
+    }
+    Cell::advance(keep, state, next);
+    if (g.trace_states) trace_states(row, units, dnext);
+    if (g.trace_wide && !g.saved_tangent)
+      store_vector(at<S>(g.trace_wide, here(row, g.hidden) + units.first), next[0], units.count);
+    if (g.saved_tangent)
+      tangent(row, units, {keep, state, params}, {dnext, gates.x, gates.r, dstate, dparams});
+    else
+      Cell::backward(keep, state, next, params, dnext, gates.x, gates.r, dstate, dparams);
+    if (g.trace_x) trace_gates(row, units, gates);
+    const int before = units.v % kAtOnce;  // vectors that wait already
+    if (before + 1 == kAtOnce || units.is_last)
+      store_gates(row, {units.first - before * kLanes, before * kLanes + units.count}, held);
+    if (Cell::kReadsH) store_vector(handed_on(s.dh, row) + units.first, dstate[0]);
+    if (Cell::kStates > 1) store_vector(handed_on(s.dc, row) + units.first, dstate[1]);
+    if (projected(g)) store_at(s.wide_h + (step_.slot + row.b) * s.wide_stride, units.first, next[0], units.count);
+    for (int p = 0; p < Cell::kParams; ++p) {
+      T* sum = s.row_params + (r_.by_problem(row.b, Cell::kParams) + p) * s.unit_stride + units.first;
+      store_vector(sum, load_vector(sum) + dparams[p]);
+    }
+    return Cell::kStates > 1 ? dnext[1] * dnext[1] : V(T(0));
+  }
+
+  // For products to read. `units`: one vector of them, or kAtOnce.
+  FUSED_RNN_INLINE void store_gates(const Row& row, Units units, const GateGradients (&from)[kAtOnce]) const {
+    const State& s = r_.state;
+    const int64_t offset = (step_.slot + row.b) * s.gate_stride;
+    const auto store = [&](E* to, int64_t j, V first, V second) {
+      if (units.count == 2 * kLanes) return store_two_at(to, j, first, second);
+      store_at(to, j, first, units.count);
+      if (units.count > kLanes) store_at(to, j + kLanes, second, units.count - kLanes);
+    };
+    const GateGradients &first = from[0], &second = from[kAtOnce - 1];
+    for (int j = 0; j < Cell::kGates; ++j) {
+      const int64_t column = j * r_.g.hidden + units.first;
+      store(s.gates_x + offset, column, first.x[j], second.x[j]);
+      if (!kOneGateGradient<Cell>) store(s.gates_r + offset, column, first.r[j], second.r[j]);
+    }
+  }
+
+  FUSED_RNN_INLINE void trace_states(const Row& row, Units units, const V* dnext) const {
+    const int64_t H = r_.g.hidden, place = here(row, Cell::kStates * H) + units.first;
+    for (int s = 0; s < Cell::kStates; ++s)
+      store_vector(at<S>(r_.g.trace_states, place + s * H), dnext[s], units.count);
+  }
+
+  FUSED_RNN_INLINE void trace_gates(const Row& row, Units units, const GateGradients& gates) const {
+    const Backward& g = r_.g;
+    for (int j = 0; j < Cell::kGates; ++j) {
+      const int64_t place = here(row, Cell::kGates * g.hidden) + j * g.hidden + units.first;
+      store_vector(at<S>(g.trace_x, place), gates.x[j], units.count);
+      if (g.trace_r) store_vector(at<S>(g.trace_r, place), gates.r[j], units.count);
+    }
+  }
+
+  // What Cell::backward reads and writes.
+  struct CellInputs {
+    const V *keep, *state, *params;
+  };
+  struct CellGradients {
+    V *dnext, *dx, *dr, *dstate, *dparams;  // dnext: in and out
+  };
+
+  // In place of Cell::backward: how its results change when what was saved and the states' gradients do. dnext: their
+  // tangents.
+  FUSED_RNN_INLINE void tangent(const Row& row, Units units, const CellInputs& in, const CellGradients& out) const {
+    using D = Dual<V>;
+    const Backward& g = r_.g;
+    const int64_t H = g.hidden;
+    D keeps[Cell::kSaved], states[kMaxStates], nexts[kMaxStates], constants[Cell::kParams + 1], dnexts[kMaxStates];
+    D dxs[Cell::kGates], drs[Cell::kGates], dstates[kMaxStates], to_params[Cell::kParams + 1];
+    V keep_tangents[Cell::kSaved], state_tangents[kMaxStates], *dnext = out.dnext;
+    load_saved<Cell>(g, at<S>(g.saved_tangent, r_.saved_at(step_.t, row.b)), units, keep_tangents, state_tangents);
+    for (int k = 0; k < Cell::kSaved; ++k) keeps[k] = {in.keep[k], keep_tangents[k]};
+    for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) states[s] = {in.state[s], state_tangents[s]};
+    for (int p = 0; p < Cell::kParams; ++p) constants[p] = {in.params[p], V(T(0))};
+    if (g.added_wide) dnext[0] = dnext[0] + load_vector(at<S>(g.added_wide, here(row, H) + units.first), units.count);
+    for (int s = 0; s < Cell::kStates; ++s) {
+      const int64_t place = here(row, Cell::kStates * H) + s * H + units.first;
+      dnexts[s] = {load_vector(at<S>(g.traced_states, place), units.count), dnext[s]};
+    }
+    Cell::advance(keeps, states, nexts);
+    Cell::backward(keeps, states, nexts, constants, dnexts, dxs, drs, dstates, to_params);
+    if (g.trace_wide) store_vector(at<S>(g.trace_wide, here(row, H) + units.first), nexts[0].tangent, units.count);
+    for (int j = 0; j < Cell::kGates; ++j) {
+      out.dx[j] = dxs[j].tangent;
+      out.dr[j] = drs[j].tangent;
+    }
+    for (int s = 0; s < Cell::kStates; ++s) {
+      dnext[s] = dnexts[s].tangent;
+      out.dstate[s] = dstates[s].tangent;
+    }
+    for (int p = 0; p < Cell::kParams; ++p) out.dparams[p] = to_params[p].tangent;
+  }
+
+  const ThisRun& r_;
+  const BackwardStep& step_;
+};
+
+}  // namespace
+}  // namespace fused_rnn::cpu

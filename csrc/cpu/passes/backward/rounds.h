@@ -1,0 +1,23 @@
+// The backward pass goes back through time in rounds of some hundred rows: the gradients of the gates of one round are
+// used for the weights while they are still cached.
+#pragma once
+#include "core/problem.h"
+#include "cpu/gemm/element.h"
+#include "cpu/schedule/tuning.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+// Rows of each group of weight gradients.
+constexpr int64_t kRowsOfRound = kParts<Element<float>> > 1 ? kRoundRowsSplit : kRoundRows;
+
+inline int64_t steps_of_round(const Backward& g) {
+  return minimum(g.steps, maximum(1, kRowsOfRound * g.weight_groups / maximum(1, g.batch)));
+}
+inline int64_t count_rounds(const Backward& g) { return (g.steps + steps_of_round(g) - 1) / steps_of_round(g); }
+
+// Step `step` of the walk that direction d takes back through time.
+inline int64_t time_back(const Backward& g, int64_t d, int64_t step) { return d == 0 ? g.steps - 1 - step : step; }
+
+}  // namespace
+}  // namespace fused_rnn::cpu

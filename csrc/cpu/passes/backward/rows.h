@@ -1,0 +1,39 @@
+// The rows that a round's products take.
+#pragma once
+#include "cpu/passes/backward/state.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+// Active rows only, in an order that does not depend on threads, in blocks of at most kRowsOfRound. Padding is never
+// read: it may hold anything, NaN included.
+struct RoundRows {
+  int64_t count = 0;
+  int64_t *slots, *rows, *times;  // where each lies in BackwardState's arrays, and in the input; its step
+
+  RoundRows(const Backward& g, Carver& carve) {
+    for (int64_t** list : {&slots, &rows, &times}) *list = carve.take<int64_t>(steps_of_round(g) * g.batch);
+  }
+
+  // Those of some batch rows of one problem.
+  template <class S>
+  void gather(const Backward& g, const BackwardState<S>& state, int64_t round, int64_t problem, Range batch) {
+    const int64_t m = problem / g.directions, first = round * steps_of_round(g);
+    count = 0;
+    for (int64_t step = first; step < minimum(g.steps, first + steps_of_round(g)); ++step) {
+      const int64_t t = time_back(g, problem % g.directions, step), slot = state.first_row(g, problem, step);
+      for (int64_t b = batch.first; b < batch.last; ++b) {
+        if (!is_active(g, m, t, b)) continue;
+        slots[count] = slot + b;
+        times[count] = t;
+        rows[count++] = row_of(g, t, b);
+      }
+    }
+  }
+
+  int64_t blocks() const { return (count + kRowsOfRound - 1) / kRowsOfRound; }
+  int64_t block_size(int64_t block) const { return minimum(kRowsOfRound, count - block * kRowsOfRound); }
+};
+
+}  // namespace
+}  // namespace fused_rnn::cpu

@@ -1,0 +1,108 @@
+// What the phases of the backward pass hand on to each other, and what a walk knows of its run.
+#pragma once
+#include "cpu/gemm/amx.h"
+#include "cpu/passes/backward/rounds.h"
+#include "cpu/passes/numbers.h"
+#include "cpu/passes/run.h"
+#include "cpu/passes/workspace.h"
+#include "cpu/schedule/team.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+// The first part of the workspace, of all problems (Q).
+template <class S>
+struct BackwardState {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+  static constexpr int64_t kLanes = Vec<T>::kLanes;
+
+  E *ih, *hh, *hr;  // [Q] weights in panels
+  T* params;
+  // Of the steps of a round and the one before it: step s of a walk lies in slot s % slots.
+  E *gates_x, *gates_r;  // [Q, slots, B, G*H] gradients of x and r; one array when they are equal
+  E *outputs, *wide_h;   // with a projection: [Q, slots, B, P] dL/dh, and [Q, slots, B, H] h before it
+  T *dh, *dc;            // [Q, B, H] what a step hands on besides the gates: h's direct part (kReadsH), and c
+  T* row_params;         // [Q, B, kParams, H] gradients of the per-unit parameters
+  T* norms;              // [Q, kStates, T, B, panels] sums of squares over the units of a panel
+  E* zeros;              // in the place of a row that hands on nothing
+  T* zero_sums;          // and of its products
+  Team::Member* teams;   // [Q * runs, members]
+  CellNumbers cell;
+  int64_t slots, gate_stride, output_stride, wide_stride, unit_stride, norm_panels;
+
+  static Plain<E> input_weights(const Backward& g) { return {numbers_of(g).gates * g.hidden, g.input_size}; }
+  static Plain<E> hidden_weights(const Backward& g) { return {numbers_of(g).gates * g.hidden, g.output_size}; }
+  static Plain<E> projection(const Backward& g) { return {g.output_size, g.hidden}; }
+
+  BackwardState(const Backward& g, const Plan& plan, Carver& carve) {
+    const int64_t Q = problems(g);
+    cell = numbers_of(g);
+    slots = steps_of_round(g) + 1;
+    gate_stride = row_stride<E>(cell.gates * g.hidden);
+    output_stride = row_stride<E>(g.output_size);
+    wide_stride = row_stride<E>(g.hidden);
+    unit_stride = row_stride<T>(g.hidden);
+    norm_panels = maximum(hidden_weights(g).panels(), projection(g).panels());
+    ih = carve.take<E>(g.grad_input ? Q * input_weights(g).size() : 0);
+    hh = carve.take<E>(cell.recurrent ? Q * hidden_weights(g).size() : 0);
+    hr = carve.take<E>(projected(g) ? Q * projection(g).size() : 0);
+    params = carve.take<T>(Q * cell.params * unit_stride);
+    gates_x = carve.take<E>(Q * slots * g.batch * gate_stride);
+    gates_r = cell.one_gate_gradient ? gates_x : carve.take<E>(Q * slots * g.batch * gate_stride);
+    outputs = carve.take<E>(projected(g) ? Q * slots * g.batch * output_stride : 0);
+    wide_h = carve.take<E>(projected(g) ? Q * slots * g.batch * wide_stride : 0);
+    dh = carve.take<T>(!cell.reads_h ? 0 : Q * g.batch * unit_stride);
+    dc = carve.take<T>(cell.states > 1 ? Q * g.batch * unit_stride : 0);
+    row_params = carve.take<T>(Q * g.batch * cell.params * unit_stride);
+    norms = carve.take<T>(g.grad_norms ? Q * cell.states * g.steps * g.batch * norm_panels : 0);
+    zeros = carve.take<E>(maximum(gate_stride, output_stride));
+    zero_sums = carve.take<T>(kMostVectors * kLanes);
+    teams = carve.take<Team::Member>(count_walks(g, plan));
+  }
+
+  // Where the rows of step `step` begin in `gates_x`, `gates_r`, `outputs` and `wide_h`.
+  int64_t first_row(const Backward& g, int64_t problem, int64_t step) const {
+    return (problem * slots + step % slots) * g.batch;
+  }
+  T* norm_at(const Backward& g, int64_t problem, int64_t state, int64_t t, int64_t b, int64_t panel) const {
+    return norms + (((problem * cell.states + state) * g.steps + t) * g.batch + b) * norm_panels + panel;
+  }
+};
+
+// Everything about one walk that stays the same from step to step.
+template <class S>
+struct BackwardRun {
+  using T = Arithmetic<S>;
+  using State = BackwardState<S>;
+
+  const Backward& g;
+  const Plan& plan;
+  State state;
+  Run run;
+  Team team;
+
+  BackwardRun(const Backward& g, const Plan& plan, void* buffer, int64_t number)
+      : g(g),
+        plan(plan),
+        state(part_at<State>(buffer, 0, g, plan)),
+        run(g, plan, number),
+        team(state.teams + number * plan.unit_chunks, plan.unit_chunks) {}
+
+  // Where row b begins in an array [Q, B, width], in one [M, N, D, width], and in `saved`.
+  int64_t by_problem(int64_t b, int64_t width) const { return (run.problem * g.batch + b) * width; }
+  int64_t by_row(int64_t t, int64_t b, int64_t width) const {
+    return ((run.m * g.rows + row_of(g, t, b)) * g.directions + run.d) * width;
+  }
+  int64_t saved_at(int64_t t, int64_t b) const { return (run.problem * g.rows + row_of(g, t, b)) * g.saved_width; }
+};
+
+// A step as the walk meets it. The step it came from has handed on gradients for its rows; rows that do not take part
+// in this one end here: theirs are the gradients of the initial states. The step after the last one has no rows.
+struct BackwardStep {
+  int64_t number, t, rows, slot;         // slot: BackwardState::first_row
+  int64_t from_t, from_rows, from_slot;  // of the step the walk came from
+};
+
+}  // namespace
+}  // namespace fused_rnn::cpu

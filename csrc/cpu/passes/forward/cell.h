@@ -1,0 +1,149 @@
+// What follows the products of one step: the cell for a row and the units of a panel, and what it leaves.
+#pragma once
+#include "cells/dual.h"
+#include "cpu/passes/forward/state.h"
+#include "cpu/passes/saved.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+template <class Cell, class S>
+class ForwardCells {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+  using V = Vec<T>;
+  using Panels = GatePanels<Cell, T>;
+  using Row = ForwardRow<Cell, S>;
+  static constexpr int64_t kLanes = V::kLanes, kWidth = Panels::kWidth;
+  static constexpr int kOwnSums = ForwardChoices<Cell, S>::kOwnSums;
+  // Is a state that was stored another number than the one that was computed? (Storing as E rounds it to S as well.)
+  static constexpr bool kRoundsWhenStored = sizeof(S) < sizeof(T) && sizeof(S) != sizeof(E);
+
+ public:
+  ForwardCells(const ForwardRun<Cell, S>& run, const ForwardStep& step) : run_(run), step_(step) {}
+
+  // The cell for row i and the units of one panel. x, r: [vectors of the panel, L], the products W_ih x and W_hh h.
+  // With kBoth x has the sums of both, and behind them those of h for the gates that keep them apart.
+  template <int kUnits, bool kBoth>
+  void cell(int64_t panel, int64_t i, const T* x, const T* r) const {
+    const Panels panels = run_.panels;
+    const T* bias_ih = run_.packed.bias_ih + panel * kWidth;
+    const T* bias_hh = run_.packed.bias_hh + panel * kWidth;
+    const T* params = run_.packed.params;
+    const Row row(run_, step_, i);
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; ++u) {
+      const Units units = panels.vector_of_units(panel, u);
+      V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], state[kMaxStates], next[kMaxStates];
+      V keep[Cell::kSaved];
+      for (int g = 0; g < Cell::kGates; ++g) {
+        const int64_t j = (g * kUnits + u) * kLanes;
+        xs[g] = load_vector(x + j) + load_vector(bias_ih + j);
+        if (Cell::kRecurrent && !kBoth) rs[g] = load_vector(r + j);
+        if (kBoth) rs[g] = g < Cell::kSharedGates ? V(T(0)) : load_vector(x + j + kOwnSums * kUnits * kLanes);
+        if (Cell::kRecurrent && !kOneGateGradient<Cell>) rs[g] = rs[g] + load_vector(bias_hh + j);
+      }
+      for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + units.first);
+      if (Cell::kReadsH) state[0] = load_at(row.h, units.first);
+      if (Cell::kStates > 1) state[1] = load_vector(row.c + units.first);
+      Cell::forward(xs, rs, state, ps, next, keep);
+      leave(row, units, keep, state, next);
+    }
+  }
+
+  // In place of `cell`: how all of that changes when x, r and the states change along a direction (Forward::primal).
+  template <int kUnits>
+  void tangent(int64_t panel, int64_t i, const T* r) const {
+    const Forward& f = run_.f;
+    const Panels panels = run_.panels;
+    const Row row(run_, step_, i);
+    const S* primal = at<S>(f.primal, row.by_direction * f.saved_width);
+    for (int u = 0; u < kUnits; ++u) {
+      const Units units = panels.vector_of_units(panel, u);
+      V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], saved[Cell::kSaved], states[kMaxStates];
+      V keep[Cell::kSaved], dstates[kMaxStates], dnext[kMaxStates];
+      for (int g = 0; g < Cell::kGates; ++g) {
+        const auto given = [&](const void* tangents) {
+          const int64_t j = (row.by_row * Cell::kGates + g) * f.hidden + units.first;
+          return tangents ? load_vector(at<S>(tangents, j), units.count) : V(T(0));
+        };
+        xs[g] = given(f.tangent_x);
+        if (Cell::kRecurrent) rs[g] = load_vector(r + (g * kUnits + u) * kLanes) + given(f.tangent_r);
+      }
+      for (int p = 0; p < Cell::kParams; ++p)
+        ps[p] = load_vector(run_.packed.params + p * panels.padded_units() + units.first);
+      load_saved<Cell>(f, primal, units, saved, states);
+      if (Cell::kReadsH) dstates[0] = load_at(row.h, units.first);
+      if (Cell::kStates > 1) dstates[1] = load_vector(row.c + units.first);
+      Cell::tangent(saved, states, ps, xs, rs, dstates, keep);
+      Dual<V> dual_saved[Cell::kSaved], dual_states[kMaxStates], dual_next[kMaxStates];
+      for (int k = 0; k < Cell::kSaved; ++k) dual_saved[k] = {saved[k], keep[k]};
+      for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) dual_states[s] = {states[s], dstates[s]};
+      Cell::advance(dual_saved, dual_states, dual_next);
+      for (int s = 0; s < Cell::kStates; ++s) dnext[s] = dual_next[s].tangent;
+      leave(row, units, keep, dstates, dnext);
+    }
+  }
+
+  // With a projection: h of the columns of one panel of W_hr. sums: W_hr times the cell's h.
+  void projection(const Plain<E>& hr, int64_t panel, int64_t i, const T* sums) const {
+    const Forward& f = run_.f;
+    const Row row(run_, step_, i);
+    const S* added = at<S>(f.tangent_h, row.by_row * f.output_size);
+    for (int v = 0; v < hr.panel_vectors(panel); ++v) {
+      const int64_t first = hr.first_column(panel) + v * kLanes;
+      const Units units = {first, minimum(kLanes, f.output_size - first)};
+      V next = load_vector(sums + v * kLanes);
+      if (added) next = next + load_vector(added + first, units.count);
+      store_h(row, units, next);
+      if (row.saved) store_vector(row.saved + entering_h(f, Cell::kSaved) + first, load_at(row.h, first), units.count);
+    }
+  }
+
+  // Prefetches what `cell` will write for the backward pass and the output: they lie in memory that no cache holds yet.
+  void fetch(int64_t panel, int64_t i) const {
+    const Forward& f = run_.f;
+    const int64_t first = run_.panels.first_unit(panel);
+    const Units units = {first, minimum(Panels::kUnits * kLanes, f.hidden - first)};
+    const Row row(run_, step_, i);
+    if (!projected(f)) fetch_row_to_write(row.output + units.first, units.count);
+    if (!row.saved) return;
+    const S* primal = at<S>(f.primal, row.by_direction * f.saved_width);
+    if (primal) fetch_saved<Cell>(f, primal, units, Cell::kReadsH, &fetch_row<S>);
+    fetch_saved<Cell>(f, row.saved, units, !projected(f), &fetch_row_to_write<S>);
+  }
+
+ private:
+  // Stores what the cell leaves: for the backward pass, the next step and the user.
+  FUSED_RNN_INLINE void leave(const Row& row, Units units, const V* keep, const V* state, const V* next) const {
+    const Forward& f = run_.f;
+    if (S* saved = row.saved) {
+      store_kept<Cell>(f, saved, units, keep);
+      if (Cell::kStates > 1) store_vector(saved + entering_c(f, Cell::kSaved) + units.first, state[1], units.count);
+      if (!projected(f))
+        store_vector(saved + entering_h(f, Cell::kSaved) + units.first, load_at(row.h, units.first), units.count);
+    }
+    if (Cell::kStates > 1) {
+      store_vector(row.c + units.first, next[1]);
+      if (f.cells) store_vector(row.cells + units.first, next[1], units.count);
+    }
+    if (projected(f))
+      store_at(row.wide_h, units.first, next[0], units.count);
+    else
+      store_h(row, units, next[0]);
+  }
+
+  // The next step reads h as it was stored: a sequence cut in two, its states carried over, has the same results.
+  FUSED_RNN_INLINE static void store_h(const Row& row, Units units, V h) {
+    store_vector(row.output + units.first, h, units.count);
+    const V as_stored = kRoundsWhenStored ? load_vector(row.output + units.first, units.count) : h;
+    // Where products read past the last unit, the zeros there have to stay.
+    store_at(row.h_next, units.first, as_stored, kDepthStep<E> > 1 ? units.count : kLanes);
+  }
+
+  const ForwardRun<Cell, S>& run_;
+  const ForwardStep& step_;
+};
+
+}  // namespace
+}  // namespace fused_rnn::cpu

@@ -1,0 +1,43 @@
+// How a forward pass computes its products: what of a layer's size and of the plan decides it.
+#pragma once
+#include "cpu/passes/forward/panels.h"
+#include "cpu/schedule/tuning.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+template <class Cell, class S>
+struct ForwardChoices {
+  using E = Element<S>;
+  static constexpr int kUnits = GatePanels<Cell, Arithmetic<S>>::kUnits;
+
+  // Pack W_ih, unless the input is a tangent's, or ids that look up few columns of a large vocabulary.
+  static bool packs_input(const Forward& f, const Plan& plan) {
+    if (f.tokens && !f.packed && f.rows * kPackedColumnsPerLookUp < f.input_size) return false;
+    return plan.pack && !f.primal;
+  }
+
+  // Accumulate W_ih x and W_hh h into one sum: on tiles, where the cell then runs beside twice as many products, while
+  // the weights fit L2. Larger W_ih are read once for several steps instead. The last kOwnSums gates keep the sum of h
+  // apart (Cell::kSharedGates).
+  static constexpr int kOwnSums = Cell::kGates - Cell::kSharedGates;
+  static constexpr bool kMayFuse =
+      kTiles<E> && Cell::kRecurrent && Cell::kGates + kOwnSums <= kMostVectors && (kUnits == 1 || kOwnSums == 0);
+  static bool fuses(const Forward& f, const Plan& plan) {
+    return kMayFuse && plan.pack && !f.tokens && !f.primal &&
+           Cell::kGates * f.hidden * (f.input_size + f.output_size) <= kMostWeightsToFuse;
+  }
+
+  // Go through W_ih and W_hh together, panel by panel: for a few rows of a single step all the time is spent on reading
+  // them, and the next call, which goes the other way (next_direction, gemm/panels.h), finds the last panels cached.
+  static bool reads_together(const Forward& f) { return f.steps == 1 && f.batch < kLeastRowsReadApart && !f.primal; }
+
+  // For how many steps W_ih x is computed at once.
+  static int64_t steps_ahead(const Forward& f, const Plan& plan) {
+    constexpr int64_t kRows = kParts<E> > 1 ? kAheadRowsSplit : kAheadRows;
+    return minimum(f.steps, maximum(1, kRows / maximum(1, largest_part(f.batch, plan.row_chunks))));
+  }
+};
+
+}  // namespace
+}  // namespace fused_rnn::cpu

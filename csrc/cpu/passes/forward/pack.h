@@ -1,0 +1,174 @@
+// The weights as the forward pass reads them: packed once, into panels; or, for a step or two, as they lie.
+#pragma once
+#include "cpu/gemm/amx.h"
+#include "cpu/passes/forward/choices.h"
+#include "cpu/passes/tokens.h"
+#include "cpu/passes/workspace.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+// A part of the workspace: every problem's weights in panels, behind each other.
+template <class Cell, class S>
+struct PackedWeights {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+  E *ih, *hh, *hr;
+  T *bias_ih, *bias_hh, *params;
+  int64_t ih_size, hh_size, hr_size, bias_size, params_size;  // of one problem
+
+  static Plain<E> projection(const Layer& f) { return {f.hidden, f.output_size}; }
+
+  PackedWeights(const Forward& f, const Plan& plan, Carver& carve) {
+    const int64_t Q = problems(f), units = GatePanels<Cell, T>{f.hidden}.padded_units();
+    bias_size = Cell::kGates * units;
+    params_size = Cell::kParams * units;
+    ih_size = ForwardChoices<Cell, S>::packs_input(f, plan) ? bias_size * padded_depth<E>(f.input_size) : 0;
+    hh_size = plan.pack && Cell::kRecurrent ? bias_size * padded_depth<E>(f.output_size) : 0;
+    hr_size = projected(f) ? projection(f).size() : 0;
+    ih = carve.take<E>(Q * ih_size);
+    hh = carve.take<E>(Q * hh_size);
+    hr = carve.take<E>(Q * hr_size);
+    bias_ih = carve.take<T>(Q * bias_size);
+    bias_hh = carve.take<T>(Q * bias_size);
+    params = carve.take<T>(Q * params_size);
+  }
+
+  PackedWeights of_problem(int64_t problem) const {
+    PackedWeights own = *this;
+    own.ih += problem * ih_size;
+    own.hh += problem * hh_size;
+    own.hr += problem * hr_size;
+    own.bias_ih += problem * bias_size;
+    own.bias_hh += problem * bias_size;
+    own.params += problem * params_size;
+    return own;
+  }
+};
+
+// Packs a share of one problem's weights.
+template <class Cell, class S>
+class WeightPacker {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+  using V = Vec<T>;
+  using Panels = GatePanels<Cell, T>;
+  using Packed = PackedWeights<Cell, S>;
+
+ public:
+  WeightPacker(const Forward& f, const Plan& plan, void* buffer, int64_t task)
+      : f_(f),
+        m_(task / plan.threads / f.directions),
+        panels_{f.hidden},
+        to_(part_at<Packed>(buffer, 0, f, plan).of_problem(task / plan.threads)),
+        from_(f.weights[task / plan.threads % f.directions]),
+        part_(task % plan.threads),
+        parts_(plan.threads) {}
+
+  void run() const {
+    const int64_t GH = Cell::kGates * f_.hidden, I = f_.input_size, P = f_.output_size;
+    const Range own = part_of(panels_.count(), parts_, part_);
+    for (int64_t panel = own.first; panel < own.last; ++panel) {
+      if (to_.ih_size > 0) pack(to_.ih, at<S>(from_.ih, m_ * GH * I), panel, I);
+      if (to_.hh_size > 0) pack(to_.hh, at<S>(from_.hh, m_ * GH * P), panel, P);
+      pack_biases(panel);
+    }
+    if (part_ == 0) pack_the_rest();
+  }
+
+ private:
+  void pack(E* to, const S* from, int64_t panel, int64_t depth) const {
+    E* const start = to + GateMatrix<Cell, E>{panels_, depth}.offset(panel);
+    panels_.for_vectors(panel, [&](int v, int g, Units units) {
+      const S* rows = from + (g * f_.hidden + units.first) * depth;
+      pack_transposed(start, panels_.vectors(panel), v, depth, rows, units.count);
+    });
+  }
+
+  void pack_biases(int64_t panel) const {
+    const int64_t H = f_.hidden, GH = Cell::kGates * H;
+    panels_.for_vectors(panel, [&](int v, int g, Units units) {
+      const auto bias = [&](const void* b) {
+        return b ? load_vector(at<S>(b, m_ * GH + g * H + units.first), units.count) : V(T(0));
+      };
+      const V ih = bias(from_.bias_ih), hh = bias(from_.bias_hh);
+      // A cell whose gradients of x and r are the same only knows their sum, and that of the biases.
+      const int64_t j = panel * Panels::kWidth + v * V::kLanes;
+      store_vector(to_.bias_ih + j, kOneGateGradient<Cell> ? ih + hh : ih);
+      store_vector(to_.bias_hh + j, hh);
+    });
+  }
+
+  void pack_the_rest() const {
+    const int64_t H = f_.hidden, P = f_.output_size;
+    for (int64_t p = 0; p < Cell::kParams; ++p)
+      load_row(to_.params + p * panels_.padded_units(), at<S>(from_.params, (m_ * Cell::kParams + p) * H), H);
+    if (!projected(f_)) return;
+    const Plain<E> hr = Packed::projection(f_);
+    for (int64_t panel = 0; panel < hr.panels(); ++panel)
+      hr.pack_transpose_of(to_.hr, panel, at<S>(from_.hr, m_ * P * H));
+  }
+
+  const Forward& f_;
+  int64_t m_;
+  Panels panels_;
+  Packed to_;
+  const Weights& from_;
+  int64_t part_, parts_;
+};
+
+// One matrix of the gates, [G*H, depth], packed or as it lies.
+template <class Cell, class S>
+struct GateWeights {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+  using Panels = GatePanels<Cell, T>;
+  static constexpr int64_t kLanes = Panels::kLanes;
+
+  GateMatrix<Cell, E> matrix;
+  bool is_packed;
+  const E* packed;
+  const S* plain;
+
+  // f(vector of the panel, rows of the matrix, how many) for every vector of a panel of the matrix as it lies.
+  template <class F>
+  void for_rows(int64_t panel, F f) const {
+    const Panels& panels = matrix.panels;
+    panels.for_vectors(panel, [&](int v, int g, Units units) {
+      f(v, plain + (g * panels.hidden + units.first) * matrix.depth, units.count);
+    });
+  }
+
+  // Its product with some rows, as `multiply` has it.
+  template <class Row, class Fetch, class Use, class Results = KeepNothing>
+  void multiply_by(PanelRange range, const LeftRows<Row>& left, Fetch fetch, Use use, Results results = {}) const {
+    if (is_packed) return multiply(matrix, packed, range, left, fetch, use, results);
+    if constexpr (kParts<E> == 1) {
+      T buffer[Panels::kWidth] __attribute__((aligned(64))) = {};
+      for (int64_t panel = range.first; panel < range.last; ++panel)
+        for (int64_t i = 0; i < left.count; ++i) {
+          T* const kept = results(panel);
+          T* const sums = kept ? kept + i * matrix.panels.width(panel) : buffer;
+          for_rows(panel, [&](int v, const S* rows, int64_t count) {
+            store_vector(sums + v * kLanes, dot_products(matrix.depth, rows, matrix.depth, count, left.row(i)));
+          });
+          use(panel, i, sums);
+        }
+    }
+  }
+
+  // Its product with one-hot rows, given as ids: [count, width of the panel].
+  void look_up(int64_t panel, const int64_t* ids, int64_t count, T* sums) const {
+    for (int64_t i = 0; i < count; ++i, sums += matrix.panels.width(panel)) {
+      if (is_packed)
+        load_panel_row(sums, packed + matrix.offset(panel), matrix.panels.vectors(panel), ids[i]);
+      else
+        for_rows(panel, [&](int v, const S* rows, int64_t count) {
+          store_vector(sums + v * kLanes, load_column(rows + ids[i], matrix.depth, count));
+        });
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fused_rnn::cpu

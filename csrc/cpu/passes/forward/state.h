@@ -1,0 +1,164 @@
+// What a run of the forward pass holds while it goes through time, and where one step finds each row's numbers.
+#pragma once
+#include "cpu/passes/forward/pack.h"
+#include "cpu/schedule/team.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+// W_ih x of the next few steps, for one share of the units.
+template <class Cell, class S>
+struct InputSums {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+  using Panels = GatePanels<Cell, T>;
+
+  T* sums;         // [panels of the share, rows, width of the panel]
+  E* converted;    // [rows, I]: the input as products read it, where they cannot read it in place
+  const E** rows;  // the input rows of these steps, step after step
+  int64_t* ids;    // [rows], in place of both
+  int64_t* first;  // [steps]: where each step's rows begin
+  int64_t most_rows, input_stride;
+
+  InputSums(const Forward& f, const Plan& plan, Carver& carve) {
+    using Choices = ForwardChoices<Cell, S>;
+    const int64_t steps = Choices::steps_ahead(f, plan);
+    const Panels panels = {f.hidden};
+    most_rows = steps * largest_part(f.batch, plan.row_chunks);
+    input_stride = row_stride<E>(f.input_size);
+    const bool stores_sums = !f.primal && !Choices::fuses(f, plan);
+    const int64_t most_panels = largest_part(panels.count(), plan.unit_chunks);
+    sums = carve.take<T>(stores_sums ? most_panels * most_rows * panels.width(0) : 0);
+    converted = carve.take<E>(kReadInPlace<E, S> || f.tokens ? 0 : most_rows * input_stride);
+    rows = carve.take<const E*>(f.tokens ? 0 : most_rows);
+    ids = carve.take<int64_t>(f.tokens ? most_rows : 0);
+    first = carve.take<int64_t>(steps);
+  }
+
+  // The sums of one of the share's panels. All panels but the last one are as wide as the first.
+  T* of_panel(const Panels& panels, int64_t panel_of_share) const {
+    return sums + panel_of_share * most_rows * panels.width(0);
+  }
+};
+
+// The state of a run: h[s % 2] and c enter step s.
+template <class Cell, class S>
+struct RunState {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+
+  E *h[2], *wide_h;  // [rows, P]; with a projection, [rows, H] before it
+  T* c;              // [rows, H]
+  int64_t h_stride, wide_stride, c_stride;
+  Team::Member* team;
+  InputSums<Cell, S>* input_sums;  // one for each share
+
+  RunState(const Forward& f, const Plan& plan, Carver& carve) {
+    const int64_t rows = largest_part(f.batch, plan.row_chunks), units = GatePanels<Cell, T>{f.hidden}.padded_units();
+    const int64_t lanes = Vec<T>::kLanes;
+    h_stride = row_stride<E>(projected(f) ? PackedWeights<Cell, S>::projection(f).vectors() * lanes : units);
+    wide_stride = row_stride<E>(units);
+    c_stride = row_stride<T>(units);
+    h[0] = carve.take<E>(rows * h_stride);
+    h[1] = carve.take<E>(rows * h_stride);
+    c = carve.take<T>(rows * c_stride);
+    wide_h = carve.take<E>(projected(f) ? rows * wide_stride : 0);
+    team = carve.take<Team::Member>(plan.unit_chunks);
+    input_sums = carve.take<InputSums<Cell, S>>(plan.unit_chunks);
+  }
+};
+
+// Everything about a run that stays the same from step to step.
+//
+// The workspace: the packed weights, unless they came with the call; then for each run its state, and the input sums of
+// its shares.
+template <class Cell, class S>
+struct ForwardRun {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+  using Choices = ForwardChoices<Cell, S>;
+  using Packed = PackedWeights<Cell, S>;
+  using State = RunState<Cell, S>;
+  using Sums = InputSums<Cell, S>;
+  using Matrix = GateWeights<Cell, S>;
+
+  const Forward& f;
+  const Plan& plan;
+  Run run;
+  GatePanels<Cell, T> panels;
+  Packed packed;  // of this run's problem
+  State state;
+  int64_t steps_ahead;
+
+  ForwardRun(const Forward& f, const Plan& plan, void* buffer, int64_t number)
+      : f(f),
+        plan(plan),
+        run(f, plan, number),
+        panels{f.hidden},
+        packed(part_at<Packed>(f.packed ? const_cast<void*>(f.packed) : buffer, 0, f, plan).of_problem(run.problem)),
+        state(part_at<State>(buffer, offset(f, plan, number), f, plan)),
+        steps_ahead(Choices::steps_ahead(f, plan)) {}
+
+  static int64_t bytes(const Forward& f, const Plan& plan) { return offset(f, plan, count_runs(f, plan)); }
+
+  // Before anything else is done with the run.
+  void prepare(void* buffer, int64_t number) const {
+    Team(state.team, plan.unit_chunks).clear();
+    const int64_t first = offset(f, plan, number) + size_of<State>(f, plan);
+    for (int64_t share = 0; share < plan.unit_chunks; ++share)
+      state.input_sums[share] = part_at<Sums>(buffer, first + share * size_of<Sums>(f, plan), f, plan);
+  }
+
+  int64_t time(int64_t step) const { return run.d == 0 ? step : f.steps - 1 - step; }
+  Range panels_of_share(int64_t share) const { return part_of(panels.count(), plan.unit_chunks, share); }
+
+  Matrix ih() const {
+    const int64_t GH = Cell::kGates * f.hidden, I = f.input_size;
+    return {{panels, I}, Choices::packs_input(f, plan), packed.ih, at<S>(f.weights[run.d].ih, run.m * GH * I)};
+  }
+  Matrix hh() const {
+    const int64_t GH = Cell::kGates * f.hidden, P = f.output_size;
+    return {{panels, P}, plan.pack, packed.hh, at<S>(f.weights[run.d].hh, run.m * GH * P)};
+  }
+
+ private:
+  static int64_t offset(const Forward& f, const Plan& plan, int64_t run) {
+    const int64_t weights = f.packed ? 0 : size_of<Packed>(f, plan);
+    return weights + run * (size_of<State>(f, plan) + plan.unit_chunks * size_of<Sums>(f, plan));
+  }
+};
+
+// One step: `rows` of the run take part, and `next_rows` in the step after it; 0 if there is none.
+struct ForwardStep {
+  int64_t number, t, rows, next_rows;
+};
+
+// Row i of a run in one step: where its numbers lie.
+template <class Cell, class S>
+struct ForwardRow {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+
+  int64_t by_row, by_direction;  // in arrays [M, N, D] and [M, D, N]
+  const E* h;                    // as it enters the step
+  E *h_next, *wide_h;
+  T* c;
+  S *saved, *output, *cells;
+
+  FUSED_RNN_INLINE ForwardRow(const ForwardRun<Cell, S>& r, const ForwardStep& step, int64_t i) {
+    const Forward& f = r.f;
+    const int64_t row = row_of(f, step.t, r.run.batch_row(i));
+    by_row = (r.run.m * f.rows + row) * f.directions + r.run.d;
+    by_direction = r.run.problem * f.rows + row;
+    h = r.state.h[step.number % 2] + i * r.state.h_stride;
+    h_next = r.state.h[(step.number + 1) % 2] + i * r.state.h_stride;
+    wide_h = r.state.wide_h + i * r.state.wide_stride;
+    c = r.state.c + i * r.state.c_stride;
+    saved = at<S>(f.saved, by_direction * f.saved_width);
+    output = at<S>(f.output, by_row * f.output_size);
+    cells = at<S>(f.cells, by_row * f.hidden);
+  }
+};
+
+}  // namespace
+}  // namespace fused_rnn::cpu

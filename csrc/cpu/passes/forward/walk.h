@@ -1,0 +1,199 @@
+// The loop of the forward pass: one run, or a member's shares of its units, through all steps.
+#pragma once
+#include "cpu/passes/forward/ahead.h"
+#include "cpu/passes/forward/cell.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+template <class Cell, class S>
+class ForwardWalk {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+  using Choices = ForwardChoices<Cell, S>;
+  using Packed = PackedWeights<Cell, S>;
+  using Panels = GatePanels<Cell, T>;
+  static constexpr int64_t kLanes = Vec<T>::kLanes;
+
+ public:
+  ForwardWalk(const Forward& f, const Plan& plan, void* buffer, int64_t task)
+      : w_(f, plan, buffer, task / plan.unit_chunks),
+        member_(task % plan.unit_chunks),
+        team_(w_.state.team, plan.unit_chunks) {
+    if (plan.unit_chunks == 1) w_.prepare(buffer, task);  // with a team this was a phase of its own
+  }
+
+  void run() {
+    const Forward& f = w_.f;
+    int64_t stretch = 0;
+    team_.join(member_);
+    step_ = {-1, -1, 0, w_.run.active(w_.time(0), 0)};
+    team_.together(member_, stretch++, [&](int64_t share) {
+      begin(share);
+      enter_next_step(share);
+    });
+    while (++step_.number < f.steps) {
+      step_.t = w_.time(step_.number);
+      step_.rows = step_.next_rows;
+      step_.next_rows = step_.number + 1 < f.steps ? w_.run.active(w_.time(step_.number + 1), step_.rows) : 0;
+      team_.together(member_, stretch++, [&](int64_t share) {
+        gates(share);
+        if (!projected(f)) enter_next_step(share);
+      });
+      if (projected(f))
+        team_.together(member_, stretch++, [&](int64_t share) {
+          project(share);
+          enter_next_step(share);
+        });
+    }
+    team_.leave(member_);
+  }
+
+ private:
+  // The units of h, or of c, that a share writes.
+  Range share_of_h(int64_t share) const {
+    if (!projected(w_.f)) return share_of_c(share);
+    const Plain<E> hr = Packed::projection(w_.f);
+    const Range own = part_of(hr.panels(), w_.plan.unit_chunks, share);
+    const int64_t P = w_.f.output_size;
+    return {minimum(P, hr.first_column(own.first)), minimum(P, hr.first_column(own.last))};
+  }
+  Range share_of_c(int64_t share) const {
+    const Range own = w_.panels_of_share(share);
+    const int64_t H = w_.f.hidden;
+    return {minimum(H, w_.panels.first_unit(own.first)), minimum(H, w_.panels.first_unit(own.last))};
+  }
+
+  // Writes what no step writes: the padding of rows that products read, the output past the end of rows, and the final
+  // states of rows of length 0.
+  void begin(int64_t share) const {
+    const Forward& f = w_.f;
+    if (share > 0) return;
+    for (int64_t i = 0; i < w_.run.rows; ++i) {
+      for (E* h : w_.state.h) clear_padding(h + i * w_.state.h_stride, f.output_size);
+      if (projected(f)) clear_padding(w_.state.wide_h + i * w_.state.wide_stride, f.hidden);
+    }
+    if (!f.lengths) return;
+    const int64_t H = f.hidden, P = f.output_size;
+    for (int64_t i = w_.run.active(0, 0); i < w_.run.rows; ++i) {
+      const int64_t state = w_.run.problem * f.batch + w_.run.batch_row(i);
+      copy_row(at<S>(f.h_n, state * P), at<S>(f.h0, state * P), P);
+      if (Cell::kStates > 1) copy_row(at<S>(f.c_n, state * H), at<S>(f.c0, state * H), H);
+    }
+    if (f.offsets) return;  // packed input has no rows past the end
+    for (int64_t t = 0, active = w_.run.rows; t < f.steps; ++t) {
+      active = w_.run.active(t, active);
+      for (int64_t i = active; i < w_.run.rows; ++i) {
+        const ForwardRow<Cell, S> row(w_, {0, t, 0, 0}, i);
+        zero_row(row.output, P);
+        if (row.cells) zero_row(row.cells, H);
+        if (row.saved) zero_row(row.saved, f.saved_width);
+      }
+    }
+  }
+
+  // Between two steps: stores the states of rows that end here, loads those of rows that begin, applies resets.
+  void enter_next_step(int64_t share) const {
+    const Forward& f = w_.f;
+    if (step_.rows == step_.next_rows && !f.reset) return;
+    const int64_t H = f.hidden, P = f.output_size;
+    const Range of_h = share_of_h(share), of_c = share_of_c(share);
+    const int64_t h0 = of_h.first, c0 = of_c.first;
+    E* h_next = w_.state.h[(step_.number + 1) % 2];
+    for (int64_t i = 0; i < maximum(step_.rows, step_.next_rows); ++i) {
+      const int64_t b = w_.run.batch_row(i), state = w_.run.problem * f.batch + b;
+      E* h = h_next + i * w_.state.h_stride;
+      T* c = w_.state.c + i * w_.state.c_stride;
+      if (i >= step_.next_rows) {
+        store_row_from(at<S>(f.h_n, state * P + h0), h, h0, of_h.count());
+        if (Cell::kStates > 1) store_row(at<S>(f.c_n, state * H + c0), c + c0, of_c.count());
+      } else if (is_reset(f, w_.run.m, w_.run.d, w_.time(step_.number + 1), b)) {
+        zero_row_at(h, h0, of_h.count());
+        if (Cell::kStates > 1) zero_row(c + c0, of_c.count());
+      } else if (i >= step_.rows) {
+        load_row_at(h, h0, at<S>(f.h0, state * P + h0), of_h.count());
+        if (Cell::kStates > 1) load_row(c + c0, at<S>(f.c0, state * H + c0), of_c.count());
+      }
+    }
+  }
+
+  // The gates of one step: W_hh h, panels times tiles of rows, with the cell after each tile.
+  void gates(int64_t share) const {
+    const Forward& f = w_.f;
+    const int64_t slot = step_.number % w_.steps_ahead;
+    const PanelRange range = panels_of(w_.panels_of_share(share), next_direction());
+    LookAhead<Cell, S> ahead(w_, share);
+    if (slot == 0 && !f.primal) {
+      ahead.gather(step_);
+      if (!Choices::fuses(f, w_.plan) && !Choices::reads_together(f)) ahead.multiply({range.first, range.last});
+    }
+    if constexpr (Choices::kMayFuse)
+      if (Choices::fuses(f, w_.plan)) return fused_gates(range, ahead, slot);
+    const auto hh = w_.hh();
+    const LeftRows rows = entering_h_rows();
+    const ForwardCells<Cell, S> cells(w_, step_);
+    const auto fetch = [&](int64_t panel, int64_t i) { cells.fetch(panel, i); };
+    const auto use = [&](int64_t panel, int64_t i, const T* r) {
+      w_.panels.with_units(panel, [&](auto known) {
+        constexpr int kUnits = decltype(known)::value;
+        if (f.primal) return cells.template tangent<kUnits>(panel, i, r);
+        const T* x = ahead.of_panel(panel) + (ahead.first_row(slot) + i) * Cell::kGates * kUnits * kLanes;
+        cells.template cell<kUnits, false>(panel, i, x, r);
+      });
+    };
+    const auto compute = [&](const PanelRange& some) {
+      if (Cell::kRecurrent) return hh.multiply_by(some, rows, fetch, use);
+      for (int64_t panel = some.first; panel < some.last; ++panel)
+        for (int64_t i = 0; i < step_.rows; ++i) use(panel, i, nullptr);
+    };
+    if (!Choices::reads_together(f)) return compute(range);
+    for (int64_t n = 0; n < range.count(); ++n) {
+      const PanelRange one = {range.at(n), range.at(n) + 1};
+      ahead.multiply(one);
+      compute(one);
+    }
+  }
+
+  // The same where W_ih x and W_hh h are accumulated into one sum.
+  void fused_gates(const PanelRange& range, const LookAhead<Cell, S>& ahead, int64_t slot) const {
+    constexpr int kShared = Choices::kOwnSums == 0 ? kMostVectors : Cell::kSharedGates;
+    const auto ih = w_.ih(), hh = w_.hh();
+    const ForwardCells<Cell, S> cells(w_, step_);
+    const LeftRows rows = entering_h_rows();
+    const LeftRows inputs = {step_.rows, [&](int64_t i) { return ahead.input_row(ahead.first_row(slot) + i); }};
+    const Second<kShared, GateMatrix<Cell, E>, E, decltype(rows.row)> second = {hh.matrix, hh.packed, rows.row};
+    const auto fetch = [&](int64_t panel, int64_t i) { cells.fetch(panel, i); };
+    multiply_both(
+        ih.matrix, ih.packed, range, inputs, fetch,
+        [&](int64_t panel, int64_t i, const T* both) {
+          w_.panels.with_units(
+              panel, [&](auto known) { cells.template cell<decltype(known)::value, true>(panel, i, both, nullptr); });
+        },
+        second);
+  }
+
+  // h as it enters the step.
+  auto entering_h_rows() const {
+    const E* h = w_.state.h[step_.number % 2];
+    const int64_t stride = w_.state.h_stride;
+    return LeftRows{step_.rows, [h, stride](int64_t i) { return h + i * stride; }, 1, w_.f.batch == 1};
+  }
+
+  // h narrowed by W_hr.
+  void project(int64_t share) const {
+    const Plain<E> hr = Packed::projection(w_.f);
+    const ForwardCells<Cell, S> cells(w_, step_);
+    const auto row = [&](int64_t i) { return w_.state.wide_h + i * w_.state.wide_stride; };
+    multiply(hr, w_.packed.hr, panels_of(part_of(hr.panels(), w_.plan.unit_chunks, share)),
+             LeftRows{step_.rows, row, 1, w_.f.batch == 1}, FetchNothing{},
+             [&](int64_t panel, int64_t i, const T* sums) { cells.projection(hr, panel, i, sums); });
+  }
+
+  const ForwardRun<Cell, S> w_;
+  const int64_t member_;
+  const Team team_;
+  ForwardStep step_;
+};
+
+}  // namespace
+}  // namespace fused_rnn::cpu

@@ -1,0 +1,60 @@
+// A task of the weight gradients.
+#pragma once
+#include "cpu/passes/backward/workspace.h"
+
+namespace fused_rnn::cpu {
+namespace {
+
+// A share of one problem's weight gradients.
+template <class S>
+struct WeightGradShare {
+  using Space = BackwardWorkspace<S>;
+
+  const Backward& g;
+  WeightGradState<S> sums;
+  int64_t problem, m, part, parts;
+  const WeightGradients& out;  // null pointers: not asked for
+
+  WeightGradShare(const Space& space, int64_t task)
+      : g(space.g),
+        sums(space.weight_grads()),
+        problem(task / space.plan.threads),
+        m(problem / space.g.directions),
+        part(task % space.plan.threads),
+        parts(space.plan.threads),
+        out(space.g.grads[problem % space.g.directions]) {}
+
+  static int64_t count(const Backward& g, const Plan& plan) { return problems(g) * plan.threads; }
+
+  Range share_of(int64_t n) const { return part_of(n, parts, part); }
+};
+
+// Of one round's part of them.
+template <class S>
+struct WeightGradTask : WeightGradShare<S> {
+  BackwardState<S> state;
+  RoundRows rows;  // of the group that is being worked on
+  Strip<S> strip;
+  int64_t round;
+
+  WeightGradTask(const BackwardWorkspace<S>& space, int64_t round, int64_t task)
+      : WeightGradTask(space, round, task, space.scratch(task)) {}
+
+  // f(group, where its rows begin in the operands), with the group's rows in `rows`.
+  template <class F>
+  void for_groups(F f) {
+    const Backward& g = this->g;
+    for (int64_t group = 0, first = 0; group < g.weight_groups; ++group) {
+      rows.gather(g, state, round, this->problem, part_of(g.batch, g.weight_groups, group));
+      f(group, first);
+      first += padded_depth<Element<S>>(rows.count);
+    }
+  }
+
+ private:
+  WeightGradTask(const BackwardWorkspace<S>& space, int64_t round, int64_t task, const TaskScratch<S>& scratch)
+      : WeightGradShare<S>(space, task), state(space.state()), rows(scratch.rows), strip(scratch.strip), round(round) {}
+};
+
+}  // namespace
+}  // namespace fused_rnn::cpu

@@ -1,0 +1,114 @@
+#include "cpu/schedule/isa.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#if defined(FUSED_RNN_X86_ISAS) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace fused_rnn::cpu {
+namespace {
+
+// Does the processor have AMX with bfloat16, and does Linux let this process use it? A process has to ask once, since
+// the state of the tiles makes every thread's saved registers 8 KiB larger.
+bool may_use_amx() {
+#if defined(FUSED_RNN_X86_ISAS) && defined(__linux__)
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  constexpr long kArchReqXcompPerm = 0x1023, kXfeatureXtiledata = 18;
+  unsigned a, b, c, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxBf16) && (d & kAmxTile) &&
+         syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureXtiledata) == 0;
+#else
+  return false;
+#endif
+}
+
+bool is_supported(Isa isa) {
+  switch (isa) {
+    case Isa::kBaseline:
+      return true;
+#ifdef FUSED_RNN_X86_ISAS  // whatever -march=x86-64-v3 and -v4 let the compiler use, as far as one can ask for it
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+             __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+    case Isa::kAvx512:
+      return is_supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Bf16:
+      return is_supported(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAmx:
+      return is_supported(Isa::kAvx512Bf16) && may_use_amx();
+#endif
+    default:
+      return false;
+  }
+}
+
+// Best first.
+constexpr Isa kIsas[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kBaseline};
+
+std::string asked_isa() {
+  const char* variable = std::getenv("FUSED_RNN_ISA");
+  return variable ? variable : "";
+}
+
+Isa find_isa() {
+  const std::string asked = asked_isa();
+  for (const Isa isa : kIsas) {
+    if (asked.empty() && is_supported(isa)) return isa;
+    if (asked != isa_name(isa)) continue;
+    if (is_supported(isa)) return isa;
+    throw std::runtime_error("FUSED_RNN_ISA=" + asked + " is not supported by this processor or build");
+  }
+  throw std::runtime_error("FUSED_RNN_ISA must be baseline, avx2, avx512, avx512_bf16 or amx, got '" + asked + "'");
+}
+
+}  // namespace
+
+Isa best_isa() {
+  static const Isa isa = find_isa();
+  return isa;
+}
+
+std::vector<Isa> isas_for(Dtype dtype) {
+  const Isa isa = best_isa();
+  const bool only_for_some = isa == Isa::kAvx512Bf16 || isa == Isa::kAmx;
+  if (!only_for_some || dtype == Dtype::kBFloat16) return {isa};
+  if (isa != Isa::kAmx || dtype != Dtype::kFloat) return {Isa::kAvx512};
+  static const bool always = !asked_isa().empty();
+  return always ? std::vector{Isa::kAmx} : std::vector{Isa::kAvx512, Isa::kAmx};
+}
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kBaseline:
+      return "baseline";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
+    case Isa::kAmx:
+      return "amx";
+  }
+  return "unknown";
+}
+
+const Kernels& kernels_for(Isa isa, Dtype dtype) {
+#ifdef FUSED_RNN_X86_ISAS
+  if (isa == Isa::kAmx) return dtype == Dtype::kBFloat16 ? kKernelsAmxBf16 : kKernelsAmxFp32;
+  if (isa == Isa::kAvx512Bf16) return kKernelsAvx512Bf16;
+  if (isa == Isa::kAvx512) return kKernelsAvx512;
+  if (isa == Isa::kAvx2) return kKernelsAvx2;
+#endif
+  (void)isa, (void)dtype;
+  return kKernelsBaseline;
+}
+
+}  // namespace fused_rnn::cpu
