@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fused_rnn
-from fused_rnn.ops import engines, library, plans
+from fused_rnn.ops import library, plans
 from fused_rnn.ops.cells import CELLS
 
 HOPPER = plans.Gpu(90, 132, 227 * 1024, 16)
@@ -22,7 +22,7 @@ def kind_of_plan(**sizes):
     return plans.cuda_plan(CELLS["lstm"].id, torch.float32, HOPPER, hidden=64, **sizes).blocks_kind
 
 
-@pytest.mark.parametrize("name", engines.CUDA_ENGINES)
+@pytest.mark.parametrize("name", library.CUDA_ENGINES)
 def test_every_name_means_the_same_everywhere(on_machine, monkeypatch, name):
     wanted = kind_of_plan(wanted=name)
     with fused_rnn.cuda_engine(name):

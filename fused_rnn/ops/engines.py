@@ -7,18 +7,16 @@ from contextlib import AbstractContextManager, contextmanager
 
 from . import library
 
-CUDA_ENGINES = library.cuda_engines()
-
 
 def check_cuda_engine(name: str) -> None:
-    if name not in CUDA_ENGINES:
-        raise ValueError(f"the CUDA engine must be one of {', '.join(CUDA_ENGINES)}, got {name!r}")
+    if name not in library.CUDA_ENGINES:
+        raise ValueError(f"the CUDA engine must be one of {', '.join(library.CUDA_ENGINES)}, got {name!r}")
 
 
 def set_cuda_engine(name: str | None) -> str | None:
     """For all later calls of this process; None: as the environment says. Returns the previous setting."""
-    before = library.compiled.fused_rnn_set_cuda_engine(-1 if name is None else CUDA_ENGINES.index(name))
-    return None if before < 0 else CUDA_ENGINES[before]
+    before = library.compiled.fused_rnn_set_cuda_engine(-1 if name is None else library.CUDA_ENGINES.index(name))
+    return None if before < 0 else library.CUDA_ENGINES[before]
 
 
 def cuda_engine(name: str) -> AbstractContextManager[None]:

@@ -63,6 +63,9 @@ def declare_cuda(library: ctypes.CDLL) -> None:
 
 compiled = _load()
 
+CUDA_ENGINES = tuple(compiled.fused_rnn_cuda_engines().decode().split())
+"""By name, built or not; an engine's number is its index."""
+
 
 def fill_memory(fill: bool) -> None:
     """For tests: whether results and scratch memory are filled with NaN when allocated."""
@@ -72,11 +75,6 @@ def fill_memory(fill: bool) -> None:
 def cuda_archs() -> list[str]:
     """GPU architectures compiled in, e.g. ``["90a"]``; empty for a CPU-only build."""
     return compiled.fused_rnn_cuda_archs().decode().split()
-
-
-def cuda_engines() -> tuple[str, ...]:
-    """Their names, built or not; an engine's number is its place."""
-    return tuple(compiled.fused_rnn_cuda_engines().decode().split())
 
 
 class StackCode(NamedTuple):

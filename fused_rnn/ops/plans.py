@@ -109,12 +109,12 @@ def cuda_plan(
     projected: bool = False,
     wanted: str | None = None,
 ) -> CudaPlan:
-    """``wanted``: one of engines.CUDA_ENGINES, or None for the default; raises if it cannot run such a layer.
+    """``wanted``: one of library.CUDA_ENGINES, or None for the default; raises if it cannot run such a layer.
 
     ``tf32``: whether float32 may be rounded to TF32.
     """
     sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, tf32, projected)
     wanted = None if wanted is None else wanted.encode()
     numbers, reason = _numbers_and_reason(11, library.compiled.fused_rnn_cuda_plan, *sizes, *gpu, wanted)
-    kind = None if numbers[0] < 0 else library.cuda_engines()[numbers[0]]
+    kind = None if numbers[0] < 0 else library.CUDA_ENGINES[numbers[0]]
     return CudaPlan(kind, *numbers[1:7], bool(numbers[7]), *numbers[8:], reason)
