@@ -74,7 +74,7 @@ dist: $(STAMP)-dev ## make sdist and wheel, try each in a fresh environment
 	scripts/dist_check.sh "$(PYTHON)" "$(TORCH)"
 
 cxx-check: library ## compile csrc with clang too, and look for two types of one name; needs clang++
-	"$(PYTHON)" scripts/cxx_check.py
+	"$(PYTHON)" scripts/cxx_check.py $(CHECKS)
 
 cuda-check: $(STAMP)-dev library ## show the CUDA kernels' registers and occupancy, fail on local memory
 	"$(PYTHON)" scripts/cuda_check.py
