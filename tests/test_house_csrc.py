@@ -14,7 +14,7 @@ MAY_SEE = {
     "core": {"cells"},
     "ops": {"core"},
     "cpu/simd": {"core", "cells"},
-    "cpu/gemm": {"cpu/simd", "core", "cells"},
+    "cpu/gemm": {"cpu/simd", "cpu/schedule", "core", "cells"},  # of schedule: tuning.h
     "cpu/schedule": {"core", "cells"},
     "cpu/passes": {"cpu/gemm", "cpu/simd", "cpu/schedule", "core", "cells"},
     "cpu": {"cpu/passes", "cpu/schedule", "cpu/gemm", "cpu/simd", "core"},
