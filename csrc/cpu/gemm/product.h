@@ -81,12 +81,12 @@ constexpr const Tile<E>* kTileFunctions[kMostVectors] = {TilesOf<E, 1>::kByRows,
 // Prefetches a row. GCC takes a function that only prefetches for one without effects, and drops its calls wherever it
 // does not inline it: the asm, of no instructions, is an effect.
 template <class S>
-FUSED_RNN_INLINE void fetch_row(const S* from, int64_t count) {
+void fetch_row(const S* from, int64_t count) {
   for (int64_t i = 0; i < count; i += kCacheLine / int64_t(sizeof(S))) __builtin_prefetch(from + i);
   asm volatile("");
 }
 template <class S>
-FUSED_RNN_INLINE void fetch_row_to_write(S* to, int64_t count) {
+void fetch_row_to_write(S* to, int64_t count) {
   for (int64_t i = 0; i < count; i += kCacheLine / int64_t(sizeof(S))) __builtin_prefetch(to + i, 1);
   asm volatile("");
 }

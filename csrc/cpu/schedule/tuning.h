@@ -8,6 +8,8 @@
 //   python -m benchmarks cpu --only WORD... --threads N     lines whose names hold every word; see benchmarks/suites.py
 //   python -m benchmarks features --only WORD...            likewise; see benchmarks/features.py
 //
+// "Add lines" where the suites have none on both sides of a threshold: shapes of your own in benchmarks/suites.py.
+//
 // "Split": of float32 as three bfloat16, on the tiles of AMX (gemm/split.h). A weight is one number, of any size.
 #pragma once
 #include <stdint.h>
@@ -28,7 +30,7 @@ constexpr int64_t kLeastSplitBatch = 16, kLeastSplitUnits = 64, kLeastSplitRows 
 
 // Rows over all steps from which packing the weights pays: it reads and writes each weight once, and large matrices
 // leave the cache meanwhile; without it every row reads all of them, and converts those of 16 bits.
-//   python -m benchmarks cpu --only "one step" --threads 1, with rows and steps of your own in benchmarks/suites.py
+//   python -m benchmarks cpu --only "one step" --threads 1; add lines of 2 to 16 rows, and of two steps
 constexpr int64_t kLeastRowsToPackHalf = 2, kLeastRowsToPackBFloat16 = 4;
 constexpr int64_t kManyWeightsToPack = 30'000;  // of W_hh
 constexpr int64_t kLeastRowsToPackFew = 5, kLeastRowsToPackMany = 10;
@@ -36,7 +38,7 @@ constexpr int64_t kLeastRowsToPackFew = 5, kLeastRowsToPackMany = 10;
 // On vectors: below this many rows a thread, split the units, not the batch. Runs of batch rows never wait for each
 // other, but each reads all weights; shares of the units meet after every step, which takes as long as reading some
 // 20,000 weights. By the number of weights in W_hh: 0, 1 or 4 rows.
-//   python -m benchmarks cpu --only "T100 B1 H" --threads 2; the same with "T100 B4 H128" and "T512 B8 H64"
+//   python -m benchmarks cpu --only "T100 B1 H" --threads 2; the same with "T100 B4 H128"; add lines of B 2 to 7
 constexpr int64_t kFewWeightsToShare = 25'000, kManyWeightsToShare = 45'000;
 constexpr int64_t kRowsToShareSome = 1, kRowsToShareMany = 4;
 constexpr int64_t kLeastUnitsToShare = 128;  // of a layer
@@ -71,7 +73,7 @@ constexpr int64_t kMostWeightsToFuse = 350'000;
 
 // Rows of a single step below which W_ih and W_hh are read together, panel by panel. From here on the next panel is not
 // fetched in time.
-//   python -m benchmarks cpu --only "one step" --threads 1
+//   python -m benchmarks cpu --only "one step" --threads 1; add lines of 2 to 16 rows
 constexpr int64_t kLeastRowsReadApart = 8;
 
 // ---- the backward pass (passes/backward/, passes/weight_grads/) -----------------------------------------------------
