@@ -183,9 +183,9 @@ class WarpWeights {
         if (chunk >= chunks) continue;
         const unsigned char* const numbers = numbers_of(chunk, loaded[(kHeld + i) % kStage]);
         FUSED_RNN_NO_UNROLL  // or the compiler reads all of the chunk at once, into registers that are not there
-            for (int part = 0; part < Products::kLoadsOfColumn; ++part)
-                add(sums, numbers, part,
-                    [&](int tile, auto& words) { words_of(chunk, tile, part * Products::kWordsOfLoad, words); });
+        for (int part = 0; part < Products::kLoadsOfColumn; ++part)
+          add(sums, numbers, part,
+              [&](int tile, auto& words) { words_of(chunk, tile, part * Products::kWordsOfLoad, words); });
       }
     }
   }
