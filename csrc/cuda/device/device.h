@@ -1,4 +1,4 @@
-// Everything that kernels need of the machine beyond CUDA C++ itself.
+// Intrinsics: what kernels need beyond CUDA C++, much of it inline PTX.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -16,14 +16,14 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// That this is compiled for: a kernel leaves out what its GPU has no instructions for, and is never launched there.
+// Being compiled for: kernels leave out what the architecture lacks, and are not launched there.
 #ifdef __CUDA_ARCH__
 constexpr int kArchitecture = __CUDA_ARCH__;
 #else
 constexpr int kArchitecture = 0;  // the host only names kernels
 #endif
 
-// Some 32-bit words that are loaded and stored by one instruction.
+// 32-bit words loaded and stored by one instruction.
 template <int N>
 struct alignas(4 * N) Pack {
   static_assert(N == 1 || N == 2 || N == 4);
@@ -36,10 +36,10 @@ FUSED_RNN_DEVICE unsigned char* shared_memory() {
   return memory;
 }
 
-// What a user's numbers must be, and the host has not looked at: the device asserts it.
+// Device-side assert for values the host did not validate.
 FUSED_RNN_DEVICE void require(bool condition) { assert(condition); }
 
-// A place in shared memory that stays in a register: the compiler would rather compute it again at every step.
+// Keeps a shared-memory address in a register: the compiler would recompute it at every step.
 template <class T>
 FUSED_RNN_DEVICE T* keep_shared(T* place) {
   uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(place));
@@ -102,12 +102,12 @@ FUSED_RNN_DEVICE void add_release(uint32_t* flag, uint32_t value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
-// Stands in every loop that polls, between two looks. Zero nanoseconds: look again at once.
+// Backs off between two polls; zero nanoseconds: none.
 FUSED_RNN_DEVICE void keep_polling(unsigned nanoseconds = 0) {
   if (nanoseconds > 0) __nanosleep(nanoseconds);
 }
 
-// Of the whole GPU's clock.
+// The GPU-wide clock.
 FUSED_RNN_DEVICE uint64_t global_nanoseconds() {
   uint64_t now;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));

@@ -1,4 +1,4 @@
-// What the stepwise engine's kernels share: who computes what, and where it lies.
+// Elementwise kernels: which thread computes which element, and addresses.
 #pragma once
 #include "cells/cells.h"
 #include "core/problem.h"

@@ -1,21 +1,20 @@
-// How a warp multiplies: rows of weights, which it holds for the whole sequence, times what its group of blocks
-// exchanges at every step.
+// The matrix product of a warp: its rows of weights, resident for the whole sequence, times the slot that its group of
+// blocks gathers at every step.
 //
-// What is exchanged lies in slots [K/32][N][32]: for each 32 of K a chunk, in it a run of 32 numbers for each of N
-// batch columns. A lane reads 16 bytes at a time, all of one column. In which order K is summed is free as long as
-// weights and exchanged numbers agree, so nothing is ever rearranged.
+// The layout of a slot is [K/32][N][32]: a chunk for every 32 of K, in it a run of 32 numbers for each of N batch
+// columns. A lane loads 16 bytes at a time, all of one column. K may be summed in any order as long as weights and slot
+// agree on it, so nothing is ever transposed.
 //
-// An arithmetic has, for kTilesN times 8 columns:
-//   kWords   registers of a lane for a piece of weights, 16 rows x 32 of K
-//   kLoads   loads of a lane that together are a chunk
-//   kSums    sums of a lane for 16 rows
-//   word(lane, i, at)             word i of a piece of at(row, k), row < 16, k < 32, that the lane holds
-//   add(sums, words, l, loaded)   the products of a load, the l-th or of column l
-//   finish(sums, tile, c)         sums of the columns of a tile: c[2 * i + j] is row g + 8i, column 2q + j (lane 4g +
-//   q)
-// On tensor cores every lane multiplies what it has loaded, load l from first_byte() + byte_of(l) of a chunk. Otherwise
-// it needs numbers of all columns, kLoadsOfColumn times 16 bytes of each, from pair_byte(column / 2 % 4) +
-// byte_of(load, column), which have kWordsOfLoad words of a piece to themselves.
+// Scalars, TensorCores and Tf32 have, for kTilesN * 8 columns:
+//   kWords   registers of a lane for a piece of weights: 16 rows, 32 of K
+//   kLoads   loads of a lane for a chunk
+//   kSums    accumulators of a lane for 16 rows
+//   word(lane, i, at)             the lane's word i of a piece of at(row, k), row < 16, k < 32
+//   add(sums, words, l, loaded)   multiplies and accumulates load l (scalars: of column l)
+//   finish(sums, tile, c)         the sums of a tile of columns: c[2 * i + j] is row g + 8i, column 2q + j; lane 4g + q
+// On tensor cores a lane's loads are its own part of the operand: load l from first_byte() + byte_of(l) of a chunk.
+// Scalars need numbers of all columns, kLoadsOfColumn times 16 bytes of each, from pair_byte(column / 2 % 4) +
+// byte_of(load, column); each of these loads meets kWordsOfLoad words of a piece.
 #pragma once
 #include "cuda/device/storage.h"
 
@@ -39,13 +38,13 @@ FUSED_RNN_DEVICE T not_a_number() {
 
 FUSED_RNN_DEVICE int lane_of_warp() { return threadIdx.x % 32; }
 
-// Where number k of a column lies in a slot, in bytes.
+// Byte offset of number k of a column in a slot.
 template <class S, int kColumns>
 FUSED_RNN_DEVICE constexpr unsigned slot_byte(int k, int column) {
   return static_cast<unsigned>(((k / kChunk) * kColumns + column) * kChunk + k % kChunk) * sizeof(S);
 }
 
-// What tensor cores leave in a lane: four sums of each tile, which kLoadsOfTile loads add to.
+// The accumulators of mma: four of each tile in a lane.
 template <class S, int kTilesN, int kLoadsOfTile>
 struct OnTensorCores {
   static constexpr bool kTensorCores = true;
@@ -59,7 +58,7 @@ struct OnTensorCores {
   }
 
  protected:
-  // Two products, multiply(d, i) the i-th, whose sums stay in registers of their own: an instruction takes all four.
+  // Two mma instructions, multiply(d, i) the i-th, each with accumulators of its own.
   template <class Multiply>
   static FUSED_RNN_DEVICE void add_two(T* sums, int load, Multiply multiply) {
     T* const of_tile = sums + 4 * (load / kLoadsOfTile);
@@ -73,7 +72,7 @@ struct OnTensorCores {
   }
 };
 
-// 16-bit formats: products and sums in float.
+// 16-bit operands, float accumulators.
 template <class S, int kTilesN>
 struct TensorCores : OnTensorCores<S, kTilesN, 1> {
   using Base = OnTensorCores<S, kTilesN, 1>;
@@ -105,7 +104,7 @@ struct TensorCores : OnTensorCores<S, kTilesN, 1> {
   }
 };
 
-// float, every factor of which is rounded to 11 bits: where torch's settings allow that for its own products.
+// float operands rounded to TF32, where torch's settings allow that for its own products.
 template <class S, int kTilesN>
 struct Tf32 : OnTensorCores<S, kTilesN, 2> {
   using Base = OnTensorCores<S, kTilesN, 2>;
@@ -133,9 +132,9 @@ struct Tf32 : OnTensorCores<S, kTilesN, 2> {
   }
 };
 
-// float and double, each product by itself. A lane has the weights of 8 k of the rows g and g + 8, and sums their
-// products with every column; in the end the four lanes of a row share out its columns. Lanes that are neighbours along
-// K read neighbouring 16 bytes.
+// float and double, by fused multiply-adds. A lane has 8 of K of the weights of rows g and g + 8 and accumulates their
+// products with every column; in the end the four lanes of a row reduce, each a quarter of the columns. Lanes that are
+// neighbours along K read neighbouring 16 bytes.
 template <class S, int kTilesN>
 struct Scalars {
   static constexpr bool kTensorCores = false;

@@ -1,15 +1,15 @@
-// One unit of one row on its way through time, forward or back: what a thread of the persistent kernel keeps of it in
-// registers, and what it reads and writes at every step. The arrays are those of the stepwise engine (step_kernels.h),
-// and at its end a run leaves them as that engine would.
+// A thread's cell, one unit of one batch row, through all steps, forward or backward: its state in registers, and what
+// it loads and stores at every step. The arrays are those of the stepwise engine (device/arrays.h), and a run leaves
+// them as that engine would.
 //
-//   kRows     rows of weights that make a unit's sums       kShown   numbers that a unit shows to all others
-//   Common    what all cells of a problem share: kept apart, as it is the same for a whole warp
-//   begin     reads the state that enters the run; what is shown before the first step
-//   fetch     reads what a step needs besides the sums; nothing may wait for it, so nothing is converted
-//   advance   the step: from the sums to what is shown next
-//   store     its results, after others have been shown what they wait for
-//   move      on to the next step: pointers go from row to row by strides known beforehand
-//   end       the state that leaves the run
+//   kRows     rows of weights per unit                       kShown   numbers that a unit publishes per step
+//   Common    what is uniform over a warp, kept apart
+//   begin     loads the initial state; publishes what the first step needs
+//   fetch     prefetches into registers what a step needs besides the sums; does not convert, as that would wait
+//   advance   one step: from the sums to what is published next
+//   store     the step's results, after publishing
+//   move      advances pointers to the next step's rows, by precomputed strides
+//   end       stores the final state
 #pragma once
 #include "cuda/persistent/quick.cuh"
 #include "cuda/persistent/traversal.cuh"

@@ -1,5 +1,5 @@
-// Launches of the persistent kernel. Every one that is compiled: the shapes of plan.h, by cell, for the dtypes of the
-// .cu files that include this. Each of those takes a compiler a while, so forward and backward have files of their own.
+// Every instance of the persistent kernel, and its launch: the shapes of plan.h by cell, for the dtype and direction of
+// the generated .cu file that includes this (setup.py), one file each, as they take the compiler a while.
 #pragma once
 #include <iterator>
 #include <tuple>
@@ -28,7 +28,7 @@ template <class S, bool tensor_cores, int kTilesN>
 using ProductsOf = std::conditional_t<!tensor_cores, Scalars<S, kTilesN>,
                                       std::conditional_t<sizeof(S) == 2, TensorCores<S, kTilesN>, Tf32<S, kTilesN>>>;
 
-// Whether this is the plan's shape; then it has been launched. Not those of another direction or format.
+// Launches the kernel if this is the plan's shape; returns whether it did. Compiled for this direction and format only.
 template <size_t kNumber, class Walk, Direction direction>
 bool launch_if_planned(const Plan& plan, const typename Walk::Args& args, const typename Walk::Arrays& arrays,
                        const Cut& cut, int64_t groups, void* stream) {

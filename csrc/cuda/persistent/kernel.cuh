@@ -1,14 +1,14 @@
-// The loop over time in one launch. A group of blocks holds one copy of a problem's recurrent weights, each block some
-// hidden units with all that belongs to them, and serves some columns (rows of the batch: here they are columns, as
-// weights times batch is what is computed). At every step, in every block:
+// The time loop in one launch. A group of blocks holds one copy of a problem's recurrent weights, each block those of
+// some hidden units, and serves some columns: rows of the batch, which are columns of weights times batch. At every
+// step, in every block:
 //
-//   wait for the slot of this step           what all units of the group have shown (exchange.cuh)
-//   multiply                                 the block's weights by it, spread over the warps (warp_weights.cuh)
-//   reduce through shared memory             so that a thread has all sums of its cells
-//   advance the cells, publish               their part of the next slot
-//   store results, fetch inputs              while the others' parts are on their way
+//   wait for the slot of this step           h of all units of the group; backward, dgates (exchange.cuh)
+//   multiply                                 the block's weights by it, split over the warps (warp_weights.cuh)
+//   reduce over the warps                    through shared memory, so that a thread has all sums of its cells
+//   advance the cells, publish               the block's part of the next slot
+//   store results, prefetch inputs           while the other blocks' parts are in flight
 //
-// A Walk says what a cell does on its way through time: ForwardCell and BackwardCell (persistent_cells.cuh).
+// Walk is the per-cell part: ForwardCell or BackwardCell (cells.cuh).
 #pragma once
 #include "cuda/persistent/exchange.cuh"
 #include "cuda/persistent/traversal.cuh"
@@ -32,9 +32,9 @@ class Persistent {
   static constexpr int kThreads = kTiles.threads(), kWarps = kThreads / 32;
   static constexpr int kColumns = kTiles.columns(), kRows = kTiles.rows();  // of a block
 
-  // Neighbouring lanes have neighbouring units of a column, so many that what they write lies in whole sectors of
-  // memory; four of them make a quad. The units of a block, and then its columns, are spread over the warps, so that a
-  // small batch leaves whole warps without cells.
+  // Neighbouring lanes have neighbouring units of a column, as many as fill whole sectors of memory when they store;
+  // four of them make a quad. Units first, then columns, are spread over the warps, so that a small batch leaves whole
+  // warps idle.
   static constexpr int kMostUnits = kTiles.most_units(Walk::kRows);
   static constexpr int kLaneUnits = kMostUnits % 16 == 0 ? 16 : kMostUnits % 8 == 0 ? 8 : 4;
   static constexpr int kLaneColumns = 32 / kLaneUnits;
@@ -128,7 +128,7 @@ class Persistent {
     link_.end_run();
   }
 
-  // Whether all that this slot brings is there. Sums have two buffers: one barrier in a step is enough.
+  // False after a timeout. The sums are double-buffered: one block barrier per step is enough.
   template <int kParity>
   FUSED_RNN_DEVICE bool multiply(int slot) {
     if (!link_.template wait<kParity>(slot)) return false;
@@ -140,8 +140,8 @@ class Persistent {
     return true;
   }
 
-  // The rest of a run in which a warp waits in vain: it keeps step with the others of its block, which find no number
-  // where its sums should be, and shows nothing more to other blocks.
+  // The rest of a run after a timeout: the warp keeps up with the barriers of its block, whose other warps find NaN in
+  // place of its sums, and publishes nothing more.
   FUSED_RNN_DEVICE void drain_after_timeout(int slot) {
     FUSED_RNN_NO_UNROLL
     for (; slot < steps_; ++slot) {
@@ -154,7 +154,7 @@ class Persistent {
     }
   }
 
-  // From the sums to what other blocks need, and then to results. Parity: an int, or a constant.
+  // Advances the cells, publishes, then stores results. Parity: an int, or a constant.
   template <bool kAlone, class Parity>
   FUSED_RNN_DEVICE void finish_step(Parity parity, int slot) {
     __syncthreads();
@@ -242,7 +242,7 @@ class Persistent {
     return (column / 8 * kRows + row) * 8 + (column % 8 ^ row / 4 % (kLaneUnits / 4) * kLaneColumns);
   }
 
-  // Two cells beside so many weights, or doubles, leave no registers for places that can be computed again.
+  // With two cells or doubles beside so many weights, addresses are recomputed: registers are short.
   static FUSED_RNN_DEVICE T* keep(T* place) {
     constexpr bool kHasRoom = sizeof(T) == 4 && (kCells == 1 || kTilesM * kTiles.held * Products::kWords < 128);
     return kHasRoom ? keep_shared(place) : place;

@@ -1,4 +1,4 @@
-// The persistent engine's launches: a run of steps of a whole pass at once (persistent.cuh).
+// Launches of the persistent kernel (kernel.cuh): a run of steps of a whole pass each.
 #pragma once
 #include "cuda/device/arrays.h"
 #include "cuda/plan/plan.h"
@@ -24,10 +24,10 @@ void launch_persistent(const Plan&, const Backward&, const BackwardArrays&, int6
 int64_t weight_bytes(const Plan&, const Layer&);
 // For a run of so many steps.
 int64_t ring_bytes(const Plan&, Dtype, int64_t steps);
-// So that a ring is not larger than some tens of megabytes.
+// That keeps a ring below some tens of megabytes.
 int64_t most_steps(const Plan&, Dtype);
 
-// The kernels of each dtype, for so many groups (persistent_launch.cuh).
+// The kernels of each dtype, for so many groups (instances.cuh).
 #define FUSED_RNN_DECLARE(name)                                                                                      \
   void launch_##name(const Plan&, const Forward&, const ForwardArrays&, const Cut&, int64_t groups, void* stream);   \
   void launch_##name(const Plan&, const Backward&, const BackwardArrays&, const Cut&, int64_t groups, void* stream); \

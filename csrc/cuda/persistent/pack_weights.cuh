@@ -1,7 +1,6 @@
-// The recurrent weights in the order in which the lanes of the persistent kernel hold them, made once for a pass:
+// Repacks W_hh once per pass into the order in which the persistent kernel's lanes hold it:
 //   [problem][block of a group][warp][chunk of K][tile][16 bytes of a piece][lane]
-// A block then reads its part with a few wide loads. Were it to pick its numbers from W_hh itself, every one of them
-// would cost it index arithmetic and a load of a few bytes, before its first step.
+// so that a block's prologue is a few wide loads, without index arithmetic per weight.
 #pragma once
 #include "cuda/device/each_unit.cuh"
 #include "cuda/persistent/arithmetic.cuh"
@@ -17,7 +16,7 @@ struct Packing {
   int gates;
 };
 
-// A thread has 16 bytes. What no unit has is zeros: padding of what is shown is multiplied too.
+// A thread writes 16 bytes. Padding is zeros, as it is multiplied by the padding of slots.
 template <class Products, Direction direction>
 FUSED_RNN_DEVICE void pack(const Layer& layer, const Packing& p, Pack<4>* to) {
   using S = typename Products::Storage;
@@ -35,7 +34,7 @@ FUSED_RNN_DEVICE void pack(const Layer& layer, const Packing& p, Pack<4>* to) {
     const int64_t problem = block / p.blocks, m = problem / layer.directions;
     const S* const matrix =
         at<S>(pick(layer.weights, problem % layer.directions).hh, m * p.gates * layer.hidden * layer.hidden);
-    // Forward, a row is a gate's of a unit, and K counts units. Back, a row is a unit, and K counts quads of units.
+    // Forward: a row is a gate of a unit, K runs over units. Backward: a row is a unit, K runs over quads of units.
     const auto number = [&](int row, int k) {
       const int part = (first_row + row) / p.units, unit = first_unit + (first_row + row) % p.units, from = first_k + k;
       constexpr bool forward = direction == Direction::kForward;

@@ -1,6 +1,6 @@
-// What is shown to other blocks leaves by quads: all numbers of four units of one column, which four neighbouring lanes
-// have. Along K, 16-bit numbers of an even count of gates lie unit by unit, as two of them are a word; others lie gate
-// by gate, the four units side by side. kShown: numbers of a unit.
+// Blocks publish by quads: all numbers of four units of one column, which four neighbouring lanes have. Along K, 16-bit
+// numbers of an even count of gates lie unit by unit, as two of them are a word; others gate by gate, the four units
+// side by side. kShown: numbers per unit.
 #pragma once
 #include "cuda/persistent/arithmetic.cuh"
 

@@ -1,6 +1,6 @@
-// A float for cells whose results are stored in 16 bits: its functions are a few instructions each, with errors below
-// those of the format (of tanh near 0: below 2^-23, two units in the last place of a half there). Cells are
-// instantiated with it as with any other type (cells/math.h).
+// A float with approximate exp and tanh, for cells whose results are stored in 16 bits: a few instructions each, with
+// errors below the format's rounding (tanh near 0: below 2^-23, two ulp of a half there). Cells are instantiated with
+// it as with any other type (cells/math.h).
 #pragma once
 #include <type_traits>
 

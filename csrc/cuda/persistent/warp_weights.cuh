@@ -1,6 +1,6 @@
-// What a warp multiplies by for the whole sequence: its rows of a block's weights. Some chunks of K are held in
-// registers, the others parked in shared memory. Chunk i of a warp is chunk i * kWarpsK + its place along K of the
-// block's, so that a layer of less depth than there is room for leaves all warps the same work.
+// A warp's rows of the block's weights, resident for the whole sequence: some chunks of K held in registers, the others
+// parked in shared memory. Chunk i of a warp is the block's chunk i * kWarpsK + its index along K, so that a layer of
+// less depth than there is room for still loads all warps alike.
 #pragma once
 #include "cuda/persistent/exchange.cuh"
 #include "cuda/plan/plan.h"
@@ -8,7 +8,7 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// Link: how what they are multiplied by arrives (exchange.cuh).
+// Link: how the other operand arrives (exchange.cuh).
 template <class Link, class ProductsType, Tiles kTiles>
 class WarpWeights {
  public:
@@ -25,13 +25,12 @@ class WarpWeights {
   static constexpr unsigned kChunkBytes = kChunk * kColumns * sizeof(S), kStride = kWarpsK * kChunkBytes;
   static constexpr unsigned kParkedBytes = kTilesM * kParked * kWords * 4 * 32;  // of a warp
 
-  // Products one by one need every number in eight lanes. Through the second-level cache each lane fetches its own
-  // 16 bytes of a chunk, and the warp shows them to itself in shared memory: an eighth of the loads and registers.
+  // Scalars need every number in eight lanes. If the slot is in L2, each lane loads 16 bytes of a chunk and the warp
+  // shares them through shared memory: an eighth of the loads and registers.
   static constexpr bool kShows = !Products::kTensorCores && !Link::kRingIsShared;
   static constexpr int kLoads = Products::kLoads;
 
-  // Loads of a lane that are on their way at the same time, and sums that do not wait for each other: a product of the
-  // tensor cores takes some 30 cycles.
+  // Loads of a lane in flight, and independent accumulators: an mma has some 30 cycles of latency.
   static constexpr int kKept = kTilesM * (kHeld * kWords + (Products::kTensorCores ? 0 : Products::kSums));
   static constexpr int kInFlight = Products::kTensorCores && kKept >= 144 ? 2 : kKept >= 128 || sizeof(S) == 8 ? 4 : 8;
   static constexpr int kStage = kLoads >= kInFlight ? 1 : kInFlight / kLoads;
@@ -93,7 +92,7 @@ class WarpWeights {
     }
   }
 
-  // Until all are there: in one round trip, if they are.
+  // Polls until all are there: one round trip, if they are.
   template <int kCount, class Load>
   static FUSED_RNN_DEVICE void load_all(Link& link, Pack<4> (&loaded)[kCount], Load load) {
     unrolled<kCount>([&](auto i) { loaded[i] = load(i); });
@@ -141,9 +140,8 @@ class WarpWeights {
     }
   }
 
-  // Of the first so many chunks. Those held are written out one by one, as registers have no numbers at run time; those
-  // parked are a loop.
-  // There is one at least.
+  // Of the first `chunks` chunks, at least one. Held chunks are unrolled, as registers cannot be indexed at run time;
+  // parked chunks are a loop.
   FUSED_RNN_DEVICE void multiply_numbers(Link& link, const unsigned char* slot, int chunks, Sums& sums) const {
     Pack<4> loaded[kStage][kLoads];
     FUSED_RNN_UNROLL
@@ -157,7 +155,7 @@ class WarpWeights {
     const auto numbers_of = [&](int chunk, Pack<4>(&own)[kLoads]) -> const unsigned char* {
       const unsigned char* const from = slot + chunk * kStride;
       if constexpr (!kShows) return from;
-      // All lanes have read the chunk before. What the last step read, its block barrier has put behind.
+      // Until all lanes have read the chunk before. The reads of the last step are behind its block barrier.
       if (chunk > 0) __syncwarp();
       show(link, from, own);
       if (chunk + kStage < chunks) fetch(link, from + kStage * kStride, own);
@@ -182,7 +180,7 @@ class WarpWeights {
         const int chunk = first + i;
         if (chunk >= chunks) continue;
         const unsigned char* const numbers = numbers_of(chunk, loaded[(kHeld + i) % kStage]);
-        FUSED_RNN_NO_UNROLL  // or the compiler reads all of the chunk at once, into registers that are not there
+        FUSED_RNN_NO_UNROLL  // else the compiler hoists the loads of a whole chunk, and spills
         for (int part = 0; part < Products::kLoadsOfColumn; ++part)
           add(sums, numbers, part,
               [&](int tile, auto& words) { words_of(chunk, tile, part * Products::kWordsOfLoad, words); });

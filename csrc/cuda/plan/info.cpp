@@ -52,8 +52,8 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_
   });
 }
 
-// Sets the engine of all calls from now on, by its place among kCudaEngines; -1: what the environment says. Returns what
-// was set before.
+// Sets the engine of all calls from now on, by its place among kCudaEngines; -1: what the environment says. Returns
+// what was set before.
 FUSED_RNN_EXPORT int64_t fused_rnn_set_cuda_engine(int64_t number) {
   return set_engine_wanted(static_cast<int>(number));
 }

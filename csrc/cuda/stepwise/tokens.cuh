@@ -1,4 +1,4 @@
-// One-hot rows, given as ids: see step_kernels.h.
+// One-hot rows, given as ids: see kernels.h.
 #pragma once
 #include "cuda/device/each_unit.cuh"
 #include "cuda/stepwise/kernels.h"
