@@ -4,8 +4,8 @@
 namespace fused_rnn {
 namespace {
 
-// No cell of the library: an LSTM whose output is not squashed, h_next = o * c_next. It proves that nothing but the cell
-// knows what h is before a projection.
+// No cell of the library: an LSTM whose output is not squashed, h_next = o * c_next. It proves that nothing but the
+// cell knows what h is before a projection.
 struct LinearLstm {
   static constexpr int kGates = 4;
   static constexpr int kStates = 2;

@@ -3,8 +3,8 @@
 #include <limits>
 #include <utility>
 
-#include "formats.h"
 #include "elementwise.h"
+#include "formats.h"
 #include "rounding.h"
 
 namespace ptx {

@@ -1,8 +1,8 @@
 // PTX ISA 9.7.3 (Floating Point Instructions).
 #include <cmath>
 
-#include "formats.h"
 #include "elementwise.h"
+#include "formats.h"
 #include "rough.h"
 #include "rounding.h"
 

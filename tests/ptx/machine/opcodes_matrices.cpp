@@ -8,8 +8,8 @@
 //   16 x 8 of float                  c0 (g, 2q)      c1 (g, 2q + 1)      c2 (g + 8, 2q)  c3 (g + 8, 2q + 1)
 // Of 16 bits a register holds two: the upper half is the next column of A, the next row of B. So for all formats a
 // register of the four lanes of a g is a run of half a row of A, or of half a column of B.
-#include "formats.h"
 #include "elementwise.h"
+#include "formats.h"
 #include "rough.h"
 
 namespace ptx {
