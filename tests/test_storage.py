@@ -8,9 +8,11 @@ from compiling import FLAGS, compile_library
 
 SOURCE = """
 #include "cpu/simd/storage.h"
-#define CONVERSIONS(name, S)                                                                              \\
-  extern "C" void load_##name(float* to, const fused_rnn::cpu::S* from, int64_t n) { load_row(to, from, n); } \\
-  extern "C" void store_##name(fused_rnn::cpu::S* to, const float* from, int64_t n) { store_row(to, from, n); }
+using namespace fused_rnn;
+using namespace fused_rnn::cpu;
+#define CONVERSIONS(name, S)                                                                     \\
+  extern "C" void load_##name(float* to, const S* from, int64_t n) { load_row(to, from, n); }    \\
+  extern "C" void store_##name(S* to, const float* from, int64_t n) { store_row(to, from, n); }
 CONVERSIONS(float16, Half)
 CONVERSIONS(bfloat16, BFloat16)
 """

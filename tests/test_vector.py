@@ -14,9 +14,10 @@ SOURCE = """
 using namespace fused_rnn;
 using namespace fused_rnn::cpu;
 #define FUNCTION(name, T)                                                                          \\
+  namespace both { using fused_rnn::name; using fused_rnn::cpu::name; }                            \\
   extern "C" void name##_##T(T* to, const T* from, int64_t n) {                                    \\
     for_lanes<T>(n, [&](auto lanes, int64_t j) {                                                   \\
-      store_lanes(to + j, fused_rnn::name(load_lanes<decltype(lanes)>(from + j)));                 \\
+      store_lanes(to + j, both::name(load_lanes<decltype(lanes)>(from + j)));                      \\
     });                                                                                            \\
   }
 #define FUNCTIONS(T) FUNCTION(exp, T) FUNCTION(tanh, T) FUNCTION(sigmoid, T) FUNCTION(relu, T) FUNCTION(positive, T)
