@@ -64,10 +64,10 @@ def test_without_vectors(started, tmp_path):
     ninja = (OBJECTS / "build.ninja").read_text()
     (link,) = re.findall(r"^rule link\n  command = (.*)$", ninja, re.MULTILINE)
     (objects,) = re.findall(r"_C\.so: link (.*)$", ninja, re.MULTILINE)
-    objects, count = re.subn(r"\S*engine\.cpp\.baseline\.o", str(scalar), objects)
+    objects, count = re.subn(r"\S*kernels\.cpp\.baseline\.o", str(scalar), objects)
     assert count == 1
     for command in (
-        [*cxx, *options, "-c", str(CSRC / "cpu/engine.cpp"), "-o", str(scalar)],
+        [*cxx, *options, "-c", str(CSRC / "cpu/kernels.cpp"), "-o", str(scalar)],
         shlex.split(link.replace("$out", str(library)).replace("$in", objects)),
     ):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
