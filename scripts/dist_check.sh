@@ -45,7 +45,7 @@ if verify "$work/clone" 2> "$work/said"; then
   echo "a clone without a library of its own must not run" >&2
   exit 1
 fi
-grep --quiet -- "-e \." "$work/said" || {
+grep --quiet --fixed-strings -- "-e $work/clone" "$work/said" || {
   cat "$work/said" >&2
   exit 1
 }
