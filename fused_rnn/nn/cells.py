@@ -13,12 +13,12 @@ from ..ops.cells import CELLS, Cell
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
 
-_NAMES = {True: ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), False: ("weight_ih", "weight_hh")}
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def _step(module: nn.RNNCellBase, cell: Cell, input, hx) -> Sequence[Tensor]:
     """The new states."""
-    names, parameters = _NAMES[module.bias], module._parameters
+    names, parameters = _NAMES if module.bias else _NAMES[:2], module._parameters  # torch takes any truthy bias
     weights = [parameters.get(name) for name in names]  # not by getattr, which is slow on modules
     are_plain = plain.are_plain(weights)
     if not are_plain:  # parametrized, perhaps

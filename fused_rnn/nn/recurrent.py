@@ -60,7 +60,7 @@ class Recurrent(nn.RNNBase):
 
     def _pack(self) -> Frozen:
         weights = [self._parameters[name] for name in self._flat_weights_names]
-        return Frozen(BY_MODE[self.mode], self.bias, self.bidirectional, self.num_layers, weights)
+        return Frozen(BY_MODE[self.mode], bool(self.bias), self.bidirectional, self.num_layers, weights)
 
     def _thaw(self) -> bool:
         """Thaws the layer; returns whether it was frozen."""
