@@ -139,7 +139,7 @@ def compression(nvcc):
 
 
 # Measured: CPU time of a whole build, for who waits.
-EXPECTED = ("about 4 minutes on one core", "about 9 minutes on one core")
+EXPECTED = ("about 3 minutes of one core", "about 7 minutes of one core")
 
 COMPILED = "$flags -MD -MF $out.d -c $in -o $out"  # of a rule for ninja, how a source becomes an object
 
