@@ -16,7 +16,6 @@ from ..ops.calls import (
     MASKS,
     STATES,
     STATIC,
-    WEIGHTS,
     BackwardArguments,
     ForwardArguments,
     backward_gradients,
@@ -168,23 +167,66 @@ def _refuse_derivatives(grad_clip: float | None) -> None:
 _FORWARD, _BACKWARD = torch.ops.fused_rnn.layer_forward.default, torch.ops.fused_rnn.layer_backward.default
 
 
-def layer_forward(save, cells, *layer):
+# A microsecond counts here, so both lists are spelled out: in and out, in the orders of ``Layer`` and of the operators.
+
+
+def layer_forward(save, cells, cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, *weights):
     """The raw operator, for ``ForwardArguments`` without ``grad_clip``, which only the backward pass uses."""
-    return _below_autograd(_FORWARD, *layer[STATIC], *layer[STATES], list(layer[WEIGHTS]), *layer[MASKS], save, cells)
+    return _below_autograd(
+        _FORWARD,
+        cell,
+        bias,
+        bidirectional,
+        input,
+        h0,
+        c0,
+        list(weights),
+        lengths,
+        batch_sizes,
+        reset_mask,
+        save,
+        cells,
+    )
 
 
-def layer_backward(wanted, weight_groups, norms, grad_clip, grad_output, grad_h_n, grad_c_n, grad_cells, saved, *layer):
+def layer_backward(
+    wanted,
+    weight_groups,
+    norms,
+    grad_clip,
+    grad_output,
+    grad_h_n,
+    grad_c_n,
+    grad_cells,
+    saved,
+    cell,
+    bias,
+    bidirectional,
+    input,
+    h0,
+    c0,
+    lengths,
+    batch_sizes,
+    reset_mask,
+    *weights,
+):
     """The raw operator, for ``BackwardArguments``."""
     return _below_autograd(
         _BACKWARD,
-        *layer[STATIC],
+        cell,
+        bias,
+        bidirectional,
         grad_output,
         grad_h_n,
         grad_c_n,
         grad_cells,
-        *layer[STATES],
-        list(layer[WEIGHTS]),
-        *layer[MASKS],
+        input,
+        h0,
+        c0,
+        list(weights),
+        lengths,
+        batch_sizes,
+        reset_mask,
         saved,
         wanted,
         weight_groups,
