@@ -65,7 +65,7 @@ def check_odr(steps):
 
 
 def check_weak(objects):
-    """Of the library as it was built. Inlining leaves nothing to find in most objects; one is enough."""
+    """Of the library as it was built."""
     for path in objects:
         listed = subprocess.run(["nm", "--demangle", path], capture_output=True, text=True, check=True).stdout
         weak = [line for line in listed.splitlines() if line.split(maxsplit=2)[-2] in tuple("WVu")]

@@ -1,52 +1,29 @@
 #pragma once
-#include "cells/math.h"
+#include "cells/lstm.h"
 
 namespace fused_rnn {
 namespace {
 
 // No cell of the library: an LSTM whose output is not squashed, h_next = o * c_next. It proves that nothing but the
 // cell knows what h is before a projection.
-struct LinearLstm {
-  static constexpr int kGates = 4;
-  static constexpr int kStates = 2;
-  static constexpr int kSaved = 4;
-  static constexpr int kParams = 0;
-  static constexpr bool kRecurrent = true;
-  static constexpr int kSharedGates = kGates;
-  static constexpr bool kReadsH = false;
-  static constexpr bool kProjectable = true;
-
+struct LinearLstm : Lstm {
   template <class T>
-  FUSED_RNN_FN static void forward(const T* x, const T* r, const T* state, const T*, T* state_next, T* saved) {
-    saved[0] = sigmoid(x[0] + r[0]);
-    saved[1] = sigmoid(x[1] + r[1]);
-    saved[2] = tanh(x[2] + r[2]);
-    saved[3] = sigmoid(x[3] + r[3]);
+  FUSED_RNN_FN static void forward(const T* x, const T* r, const T* state, const T* params, T* state_next, T* saved) {
+    Lstm::forward(x, r, state, params, state_next, saved);
     advance(saved, state, state_next);
   }
 
   template <class T>
   FUSED_RNN_FN static void advance(const T* saved, const T* state, T* state_next) {
-    const T i = saved[0], f = saved[1], g = saved[2], o = saved[3], c = state[1];
-    const T c_next = f * c + i * g;
-    state_next[0] = o * c_next;
-    state_next[1] = c_next;
-  }
-
-  template <class T>
-  FUSED_RNN_FN static void tangent(const T* saved, const T*, const T*, const T* x, const T* r, const T*, T* to) {
-    to[0] = dsigmoid(saved[0]) * (x[0] + r[0]);
-    to[1] = dsigmoid(saved[1]) * (x[1] + r[1]);
-    to[2] = dtanh(saved[2]) * (x[2] + r[2]);
-    to[3] = dsigmoid(saved[3]) * (x[3] + r[3]);
+    Lstm::advance(saved, state, state_next);
+    state_next[0] = saved[3] * state_next[1];
   }
 
   template <class T>
   FUSED_RNN_FN static void backward(const T* saved, const T* state, const T* state_next, const T*, T* dstate_next,
                                     T* dx, T* dr, T* dstate, T*) {
     const T i = saved[0], f = saved[1], g = saved[2], o = saved[3], c = state[1];
-    const T dh = dstate_next[0];
-    const T dc = dstate_next[1] + dh * o;
+    const T dh = dstate_next[0], dc = dstate_next[1] + dh * o;
     dx[0] = dr[0] = dc * g * dsigmoid(i);
     dx[1] = dr[1] = dc * c * dsigmoid(f);
     dx[2] = dr[2] = dc * i * dtanh(g);

@@ -166,20 +166,18 @@ CHUNKS = "chunks of K that no layer fills where this shape is taken, or only wid
 BEYOND_32_BITS = "division of numbers beyond 32 bits"
 NOT_OF_THE_CELL = "projections and tangents, which this cell or kernel does not have"
 OTHER_SCOPE = "the other scope of a cluster's waits, with which PTX lets nobody read what another block stored"
-OTHER_ORDER = "the order of packed weights for the other pass: each file of kernels packs for its own"
 REASONS = [
     (r"call |trap|exit;", "", "assertions that do not hold"),
     (r"(div|rem)\.[su]64", "", BEYOND_32_BITS),
     (r"acquire\.cta", "", OTHER_SCOPE),
     (r"", r"AcquireScope::kBlock", OTHER_SCOPE),
-    (r"", r"^.*pack_weights\.cuh|pack_weights\.cuh: (for|const)", OTHER_ORDER),
     (r"", r"multiply_numbers|multiply_pieces|WarpWeights|parked_\[|kPacksOfChunk", CHUNKS),
     (r"", r"clear_unit", "lengths and padding, where a call is packed"),
     (r"", r"keep_waiting|others_gave_up|give_up|drain_after_timeout", "waits in vain where another one was before"),
     (r"", r"is_missing|keep_polling|settle", "what was there at the first look"),
     (r"", r"kPeers|store_async|outlet", "more blocks in a cluster than these widths need"),
     (r"", r"is_reset|common\.resets|cut_", "resets, where a call has none"),
-    (r"", r"lengths|is_active|is_active|to = \{\}", "lengths and padding, where a call is packed"),
+    (r"", r"lengths|is_active|to = \{\}", "lengths and padding, where a call is packed"),
     (r"", r"offsets|row_of|time_of|pace|first_row", "rows that are not packed, where a call's are"),
     (r"", r"clipped|clips", "clipping, where a call has none"),
     (r"", r"projected\(|wide|added_", NOT_OF_THE_CELL),
@@ -188,7 +186,7 @@ REASONS = [
     (r"", r"both\[", "the second direction, where a call has one"),
     (r"", r"tokens\.cuh|matrices\.cuh", "loops unrolled for more rows than these"),
 ]
-OUT_OF_REACH = {CHUNKS, BEYOND_32_BITS, NOT_OF_THE_CELL, OTHER_SCOPE, OTHER_ORDER}
+OUT_OF_REACH = {CHUNKS, BEYOND_32_BITS, NOT_OF_THE_CELL, OTHER_SCOPE}
 UNKNOWN = "unknown"
 
 
