@@ -32,7 +32,8 @@ help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 14
 
 files = $(foreach name,$(1),tests/$(dir $(name))test_$(notdir $(name)).py)
-SMOKE := project/house project/house_csrc nn/surface nn/parity nn/stack ops/engine ops/refusals ops/registry cuda/persistent
+SMOKE := project/house project/house_csrc nn/constructors nn/wrong_arguments nn/parameters nn/layouts nn/backward nn/parity \
+  nn/stack ops/engine ops/refusals ops/registry cuda/persistent
 
 # The second run has the CUDA engine in place of the CPU's, under tests that know nothing of it; none without nvcc.
 ON_MACHINE := autograd/transforms nn/parity nn/low_precision ops/lengths_resets

@@ -8,7 +8,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import fused_rnn
-from support.modules import CELLS, KINDS, LAYERS, assert_close, make_input, make_packed, make_pair, tensors_of
+from support.modules import (
+    CELLS,
+    LAYERS,
+    assert_close,
+    every_kind,
+    make_input,
+    make_packed,
+    make_pair,
+    tensors_of,
+)
 
 LENGTHS = [4, 1, 5]
 FORWARD = torch.ops.fused_rnn.layer_forward.default
@@ -50,9 +59,6 @@ def deterministic():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @every_kind

@@ -15,9 +15,8 @@ from fused_rnn.nn import runners
 from fused_rnn.ops import arguments
 from fused_rnn.ops.layer import TIME_MAJOR, stack_code
 from fused_rnn.tools.verify import TOLERANCE, relative_error
-from support.modules import F64, LAYERS, make_input, make_packed, make_pair, make_states, tensors_of
+from support.modules import F64, every_layer, make_input, make_packed, make_pair, make_states, tensors_of
 
-every_layer = pytest.mark.parametrize("kind", LAYERS)
 pytestmark = [
     pytest.mark.usefixtures("no_reference"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),

@@ -16,6 +16,7 @@ from support.modules import (
     F64,
     KINDS,
     LAYERS,
+    every_kind,
     has_two_states,
     make_input,
     make_pair,
@@ -24,7 +25,6 @@ from support.modules import (
 )
 
 both = pytest.mark.parametrize("ours", [True, False], ids=["fused_rnn", "torch.nn"])
-every_kind = pytest.mark.parametrize("kind", KINDS)
 gated = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith(("lstm", "gru"))])
 OPENS = {"lstm": init.forget_bias_, "gru": init.update_bias_}
 

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from support.gpu import on_a_gpu
-from support.modules import F64, KINDS, LAYERS, make_input, make_pair, make_states, tensors_of
+from support.modules import F64, LAYERS, every_kind, make_input, make_pair, make_states, tensors_of
 
 pytestmark = pytest.mark.usefixtures("no_reference")
-every_kind = pytest.mark.parametrize("kind", KINDS)
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_a_gpu)])
 both_dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 F32 = torch.float32

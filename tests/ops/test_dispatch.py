@@ -7,7 +7,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from fused_rnn import reference
 from fused_rnn.autograd import functions
-from fused_rnn.ops import library
 from fused_rnn.ops.cells import BY_ID, CELLS
 from fused_rnn.ops.layer import Layer, Wanted
 from fused_rnn.tools import verify
@@ -105,14 +104,6 @@ def test_cells_save_nothing_without_need(kind):
 
 
 # ---- memory read -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def poisoned():
-    """Every allocation starts as NaN: outputs, workspaces, saved values."""
-    library.fill_memory(True)
-    yield
-    library.fill_memory(False)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -24,6 +24,9 @@ LAYERS = tuple(kind for kind in KINDS if not kind.endswith("_cell"))
 CELLS = tuple(kind for kind in KINDS if kind.endswith("_cell"))
 F64 = torch.float64
 DEEP = {"num_layers": 2, "bidirectional": True}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_layer = pytest.mark.parametrize("kind", LAYERS)
+every_cell = pytest.mark.parametrize("kind", CELLS)
 
 
 def make_pair(kind: str, *sizes: int, dtype: torch.dtype = F64, **options) -> tuple[nn.Module, nn.Module]:
@@ -57,6 +60,28 @@ def make_states(module: nn.Module, batch: int | None = 2, dtype: torch.dtype = F
         widths.append(module.hidden_size)
     states = tuple(torch.randn(*outer, width, dtype=dtype) for width in widths)
     return states if len(states) > 1 else states[0]
+
+
+def weight_hh(module):
+    return "weight_hh_l0" if isinstance(module, nn.RNNBase) else "weight_hh"
+
+
+def input_and_states(module, batch=2):
+    return make_input(module, batch=batch), make_states(module, batch=batch)
+
+
+def layouts_of(kind):
+    """(module, torch.nn's, arguments) in every layout of input and output."""
+    if kind in CELLS:
+        for batch in (None, 2):
+            ours, theirs = make_pair(kind)
+            yield ours, theirs, input_and_states(theirs, batch)
+        return
+    for options, batch in (({}, 2), (DEEP, 2), ({"batch_first": True}, 2), ({}, None)):
+        ours, theirs = make_pair(kind, **options)
+        yield ours, theirs, input_and_states(theirs, batch)
+    ours, theirs = make_pair(kind, **DEEP)
+    yield ours, theirs, (make_packed([4, 1, 5]), make_states(theirs, batch=3))
 
 
 def has_two_states(module: nn.Module) -> bool:

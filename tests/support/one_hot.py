@@ -7,6 +7,8 @@ from fused_rnn import functional, reference
 from fused_rnn.ops.cells import CELLS
 from support.problems import assert_near, problem_of
 
+VOCABULARY = 7
+
 
 def one_hot(ids, size, dtype):
     """Zeros for what is no id: padding."""

@@ -10,9 +10,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import pad_packed_sequence
 
 import fused_rnn
-from support.modules import DEEP, F64, LAYERS, make_input, make_packed, make_pair, make_states
-
-every_kind = pytest.mark.parametrize("kind", LAYERS)
+from support.modules import DEEP, F64, every_layer, make_input, make_packed, make_pair, make_states
 
 # ---- spectrum --------------------------------------------------------------------------------------------------------
 
@@ -23,7 +21,7 @@ NAMES = {
 }
 
 
-@every_kind
+@every_layer
 def test_blocks_of_every_layer_and_direction(kind):
     for module in make_pair(kind, **DEEP):
         found = fused_rnn.spectrum(module).blocks
@@ -173,7 +171,7 @@ def assert_statistics(found, module, values, norms, margin):
 
 
 @pytest.mark.parametrize("masks", MASKS)
-@every_kind
+@every_layer
 def test_gates_are_those_of_a_loop(kind, masks):
     module, _ = make_pair(kind, **DEEP)
     input, hx = make_input(module, 6, 3), make_states(module, 3)
