@@ -31,12 +31,13 @@ endif
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 14
 
-SMOKE := house house_csrc surface parity engine refusals stack registry persistent
-CUDA := tests/ptx tests/test_persistent.py tests/test_stepwise.py tests/*_cuda.py
+files = $(foreach name,$(1),tests/$(dir $(name))test_$(notdir $(name)).py)
+SMOKE := project/house project/house_csrc nn/constructors nn/wrong_arguments nn/parameters nn/layouts nn/backward nn/parity \
+  nn/stack ops/engine ops/refusals ops/registry cuda/persistent
 
 # The second run has the CUDA engine in place of the CPU's, under tests that know nothing of it; none without nvcc.
-ON_MACHINE := transforms parity low_precision lengths_resets
-on-machine = PYTHONPATH=tests "$(PYTHON)" -m pytest -p on_machine $(ON_MACHINE:%=tests/test_%.py)
+ON_MACHINE := autograd/transforms nn/parity nn/low_precision ops/lengths_resets
+on-machine = PYTHONPATH=tests "$(PYTHON)" -m pytest -p support.on_machine $(call files,$(ON_MACHINE))
 
 test: library $(STAMP)-test ## build, then run the tests (15 minutes)
 	"$(PYTHON)" -m pytest $(ARGS)
@@ -44,7 +45,7 @@ test: library $(STAMP)-test ## build, then run the tests (15 minutes)
 
 smoke: library $(STAMP)-test ## after an edit: what finds most faults soonest (3 minutes)
 	"$(PYTHON)" -m fused_rnn verify --quick
-	"$(PYTHON)" -m pytest -x $(SMOKE:%=tests/test_%.py) $(ARGS)
+	"$(PYTHON)" -m pytest -x $(call files,$(SMOKE)) $(ARGS)
 
 test-all: library $(STAMP)-dev ## before a release: also what takes many minutes; needs nvcc and clang++
 	"$(PYTHON)" -m pytest -m "exhaustive or not exhaustive" $(ARGS)
@@ -53,7 +54,7 @@ test-all: library $(STAMP)-dev ## before a release: also what takes many minutes
 	"$(PYTHON)" scripts/compile_all_archs.py
 
 test-cuda: library $(STAMP)-test ## all tests of the CUDA kernels, whose PTX is executed on the CPU; needs nvcc
-	"$(PYTHON)" -m pytest -m "exhaustive or not exhaustive" $(CUDA) $(ARGS)
+	"$(PYTHON)" -m pytest -m "exhaustive or not exhaustive" tests/ptx tests/cuda $(ARGS)
 	$(on-machine) $(ARGS)
 
 bench: library $(STAMP)-bench ## build, then measure for a few minutes (ARGS=--quick: one)

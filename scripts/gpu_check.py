@@ -29,7 +29,7 @@ KILL_SECONDS = 5  # from asking a step to end until it is made to
 SANITIZER = "compute-sanitizer --tool {tool} --kernel-name kns=fused_rnn --error-exitcode 86"
 # Warnings are errors in this project's tests; here, one of some package of the machine's should not cost a run.
 PYTEST = "{python} -m pytest {tests} -m cuda -q -p no:cacheprovider -W default --durations=5"
-FEW, MANY = (PYTEST.replace("{tests}", f"tests/{name}.py") for name in ("test_cuda", "test_cuda_parity"))
+FEW, MANY = (PYTEST.replace("{tests}", f"tests/cuda/{name}.py") for name in ("test_gpu", "test_gpu_parity"))
 # Waits at the block's scope: not right by the letter, perhaps right and faster. This alone decides nothing.
 NARROW = "FUSED_RNN_CUDA_MBARRIER_SCOPE=cta "
 WAYS = ("one", "cluster", "polling", "flags")  # of the persistent kernel; one that hangs keeps no other from running

@@ -1,14 +1,14 @@
 import hypothesis
-import ptx
 import pytest
 import torch
-from common import tf32
 
 import fused_rnn
+import ptx
 from fused_rnn import reference
 from fused_rnn.autograd import functions
 from fused_rnn.ops import arguments, library
 from fused_rnn.ops import layer as ops_layer
+from support.gpu import tf32
 
 # The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough
 hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True)
@@ -70,6 +70,24 @@ def layer(request):
     theirs = getattr(torch.nn, request.param)(3, 4, 2, bidirectional=True, dtype=torch.float64)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs, torch.randn(5, 2, 3, dtype=torch.float64)
+
+
+@pytest.fixture
+def poisoned():
+    """All memory comes filled with NaN; torch's number of threads is put back."""
+    before = torch.get_num_threads()
+    library.fill_memory(True)
+    yield
+    library.fill_memory(False)
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def forgetful():
+    """Nothing compiled before counts, and nothing compiled here stays."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture

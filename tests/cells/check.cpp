@@ -1,5 +1,5 @@
 // Holds every cell to the contract of csrc/cells/cells.h. Prints one line per cell and check, "cell check number":
-// the worst error or the count of violations, which tests/test_cells.py compares with its limit.
+// the worst error or the count of violations, which test_contract.py compares with its limit.
 #include <math.h>
 
 #include <algorithm>

@@ -12,9 +12,9 @@ from collections import Counter
 from typing import NamedTuple
 
 import torch
-from common import tf32
 
 from fused_rnn.ops.layer import Wanted
+from support.gpu import tf32
 
 from . import building, calls, listing
 from .calls import Call

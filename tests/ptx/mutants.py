@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from common import tf32
+
+from support.gpu import tf32
 
 from . import calls, listing
 from .calls import Call

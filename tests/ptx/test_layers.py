@@ -1,7 +1,8 @@
 """Layers on the machine, forward and back, against torch.nn: every cell, dtype and engine, in every order of events."""
 
 import pytest
-from common import tf32
+
+from support.gpu import tf32
 
 from . import cases
 

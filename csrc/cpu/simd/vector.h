@@ -91,7 +91,7 @@ void for_lanes(int64_t n, F f) {
 // Sigmoid stays within [0, 1] and tanh within [-1, 1]; where they should grow they may fall by 2 eps at most.
 //
 // A build for bfloat16 alone stores results of 8 bits and has shorter polynomials: exp and tanh are within 2^-13, and
-// so is 1 - sigmoid, since a state decays by that at every step of a long memory. tests/test_vector.py checks all this.
+// so is 1 - sigmoid, since a state decays by that at every step of a long memory. tests/cpu/test_vector.py checks all this.
 
 #ifdef FUSED_RNN_BFLOAT16_PRODUCTS
 constexpr bool kShort = true;

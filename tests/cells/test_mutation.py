@@ -1,0 +1,151 @@
+"""A copy of the source tree with more cells in it: right ones must just work, one with a wrong formula must be seen."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from ptx import building
+from support.paths import ROOT, TESTS
+
+# setup.py as it is; on a machine of another kind it builds the baseline instruction set only, a fifth of the work.
+BUILD = """
+import platform, runpy, sys
+platform.machine = lambda: "other"
+sys.argv = ["setup.py", "--quiet", "build_ext", "--inplace"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+ENVIRONMENT = os.environ | {"FUSED_RNN_CUDA": "0", "FUSED_RNN_ISA": "", "CXXFLAGS": "-O1", "MAX_JOBS": ""}
+
+OTHER_STEPS = """\
+def min_gru_step(x, r, h):
+    z, n = x.chunk(2, -1)
+    return ((1 - z.sigmoid()) * h + z.sigmoid() * n,)
+
+
+def linear_lstm_step(x, r, h, c):
+    i, f, g, o = lstm_gates(x, r)
+    c_next = f * c + i * g
+    return o * c_next, c_next
+"""
+
+
+def copy_tree(to):
+    """What a build needs: the sources, and the files beside setup.py, which pyproject.toml names."""
+    for folder in ("csrc", "fused_rnn"):
+        shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for file in ROOT.iterdir():
+        if file.is_file():
+            shutil.copy(file, to)
+
+
+def edit(file, pattern, replacement):
+    text, count = re.subn(pattern, replacement, file.read_text())
+    assert count == 1, f"{pattern!r} occurs {count} times in {file.name}"
+    file.write_text(text)
+
+
+# In the order of their ids: the header of each, its struct, and the name of its step in the reference.
+CELLS = {
+    "peephole_lstm": ("PeepholeLstm", "peephole_lstm_step"),
+    "min_gru": ("MinGru", "min_gru_step"),
+    "linear_lstm": ("LinearLstm", "linear_lstm_step"),
+    "wrong_gru": ("WrongGru", "gru_step"),
+}
+
+
+def add_cells(tree):
+    """The steps of CONTRIBUTING.md, whose example is one of them."""
+    for name in CELLS:
+        shutil.copy(TESTS / f"cells/{name}.h", tree / "csrc/cells")
+    cells = tree / "csrc/cells/cells.h"
+    includes = "".join(f'\n#include "cells/{name}.h"' for name in CELLS)
+    edit(cells, r'(#include "cells/lstm\.h")', rf"\1{includes}")
+    count = len(re.findall(r"X\(\d+, \w+\)", cells.read_text()))
+    rows = [f"X({count + i}, {struct})" for i, (struct, _) in enumerate(CELLS.values())]
+    edit(cells, rf"(X\({count - 1}, \w+\)) *\n", r" \\\n  ".join([r"\1", *rows]) + "\n")
+    added = "".join(f'    Row("{name}"),\n' for name in CELLS)
+    edit(tree / "fused_rnn/ops/cells.py", r"(?s)(\n_ROWS = \(.*?\n)\)\n", rf"\1{added})\n")
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    step, module = map(textwrap.dedent, re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    (tree / "fused_rnn/nn/peephole_lstm.py").write_text(module)
+    reference = tree / "fused_rnn/reference.py"
+    steps = ", ".join(step for _, step in CELLS.values())
+    edit(reference, r"(STEPS = \([^)]*?),?\s*\)", rf"\1, {steps})")
+    edit(reference, r"(# By the cells' ids)", rf"{step}\n\n{OTHER_STEPS}\n\n\1")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    if shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0]) is None:
+        pytest.skip("there is no C++ compiler")
+    folder = tmp_path_factory.mktemp("more_cells")
+    copy_tree(folder)
+    add_cells(folder)
+    built = subprocess.run(
+        [sys.executable, "-c", BUILD], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+def run_python(tree, *arguments, **variables):
+    """Python with ``tree`` first on its path, as ``-m`` and ``-c`` put the current folder there."""
+    command = [sys.executable, *arguments]
+    environment = ENVIRONMENT | variables
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_verify_sees_a_wrong_sign(tree):
+    done = run_python(tree, "-m", "fused_rnn", "verify", "--quick", "--cell", "wrong_gru")
+    assert done.returncode == 1, done.stdout + done.stderr
+    table = [line for line in done.stdout.splitlines() if line.startswith("wrong_gru ")]
+    failed = [line for line in table if "FAILED" in line]
+    assert len(failed) > len(table) / 2
+    assert f"{len(failed)} failed" in done.stdout
+
+
+@pytest.mark.parametrize(("api", "passes"), [("functional", False), ("reference", True)])
+def test_finite_differences_see_it_too(tree, api, passes):
+    script = f"""
+import torch
+from fused_rnn import {api}
+from fused_rnn.tools import verify
+from fused_rnn.ops.cells import CELLS
+case = verify.Case("small", steps=3, batch=2, input_size=2, hidden=3)
+problem = verify.make_problem(CELLS["wrong_gru"], case, torch.float64, "cpu")
+tensors = [t.requires_grad_() for t in problem.tensors]
+torch.autograd.gradcheck(lambda *t: tuple(problem.call({api}, t)), tensors)
+"""
+    done = run_python(tree, "-c", script)
+    assert (done.returncode == 0) == passes, done.stderr
+    assert passes or "GradcheckError: Jacobian mismatch" in done.stderr
+
+
+def test_verify_passes_without_it(tree):
+    done = run_python(tree, "-m", "fused_rnn", "verify", "--quick", "--cell", "gru")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 failed" in done.stdout
+
+
+def test_added_cells_agree_with_reference(tree):
+    shutil.copy(TESTS / "cells/added_cells.py", tree)
+    done = run_python(tree, "-m", "pytest", "-q", "added_cells.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d{2,} passed", done.stdout), done.stdout
+
+
+def test_added_cells_agree_on_the_stepwise_cuda_engine(tree):
+    """Which has no cell with parameters or without a recurrent matrix otherwise."""
+    if reason := building.why_not():
+        pytest.skip(reason)
+    shutil.copy(TESTS / "cells/added_cells.py", tree)
+    variables = building.build_with_cells_of(tree) | {"PYTHONPATH": str(TESTS)}
+    done = run_python(tree, "-m", "pytest", "-q", "-p", "support.on_machine", "added_cells.py", **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d{2,} passed", done.stdout), done.stdout

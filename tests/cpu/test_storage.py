@@ -1,0 +1,98 @@
+"""csrc/cpu/simd/storage.h against torch's own conversions of float16 and bfloat16."""
+
+import ctypes
+
+import pytest
+import torch
+
+from support.compiling import FLAGS, compile_library
+
+SOURCE = """
+#include "cpu/simd/storage.h"
+using namespace fused_rnn;
+using namespace fused_rnn::cpu;
+#define CONVERSIONS(name, S)                                                                     \\
+  extern "C" void load_##name(float* to, const S* from, int64_t n) { load_row(to, from, n); }    \\
+  extern "C" void store_##name(S* to, const float* from, int64_t n) { store_row(to, from, n); }
+CONVERSIONS(float16, Half)
+CONVERSIONS(bfloat16, BFloat16)
+"""
+DTYPES = (torch.float16, torch.bfloat16)
+EVERY_16_BITS = torch.arange(1 << 16).to(torch.uint16)
+
+
+@pytest.fixture(scope="module", params=("unoptimised", *FLAGS))
+def library(request, tmp_path_factory):
+    return compile_library(tmp_path_factory.mktemp("storage"), SOURCE, FLAGS.get(request.param, "-O0"))
+
+
+def convert(library, name, source, dtype):
+    to = torch.empty(source.shape, dtype=dtype)
+    convert = getattr(library, name)
+    convert.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    convert(to.data_ptr(), source.data_ptr(), source.numel())
+    return to
+
+
+def short(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def assert_same_bits(found, expected, integers):
+    """Equal bit for bit, the sign of zero included; of NaN only that it is one."""
+    assert torch.equal(found.isnan(), expected.isnan())
+    numbers = ~expected.isnan()
+    assert torch.equal(found[numbers].view(integers), expected[numbers].view(integers))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_load(library, dtype):
+    stored = EVERY_16_BITS.view(dtype)
+    found = convert(library, f"load_{short(dtype)}", stored, torch.float32)
+    assert_same_bits(found, stored.float(), torch.int32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_load_of_store(library, dtype):
+    stored = EVERY_16_BITS.view(dtype)
+    found = convert(library, f"store_{short(dtype)}", stored.float(), dtype)
+    assert_same_bits(found, stored, torch.int16)
+
+
+def random_floats():
+    """Random bits: every exponent, both signs, NaN and infinity among them."""
+    seed = torch.Generator().manual_seed(0)
+    return torch.randint(-(1 << 31), 1 << 31, (1 << 22,), generator=seed).to(torch.int32).view(torch.float32)
+
+
+def halfway_floats(dtype):
+    """What lies halfway between any neighbours of the 16-bit format, and the two floats beside it."""
+    values = EVERY_16_BITS.view(dtype).double()
+    values = values[values.isfinite()].unique()
+    halfway = ((values[1:] + values[:-1]) / 2).float()
+    assert torch.equal(halfway.double() * 2, values[1:] + values[:-1]), "halfway has one bit more than the format"
+    infinity = torch.tensor(torch.inf)
+    return torch.cat([halfway, halfway.nextafter(infinity), halfway.nextafter(-infinity)])
+
+
+def edge_floats(dtype):
+    """Around the largest number, where infinity begins, the smallest ones, and zero."""
+    info = torch.finfo(dtype)
+    spacing = info.max * info.eps / 2
+    centres = [0.0, info.max, info.tiny, info.smallest_normal * info.eps, torch.finfo(torch.float32).max]
+    centres += [info.max + spacing * k / 4 for k in range(8)] + [torch.finfo(torch.float32).tiny, torch.inf, torch.nan]
+    bits = torch.tensor(centres, dtype=torch.float64).float().view(torch.int32).unsqueeze(1)
+    positive = (bits + torch.arange(-300, 300, dtype=torch.int32)).flatten()
+    floats = positive[positive >= 0].view(torch.float32)
+    return torch.cat([floats, -floats])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", ["random", "halfway", "edges"])
+def test_store(library, dtype, which):
+    floats = {"random": random_floats, "halfway": lambda: halfway_floats(dtype), "edges": lambda: edge_floats(dtype)}
+    given = floats[which]()
+    found = convert(library, f"store_{short(dtype)}", given, dtype)
+    assert_same_bits(found, given.to(dtype), torch.int16)
+    if which == "edges":
+        assert found.isinf().any() and found.isnan().any() and (found == torch.finfo(dtype).max).any()

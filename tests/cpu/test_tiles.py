@@ -1,0 +1,40 @@
+"""csrc/cpu/gemm/split.h and amx.h: floats in three parts, and their products on tiles, against plain loops."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fused_rnn
+from support.compiling import BUILD_FLAGS, compile_library
+
+SOURCE = (Path(__file__).parent / "tiles_check.cpp").read_text()
+AMX = (
+    f"{BUILD_FLAGS} -march=x86-64-v4 -mprefer-vector-width=512 -mamx-tile -mamx-bf16 -mavx512bf16"
+    " -DFUSED_RNN_AMX=1 -DFUSED_RNN_SPLIT_PRODUCTS=1"
+)
+CHECKS = {"parts": 20_000, "rows": 2_000, "panel_rows": 100, "multiply": 150, "second": 60, "order": 60}
+
+# In a process of its own, which what reads past an end takes down.
+SCRIPT = """
+import ctypes, sys
+library, what, cases = sys.argv[1:]
+check = ctypes.CDLL(library).check_tiles
+check.restype, check.argtypes = ctypes.c_char_p, [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_int64]
+print((check(what.encode(), 0, int(cases)) or b"right").decode())
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    if fused_rnn.info()["CPU instruction set for bfloat16"] != "amx":
+        pytest.skip("this processor has no tiles, or FUSED_RNN_ISA says not to use them")
+    return compile_library(tmp_path_factory.mktemp("tiles"), SOURCE, AMX)._name
+
+
+@pytest.mark.parametrize("what", CHECKS)
+def test_tiles(library, what):
+    command = [sys.executable, "-c", SCRIPT, library, what, str(CHECKS[what])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "right"), done.stderr

@@ -1,0 +1,171 @@
+"""csrc/cpu/simd/vector.h: the vectorized exp, tanh and sigmoid against float64 ones, to the last units of precision."""
+
+import ctypes
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from support.compiling import FLAGS, compile_library
+
+SOURCE = """
+#include "cells/math.h"
+#include "cpu/simd/vector.h"
+using namespace fused_rnn;
+using namespace fused_rnn::cpu;
+#define FUNCTION(name, T)                                                                          \\
+  namespace both { using fused_rnn::name; using fused_rnn::cpu::name; }                            \\
+  extern "C" void name##_##T(T* to, const T* from, int64_t n) {                                    \\
+    for_lanes<T>(n, [&](auto lanes, int64_t j) {                                                   \\
+      store_lanes(to + j, both::name(load_lanes<decltype(lanes)>(from + j)));                      \\
+    });                                                                                            \\
+  }
+#define FUNCTIONS(T) FUNCTION(exp, T) FUNCTION(tanh, T) FUNCTION(sigmoid, T) FUNCTION(relu, T) FUNCTION(positive, T)
+FUNCTIONS(float) FUNCTIONS(double)
+"""
+EXACT = {
+    "exp": torch.exp,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "positive": lambda x: torch.where(x.isnan(), x, (x > 0).to(x.dtype)),
+}
+DTYPES = {"float": torch.float32, "double": torch.float64}
+
+
+@pytest.fixture(scope="module", params=FLAGS)
+def library(request, tmp_path_factory):
+    return compile_library(tmp_path_factory.mktemp("vector"), SOURCE, FLAGS[request.param])
+
+
+def call(library, name, kind, x):
+    y = torch.empty_like(x)
+    function = getattr(library, f"{name}_{kind}")
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    function(y.data_ptr(), x.data_ptr(), x.numel())
+    return y
+
+
+def every_size(dtype):
+    """Random numbers and both ends of every exponent, denormals included, both signs; densest where gates live."""
+    info = torch.finfo(dtype)
+    bits = torch.int32 if dtype == torch.float32 else torch.int64
+    mantissa_bits = round(-math.log2(info.eps))
+    exponents = torch.arange(torch.tensor(torch.inf, dtype=dtype).view(bits) >> mantissa_bits, dtype=bits)
+    mantissas = torch.randint(1 << mantissa_bits, (30,), dtype=bits)
+    mantissas = torch.cat([mantissas, torch.tensor([0, 1, (1 << mantissa_bits) - 1], dtype=bits)])
+    sizes = ((exponents.unsqueeze(1) << mantissa_bits) + mantissas).flatten().view(dtype)
+    dense = torch.cat([torch.linspace(-0.4, 0.4, 9_973), torch.linspace(-100, 100, 50_021)]).to(dtype)
+    return torch.cat([sizes, -sizes, dense])
+
+
+def exactly(name, x):
+    """In double, or for double in the widest numbers there are: where that is double too, its error is one eps."""
+    if x.dtype == torch.float32:
+        return EXACT[name](x.double()).numpy()
+    wide = x.numpy().astype(np.longdouble)
+    with np.errstate(over="ignore", under="ignore"):
+        return {"exp": np.exp, "tanh": np.tanh, "sigmoid": lambda x: 1 / (1 + np.exp(-x))}[name](wide)
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("name", ["exp", "tanh", "sigmoid"])
+def test_error_bound(library, name, kind):
+    """What vector.h states: within 4 eps of the exact number, also of the tiny ones around tanh 0."""
+    x = every_size(DTYPES[kind])
+    if name == "exp":
+        x = x[x.abs() < (87 if kind == "float" else 707)]
+    found, expected = call(library, name, kind, x).numpy(), exactly(name, x)
+    info = torch.finfo(x.dtype)
+    error = np.abs(found - expected)
+    # Denormals have a unit of their own, the smallest of them.
+    in_units = np.asarray(error / np.maximum(np.abs(expected) * info.eps, info.tiny * info.eps), dtype=float)
+    if name == "sigmoid":  # far out it ends at e^-87 (float) where it ought to go on to 0: both are nothing beside 1
+        far = x.numpy() < (-87 if kind == "float" else -707)
+        assert error[far].max() <= 2 * info.tiny
+        in_units[far] = 0
+    worst = in_units.argmax()
+    assert in_units[worst] <= 4, f"{name}({x[worst].item()!r}) is off by {in_units[worst]:.1f} eps"
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize(("name", "low", "high"), [("sigmoid", 0, 1), ("tanh", -1, 1)])
+def test_range_and_monotony(library, name, low, high, kind):
+    """1 - y * y and y * (1 - y) become no gradients of the wrong sign; a larger argument has no smaller result."""
+    dtype = DTYPES[kind]
+    some = torch.linspace(-25, 25, 200_003, dtype=torch.float64).to(dtype)
+    far = torch.logspace(1, 38, 1_003, dtype=torch.float64).to(dtype)
+    # Runs of neighbours, where results are far from flat and where they become so.
+    near = [
+        torch.tensor(x, dtype=dtype).nextafter(torch.tensor(torch.inf)) * (1 + torch.finfo(dtype).eps * n)
+        for x in (1e-3, 0.17, 1.0, 3.7, 8.5, 15.0, 17.5, 18.5)
+        for n in [torch.arange(5_000, dtype=torch.float64).to(dtype)]
+    ]
+    for x in (some, *near, torch.cat([-far.flip(0), far])):
+        for ordered in (x, -x.flip(0)):
+            y = call(library, name, kind, ordered)
+            assert y.min() >= low and y.max() <= high
+            fall = ((y[:-1] - y[1:]) / (y[:-1].abs() * torch.finfo(dtype).eps).clamp(min=torch.finfo(dtype).tiny)).max()
+            assert fall <= 2, f"{name} falls by {fall:.1f} eps"
+
+
+def test_every_exponent_is_tried():
+    for dtype, exponents in ((torch.float32, 255), (torch.float64, 2047)):
+        x = every_size(dtype)
+        assert x.isfinite().all() and (x == 0).any()
+        exponent = x[x >= torch.finfo(dtype).tiny].frexp().exponent
+        assert exponent.unique().numel() == exponents - 1, "those of normal numbers"
+        assert ((x > 0) & (x < torch.finfo(dtype).tiny)).sum() > 30 <= ((x < 0) & (x > -torch.finfo(dtype).tiny)).sum()
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_ends(library, kind):
+    """Past the range of exp, at infinity and for NaN; 67 numbers: whole vectors and a scalar rest."""
+    inf, nan = float("inf"), float("nan")
+    x = torch.tensor([120.0, -120.0, 1e4, -1e4, inf, -inf, 0.0, -0.0, nan], dtype=DTYPES[kind]).repeat(8)[:67]
+    ends = torch.isnan(x)
+    for name in ("tanh", "sigmoid"):
+        found, expected = call(library, name, kind, x), EXACT[name](x)
+        assert torch.equal(found.isnan(), ends)
+        torch.testing.assert_close(found[~ends], expected[~ends], rtol=1e-6, atol=1e-37)
+    for name in ("relu", "positive"):
+        torch.testing.assert_close(call(library, name, kind, x), EXACT[name](x), equal_nan=True, rtol=0, atol=0)
+
+
+# ---- short functions, of a build for bfloat16 alone ------------------------------------------------------------------
+
+SHORT = 2.0**-13
+
+
+@pytest.fixture(scope="module")
+def short_library(tmp_path_factory):
+    """As they are on every instruction set: only AVX-512 has estimates of its own."""
+    flags = f"{FLAGS.get('native', FLAGS['baseline'])} -DFUSED_RNN_BFLOAT16_PRODUCTS=1"
+    return compile_library(tmp_path_factory.mktemp("short"), SOURCE, flags)
+
+
+def test_error_bound_of_short_functions(short_library):
+    x = every_size(torch.float32)
+    info = torch.finfo(torch.float32)
+    for name, bound in {
+        "exp": lambda y: y * SHORT,
+        "tanh": lambda y: abs(y) * SHORT,
+        "sigmoid": lambda y: np.minimum(y, 1 - y) * SHORT + 4 * info.eps * y,
+    }.items():
+        some = x[x.abs() < 87]
+        found, expected = call(short_library, name, "float", some).numpy(), exactly(name, some)
+        excess = np.abs(found - expected) - bound(expected) - info.tiny
+        worst = excess.argmax()
+        assert excess[worst] <= 0, f"{name}({some[worst].item()!r}) = {found[worst]}, should be {expected[worst]}"
+
+
+@pytest.mark.parametrize(("name", "low"), [("sigmoid", 0), ("tanh", -1)])
+def test_ends_of_short_functions(short_library, name, low):
+    inf, nan = float("inf"), float("nan")
+    y = call(short_library, name, "float", torch.tensor([inf, 1e4, 50.0, -50.0, -1e4, -inf, nan, 0.0] * 5))
+    assert y[6].isnan()
+    torch.testing.assert_close(y[:3], torch.ones(3), rtol=SHORT, atol=0)
+    torch.testing.assert_close(y[3:6], torch.full((3,), float(low)), rtol=SHORT, atol=1e-20)
+    dense = call(short_library, name, "float", torch.linspace(-60, 60, 100_003))
+    assert dense.min() >= low and dense.max() <= 1

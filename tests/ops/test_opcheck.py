@@ -1,0 +1,67 @@
+"""The raw operators under torch.library.opcheck, and what they refuse."""
+
+import pytest
+import torch
+
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.tools.verify import Case, make_problem
+
+
+def operator_arguments(cell, requires_grad, **options):
+    # Short: what is traced holds the double backward, unrolled in time.
+    case = Case("", steps=2, bidirectional=True, **options)
+    problem = make_problem(CELLS[cell], case, torch.float32, "cpu")
+    tensors = [t.requires_grad_(requires_grad) for t in problem.tensors]
+    states = CELLS[cell].states
+    h0, c0 = (*tensors[1 : 1 + states], None)[:2]
+    input, batch_sizes, lengths = tensors[0], None, problem.lengths
+    if case.packed:
+        packed = torch.nn.utils.rnn.pack_padded_sequence(input.detach(), lengths, enforce_sorted=False)
+        input, batch_sizes, lengths = packed.data.requires_grad_(requires_grad), packed.batch_sizes, None
+    shared = (CELLS[cell].id, case.bias, True)
+    return shared, (input, h0, c0, tensors[1 + states :], lengths, batch_sizes, problem.reset_mask)
+
+
+OPTIONS = [{}, {"lengths": True, "reset": True}, {"packed": True}]
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_opcheck_forward(cell, options, requires_grad):
+    shared, tensors = operator_arguments(cell, requires_grad, **options)
+    two_states = CELLS[cell].states > 1
+    arguments = (*shared, *tensors, requires_grad, two_states and not requires_grad)
+    torch.library.opcheck(torch.ops.fused_rnn.layer_forward.default, arguments)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_opcheck_backward(cell, options, requires_grad):
+    shared, tensors = operator_arguments(cell, requires_grad, **options)
+    with torch.no_grad():
+        output, h_n, c_n, _, saved = torch.ops.fused_rnn.layer_forward(*shared, *tensors, True, False)
+    grads = [torch.randn_like(output).requires_grad_(requires_grad), torch.randn_like(h_n)]
+    grads += [torch.randn_like(c_n) if c_n.numel() else None, None]
+    groups = 1 if options.get("packed") or requires_grad else 5
+    arguments = (*shared, *grads, *tensors, saved, 127, groups, not requires_grad)
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    if options.get("packed") and requires_grad:
+        checks.pop()  # the double backward reads batch_sizes, which a trace with unknown values cannot
+    torch.library.opcheck(torch.ops.fused_rnn.layer_backward.default, arguments, test_utils=checks)
+
+
+def test_raw_operator_refuses_tangents():
+    shared, (x, *tensors) = operator_arguments("lstm", False)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.raises(NotImplementedError, match="no forward-mode AD"):
+            torch.ops.fused_rnn.layer_forward(*shared, dual, *tensors, False, False)
+
+
+def test_raw_operator_says_that_nothing_was_saved():
+    shared, tensors = operator_arguments("gru", True)
+    output = torch.ops.fused_rnn.layer_forward(*shared, *tensors, False, False)[0]
+    with pytest.raises(RuntimeError, match="save=True"):
+        output.sum().backward()

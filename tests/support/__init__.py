@@ -1,0 +1,1 @@
+"""What test files share. Tests import it as ``support``: pyproject.toml puts tests/ on their path."""

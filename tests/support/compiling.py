@@ -1,0 +1,47 @@
+"""Pieces of csrc compiled for a test, by themselves."""
+
+import ctypes
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from support.paths import ROOT, TESTS
+
+CSRC = ROOT / "csrc"
+BUILD_FLAGS = "-O3 -fno-math-errno -fno-trapping-math"  # setup.py's
+# Those of setup.py, this machine's own, and vectors of one number. Cells in Python run the best; these run each alone.
+FLAGS = {"baseline": BUILD_FLAGS, "scalar": f"{BUILD_FLAGS} -DFUSED_RNN_VECTOR_BYTES=4 -fno-tree-vectorize"}
+if platform.machine() in ("x86_64", "AMD64"):
+    if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
+        FLAGS["avx2"] = f"{BUILD_FLAGS} -march=x86-64-v3"
+    FLAGS["native"] = f"{BUILD_FLAGS} -march=native -mprefer-vector-width=512"
+
+
+def compile_library(folder, source, flags):
+    """C++ ``source``, which may include what is in csrc/, as a loaded shared library; skips where no compiler is."""
+    cxx = shlex.split(os.environ.get("CXX", "g++"))
+    if shutil.which(cxx[0]) is None:
+        pytest.skip(f"{cxx[0]} is not installed")
+    path = folder / "library.so"
+    command = [
+        *cxx,
+        "-std=c++20",
+        f"-I{CSRC}",
+        f"-I{TESTS / 'cpu'}",
+        "-shared",
+        "-fPIC",
+        *flags.split(),
+        "-x",
+        "c++",
+        "-",
+        "-o",
+        str(path),
+    ]
+    done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(path))

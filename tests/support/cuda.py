@@ -1,0 +1,66 @@
+"""What the CUDA engine is asked: sizes around those of its blocks, for each engine and dtype."""
+
+import torch
+from hypothesis import strategies as st
+
+from fused_rnn.tools.verify import Case
+from support.problems import SIXTEEN_BITS
+
+SCHEDULES = range(10)  # the machine's orders of events
+
+
+def short(parameter):
+    return str(parameter).removeprefix("torch.")
+
+
+# ---- stepwise --------------------------------------------------------------------------------------------------------
+
+# Around the widths of warps and blocks, and odd ones.
+widths = st.integers(1, 9) | st.sampled_from([31, 33, 64, 65, 130])
+stepwise_cases = st.builds(
+    Case,
+    name=st.just("random"),
+    steps=st.integers(1, 6),
+    batch=st.integers(0, 6),
+    input_size=widths,
+    hidden=widths,
+    num_layers=st.integers(1, 2),
+    bias=st.booleans(),
+    bidirectional=st.booleans(),
+    batch_first=st.booleans(),
+    proj_size=st.just(0) | st.integers(1, 40),
+    states=st.booleans(),
+    lengths=st.booleans(),
+    packed=st.booleans(),
+    reset=st.booleans(),
+)
+
+# ---- persistent ------------------------------------------------------------------------------------------------------
+
+KINDS = ("one", "cluster", "polling", "flags")
+DTYPES_AND_KINDS = [(torch.float32, kind) for kind in KINDS]
+DTYPES_AND_KINDS += [(dtype, kind) for dtype in SIXTEEN_BITS for kind in KINDS[:3]]  # their GPUs can all poll
+DTYPES_AND_KINDS += [(torch.float64, kind) for kind in KINDS if kind != "polling"]  # half of a double may be all ones
+
+# Around what a block, a chunk of 32 and a publication of 4 units hold; one block has room for 64 units, or for 32 in
+# double.
+narrow = st.integers(1, 9) | st.sampled_from([31, 32])
+small = narrow | st.sampled_from([33, 37, 64])
+large = small | st.sampled_from([65, 97, 128])
+
+
+def persistent_cases(hidden):
+    return st.builds(
+        Case,
+        name=st.just("random"),
+        steps=st.integers(1, 6),
+        batch=st.integers(1, 11),
+        input_size=st.integers(1, 5),
+        hidden=hidden,
+        bias=st.booleans(),
+        bidirectional=st.booleans(),
+        states=st.booleans(),
+        lengths=st.booleans(),
+        packed=st.booleans(),
+        reset=st.booleans(),
+    )

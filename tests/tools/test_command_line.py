@@ -1,0 +1,102 @@
+"""``info`` and ``python -m fused_rnn``."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fused_rnn
+from fused_rnn.__main__ import main
+from fused_rnn.tools.verify import Report, Result
+
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
+
+
+def test_info_has_what_a_bug_report_needs():
+    info = fused_rnn.info()
+    assert info["fused_rnn"] == fused_rnn.__version__
+    assert info["torch"] == torch.__version__
+    assert info["python"] == platform.python_version()
+    assert info["CPU instruction set"] in ISAS
+    assert info["CPU instruction set for bfloat16"] in ISAS
+    assert Path(info["library"]).exists()
+    assert all(isinstance(value, str) and value for value in info.values())
+
+
+def run(*command, **environment):
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=Path(fused_rnn.__file__).parents[1],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def info_shown(output):
+    return {key: value.strip() for key, value in (line.split(":", 1) for line in output.splitlines())}
+
+
+def test_info_command():
+    done = run("-m", "fused_rnn", "info")
+    assert done.returncode == 0, done.stderr
+    shown, expected = info_shown(done.stdout), fused_rnn.info()
+    assert shown.pop("threads").isdigit()
+    del expected["threads"]  # this process may have set its own
+    assert shown == expected
+
+
+def test_verify_command():
+    done = run("-m", "fused_rnn", "verify", "--cell", "gru", "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("gru ")]
+    assert {row.split()[1] for row in rows} == {"float64", "float32", "bfloat16", "float16"}
+    assert done.stdout.splitlines()[-1] == f"{len(rows)} checks passed, 0 failed"
+
+
+def test_verify_command_fails_when_a_check_does(monkeypatch, capsys):
+    results = [Result("lstm", "float32", "plain", error, 1e-5, "in output 0") for error in (1e-6, 0.5, float("nan"))]
+    monkeypatch.setattr("fused_rnn.__main__.verify", lambda *_, **__: Report(results))
+    assert main(["verify"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("FAILED in output 0") == 2
+    assert "1 checks passed, 2 failed" in shown
+
+
+@pytest.mark.parametrize("arguments", [[], ["verify", "--cell", "transformer"], ["improve"]], ids=str)
+def test_wrong_commands_fail(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: python -m fused_rnn" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to verify on")
+def test_verify_on_a_missing_device_fails(capsys):
+    assert main(["verify", "--device", "cuda", "--quick"]) == 2
+    assert "fused_rnn verify: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512_bf16", "amx"])
+def test_verify_passes_with_every_instruction_set(isa):
+    script = "import sys; from fused_rnn.__main__ import main; main(['info']); sys.exit(main(sys.argv[1:]))"
+    done = run("-c", script, "verify", "--quick", "--cell", "lstm", "gru", FUSED_RNN_ISA=isa)
+    unsupported = "is not supported by this processor or build"
+    if unsupported in done.stderr:
+        pytest.skip(f"{isa} {unsupported}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    info, checks = done.stdout.split("cell      dtype", 1)
+    assert info_shown(info)["CPU instruction set for bfloat16"] == isa
+    assert "lstm      float64" in checks
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_unknown_instruction_set_is_named(command):
+    done = run("-m", "fused_rnn", command, FUSED_RNN_ISA="nonsense")
+    assert done.returncode != 0
+    assert "FUSED_RNN_ISA must be baseline, avx2, avx512, avx512_bf16 or amx, got 'nonsense'" in done.stderr
