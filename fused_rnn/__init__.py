@@ -18,7 +18,8 @@ from .nn.freeze import freeze, thaw
 from .nn.install import install, uninstall
 from .nn.layers import GRU, LSTM, RNN
 from .nn.stack import Stack
-from .ops import fake as fake, flops as flops  # register the operators' shapes and costs
+from .ops import fake as fake  # register the operators' shapes and costs
+from .ops import flops as flops
 from .ops.engines import cuda_engine
 from .tools.explain import Explanation, ModelExplanation, explain
 from .tools.gate_statistics import Gate, GateStatistics, gate_statistics

@@ -9,9 +9,9 @@ from torch import nn
 from . import dynamo
 from .kinds import OURS
 from .recurrent import Recurrent
-from .stock import NAMES_LOCK, STOCK, bind
+from .stock import NAMES_LOCK, STOCK, Bindings, bind, bindings_of
 
-_before: dict[str, type[nn.Module]] = {}  # what the names were bound to; empty unless installed
+_before: Bindings = {}  # what the names were bound to; empty unless installed
 
 
 class Installation:
@@ -45,7 +45,7 @@ def install() -> Installation:
         if _before:
             return Installation(is_first=False)
         dynamo.admit(Recurrent)
-        _before.update(bind({kind.__name__: ours for kind, ours in OURS.items()}))
+        _before.update(bind(bindings_of({kind.__name__: ours for kind, ours in OURS.items()})))
         for kind in STOCK.values():
             copyreg.pickle(kind, _reduce_stock)  # their own names lead elsewhere meanwhile
     return Installation(is_first=True)

@@ -1,4 +1,4 @@
-"""``Ours``: what our layers and cells tell programs that know torch.nn's: printing, scripting, tracing, quantization."""
+"""``Ours``: how layers and cells behave in what knows torch.nn's: print, TorchScript, fx, ONNX, torch.ao."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch.fx import Proxy
 
 from ..ops import torch_private
 from .stock import STOCK
-
 
 _BETWEEN = ("torch", "fused_rnn", "typing_extensions")
 
@@ -42,8 +41,8 @@ class Ours:
             return super()._slow_forward(*args, **kwargs)
         if any(option is not None and option is not False for name, option in kwargs.items() if name != "hx"):
             raise NotImplementedError(
-                f"torch.onnx.export(dynamo=False) cannot export the options of {self._get_name()}; with dynamo=True, see "
-                "fused_rnn.onnx.translations"
+                f"torch.onnx.export(dynamo=False) cannot export the options of {self._get_name()}; dynamo=True exports "
+                "lengths"
             )
         return self._stock_class().forward(self, *args, **kwargs)  # whose operators that exporter knows
 
@@ -56,14 +55,13 @@ class Ours:
         own = next(base for base in type(self).__mro__ if base.__module__ == "fused_rnn")
         if type(self).forward is not own.forward:
             raise NotImplementedError(
-                f"torch.jit.script cannot compile {type(self).__name__}, whose forward is its own and calls fused_rnn's. "
-                f"Derive it from torch.nn.{kind.__name__}, or use torch.jit.trace or torch.export"
+                f"torch.jit.script cannot compile {type(self).__name__}, whose own forward calls that of "
+                f"fused_rnn.{own.__name__}. Derive it from torch.nn.{kind.__name__}, or use torch.jit.trace or torch.export"
             )
         warnings.warn(
-            f"torch.jit.script puts torch.nn.{kind.__name__} in place of {self._get_name()}, in the model itself too: the "
-            "same parameters, torch.nn's speed, and nothing that torch.nn cannot do (lengths, reset_mask and the like "
-            "do not compile). fused_rnn.restore(model) before it does the same without this warning; torch.jit.trace "
-            "and torch.export keep fused_rnn's layers",
+            f"torch.jit.script replaces {self._get_name()} by torch.nn.{kind.__name__}, in the model itself too: the "
+            "same parameters, torch.nn's speed, and no lengths, reset_mask or other options. fused_rnn.restore(model) "
+            "before it does the same without this warning; torch.jit.trace and torch.export keep fused_rnn's layers",
             stacklevel=_level_of_user(),
         )
         stock = kind.__new__(kind)

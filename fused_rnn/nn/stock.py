@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 
 from torch import nn
 
@@ -14,14 +15,21 @@ STOCK: dict[str, type[nn.Module]] = {
 NAMES_LOCK = threading.RLock()
 _PLACES = (nn, nn.modules, nn.modules.rnn)
 
+# What each name is bound to, in each module that has it.
+Bindings = dict[tuple[ModuleType, str], type[nn.Module]]
 
-def bind(classes: Mapping[str, type[nn.Module]]) -> dict[str, type[nn.Module]]:
-    """Binds torch.nn's names to these classes; returns those that they were bound to."""
+
+def bindings_of(classes: Mapping[str, type[nn.Module]]) -> Bindings:
+    """All of torch.nn's names, bound to ``classes``."""
+    return {(place, name): kind for place in _PLACES for name, kind in classes.items()}
+
+
+def bind(bindings: Bindings) -> Bindings:
+    """Binds torch.nn's names; returns what they were bound to."""
     with NAMES_LOCK:
-        before = {name: getattr(nn, name) for name in classes}
-        for place in _PLACES:
-            for name, kind in classes.items():
-                setattr(place, name, kind)
+        before = {(place, name): getattr(place, name) for place, name in bindings}
+        for (place, name), kind in bindings.items():
+            setattr(place, name, kind)
     return before
 
 
@@ -29,7 +37,7 @@ def bind(classes: Mapping[str, type[nn.Module]]) -> dict[str, type[nn.Module]]:
 def stock_names() -> Iterator[None]:
     """torch.nn's names stand for torch's own classes here, in all threads."""
     with NAMES_LOCK:
-        before = bind(STOCK)
+        before = bind(bindings_of(STOCK))
         try:
             yield
         finally:
