@@ -56,7 +56,7 @@ class Ours:
         if type(self).forward is not own.forward:
             raise NotImplementedError(
                 f"torch.jit.script cannot compile {type(self).__name__}, whose own forward calls that of "
-                f"fused_rnn.{own.__name__}. Derive it from torch.nn.{kind.__name__}, or use torch.jit.trace or torch.export"
+                f"fused_rnn.{own.__name__}. Derive it from torch.nn.{kind.__name__}, or use torch.jit.trace"
             )
         warnings.warn(
             f"torch.jit.script replaces {self._get_name()} by torch.nn.{kind.__name__}, in the model itself too: the "

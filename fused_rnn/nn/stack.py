@@ -88,8 +88,8 @@ class Stack(nn.Module):
 
     def __prepare_scriptable__(self):
         raise NotImplementedError(
-            "torch.jit.script cannot compile fused_rnn.Stack, which torch.nn has no counterpart of; use torch.jit.trace "
-            "or torch.export"
+            "torch.jit.script cannot compile fused_rnn.Stack, which torch.nn has no counterpart of; use "
+            "torch.jit.trace or torch.export"
         )
 
     def forward(

@@ -115,8 +115,8 @@ def test_script_takes_torchs_layers_with_the_same_parameters_and_says_so(name):
     fused_rnn.thaw(model)
     with pytest.warns(UserWarning, match=rf"replaces fused_rnn.{name}(Cell)? by torch.nn.{name}.*restore") as caught:
         scripted = saved_and_loaded(torch.jit.script(model))
-    assert sum("torch.jit.script replaces" in str(warning.message) for warning in caught) == 2
-    assert caught[0].filename == __file__
+    replaced = [warning for warning in caught if "torch.jit.script replaces" in str(warning.message)]
+    assert [warning.filename for warning in replaced] == [__file__] * 2
     torch.testing.assert_close(tensors(scripted(x)), expected)
     assert type(fused_rnn.swap(model).rnn) is getattr(fused_rnn, name)
 
@@ -197,5 +197,5 @@ def test_onnx_by_tracing_refuses_options_by_name():
         def forward(self, x, lengths):
             return self.rnn(x, lengths=lengths)[0]
 
-    with pytest.raises(NotImplementedError, match="cannot export the options of fused_rnn.GRU"):
+    with pytest.raises(NotImplementedError, match="cannot export the options of fused_rnn"):
         torch.onnx.export(Net(), (torch.randn(5, 2, 3), torch.tensor([5, 2])), io.BytesIO(), dynamo=False)
