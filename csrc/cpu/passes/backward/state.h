@@ -1,8 +1,8 @@
 // What the phases of the backward pass hand on to each other, and what a walk knows of its run.
 #pragma once
+#include "core/dispatch.h"
 #include "cpu/gemm/amx.h"
 #include "cpu/passes/backward/rounds.h"
-#include "cpu/passes/numbers.h"
 #include "cpu/passes/run.h"
 #include "cpu/passes/workspace.h"
 #include "cpu/schedule/team.h"
@@ -28,16 +28,16 @@ struct BackwardState {
   E* zeros;              // in the place of a row that hands on nothing
   T* zero_sums;          // and of its products
   Team::Member* teams;   // [Q * runs, members]
-  CellNumbers cell;
+  CellTraits cell;
   int64_t slots, gate_stride, output_stride, wide_stride, unit_stride, norm_panels;
 
-  static Plain<E> input_weights(const Backward& g) { return {numbers_of(g).gates * g.hidden, g.input_size}; }
-  static Plain<E> hidden_weights(const Backward& g) { return {numbers_of(g).gates * g.hidden, g.output_size}; }
+  static Plain<E> input_weights(const Backward& g) { return {traits_of(g.cell).gates * g.hidden, g.input_size}; }
+  static Plain<E> hidden_weights(const Backward& g) { return {traits_of(g.cell).gates * g.hidden, g.output_size}; }
   static Plain<E> projection(const Backward& g) { return {g.output_size, g.hidden}; }
 
   BackwardState(const Backward& g, const Plan& plan, Carver& carve) {
     const int64_t Q = problems(g);
-    cell = numbers_of(g);
+    cell = traits_of(g.cell);
     slots = steps_of_round(g) + 1;
     gate_stride = row_stride<E>(cell.gates * g.hidden);
     output_stride = row_stride<E>(g.output_size);
