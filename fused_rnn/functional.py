@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .autograd.functions import OPERATORS
+from .autograd.operators import OPERATORS
 from .ops import arguments, plain
 from .ops.cells import CELLS
 

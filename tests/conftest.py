@@ -5,7 +5,7 @@ import torch
 import fused_rnn
 import ptx
 from fused_rnn import reference
-from fused_rnn.autograd import functions
+from fused_rnn.autograd import functions, steps
 from fused_rnn.ops import arguments, library
 from fused_rnn.ops import layer as ops_layer
 from support.gpu import tf32
@@ -46,6 +46,8 @@ def machine():
         patch.setattr(functions, "_FORWARD", operators.layer_forward.default)
         patch.setattr(functions, "_BACKWARD", operators.layer_backward.default)
         patch.setattr(arguments, "_infer", operators.infer.default)
+        patch.setattr(steps, "_forward", operators.step_forward.default)
+        patch.setattr(steps, "_backward", operators.step_backward.default)
         patch.setattr(ops_layer, "_operators", operators)
         yield machine
     machine.fill_memory(False)

@@ -89,8 +89,8 @@ struct Backward : Layer {
 
   int64_t weight_groups;  // K: the batch is split into K equal runs of rows, each with its own weight gradients
   void* grad_input;       // [M, N, I], per member even when the input is shared; null when not asked for
-  void* grad_h0;          // [M, D, B, P]
-  void* grad_c0;          // [M, D, B, H]; cells with a second state only
+  void* grad_h0;          // [M, D, B, P]; on the CPU null when not asked for
+  void* grad_c0;          // [M, D, B, H]; cells with a second state only; likewise
   WeightGradients grads[kMaxDirections];
   // Above 0: dL/dh of each step, once complete, is clamped to [-grad_clip, grad_clip] before it flows on.
   double grad_clip;

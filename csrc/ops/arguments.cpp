@@ -142,6 +142,15 @@ void Arguments::take_rows(const Tensor& input, const Shape& rows, int64_t steps,
   take_input(input, rows, false);
 }
 
+void Arguments::take_step(const Tensor& input) {
+  FUSED_RNN_CHECK(members.empty(), "fused_rnn: a single step runs no members");
+  FUSED_RNN_CHECK(input.dim() == 2 && !holds_tokens(input), "fused_rnn: input must be [B, I], got ",
+                  text(input.sizes()), holds_tokens(input) ? " of ids" : "");
+  is_step_ = true;
+  take_rows(input, {input.size(0)}, 1, input.size(0));
+  row_shape = {input.size(0)};
+}
+
 void Arguments::read_batch_sizes(const Tensor& batch_sizes) {
   FUSED_RNN_CHECK(batch_sizes.device().type() == DeviceType::CPU && batch_sizes.scalar_type() == ScalarType::Long &&
                       batch_sizes.dim() == 1,
@@ -187,10 +196,9 @@ void Arguments::read_weights(std::span<const Tensor> weights) {
 }
 
 void Arguments::read_states(const std::optional<Tensor>& h0, const std::optional<Tensor>& c0) {
-  const Shape states = concat({members, {layer_.directions, layer_.batch}});
-  layer_.h0 = optional_data(h0, "h0", concat({states, {layer_.output_size}}));
+  layer_.h0 = optional_data(h0, "h0", states(layer_.output_size));
   FUSED_RNN_CHECK(!c0 || cell.states > 1, "fused_rnn: this cell has no second state, but c0 was given");
-  layer_.c0 = optional_data(c0, "c0", concat({states, {layer_.hidden}}));
+  layer_.c0 = optional_data(c0, "c0", states(layer_.hidden));
 }
 
 void Arguments::read_masks(const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset_mask) {

@@ -69,6 +69,8 @@ struct Arguments {
 
   // For `infer`, without members: argument by argument, with shapes that differ from [T, B] but not in memory.
   void take_rows(const Tensor& input, const Shape& rows, int64_t steps, int64_t batch);
+  // For a single step: rows are [B], states [B, width]. In place of read_rows; the rest is read as ever.
+  void take_step(const Tensor& input);
   void read_lengths(const std::optional<Tensor>& lengths);
   void take_reset(const Tensor& reset_mask, const Shape& shape);
   // After read_lengths: ids of padding may be anything.
@@ -80,7 +82,9 @@ struct Arguments {
 
   // Shapes of the arrays of problem.h.
   Shape rows(int64_t width) const { return concat({members, row_shape, {width}}); }
-  Shape states(int64_t width) const { return concat({members, {layer_.directions, layer_.batch, width}}); }
+  Shape states(int64_t width) const {
+    return is_step_ ? Shape{layer_.batch, width} : concat({members, {layer_.directions, layer_.batch, width}});
+  }
   Shape saved_shape() const { return concat({members, {layer_.directions}, row_shape, {layer_.saved_width}}); }
 
   const void* hold(const Tensor& t) {
@@ -100,6 +104,7 @@ struct Arguments {
   void take_input(const Tensor& input, const Shape& rows, bool own);
 
   Layer& layer_;
+  bool is_step_ = false;
   bool may_read_tokens_ = false;  // they are on the CPU
   std::vector<Tensor> held_;
   std::vector<int64_t> offsets_, packed_lengths_;

@@ -135,6 +135,13 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
   m.def(
       "infer(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor[]? packed=None, "
       "Tensor? lengths=None, Tensor? batch_sizes=None, Tensor? reset_mask=None) -> Tensor[]");
+  // A single step of a cell, `stack` in layout kOneStep: input [B, I], states [B, H]. Returns h, c if there is one, and
+  // what step_backward needs.
+  m.def("step_forward(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights) -> Tensor[]");
+  // Returns the gradients of input, h0, c0 and the weights; on the CPU those of states that were not given are empty.
+  m.def(
+      "step_backward(int stack, Tensor? grad_h, Tensor? grad_c, Tensor input, Tensor? h0, Tensor? c0, "
+      "Tensor[] weights, Tensor saved, int wanted) -> Tensor[]");
   // Packs one layer's weights for `infer`, whose `packed` takes one of these for each layer. Valid only for these
   // tensors, in this process; the layout is the engine's own.
   m.def("pack_weights(int cell, bool bias, bool bidirectional, Tensor[] weights) -> Tensor");

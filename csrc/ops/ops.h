@@ -32,6 +32,13 @@ std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0,
                           std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
                           std::optional<Tensor> reset_mask);
 
+std::vector<Tensor> step_forward(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
+                                 std::vector<Tensor> weights);
+
+std::vector<Tensor> step_backward(int64_t stack, std::optional<Tensor> grad_h, std::optional<Tensor> grad_c,
+                                  Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
+                                  std::vector<Tensor> weights, Tensor saved, int64_t wanted);
+
 Tensor pack_weights(int64_t cell, bool bias, bool bidirectional, std::vector<Tensor> weights);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(

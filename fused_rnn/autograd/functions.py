@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .. import reference
 from ..ops import torch_private
-from ..ops.arguments import RunLayer, Runner
 from ..ops.calls import (
     FORWARD_TENSORS,
     MASKS,
@@ -108,7 +107,7 @@ class LayerBackward(torch.autograd.Function):
         grad_output, grad_h_n, grad_c_n, grad_cells, saved, *tensors = ctx.saved_tensors
         grads = (grad_output, grad_h_n, grad_c_n, grad_cells)
         layer, needs = layer_of((*static, *tensors)), unflatten(BackwardArguments, ctx.needs_input_grad).layer
-        wanted = _wanted(layer.weight_kinds, needs.input, needs.weights)
+        wanted = wanted_gradients(layer.weight_kinds, needs.input, needs.weights)
         states, weights, of_grads = second_order.differentiate_backward(
             layer, saved, grads, groups, (grad_input, grad_h0, grad_c0, *grad_weights), wanted
         )
@@ -141,13 +140,13 @@ class LayerBackward(torch.autograd.Function):
 def _wanted_by(needs: tuple[bool, ...], cell: int, bidirectional: bool) -> int:
     """The gradients that LayerForward's backward requests; ``needs``: its context's needs_input_grad."""
     layer = unflatten(ForwardArguments, needs).layer
-    return _wanted(weight_kinds_of(cell, bidirectional, len(layer.weights)), layer.input, layer.weights)
+    return wanted_gradients(weight_kinds_of(cell, bidirectional, len(layer.weights)), layer.input, layer.weights)
 
 
 _wanted_again = lru_cache(maxsize=1024)(_wanted_by)  # Dynamo cannot enter it
 
 
-def _wanted(kinds: Sequence[Wanted], input: bool, weights: Sequence[bool]) -> int:
+def wanted_gradients(kinds: Sequence[Wanted], input: bool, weights: Sequence[bool]) -> int:
     wanted = int(Wanted.INPUT) if input else 0
     for kind, needed in zip(kinds, weights, strict=True):
         if needed:
@@ -348,18 +347,9 @@ def run_layer(
     return output, h_n, c_n, all_cells
 
 
-class _Operators(Runner):
-    infers = True
-
-    def layers(self) -> RunLayer:
-        return run_layer
-
-    @staticmethod
-    def run_for_gradients(layer: Layer, cells: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Flat ForwardArguments, built inline for speed.
-        flat = (True, cells, None, *layer[:-1], *layer.weights)
-        output, h_n, c_n, all_cells, _ = torch_private.apply_function(LayerForward, flat)
-        return output, h_n, c_n, all_cells
-
-
-OPERATORS = _Operators(run_layer)
+def run_for_gradients(layer: Layer, cells: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`run_layer` for plain calls that need gradients."""
+    # Flat ForwardArguments, built inline for speed.
+    flat = (True, cells, None, *layer[:-1], *layer.weights)
+    output, h_n, c_n, all_cells, _ = torch_private.apply_function(LayerForward, flat)
+    return output, h_n, c_n, all_cells

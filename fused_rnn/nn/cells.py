@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..autograd.functions import OPERATORS
+from ..autograd.operators import OPERATORS
 from ..ops import arguments, plain
 from ..ops.cells import CELLS, Cell
 from .ours import Ours

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..autograd.functions import OPERATORS
+from ..autograd.operators import OPERATORS
 from ..ops import arguments, plain
 from ..ops.arguments import Runner
 from ..ops.cells import BY_MODE

@@ -34,6 +34,8 @@ from .sequences import check_sizes, enter_packed, enter_padded
 
 # (layer, whether to return the second state after every step) -> output, h_n, c_n, that state
 RunLayer = Callable[[Layer, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
+# (code of the step, input, (h0, c0), weights) -> the new states
+RunStep = Callable[[int, Tensor, Sequence[Tensor | None], list[Tensor]], Sequence[Tensor]]
 _NONLINEARITIES = {cell.nonlinearity: cell for cell in BY_ID if cell.nonlinearity is not None}
 _infer = torch_private.bare(torch.ops.fused_rnn.infer.default)
 
@@ -47,6 +49,8 @@ class Runner:
     """The layers' packed weights, for ``infer``."""
     run_for_gradients: RunLayer | None = None
     """Runs the layers of plain calls that need gradients; None: ``layers()`` does."""
+    step_for_gradients: RunStep | None = None
+    """Likewise for a cell's single step."""
 
     def __init__(self, run_layer: RunLayer):
         self._run_layer = run_layer
@@ -229,9 +233,9 @@ def single_step(runner: Runner, cell: Cell, input, hx, weights: list[Tensor], ar
                 if is_plain:
                     _, *states = _infer(form.step_code, input, *states, weights)
                     return states
-            elif runner.run_for_gradients is not None and plain.need_gradients(input, weights):
+            elif runner.step_for_gradients is not None and plain.need_gradients(input, weights):
                 is_plain = True
-                return _one_step(runner.run_for_gradients, cell, input, states, weights)
+                return runner.step_for_gradients(form.step_code, input, states, weights)
         if torch_private.is_tracing():
             with torch_private.no_tracer_warnings():
                 return _one_step(runner.layers(), cell, *_prepare_step(cell, input, hx, weights))

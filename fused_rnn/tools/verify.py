@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .. import functional, reference
-from ..autograd.functions import OPERATORS
+from ..autograd.operators import OPERATORS
 from ..ops import arguments
 from ..ops.cells import CELLS, Cell
 from ..ops.checks import check_device

@@ -22,7 +22,7 @@ TORCH = Path(torch.__file__).parent
 FOLDER = ROOT / "build/ptx"  # kept: the next run compiles what has changed since
 # Of the CUDA engine, what stands between torch's CUDA and the kernels: engine.cpp stands for it.
 OF_A_GPU = {"engine.cpp", "stream.cpp"}
-SHARED = ("arguments.cpp", "gradients.cpp", "infer.cpp", "memory.cpp", "packed.cpp")
+SHARED = ("arguments.cpp", "gradients.cpp", "infer.cpp", "memory.cpp", "packed.cpp", "step.cpp")
 OF_PYTHON = {"python.cpp", "engine.cpp", "tensor_memory.cpp"}  # of the machine, what programs go without
 NAMESPACE = "-DFUSED_RNN_LIBRARY=fused_rnn_emulated"
 

@@ -184,5 +184,26 @@ struct Plain {
   }
 };
 
+// Some lines of a panel of [depth, columns] as it lies in memory: `lines` of them from line `first` on.
+template <class E, class S>
+void pack_lines(E* to, const Plain<E>& matrix, int64_t panel, const void* from, int64_t first, int64_t lines) {
+  const int vectors = matrix.panel_vectors(panel);
+  const S* const rows = static_cast<const S*>(from);
+  const auto row = [&](int64_t k) { return rows + k * matrix.columns; };
+  for (int64_t line = 0; line < lines; ++line)
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t j = matrix.first_column(panel) + v * Plain<E>::kLanes;
+      store_line(to, vectors, v, line, load_line<E>(row, first + line, matrix.depth, j, matrix.columns - j));
+    }
+}
+
+// B of a product: in panels, or as it lies in memory, to be packed some lines at a time while it is multiplied.
+template <class E>
+struct RightOperand {
+  const E* packed;
+  const void* raw = nullptr;
+  void (*pack)(E* to, const Plain<E>& matrix, int64_t panel, const void* from, int64_t first, int64_t lines) = nullptr;
+};
+
 }  // namespace
 }  // namespace fused_rnn::cpu

@@ -146,16 +146,17 @@ struct NoSecond {
 // results(panel), [count, vectors, L], is not null, the sums are left there as well.
 #ifndef FUSED_RNN_AMX  // there amx.h has the only one: a call that does not fit it must not end up here
 
-// A panel, and the one that will be read after it.
-template <class E>
+// A panel, and the one that will be read after it. `lines(first, count)`: some lines of it, packed.
+template <class E, class Lines>
 struct PanelInTurn {
-  const E *numbers, *next;
+  Lines lines;
+  const E* next;
   int64_t depth;
   int vectors;
 };
 
-template <class E, class Row, class Fetch, class Use>
-void multiply_panel(const PanelInTurn<E>& panel, const LeftRows<Row>& left, Fetch fetch, Use use,
+template <class E, class Lines, class Row, class Fetch, class Use>
+void multiply_panel(const PanelInTurn<E, Lines>& panel, const LeftRows<Row>& left, Fetch fetch, Use use,
                     Arithmetic<E>* results) {
   // Each tile prefetches a part of what comes next: when it comes from beyond L2, one tile alone would have to wait.
   const auto& [count, row, step, lone] = left;
@@ -175,7 +176,7 @@ void multiply_panel(const PanelInTurn<E>& panel, const LeftRows<Row>& left, Fetc
     const int64_t fetch_rate = (vectors * 256 + tiles - 1) / tiles;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t k0 = lines * block / blocks, deep = lines * (block + 1) / blocks - k0;
-      const E* from = panel.numbers + k0 * line;
+      const E* from = panel.lines(k0, deep);
       // A tile's share of what comes after this block, which is as large as the block.
       const int64_t share = (deep * vectors + tiles - 1) / tiles;
       for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -195,19 +196,60 @@ void multiply_panel(const PanelInTurn<E>& panel, const LeftRows<Row>& left, Fetc
   }
 }
 
-template <class Matrix, class E, class Row, class Fetch, class Use, class Results = KeepNothing>
-void multiply(const Matrix& matrix, const E* packed, PanelRange panels, const LeftRows<Row>& left, Fetch fetch, Use use,
-              Results results = {}) {
+// in_turn(panel, next): the panel as a PanelInTurn.
+template <class E, class InTurn, class Row, class Fetch, class Use, class Results>
+void multiply_panels(PanelRange panels, InTurn in_turn, const LeftRows<Row>& left, Fetch fetch, Use use,
+                     Results results) {
   for (int64_t n = 0; n < panels.count(); ++n) {
     const int64_t panel = panels.at(n);
     multiply_panel(
-        PanelInTurn<E>{packed + matrix.offset(panel), packed + matrix.offset(panels.after(n)), matrix.depth,
-                       matrix.panel_vectors(panel)},
-        left, [&](int64_t i) { fetch(panel, i); }, [&](int64_t i, const Arithmetic<E>* sums) { use(panel, i, sums); },
-        results(panel));
+        in_turn(panel, panels.after(n)), left, [&](int64_t i) { fetch(panel, i); },
+        [&](int64_t i, const Arithmetic<E>* sums) { use(panel, i, sums); }, results(panel));
   }
 }
+
+template <class E, class Lines>
+PanelInTurn<E, Lines> panel_in_turn(Lines lines, const E* next, int64_t depth, int vectors) {
+  return {lines, next, depth, vectors};
+}
+template <class E>
+int64_t line_size(int vectors) {
+  return vectors * Vec<Arithmetic<E>>::kLanes * kTogether<E>;
+}
+
+template <class Matrix, class E, class Row, class Fetch, class Use, class Results = KeepNothing>
+void multiply(const Matrix& matrix, const E* packed, PanelRange panels, const LeftRows<Row>& left, Fetch fetch, Use use,
+              Results results = {}) {
+  const auto in_turn = [&](int64_t panel, int64_t next) {
+    const int vectors = matrix.panel_vectors(panel);
+    const E* const numbers = packed + matrix.offset(panel);
+    return panel_in_turn([=](int64_t first, int64_t) { return numbers + first * line_size<E>(vectors); },
+                         packed + matrix.offset(next), matrix.depth, vectors);
+  };
+  multiply_panels<E>(panels, in_turn, left, fetch, use, results);
+}
 #endif
+
+// `multiply` for a right operand that may not be packed yet.
+template <class E, class Row, class Fetch, class Use>
+void multiply_right(const Plain<E>& matrix, const RightOperand<E>& right, PanelRange panels, const LeftRows<Row>& left,
+                    Fetch fetch, Use use) {
+#ifdef FUSED_RNN_AMX
+  multiply(matrix, right.packed, panels, left, fetch, use);
+#else
+  E block[kLinesAtOnce * kMostVectors * Vec<Arithmetic<E>>::kLanes * kTogether<E>] __attribute__((aligned(64)));
+  const auto in_turn = [&](int64_t panel, int64_t next) {
+    const int vectors = matrix.panel_vectors(panel);
+    const auto lines = [&, panel, vectors](int64_t first, int64_t count) -> const E* {
+      if (!right.raw) return right.packed + matrix.offset(panel) + first * line_size<E>(vectors);
+      right.pack(block, matrix, panel, right.raw, first, count);
+      return block;
+    };
+    return panel_in_turn(lines, right.raw ? block : right.packed + matrix.offset(next), matrix.depth, vectors);
+  };
+  multiply_panels<E>(panels, in_turn, left, fetch, use, KeepNothing{});
+#endif
+}
 
 // ---- a product with a matrix as it lies in memory -------------------------------------------------------------------
 

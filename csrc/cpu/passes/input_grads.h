@@ -30,9 +30,9 @@ class InputGrads {
   void run() const {
     const Plain<E> ih = State::input_weights(g_);
     const auto row = [&](int64_t i) { return state_.gates_x + rows_.slots[own_.first + i] * state_.gate_stride; };
-    multiply(ih, state_.ih + (m_ * g_.directions + d_) * ih.size(), PanelRange{0, ih.panels()},
-             LeftRows{own_.count(), row}, FetchNothing{},
-             [&](int64_t panel, int64_t i, const T* sums) { add(ih, panel, own_.first + i, sums); });
+    multiply_right(ih, state_.right(g_, ih, state_.ih, &Weights::ih, m_ * g_.directions + d_),
+                   PanelRange{0, ih.panels()}, LeftRows{own_.count(), row}, FetchNothing{},
+                   [&](int64_t panel, int64_t i, const T* sums) { add(ih, panel, own_.first + i, sums); });
   }
 
  private:

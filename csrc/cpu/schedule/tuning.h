@@ -82,6 +82,10 @@ constexpr int64_t kLeastRowsReadApart = 8;
 //   python -m benchmarks cpu --only training H128 --threads 1; the same with H1024
 constexpr int64_t kRoundRows = 512, kRoundRowsSplit = 256;
 
+// Rows up to which weight gradients are written as outer products, without panels.
+//   python -m benchmarks cpu --only cell training --threads 1
+constexpr int64_t kMostRowsOfOuterProducts = 4;
+
 // Columns of dgates that are copied together as a strip, and rows of them at a time, which stay in L1.
 //   python -m benchmarks cpu --only training B64 --threads 1
 constexpr int64_t kStripColumns = 48, kStripColumnsSplit = 96;

@@ -62,7 +62,7 @@ class BackwardCells {
         dh = load_vector(at<S>(g.grad_h_n, r_.by_problem(row.b, P) + first), units.count);
       }
       if (!row.active) {
-        store_vector(at<S>(g.grad_h0, r_.by_problem(row.b, P) + first), dh, units.count);
+        if (g.grad_h0) store_vector(at<S>(g.grad_h0, r_.by_problem(row.b, P) + first), dh, units.count);
         if (Cell::kStates > 1 && !projected(g)) end_of_c(row, units);
         continue;
       }
@@ -143,6 +143,7 @@ class BackwardCells {
     return load_vector(at<S>(g.grad_c_n, r_.by_problem(row.b, g.hidden) + units.first), units.count);
   }
   void end_of_c(const Row& row, Units units) const {
+    if (!r_.g.grad_c0) return;
     S* to = at<S>(r_.g.grad_c0, r_.by_problem(row.b, r_.g.hidden) + units.first);
     store_vector(to, incoming_dc(row, units), units.count);
   }

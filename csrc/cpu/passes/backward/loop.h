@@ -59,11 +59,12 @@ class BackwardLoop {
     const PanelRange range = share_of(hh, share, step_.number % 2 == 1);
     const BackwardCells<Cell, S> cells(w_, step_);
     const auto use = [&](int64_t panel, int64_t i, const T* sums) { cells.hidden(hh, panel, i, sums); };
-    if (Cell::kRecurrent && step_.previous_rows > 0) {
+    const bool is_wanted = step_.rows > 0 || w_.g.grad_h0;  // the last step is for the initial states alone
+    if (Cell::kRecurrent && step_.previous_rows > 0 && is_wanted) {
       const auto row = [&](int64_t i) { return cells.incoming_gates(i); };
       const auto fetch = [&](int64_t panel, int64_t i) { cells.fetch(hh, panel, i); };
-      return multiply(hh, w_.state.hh + w_.run.problem * hh.size(), range, LeftRows{rows, row, 1, w_.g.batch == 1},
-                      fetch, use);
+      return multiply_right(hh, w_.state.right(w_.g, hh, w_.state.hh, &Weights::hh, w_.run.problem), range,
+                            LeftRows{rows, row, 1, w_.g.batch == 1}, fetch, use);
     }
     for (int64_t panel = range.first; panel < range.last; ++panel)
       for (int64_t i = 0; i < rows; ++i) use(panel, i, w_.state.zero_sums);

@@ -24,8 +24,10 @@ class BackwardPreparation {
 
   void run() const {
     const Weights& w = g_.weights[d_];
-    if (g_.grad_input) pack(State::input_weights(g_), state_.ih, w.ih);
-    if (state_.cell.recurrent) pack(State::hidden_weights(g_), state_.hh, w.hh);
+    if (!State::reads_weights_once(g_)) {
+      if (g_.grad_input) pack(State::input_weights(g_), state_.ih, w.ih);
+      if (state_.cell.recurrent) pack(State::hidden_weights(g_), state_.hh, w.hh);
+    }
     if (projected(g_)) pack(State::projection(g_), state_.hr, w.hr);
     if (part_ > 0) return;
     load_params();
@@ -68,8 +70,8 @@ class BackwardPreparation {
     for (int64_t b = 0; b < g_.batch; ++b) {
       if (is_active(g_, m_, 0, b)) continue;
       const int64_t row = problem_ * g_.batch + b;
-      copy_row(at<S>(g_.grad_h0, row * P), at<S>(g_.grad_h_n, row * P), P);
-      if (state_.cell.states > 1) copy_row(at<S>(g_.grad_c0, row * H), at<S>(g_.grad_c_n, row * H), H);
+      if (g_.grad_h0) copy_row(at<S>(g_.grad_h0, row * P), at<S>(g_.grad_h_n, row * P), P);
+      if (g_.grad_c0) copy_row(at<S>(g_.grad_c0, row * H), at<S>(g_.grad_c_n, row * H), H);
     }
   }
 

@@ -35,6 +35,18 @@ struct BackwardState {
   static Plain<E> hidden_weights(const Backward& g) { return {traits_of(g.cell).gates * g.hidden, g.output_size}; }
   static Plain<E> projection(const Backward& g) { return {g.output_size, g.hidden}; }
 
+  // One step multiplies with each weight once, so it packs them as it reads them.
+  static bool reads_weights_once(const Backward& g) { return !kTiles<E> && g.steps == 1; }
+
+  // One problem's W_ih or W_hh as a right operand.
+  RightOperand<E> right(const Backward& g, const Plain<E>& matrix, const E* packed, const void* Weights::* weights,
+                        int64_t problem) const {
+    if (!reads_weights_once(g)) return {packed + problem * matrix.size()};
+    const int64_t m = problem / g.directions;
+    const void* raw = g.weights[problem % g.directions].*weights;
+    return {nullptr, at<S>(raw, m * matrix.depth * matrix.columns), &pack_lines<E, S>};
+  }
+
   BackwardState(const Backward& g, const Plan& plan, Carver& carve) {
     const int64_t Q = problems(g);
     cell = traits_of(g.cell);
@@ -44,8 +56,9 @@ struct BackwardState {
     wide_stride = row_stride<E>(g.hidden);
     unit_stride = row_stride<T>(g.hidden);
     norm_panels = maximum(hidden_weights(g).panels(), projection(g).panels());
-    ih = carve.take<E>(g.grad_input ? Q * input_weights(g).size() : 0);
-    hh = carve.take<E>(cell.recurrent ? Q * hidden_weights(g).size() : 0);
+    const bool packs = !reads_weights_once(g);
+    ih = carve.take<E>(g.grad_input && packs ? Q * input_weights(g).size() : 0);
+    hh = carve.take<E>(cell.recurrent && packs ? Q * hidden_weights(g).size() : 0);
     hr = carve.take<E>(projected(g) ? Q * projection(g).size() : 0);
     params = carve.take<T>(Q * cell.params * unit_stride);
     gates_x = carve.take<E>(Q * slots * g.batch * gate_stride);

@@ -17,12 +17,11 @@ class OperandPacker {
     const Backward& g = t_.g;
     const auto& state = t_.state;
     const RoundRows& rows = t_.rows;
-    const int64_t I = g.input_size, P = g.output_size, R = g.saved_width;
-    const S* x = at<S>(g.input, t_.m * g.input_member_stride);
-    const S* h = at<S>(g.saved, t_.problem * g.rows * R) + entering_h(g, state.cell.saved);
     t_.for_groups([&](int64_t, int64_t first) {
-      if (t_.out.ih && !g.tokens) pack(t_.sums.x, I, first, [&](int64_t k) { return x + rows.rows[k] * I; });
-      if (t_.out.hh) pack(t_.sums.h, P, first, [&](int64_t k) { return h + rows.rows[k] * R; });
+      if (t_.has_few_rows()) return;
+      const Rows<S> x = t_.input_rows(), h = t_.hidden_rows();
+      if (t_.out.ih && !g.tokens) pack(t_.sums.x, g.input_size, first, [&](int64_t k) { return x[k]; });
+      if (t_.out.hh) pack(t_.sums.h, g.output_size, first, [&](int64_t k) { return h[k]; });
       if (t_.out.hr)
         pack(t_.sums.wide_h, g.hidden, first,
              [&](int64_t k) { return state.wide_h + rows.slots[k] * state.wide_stride; });

@@ -31,10 +31,11 @@ class WeightProducts {
     int64_t stride;
   };
 
-  // A right operand, in panels; what its product is added to; and what the sums of the left operand's columns are added
-  // to. Either may be absent.
+  // A right operand, in panels or, for few rows, as it lies; what its product is added to; and what the sums of the
+  // left operand's columns are added to. Either may be absent.
   struct Right {
     const E* panels;
+    Rows<S> rows;
     Layout layout;
     T* result;
     T* bias;
@@ -46,9 +47,10 @@ class WeightProducts {
     const State& sums = t_.sums;
     const int64_t GH = t_.state.cell.gates * g.hidden, biases = (t_.problem * g.weight_groups + group) * GH;
     const Layout of_ih = State::layout_ih(g), of_hh = State::layout_hh(g), of_hr = State::layout_hr(g);
-    const Right ih = {out.ih && !g.tokens ? sums.x : nullptr, of_ih, result(of_ih, out.ih, sums.ih, group),
-                      sums.bias_ih + biases};
-    const Right hh = {out.hh ? sums.h : nullptr, of_hh, result(of_hh, out.hh, sums.hh, group), sums.bias_hh + biases};
+    const Right ih = {out.ih && !g.tokens ? sums.x : nullptr, t_.input_rows(), of_ih,
+                      result(of_ih, out.ih, sums.ih, group), sums.bias_ih + biases};
+    const Right hh = {out.hh ? sums.h : nullptr, t_.hidden_rows(), of_hh, result(of_hh, out.hh, sums.hh, group),
+                      sums.bias_hh + biases};
     const Left x = {t_.state.gates_x, t_.state.gate_stride}, r = {t_.state.gates_r, t_.state.gate_stride};
     const Range own = t_.share_of(GH);
     // Where gates_x and gates_r are the same, each strip serves both products.
@@ -59,7 +61,7 @@ class WeightProducts {
     add(r, apart, &hh, nullptr);
     if (out.ih && g.tokens) add_by_token(own, sums.ih + biases * g.input_size);
     if (!out.hr) return;
-    const Right hr = {sums.wide_h, of_hr, result(of_hr, out.hr, sums.hr, group), nullptr};
+    const Right hr = {sums.wide_h, {}, of_hr, result(of_hr, out.hr, sums.hr, group), nullptr};
     add({t_.state.outputs, t_.state.output_stride}, t_.share_of(g.output_size), &hr, nullptr);
   }
 
@@ -78,6 +80,11 @@ class WeightProducts {
     if (t_.round == 0 && t_.rows.count == 0) {
       clear(one, columns);
       clear(two, columns);
+    }
+    if (t_.has_few_rows()) {
+      add_few_rows(left, columns, one);
+      add_few_rows(left, columns, two);
+      return;
     }
     for (int64_t block = 0; block < t_.rows.blocks(); ++block)
       for (int64_t j = columns.first; j < columns.last; j += Strip<S>::kColumns) {
@@ -101,6 +108,52 @@ class WeightProducts {
       for (int64_t panel = 0; panel < right->layout.panels(); ++panel)
         zero_row(right->result + right->layout.offset(panel, j), right->layout.width(panel));
     if (right->bias) zero_row(right->bias + columns.first, columns.count());
+  }
+
+  // `add` without panels, for one right operand: row by row of the result, which is written once.
+  void add_few_rows(Left left, Range columns, const Right* right) const {
+    if (!right) return;
+    if (right->bias)
+      for (int64_t j = columns.first; j < columns.last; j += kLanes) {
+        const int64_t n = minimum(kLanes, columns.last - j);
+        V sum(T(0));
+        for (int64_t k = 0; k < t_.rows.count; ++k) sum = sum + load_vector(left_row(left, k) + j, n);
+        store_vector(right->bias + j, sum, n);
+      }
+    if (!right->panels) return;
+    switch (t_.rows.count) {
+      case 1:
+        return add_outer_products<1>(left, columns, *right);
+      case 2:
+        return add_outer_products<2>(left, columns, *right);
+      case 3:
+        return add_outer_products<3>(left, columns, *right);
+      case 4:
+        return add_outer_products<4>(left, columns, *right);
+    }
+  }
+
+  template <int kRows>
+  void add_outer_products(Left left, Range columns, const Right& right) const {
+    static_assert(kRows <= kMostRowsOfOuterProducts);
+    const int64_t width = right.layout.columns;
+    const S* x[kRows];
+    for (int k = 0; k < kRows; ++k) x[k] = right.rows[k];
+    for (int64_t j = columns.first; j < columns.last; ++j) {
+      T* const to = right.result + j * width;
+      V factor[kRows];
+      for (int k = 0; k < kRows; ++k) factor[k] = V(left_row(left, k)[j]);
+      for (int64_t i = 0; i < width; i += kLanes) {
+        const int64_t n = minimum(kLanes, width - i);
+        V sum = factor[0] * load_vector(x[0] + i, n);
+        for (int k = 1; k < kRows; ++k) sum = sum + factor[k] * load_vector(x[k] + i, n);
+        store_vector(to + i, sum, n);
+      }
+    }
+  }
+
+  const T* left_row(Left left, int64_t k) const {
+    return reinterpret_cast<const T*>(left.rows + t_.rows.slots[k] * left.stride);
   }
 
   bool is_first(int64_t block) const { return t_.round == 0 && block == 0; }

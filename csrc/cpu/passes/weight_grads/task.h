@@ -29,6 +29,16 @@ struct WeightGradShare {
   Range share_of(int64_t n) const { return part_of(n, parts, part); }
 };
 
+// Rows of an array, by index.
+template <class S>
+struct Rows {
+  const S* from = nullptr;
+  const int64_t* index = nullptr;
+  int64_t stride = 0;
+
+  const S* operator[](int64_t k) const { return from + index[k] * stride; }
+};
+
 // Of one round's part of them.
 template <class S>
 struct WeightGradTask : WeightGradShare<S> {
@@ -39,6 +49,24 @@ struct WeightGradTask : WeightGradShare<S> {
 
   WeightGradTask(const BackwardWorkspace<S>& space, int64_t round, int64_t task)
       : WeightGradTask(space, round, task, space.scratch(task)) {}
+
+  // x and h of the rows.
+  Rows<S> input_rows() const {
+    const Backward& g = this->g;
+    return {at<S>(g.input, this->m * g.input_member_stride), rows.rows, g.input_size};
+  }
+  Rows<S> hidden_rows() const {
+    const Backward& g = this->g;
+    const int64_t R = g.saved_width;
+    return {at<S>(g.saved, this->problem * g.rows * R) + entering_h(g, state.cell.saved), rows.rows, R};
+  }
+
+  // Whether the products are written as outer products, for which no operand is packed.
+  bool has_few_rows() const {
+    constexpr bool kSameFormat = std::is_same_v<S, Arithmetic<S>> && std::is_same_v<S, Element<S>>;
+    return kSameFormat && count_rounds(this->g) == 1 && !projected(this->g) && rows.count > 0 &&
+           rows.count <= kMostRowsOfOuterProducts;
+  }
 
   // f(group, where its rows begin in the operands), with the group's rows in `rows`.
   template <class F>

@@ -1,0 +1,62 @@
+// A single step with gradients, for the cells: layer_forward and layer_backward of one step and direction, with the
+// shapes of the cells' tensors. A small step takes less time than the many arguments of those operators.
+#include <torch/csrc/stable/library.h>
+
+#include "ops/backward_call.h"
+#include "ops/ops.h"
+#include "ops/stack_code.h"
+
+namespace fused_rnn {
+namespace {
+
+StackCode step_of(int64_t code) {
+  const StackCode stack(code);
+  FUSED_RNN_CHECK(stack.layout == kOneStep && stack.num_layers == 1 && !stack.bidirectional,
+                  "fused_rnn: a single step is one layer's, in one direction");
+  return stack;
+}
+
+}  // namespace
+
+std::vector<Tensor> step_forward(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
+                                 std::vector<Tensor> weights) {
+  const StackCode step = step_of(stack);
+  Forward f = {};
+  Arguments args(f, step.cell, step.bias, false, input, weights);
+  args.take_step(input);
+  args.read_weights(weights);
+  args.read_states(h0, c0);
+  Tensor output = new_tensor(input, args.rows(f.output_size)), h = new_tensor(input, args.states(f.output_size));
+  Tensor saved = recycled_tensor(input, args.saved_shape());
+  f.output = output.data_ptr();
+  f.h_n = h.data_ptr();
+  f.saved = saved.data_ptr();
+  std::vector<Tensor> results = {h};
+  if (args.cell.states > 1) {
+    results.push_back(new_tensor(input, args.states(f.hidden)));
+    f.c_n = results[1].data_ptr();
+  }
+  CallScratch scratch(input);
+  engine_for(input.device().type()).forward(f, [&](int64_t bytes) { return scratch.take(bytes); });
+  results.push_back(saved);
+  return results;
+}
+
+std::vector<Tensor> step_backward(int64_t stack, Gradient grad_h, Gradient grad_c, Tensor input,
+                                  std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
+                                  Tensor saved, int64_t wanted) {
+  const StackCode step = step_of(stack);
+  BackwardCall call(step.cell, step.bias, false, input, weights);
+  call.args.take_step(input);
+  call.args.read_weights(weights);
+  call.args.read_states(h0, c0);
+  call.read(std::nullopt, grad_h, grad_c, std::nullopt, saved);
+  const bool on_cpu = input.device().type() == torch::headeronly::DeviceType::CPU;
+  call.write(wanted, !on_cpu || h0 || c0);
+  call.run();
+  std::vector<Tensor> results = {call.grad_input, call.grad_h0, call.grad_c0};
+  results.insert(results.end(), call.grad_weights.begin(), call.grad_weights.end());
+  return results;
+}
+
+}  // namespace fused_rnn

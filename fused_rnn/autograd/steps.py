@@ -1,0 +1,73 @@
+"""A cell's single step as an autograd function, for plain calls outside of transforms: a step of a small cell takes less
+time than what :class:`fused_rnn.autograd.functions.LayerForward` does around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..ops import torch_private
+from ..ops.calls import FORWARD_TENSORS, MASKS, ForwardArguments, unflatten
+from ..ops.layer import stack_of, weight_kinds_of
+from .functions import LayerForward, wanted_gradients
+
+_forward = torch_private.bare(torch.ops.fused_rnn.step_forward.default)
+_backward = torch_private.bare(torch.ops.fused_rnn.step_backward.default)
+
+_INPUT, _WEIGHTS = 1, 4  # positions in the arguments of ``Step.apply``
+_NO_MASKS = (None,) * len(range(*MASKS.indices(MASKS.stop)))
+
+
+class Step(torch.autograd.Function):
+    """``apply(code, input, h0, c0, *weights)``: the new states."""
+
+    @staticmethod
+    def forward(ctx, code, input, h0, c0, *weights):
+        *states, saved = _forward(code, input, h0, c0, list(weights))
+        ctx.code = code
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(saved, input, h0, c0, *weights)
+        return tuple(states)
+
+    @staticmethod
+    def backward(ctx, grad_h, grad_c=None):
+        needs = ctx.needs_input_grad
+        if grad_h is None and grad_c is None:
+            return (None,) * len(needs)
+        if torch.is_grad_enabled():
+            return _differentiable_gradients(ctx.code, ctx.saved_tensors, needs, grad_h, grad_c)
+        saved, input, h0, c0, *weights = ctx.saved_tensors
+        wanted = _wanted(needs, ctx.code)
+        grads = _backward(ctx.code, grad_h, grad_c, input, h0, c0, weights, saved, wanted)
+        return None, *[grad if needed else None for grad, needed in zip(grads, needs[_INPUT:], strict=True)]
+
+
+def run_step(code: int, input: Tensor, states: Sequence[Tensor | None], weights: list[Tensor]) -> Sequence[Tensor]:
+    """The new states of a plain call that needs gradients."""
+    return torch_private.apply_function(Step, (code, input, *states, *weights))
+
+
+@lru_cache(maxsize=1024)
+def _wanted(needs: tuple[bool, ...], code: int) -> int:
+    kinds = weight_kinds_of(stack_of(code)[0], False, len(needs) - _WEIGHTS)
+    return wanted_gradients(kinds, needs[_INPUT], needs[_WEIGHTS:])
+
+
+def _differentiable_gradients(code: int, saved_tensors, needs, grad_h, grad_c) -> tuple[Tensor | None, ...]:
+    """For create_graph: by the layer's functions, as a sequence of one step."""
+    cell, _, bias, bidirectional, _ = stack_of(code)
+    saved, input, h0, c0, *weights = saved_tensors
+
+    def as_sequence(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.unsqueeze(0)
+
+    static = (True, False, None, cell, bias, bidirectional)
+    tensors = (*map(as_sequence, (saved, input, h0, c0)), *_NO_MASKS, *weights)
+    flat_needs = (*(False,) * FORWARD_TENSORS, *needs[_INPUT:_WEIGHTS], *(False,) * len(_NO_MASKS), *needs[_WEIGHTS:])
+    grads = (None, as_sequence(grad_h), as_sequence(grad_c), None, None)
+    found = unflatten(ForwardArguments, LayerForward.gradients(static, tensors, flat_needs, grads)[1]).layer
+    of_states = (None if grad is None else grad.squeeze(0) for grad in (found.input, found.h0, found.c0))
+    return (None, *of_states, *found.weights)
