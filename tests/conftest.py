@@ -5,10 +5,9 @@ import torch
 import fused_rnn
 import ptx
 from fused_rnn import reference
-from fused_rnn.autograd import functions
-from fused_rnn.ops import arguments, library
-from fused_rnn.ops import layer as ops_layer
+from fused_rnn.ops import library
 from support.gpu import tf32
+from support.machine import take_over
 
 # The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough
 hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True)
@@ -39,14 +38,10 @@ def no_reference(monkeypatch):
 def machine():
     """Everything runs on the CUDA engine, whose kernels' PTX is executed on the CPU, and finds NaN in fresh memory."""
     machine = ptx.load()
-    operators = torch.ops.fused_rnn_emulated
     machine.fill_memory(True)
     library.fill_memory(True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functions, "_FORWARD", operators.layer_forward.default)
-        patch.setattr(functions, "_BACKWARD", operators.layer_backward.default)
-        patch.setattr(arguments, "_infer", operators.infer.default)
-        patch.setattr(ops_layer, "_operators", operators)
+        take_over(patch.setattr)
         yield machine
     machine.fill_memory(False)
     library.fill_memory(False)

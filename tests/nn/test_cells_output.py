@@ -23,9 +23,8 @@ class Reference(nn.Module):
         self.module = module
 
     def forward(self, input, hx=None, *, return_cells=True, **masks):
-        results = self.module._run(input, hx, **masks, cells=return_cells, runner=reference.RUNNER)
-        output, h_n, c_n, *cells = results
-        return output, (h_n, c_n), *cells
+        options = {name: getattr(self.module, name) for name in ("num_layers", "bidirectional", "batch_first")}
+        return reference.lstm(input, hx, list(self.module.parameters()), **options, return_cells=return_cells, **masks)
 
 
 def assert_like_reference(module, *args, **masks):

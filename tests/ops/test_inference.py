@@ -1,6 +1,7 @@
 """Plain inference, which goes straight to one operator: when it does, that it gives the general way's numbers, and that
 it says the same of bad arguments."""
 
+import re
 import threading
 
 import pytest
@@ -10,8 +11,6 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
-from fused_rnn.autograd import functions
-from fused_rnn.ops import arguments, plain
 from support.modules import (
     CELLS,
     F64,
@@ -24,35 +23,23 @@ from support.modules import (
     make_states,
     tensors_of,
 )
+from support.operators import Recorder, recorded
 
 pytestmark = pytest.mark.usefixtures("no_reference")
 
 
 class Ways:
-    """Calls a module either way, and says whether it went straight to the operator."""
-
-    def __init__(self, monkeypatch):
-        self.infer, self.states_of, self.shut, self.taken = arguments._infer, plain.states_of, False, []
-        monkeypatch.setattr(arguments, "_infer", self)
-        monkeypatch.setattr(plain, "states_of", lambda *args: None if self.shut else self.states_of(*args))
-
-    def __call__(self, *args):
-        results = self.infer(*args)
-        self.taken.append(True)
-        return results
+    """Calls a module either way, and says whether it went straight to the operator ``infer``."""
 
     def short(self, module, *args, **options):
-        self.taken.clear()
-        with torch.no_grad():
+        with torch.no_grad(), recorded() as names:
             results = module(*args, **options)
-        assert self.taken == [True], "it went the general way"
+        assert names == ["fused_rnn::infer"], "it went the general way"
         return tensors_of(results)
 
     def general(self, module, *args, **options):
-        self.shut = True
-        with torch.no_grad():
+        with torch.no_grad(), Recorder():  # under such a mode no call is plain
             results = module(*args, **options)
-        self.shut = False
         return tensors_of(results)
 
     def assert_same(self, module, *args, **options):
@@ -63,15 +50,15 @@ class Ways:
             assert torch.equal(one, other)
 
     def assert_passed_over(self, module, *args, **options):
-        self.taken.clear()
-        results = module(*args, **options)
-        assert not any(self.taken), "it went straight to the operator"
+        with recorded() as names:
+            results = module(*args, **options)
+        assert "fused_rnn::infer" not in names, "it went straight to the operator"
         return results
 
 
 @pytest.fixture
-def ways(monkeypatch):
-    return Ways(monkeypatch)
+def ways():
+    return Ways()
 
 
 # ---- the same numbers ------------------------------------------------------------------------------------------------
@@ -312,34 +299,26 @@ def test_errors_are_the_same_without_gradients(kind):
 
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lstm_projected"])
-def test_errors_are_those_of_the_general_way(kind, gradients, ways):
+def test_errors_are_those_of_the_general_way(kind, gradients):
     ours, _ = make_pair(kind)
     for number, args in enumerate(bad_calls(ours)):
         print(number)
         with torch.set_grad_enabled(gradients):
             found = error_of(ours, *args)
-            ways.shut = True
-            expected = error_of(ours, *args)
-            ways.shut = False
+            with Recorder():
+                expected = error_of(ours, *args)
         assert (type(found), str(found)) == (type(expected), str(expected))
 
 
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("kind", ["lstm", "gru_cell"])
-def test_a_call_that_fails_is_not_run_again(kind, gradients, monkeypatch):
+def test_a_call_that_fails_is_not_run_again(kind, gradients):
     ours, _ = make_pair(kind)
-    calls = []
-
-    def count(place, name):
-        original = getattr(place, name)
-        monkeypatch.setattr(place, name, lambda *args: (calls.append(name), original(*args))[1])
-
-    count(arguments, "_infer")
-    count(functions, "layer_forward")
-    with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError, match=r"input.size\(-1\)|input_size") as caught:
-        ours(make_input(ours)[..., :2])
-    assert calls == ["layer_forward" if gradients else "_infer"]
-    assert "input must be" in str(caught.value.__cause__), "what the operator itself said"
+    with recorded() as names, torch.set_grad_enabled(gradients):
+        error = error_of(ours, make_input(ours)[..., :2])
+    assert isinstance(error, RuntimeError) and re.search(r"input.size\(-1\)|input_size", str(error))
+    assert names == ["fused_rnn::layer_forward" if gradients else "fused_rnn::infer"]
+    assert "input must be" in str(error.__cause__), "what the operator itself said"
 
 
 @every_layer

@@ -90,10 +90,11 @@ def test_nothing_is_left_behind(monkeypatch):
 
     monkeypatch.setattr(norms_module, "run_layer", remember)
     module, _ = make_pair("lstm", **DEEP)
+    before = dict(vars(module))
     with fused_rnn.gradient_flow(module) as flow:
         loss = module(make_input(module))[0].sum()
         loss.backward()
-    assert "_runner" not in module.__dict__
+    assert vars(module) == before
     of_flow = weakref.ref(flow)
     del loss, flow
     gc.collect()
@@ -101,15 +102,19 @@ def test_nothing_is_left_behind(monkeypatch):
     assert of_flow() is None
     with pytest.raises(KeyError), fused_rnn.gradient_flow(module):
         raise KeyError
-    assert "_runner" not in module.__dict__
+    assert vars(module) == before
 
 
 def test_copies_are_not_watched():
     module, _ = make_pair("gru")
-    with fused_rnn.gradient_flow(module):
+    attributes = set(vars(module))
+    with fused_rnn.gradient_flow(module) as flow:
         for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-            assert "_runner" not in vars(other)
+            assert set(vars(other)) == attributes
+            other(make_input(other))[0].sum().backward()
         torch.save(module.state_dict(), io.BytesIO())
+    with pytest.raises(RuntimeError, match="seen no gradient"):
+        flow.norms()
 
 
 def test_checkpoints_and_hooks_on_saved_tensors():
@@ -207,10 +212,10 @@ def test_what_cannot_be_watched():
     with pytest.warns(UserWarning, match=r"passes over cell \(GRUCell\), other \(LSTM\)") as caught:
         watch(model)
     assert caught[0].filename == __file__
-    model = nn.ModuleDict({"layer": layer})
+    model, before = nn.ModuleDict({"layer": layer}), dict(vars(layer))
     with fused_rnn.gradient_flow(layer), pytest.raises(RuntimeError, match="layer is watched already"):
         watch(model)
-    assert "_runner" not in vars(layer)
+    assert vars(layer) == before
     fused_rnn.freeze(layer)
     with pytest.raises(RuntimeError, match=r"the model is frozen.*thaw"):
         watch(layer)
