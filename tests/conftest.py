@@ -12,7 +12,7 @@ from support.machine import take_over
 # The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough
 hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
-# For tests that are to fail: the first example that does is enough.
+# For tests that must fail: the first failing example is enough, without shrinking.
 hypothesis.settings.register_profile(
     "no_shrinking", parent=hypothesis.settings.get_profile("default"), phases=[hypothesis.Phase.generate]
 )
@@ -26,7 +26,7 @@ def fixed_seed():
 
 @pytest.fixture
 def no_reference(monkeypatch):
-    """Makes the plain PyTorch reference raise: what passes nevertheless ran on the kernels."""
+    """The plain PyTorch reference raises, so a test that passes ran on the kernels."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("the reference was called on a path that must run on the kernels")
@@ -36,7 +36,7 @@ def no_reference(monkeypatch):
 
 @pytest.fixture(scope="module")
 def machine():
-    """Everything runs on the CUDA engine, whose kernels' PTX is executed on the CPU, and finds NaN in fresh memory."""
+    """Every call runs on the CUDA engine, whose PTX is executed on the CPU; fresh memory is filled with NaN."""
     machine = ptx.load()
     machine.fill_memory(True)
     library.fill_memory(True)
@@ -51,7 +51,7 @@ def machine():
 
 @pytest.fixture
 def plans(monkeypatch):
-    """What Python asks about plans, it asks the machine's engine: the library may have been built without CUDA."""
+    """Plans come from the software GPU's engine, since the library may have been built without CUDA."""
     emulated = ptx.load().library
     library.declare_cuda(emulated)
     monkeypatch.setattr(library, "compiled", emulated)
@@ -60,7 +60,7 @@ def plans(monkeypatch):
 
 @pytest.fixture(params=["LSTM", "GRU", "RNN"])
 def layer(request):
-    """Ours, torch.nn's with the same weights, and an input."""
+    """This library's layer, torch.nn's with the same weights, and an input."""
     ours = getattr(fused_rnn, request.param)(3, 4, 2, bidirectional=True, dtype=torch.float64)
     theirs = getattr(torch.nn, request.param)(3, 4, 2, bidirectional=True, dtype=torch.float64)
     theirs.load_state_dict(ours.state_dict())
@@ -69,7 +69,7 @@ def layer(request):
 
 @pytest.fixture
 def poisoned():
-    """All memory comes filled with NaN; torch's number of threads is put back."""
+    """New memory is filled with NaN; afterwards torch has its number of threads back."""
     before = torch.get_num_threads()
     library.fill_memory(True)
     yield
@@ -79,7 +79,7 @@ def poisoned():
 
 @pytest.fixture
 def forgetful():
-    """Nothing compiled before counts, and nothing compiled here stays."""
+    """Clears torch.compile's caches before and after."""
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -87,6 +87,6 @@ def forgetful():
 
 @pytest.fixture
 def without_tf32():
-    """On a GPU: what is left between two results is the rounding of float32."""
+    """On a GPU, so that results differ by the rounding of float32 alone."""
     with tf32(False):
         yield

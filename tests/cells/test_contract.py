@@ -1,4 +1,4 @@
-"""The contract of csrc/cells/cells.h, held by the library's cells and by two more that prove its room."""
+"""The contract of csrc/cells/cells.h, checked for the library's cells and three more that use more of it."""
 
 import os
 import re
@@ -50,7 +50,7 @@ def found(tmp_path_factory):
     if shutil.which(CXX[0]) is None:
         pytest.skip(f"{CXX[0]} is not installed")
     program = tmp_path_factory.mktemp("cells") / "check"
-    # Products and sums are not contracted, so that the scalar and the vector type must agree in every bit.
+    # Without contraction, scalar and vector results must agree in every bit.
     strict = ["-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
     run(*CXX, *strict, str(CELLS / "check.cpp"), "-o", str(program))
     values = {}

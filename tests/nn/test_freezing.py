@@ -1,4 +1,4 @@
-"""freeze and thaw: the same numbers, no stale ones, and no trace of it where none belongs."""
+"""freeze and thaw: the same results, never stale ones, and no trace in state dicts."""
 
 import copy
 import io
@@ -29,7 +29,7 @@ def frozen_gru(**options):
 
 @contextmanager
 def matrices_lost(layer):
-    """All weight matrices are NaN meanwhile, unseen by autograd: only packed weights give numbers now."""
+    """Fills all weight matrices with NaN, unseen by autograd: only calls on packed weights give numbers."""
     matrices = [weight.data for weight in layer.parameters() if weight.dim() == 2]
     kept = [matrix.clone() for matrix in matrices]
     for matrix in matrices:
@@ -39,11 +39,11 @@ def matrices_lost(layer):
         matrix.copy_(before)
 
 
-# ---- the same numbers ------------------------------------------------------------------------------------------------
+# ---- same results ----------------------------------------------------------------------------------------------------
 
 
 def calls(module):
-    """(arguments, options) of plain calls and of others, of many rows (T*B) and of few."""
+    """(arguments, options) of calls on the fast path and off it, of many rows (T*B) and of few."""
     input, mask = make_input(module, 5, 2), torch.rand(5, 2) < 0.3
     yield (input,), {}
     yield (input[:1], make_states(module)), {}
@@ -56,7 +56,7 @@ def calls(module):
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=str)
 @every_layer
-def test_frozen_layers_give_the_same(kind, options):
+def test_frozen_layers_equal_unfrozen(kind, options):
     layer, _ = make_pair(kind, **options)
     for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
         for args, masks in calls(layer.requires_grad_(mode is not torch.enable_grad)):
@@ -69,7 +69,7 @@ def test_frozen_layers_give_the_same(kind, options):
             rows = args[0].data.shape[:-1].numel()
             for one, other in zip(found, expected, strict=True):
                 assert not one.requires_grad
-                # For fewer rows a layer that is not frozen does not pack its weights, and sums in another order.
+                # For fewer rows an unfrozen layer does not pack its weights, and sums in another order.
                 assert torch.equal(one, other) if rows >= 5 else relative_error(one, other) <= TOLERANCE[one.dtype]
 
 
@@ -87,7 +87,7 @@ def test_batch_first_and_autocast():
 
 
 @torch.no_grad()
-def test_errors_of_a_call_are_the_usual_ones():
+def test_frozen_layers_raise_the_usual_errors():
     layer = frozen_gru()
     with pytest.raises(RuntimeError, match=r"must be equal to input_size\. Expected 3, got 2"):
         layer(torch.randn(5, 2, 2))
@@ -145,7 +145,7 @@ CHANGES = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("masks", [{}, {"lengths": [5, 5]}], ids=["plain", "general way"])
+@pytest.mark.parametrize("masks", [{}, {"lengths": [5, 5]}], ids=["fast path", "general path"])
 def test_changed_weights_are_refused(change, masks):
     layer, input = frozen_gru(num_layers=2), torch.randn(5, 2, 3)
     layer(input, **masks)
@@ -169,7 +169,7 @@ def test_functional_call_is_refused():
     layer(input)
 
 
-# ---- what goes on by itself ------------------------------------------------------------------------------------------
+# ---- automatic repacking ---------------------------------------------------------------------------------------------
 
 
 def is_frozen(layer):
@@ -177,7 +177,7 @@ def is_frozen(layer):
 
 
 @torch.no_grad()
-def test_loading_weights_packs_anew():
+def test_loading_weights_repacks():
     for assign in (False, True):
         model, other = nn.Sequential(nn.Linear(3, 3), frozen_gru()), nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 4))
         model.load_state_dict(other.state_dict(), assign=assign)
@@ -187,7 +187,7 @@ def test_loading_weights_packs_anew():
 
 
 @torch.no_grad()
-def test_conversions_pack_anew():
+def test_conversions_repack():
     layer, input = frozen_gru(), torch.randn(5, 2, 3)
     expected = layer(input)[0]
     assert layer.double() is layer and is_frozen(layer)
@@ -212,20 +212,20 @@ def through_file(layer):
 
 @torch.no_grad()
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, through_pickle, through_file])
-def test_copies_are_frozen_by_themselves(duplicate):
+def test_copies_have_packed_weights_of_their_own(duplicate):
     layer, input = frozen_gru(), torch.randn(5, 2, 3)
     expected = layer(input)[0]
     twin = duplicate(layer)
     assert is_frozen(twin) and is_frozen(layer)
     assert torch.equal(twin(input)[0], expected)
-    if duplicate is not copy.copy:  # whose parameters are the same
+    if duplicate is not copy.copy:  # a shallow copy shares the parameters
         layer.weight_ih_l0.add_(1)
         assert not torch.equal(fused_rnn.freeze(layer)(input)[0], expected)
     fused_rnn.thaw(layer)
     assert is_frozen(twin) and torch.equal(twin(input)[0], expected)
 
 
-def test_nothing_is_kept_in_state_dicts_or_pickles():
+def test_packed_weights_stay_out_of_state_dicts_and_pickles():
     layer = fused_rnn.LSTM(3, 4)
     names, size = list(layer.state_dict()), len(pickle.dumps(layer))
     fused_rnn.freeze(layer)
@@ -252,8 +252,10 @@ def test_compiled(backend):
         compiled(input)
 
 
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # torch.export's own
-def test_an_exported_layer_is_of_use_to_other_processes():
+@pytest.mark.filterwarnings(
+    "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"
+)  # inside torch.export
+def test_an_exported_frozen_layer_can_be_loaded():
     layer, input = fused_rnn.freeze(fused_rnn.LSTM(3, 4, num_layers=2)), torch.randn(5, 2, 3)
     file = io.BytesIO()
     torch.export.save(torch.export.export(layer, (input,)), file)
@@ -265,7 +267,7 @@ def test_an_exported_layer_is_of_use_to_other_processes():
 # ---- freeze and thaw themselves --------------------------------------------------------------------------------------
 
 
-def test_freeze_walks_a_model_and_names_what_it_passes_over():
+def test_freeze_walks_a_model_and_warns_of_skipped_layers():
     model = nn.ModuleDict({"lstm": fused_rnn.LSTM(3, 4), "cell": fused_rnn.GRUCell(3, 4), "linear": nn.Linear(3, 4)})
     model["normed"] = parametrizations.weight_norm(fused_rnn.GRU(3, 4), "weight_hh_l0")
     with pytest.warns(UserWarning, match=r"passed over layers whose weights are computed: normed$") as caught:
@@ -278,11 +280,11 @@ def test_freeze_walks_a_model_and_names_what_it_passes_over():
         fused_rnn.freeze(nn.Sequential(nn.LSTM(3, 4)))
     with pytest.raises(RuntimeError, match="frozen on cpu, not on meta"):
         fused_rnn.freeze(nn.Sequential(model["lstm"], fused_rnn.GRU(3, 4, device="meta")))
-    assert not is_frozen(model["lstm"]), "all are frozen, or none"
+    assert not is_frozen(model["lstm"]), "either all layers are frozen or none"
 
 
 @torch.no_grad()
-def test_freezing_again_sees_what_nothing_else_can():
+def test_freezing_again_repacks_unnoticed_changes():
     layer, input = frozen_gru(), torch.randn(5, 2, 3)
     layer.weight_ih_l0.data.mul_(2)
     fused_rnn.freeze(layer)
@@ -305,7 +307,7 @@ def test_weights_made_in_inference_mode():
         assert torch.equal(layer(input)[0], expected)
 
 
-def test_explain_tells():
+def test_explain_says_frozen():
     layer, input = frozen_gru(), torch.zeros(1, 1, 3)
     with torch.no_grad():
         assert fused_rnn.explain(layer, input).engine == "fused"

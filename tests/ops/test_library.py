@@ -1,4 +1,4 @@
-"""What is said when the compiled library does not load."""
+"""Errors when the compiled library does not load."""
 
 import os
 import shutil
@@ -17,14 +17,14 @@ PACKAGE = Path(fused_rnn.__file__).parent
 
 
 @pytest.mark.parametrize("version", ["2.10.1+cpu", "1.13.0", "2.9.0a0+git1234"])
-def test_too_old_a_torch_is_named(version):
+def test_a_torch_too_old_is_named(version):
     message = error_of_import(f"import torch; torch.__version__ = {version!r}")
     assert message.startswith(f"ImportError: fused_rnn needs torch 2.11 or newer, found {version}")
     assert message.endswith("pip install --upgrade torch")
 
 
 @pytest.mark.parametrize("version", ["2.11.0", "2.11.0a0+git1234", "3.0.0+cu130"])
-def test_newer_versions_of_torch_are_taken(version):
+def test_newer_versions_of_torch_are_accepted(version):
     found = run_python("-c", f"import torch; torch.__version__ = {version!r}; import fused_rnn; print(fused_rnn.GRU)")
     assert found == "<class 'fused_rnn.GRU'>\n"
 
@@ -45,7 +45,7 @@ def clone(tmp_path):
 
 
 def error_of_import(before="pass", path=PACKAGE.parent, folder=None):
-    """The last line that Python prints when it imports the package there is on ``path``."""
+    """The last line of the error when Python imports the package on ``path``."""
     command = [sys.executable, "-c", f"{before}; import fused_rnn"]
     environment = os.environ | {"PYTHONPATH": str(path)}
     done = subprocess.run(command, cwd=folder or path, env=environment, capture_output=True, text=True, check=False)

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Recorder(TorchDispatchMode):
-    """Every operator below autograd, and its results."""
+    """Records every operator that runs below autograd, with its results."""
 
     def __init__(self):
         super().__init__()
@@ -22,7 +22,7 @@ class Recorder(TorchDispatchMode):
 
 def count_operators(run):
     """(by torch's profiler, by the dispatcher), each a Counter of names."""
-    run()  # once unseen: a first call may set things up
+    run()  # not counted: a first call may set things up
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         run()
     with Recorder() as recorder:
@@ -33,7 +33,7 @@ def count_operators(run):
 
 @contextmanager
 def recorded():
-    """The names of this library's operators that run meanwhile, in their order, as torch's profiler sees them."""
+    """Collects the names of this library's operators as they run, from torch's profiler."""
     names = []
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         yield names
