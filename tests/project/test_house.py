@@ -32,7 +32,7 @@ MAY_SEE["__init__"] = MAY_SEE["__main__"] = {*MAY_SEE, "__init__"}
 OPTIONAL = {"matplotlib", "onnx_ir", "onnxscript"}
 
 MOST_LINES = 400
-FOLDERS_OF_SHORT_FILES = (PACKAGE,)
+FOLDERS_OF_SHORT_FILES = (PACKAGE, "tests")
 
 
 # ---- reading the files -----------------------------------------------------------------------------------------------
