@@ -1,8 +1,8 @@
 """Measures fused_rnn beside torch.nn, torch.compile, ONNX Runtime and JAX, and against the machine's own limits.
 
 Each number of threads runs in a process of its own, confined to as many cores. Whole runs are written to
-benchmarks/results/; ``report`` makes the README's table and the plots from what is there. The gpu suite runs by itself,
-its most telling lines first, as long as --seconds says, and writes its results to --out while they come.
+benchmarks/results/; ``report`` makes the README's table and the plots from those. The gpu suite runs alone, its most
+informative lines first, until --seconds have passed, and writes results to --out as it goes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def run_gpu(options: argparse.Namespace) -> int:
-    """In a process of its own, and where a line hangs, in another one from the next line on."""
+    """Runs the suite in a process of its own, and in a new one from the next line on if a line hangs."""
     if options.worker:
         from .devices import Gpu, StandIn
         from .run_gpu import measure
@@ -87,9 +87,9 @@ def arguments_of(command_line: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="folder of the results")
     gpu = parser.add_argument_group("the gpu suite")
-    gpu.add_argument("--seconds", type=float, default=1800, help="begin no line after so many; default: %(default)s")
-    gpu.add_argument("--resume", action="store_true", help="measure only what the file of results does not have")
-    gpu.add_argument("--rehearse", action="store_true", help="tiny lines on the CPU: shows that the suite can run")
+    gpu.add_argument("--seconds", type=float, default=1800, help="time limit for starting a line; default: %(default)s")
+    gpu.add_argument("--resume", action="store_true", help="measure only lines that are not in the results file")
+    gpu.add_argument("--rehearse", action="store_true", help="tiny lines on the CPU, to test the suite")
     gpu.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(command_line)
     options.what = options.what or DEFAULT_SUITES
@@ -98,7 +98,7 @@ def arguments_of(command_line: list[str]) -> argparse.Namespace:
     if "gpu" in options.what and options.what != ["gpu"]:
         parser.error("the gpu suite runs by itself")
     if options.rehearse and not options.out:
-        parser.error("a rehearsal's results belong nowhere but in --out")
+        parser.error("a rehearsal needs --out")
     return options
 
 

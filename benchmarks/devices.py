@@ -1,4 +1,4 @@
-"""Where the gpu suite runs: on a GPU, or, to rehearse every line of it, on a CPU that stands for one."""
+"""The device of the gpu suite: a GPU, or, to rehearse the suite, the CPU in its place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Gpu:
     time_slice = staticmethod(gpu_slice)
 
     def require(self) -> None:
-        """Exits with the reason where the suite cannot run."""
+        """Exits with the reason if the suite cannot run."""
         if not torch.cuda.is_available():
             raise SystemExit("the gpu suite needs a GPU that torch can use; torch sees none")
         try:
@@ -40,7 +40,7 @@ class Gpu:
         torch.cuda.synchronize()
 
     def is_lost(self) -> bool:
-        """After some errors of a kernel, everything fails for the rest of the process."""
+        """Whether a kernel's error has made the GPU unusable for the rest of the process."""
         try:
             self.wait()
         except RuntimeError:
@@ -57,7 +57,7 @@ class Gpu:
         } | self.state()
 
     def state(self) -> dict[str, str]:
-        """What changes while it works, clocks above all."""
+        """What changes during the run, clocks above all."""
         command = ["nvidia-smi", "--id=0", f"--query-gpu={NVIDIA_SMI}", "--format=csv,noheader"]
         try:
             found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
@@ -67,7 +67,7 @@ class Gpu:
 
 
 class StandIn(Gpu):
-    """A CPU, and sizes that it does in no time."""
+    """The CPU, with tiny sizes."""
 
     name = "cpu"
     effort = Effort("rehearsal", "a second", 0.0, 1, 1)
@@ -94,7 +94,7 @@ class StandIn(Gpu):
 
 @contextmanager
 def precision(tf32: bool) -> Iterator[None]:
-    """Whether cuBLAS and cuDNN may use TF32, which torch decides for each by itself."""
+    """Sets whether cuBLAS and cuDNN may use TF32; torch has a flag for each."""
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     try:

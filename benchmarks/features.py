@@ -1,4 +1,4 @@
-"""What the options cost, and what they save: this library against itself, and against the ways around it."""
+"""Costs and savings of options: this library against itself, and against the alternatives."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ import fused_rnn
 Run = Callable[[], list[Tensor]]
 
 STEPS, BATCH, HIDDEN = 100, 32, 256
-# Rows of 38 to 100 steps: as many together as BATCH rows of AVERAGE_LENGTH.
+# Rows of 38 to 100 steps, in total as many as BATCH rows of AVERAGE_LENGTH.
 LENGTHS = [STEPS - 2 * row for row in range(BATCH)]
 AVERAGE_LENGTH = sum(LENGTHS) // BATCH
 RESET_SHARE = 0.02
 VOCABULARY, READER_HIDDEN = 128, 128
 MEMBERS, MEMBER_HIDDEN = 8, 64
-COMPILED_STEPS, COMPILED_HIDDEN = 32, 64  # few: each of torch.nn's steps is compiled by itself
+COMPILED_STEPS, COMPILED_HIDDEN = 32, 64  # few: torch.compile unrolls torch.nn's steps
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One line: ``build`` returns named runs, and the others' times are told relative to the first one's."""
+    """One line: ``build`` returns named runs; times are relative to the first one's."""
 
     name: str
     build: Callable[[], dict[str, Run]]
     target: float | None = None  # the largest factor between the first and the others
-    same_results: bool = True  # whether the runs compute the same numbers, which is then checked
-    once: bool = False  # whether each is timed once, the first time
+    same_results: bool = True  # whether the runs' results must agree
+    once: bool = False  # time only the first run of each
 
 
 def features(full: bool = False) -> list[Feature]:
-    """``full``: those too that take minutes."""
+    """``full``: including those that take minutes."""
     found = []
     for layer, mode in product(("LSTM", "GRU"), ("inference", "training")):
         found += [
@@ -63,7 +63,7 @@ def features(full: bool = False) -> list[Feature]:
 
 
 def _packed(layer: str, mode: str) -> dict[str, Run]:
-    """With as many active steps in both."""
+    """The same number of active steps in both."""
     ours = _layer(layer, HIDDEN)
     return {
         "padded": _call(ours, mode, torch.randn(AVERAGE_LENGTH, BATCH, HIDDEN)),
@@ -72,7 +72,7 @@ def _packed(layer: str, mode: str) -> dict[str, Run]:
 
 
 def _lengths(layer: str, mode: str) -> dict[str, Run]:
-    """The same rows, packed beforehand and not."""
+    """The same rows, packed beforehand or not."""
     ours, x = _layer(layer, HIDDEN), torch.randn(STEPS, BATCH, HIDDEN)
     return {"packed": _call(ours, mode, _pack(x)), "lengths": _call(ours, mode, x, lengths=torch.tensor(LENGTHS))}
 
@@ -84,7 +84,7 @@ def _resets(layer: str, mode: str) -> dict[str, Run]:
 
 
 def _norms(layer: str) -> dict[str, Run]:
-    """A training step, watched and not."""
+    """A training step with and without gradient norms."""
     ours = _layer(layer, HIDDEN)
     x = torch.randn(STEPS, BATCH, HIDDEN).requires_grad_()
     gradient = torch.randn(STEPS, BATCH, HIDDEN)
@@ -105,7 +105,7 @@ def _norms(layer: str) -> dict[str, Run]:
 
 
 def _ids(layer: str, mode: str) -> dict[str, Run]:
-    """Characters, say: as ids, spelled out as one-hot rows beforehand, and by an embedding that spells them out."""
+    """Characters, say: as ids, as one-hot rows made beforehand, and by an embedding with one-hot rows."""
     ours = _layer(layer, VOCABULARY, READER_HIDDEN)
     theirs = _twin(ours)
     ids = torch.randint(0, VOCABULARY, (STEPS, BATCH))
@@ -163,7 +163,7 @@ def _ensemble(layer: str) -> dict[str, Run]:
 
 
 def _per_sample(layer: str) -> dict[str, Run]:
-    """The gradient of each row's loss by the weights."""
+    """The gradient of each row's loss with respect to the weights."""
     ours = _layer(layer, MEMBER_HIDDEN)
     theirs = _twin(ours)
     x = torch.randn(STEPS, BATCH, MEMBER_HIDDEN)
@@ -229,11 +229,11 @@ class _Model(nn.Module):
 
 @cache
 def _models() -> dict[str, Run]:
-    """A training step of each, on the same numbers; it is compiled when it runs first."""
+    """A training step of each, on the same data; compiled at its first run."""
     ours = _Model(_layer("LSTM", COMPILED_HIDDEN))
     theirs = _Model(_twin(ours.lstm))
     theirs.load_state_dict(ours.state_dict())
-    torch._dynamo.config.allow_rnn = True  # which torch.compile refuses otherwise
+    torch._dynamo.config.allow_rnn = True  # off by default
     torch._inductor.config.force_disable_caches = True
     x = torch.randn(COMPILED_STEPS, BATCH, COMPILED_HIDDEN)
     return {"ours": _training(ours, x), "torch.nn": _training(theirs, x)}
@@ -251,7 +251,7 @@ def _training(model: nn.Module, x: Tensor) -> Run:
 
 def _compiling() -> dict[str, Run]:
     models = _models()
-    _training(nn.Linear(2, 2), torch.randn(2, 2))()  # every process's first time takes longer
+    _training(nn.Linear(2, 2), torch.randn(2, 2))()  # a process's first compilation takes longer
     return models
 
 

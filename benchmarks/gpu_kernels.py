@@ -1,8 +1,8 @@
-"""Which GPU kernels a call of each side runs, and how long each takes: above all, which of cuDNN's torch.nn gets.
+"""The GPU kernels of a call of each side and their times; above all, which of cuDNN's kernels torch.nn gets.
 
     python -m benchmarks.gpu_kernels FILE [--seconds N] [--rehearse]
 
-A process of its own, since a profiler slows down what runs after it. The file is written after every line.
+In a process of its own, since profiling slows down later runs. The file is written after every line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .devices import Gpu, StandIn, precision
 from .problem import build
 from .suites import GPU_STEPS, SUITES, Work
 
-HIDDEN, BATCH = (64, 128, 512, 1024), (8, 64)  # enough to see where cuDNN changes its algorithm
+HIDDEN, BATCH = (64, 128, 512, 1024), (8, 64)  # enough to see where cuDNN changes algorithms
 MOST_SHOWN = 6  # kernels of a call
 
 
@@ -55,7 +55,7 @@ def kernels_of_sides(device: Gpu, work: Work) -> dict[str, list[dict]]:
 
 
 def kernels(device: Gpu, run) -> list[dict]:
-    """The kernels of one call that take most of its time: name, launches and microseconds together."""
+    """The slowest kernels of one call: name, launches and total microseconds."""
     run()
     device.wait()
     with torch.profiler.profile(activities=[device.activity]) as profile:

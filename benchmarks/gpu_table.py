@@ -1,4 +1,4 @@
-"""Results of the gpu suite as lines of text: microseconds a step, and how many times faster than torch.nn we are."""
+"""Results of the gpu suite as lines of text: microseconds a step, and the speed-up over torch.nn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _us_per_step(line: Line, side: str) -> float:
 
 
 def summary(results: Results) -> str:
-    """The slowest lines, then the geometric means with the worst of each, then what has failed."""
+    """The slowest lines, then the geometric means with the worst line of each, then failures."""
     against = list(ratios(results.lines, "torch.nn"))
     worst_first = sorted(against, key=lambda pair: pair[1])
     rows = ["", f"worst of {len(against)} lines", *(row(line) for line, _ in worst_first[:MOST_SHOWN])]

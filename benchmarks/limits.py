@@ -20,7 +20,7 @@ import torch
 
 SOURCE = Path(__file__).with_name("limits.cpp")
 BUILD = Path(__file__).resolve().parent.parent / "build" / "benchmarks"
-# By which instructions a dtype may be computed; the fastest is its limit.
+# The instructions that a dtype may be computed with; the fastest is its limit.
 ARITHMETIC = {
     "float32": ("float32",),
     "float64": ("float64",),
@@ -28,21 +28,20 @@ ARITHMETIC = {
     "float16": ("float32",),
 }
 INSTRUCTIONS = sorted({kind for kinds in ARITHMETIC.values() for kind in kinds})
-MOST_BYTES = 1 << 30  # to read from memory: a processor with more cache than that is taken at its cache's rate
+MOST_BYTES = 1 << 30  # to read from memory: processors with larger caches are measured at the cache's rate
 PROBE_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
 class Level:
-    """A cache, or memory behind all of them."""
+    """A cache, or memory."""
 
     name: str
-    bytes_per_core: float  # what it holds for one of the cores at work
+    bytes_per_core: float  # its capacity, divided by the cores in use that share it
 
 
 class Limits:
-    """What ``threads`` cores reach together. The clock of a virtual machine changes from moment to moment, so these are
-    measured again beside every line."""
+    """Rates of ``threads`` cores together. Measured again beside every line, as clocks of virtual machines vary."""
 
     def __init__(self, threads: int):
         self.threads = threads
@@ -52,7 +51,7 @@ class Limits:
         self.levels = _levels(threads)
 
     def operations(self, kind: str, seconds: float = PROBE_SECONDS) -> float:
-        """Operations per second by one of INSTRUCTIONS, 0 where the processor has none of these."""
+        """Operations per second with one of INSTRUCTIONS, 0 if the processor lacks it."""
         function = getattr(self._library, f"limits_{kind}")
         return sum(self._pool.map(lambda _: function(seconds), range(self.threads)))
 
@@ -62,9 +61,9 @@ class Limits:
         return max(ARITHMETIC[dtype], key=self.operations)
 
     def shares(self, bytes_per_core: float) -> dict[Level, float]:
-        """Which part of so much data each level can hold, the nearest first: what is read again and again from there.
+        """The share of a repeatedly read working set that each level holds, nearest first.
 
-        A cache that is a little too small still serves its part; a program that walks to and fro gets it.
+        A cache that is slightly too small still serves its share, if sweeps alternate in direction.
         """
         found, held = {}, 0.0
         for level in self.levels:
@@ -75,7 +74,7 @@ class Limits:
         return found
 
     def read(self, level: Level, seconds: float = PROBE_SECONDS) -> float:
-        """Bytes per second, every thread reading its own."""
+        """Bytes per second, with a buffer for each thread."""
         if level.name not in self._buffers:
             size = self._probe_bytes(level)
             self._buffers[level.name] = [torch.ones(size // 4) for _ in range(self.threads)]
@@ -87,7 +86,7 @@ class Limits:
         )
 
     def _probe_bytes(self, level: Level) -> int:
-        """Half of a cache, but well more than the one before; of memory, twice the last cache."""
+        """Half of a cache, but well above the size of the previous one; for memory, twice the last cache."""
         k = self.levels.index(level)
         before = self.levels[k - 1].bytes_per_core if k else 0
         if level is self.levels[-1]:
@@ -95,7 +94,7 @@ class Limits:
         return int(min(level.bytes_per_core / 2, max(4 * before, 1 << 14)))
 
     def overview(self) -> dict[str, float]:
-        """All of them once: GFLOP/s and GB/s."""
+        """All limits, measured once, in GFLOP/s and GB/s."""
         found = {}
         for kind in INSTRUCTIONS:
             found[f"{kind} GFLOP/s"] = _rounded(median(self.operations(kind, 0.01) for _ in range(5)))
@@ -126,7 +125,7 @@ def _library() -> ctypes.CDLL:
     command = [*compiler, "-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", str(SOURCE)]
     if platform.machine() in ("x86_64", "AMD64"):
         command.append("-mprefer-vector-width=512")
-    # "native" is another processor's if the folder is shared between machines, hence its features in the name.
+    # The processor's features are in the name, as machines that share the folder differ in what "native" means.
     features = re.search("^flags.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     key = hashlib.sha256(repr((command, SOURCE.read_text(), features and features[0])).encode()).hexdigest()[:12]
     path = BUILD / f"limits-{key}.so"

@@ -1,4 +1,4 @@
-"""How far a training step raises the process's memory, as the operating system counts it: all kinds of scratch are in.
+"""Peak memory of a training step as the operating system counts it, so including all scratch memory.
 
 Each step runs in a process of its own, forked from one that has imported everything and started no threads, after a
 tiny step of the same kind; the high-water mark is reset in between (Linux: "5" into /proc/self/clear_refs).

@@ -20,15 +20,15 @@ GREY = "#777777"
 STYLE = {
     "font.size": 9,
     "font.family": "sans-serif",
-    "svg.fonttype": "none",  # text stays text: small files, and they can be searched
-    "svg.hashsalt": "benchmarks",  # the same data give the same file
+    "svg.fonttype": "none",  # keep text as text: small, searchable files
+    "svg.hashsalt": "benchmarks",  # reproducible files
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
 
 
 def draw(cpu: list[Results], folder: Path) -> dict[Path, str]:
-    """Writes each plot that the results have data for; returns the files with their titles."""
+    """Writes the plots that there is data for; returns the files with their titles."""
     drawn = {}
     with matplotlib.rc_context(STYLE):
         for name, title, figure in (
@@ -39,14 +39,14 @@ def draw(cpu: list[Results], folder: Path) -> dict[Path, str]:
             if figure is not None:
                 path = folder / f"{name}.svg"
                 figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
-                # matplotlib ends lines with blanks, which linters refuse.
+                # matplotlib leaves trailing blanks, which linters reject.
                 path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
                 drawn[path] = title
     return drawn
 
 
 def ratios(cpu: list[Results]) -> Figure:
-    """A panel for each mode and number of threads, a row for each shape, in it a lane for each layer."""
+    """A panel for each mode and number of threads, with a row for each shape and a lane in it for each layer."""
     figure = Figure(figsize=(10, 4.2 * len(cpu)), layout="constrained")
     panels = figure.subplots(len(cpu), 2, sharex=True, sharey=True, squeeze=False)
     for row, results in zip(panels, cpu, strict=True):
@@ -89,7 +89,7 @@ def roofline(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    apart = dict(zip(LAYERS, (0.87, 1, 1.15), strict=True))  # else the layers' dots lie on each other
+    apart = dict(zip(LAYERS, (0.87, 1, 1.15), strict=True))  # keeps the layers' dots apart
     for axes, mode in zip(panels, MODES, strict=True):
         own = [line for line in lines if line.work.mode == mode]
         _roofs(axes, results)

@@ -15,10 +15,10 @@ from fused_rnn.tools.verify import relative_error
 
 from .suites import Work
 
-# Largest ||difference|| / ||torch.nn's|| of an output or a gradient. Sums over thousands of products run in another
-# order; in 16 bits every step rounds h, and torch.nn rounds other intermediate values than we do.
+# Largest ||difference|| / ||torch.nn's|| of an output or a gradient. Long sums are taken in different orders; in 16
+# bits every step rounds h, and torch.nn rounds other intermediate values than we do.
 LARGEST_DIFFERENCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-LARGEST_DIFFERENCE_TF32 = 2e-2  # as many bits as float16
+LARGEST_DIFFERENCE_TF32 = 2e-2  # it has float16's mantissa
 
 
 def _identity(results: list[Tensor]) -> list[Tensor]:
@@ -27,7 +27,7 @@ def _identity(results: list[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Side:
-    """One of those compared: what is timed, and how its results become tensors to compare."""
+    """One side of a comparison: what is timed, and how to convert its results to tensors."""
 
     run: Callable[[], list]
     as_tensors: Callable[[list], list[Tensor]] = field(default=_identity)
@@ -52,7 +52,7 @@ class Problem:
         return () if self.hx is None else self.hx if isinstance(self.hx, tuple) else (self.hx,)
 
     def sides(self) -> dict[str, Side]:
-        """This library's and torch.nn's; the peers have files of their own."""
+        """This library and torch.nn; see peers/ for the others."""
         found = {"ours": Side(self._call(self.ours)), "torch.nn": Side(self._call(self.theirs))}
         if self.work.mode == "inference" and self.work.device == "cpu" and hasattr(fused_rnn, "freeze"):
             frozen = fused_rnn.freeze(copy.deepcopy(self.ours).requires_grad_(False).eval())
@@ -64,7 +64,7 @@ class Problem:
 
 
 def build(work: Work) -> Problem:
-    """The same numbers for the same work."""
+    """Deterministic: the same data for the same work."""
     torch.manual_seed(0)
     options = {"dtype": getattr(torch, work.dtype), "device": work.device}
     steps, batch, hidden = work.shape.steps, work.shape.batch, work.shape.hidden
@@ -114,9 +114,9 @@ def _data(sequence: Tensor | PackedSequence) -> Tensor:
 
 
 def check(what: object, sides: dict[str, Side], reference: str = "torch.nn", limit: float | None = None) -> None:
-    """Runs every side once; raises where results differ from the reference's: wrong answers are not timed.
+    """Runs every side once; raises if results differ from the reference's by more than ``limit``.
 
-    They may by ``limit``; unless given, by what their dtype allows.
+    The default limit depends on the dtype.
     """
     expected = sides[reference].as_tensors(sides[reference].run())
     for name, side in sides.items():

@@ -1,4 +1,4 @@
-"""The README's account of speed and the plots, made from the result files alone."""
+"""Writes the README's speed section and the plots from the result files."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _share(lines: list[Line]) -> str:
 
 
 def _slower(cpu: list[Results]) -> str:
-    """Every line that torch.nn wins, and what was left out."""
+    """The lines where torch.nn is faster, and what was left out."""
     rows = []
     for results in cpu:
         for (group, layer, mode), lines in groups(results.lines).items():

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one JSON file for each suite and number of threads."""
+"""Result files: one JSON file for each suite and number of threads."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from .suites import Work
 
 FOLDER = Path(__file__).parent / "results"
-# Who is compared with which of our two calls. ONNX Runtime has packed its weights beforehand, so it meets the frozen
-# layer, which has too.
+# Which of our two calls each peer is compared with: ONNX Runtime, which packs its weights on loading, with the frozen
+# layer.
 OPPONENTS = {"torch.nn": "ours", "ONNX Runtime": "frozen", "JAX": "ours", "compiled loop": "ours"}
 
 
 @dataclass
 class Line:
-    """One line of the table: times of each side in milliseconds, and what the machine allows."""
+    """One line of the table: times of each side, and the machine's limit."""
 
     work: Work
-    sides: dict[str, dict]  # name: ms, spread, rounds; of ours on a GPU also the engine and, if it has one, its plan
-    limit: dict  # ms, bound_by, operations, weight_bytes, resident_bytes; empty where none is known
+    sides: dict[str, dict]  # name: ms, spread, rounds; for ours on a GPU also the engine and its plan, if any
+    limit: dict  # ms, bound_by, operations, weight_bytes, resident_bytes; empty if unknown
 
     def ms(self, side: str) -> float | None:
         if side == "frozen" and side not in self.sides:
@@ -30,19 +30,19 @@ class Line:
         return self.sides[side]["ms"] if side in self.sides else None
 
     def ratio(self, opponent: str) -> float | None:
-        """How many times faster we are; None where that side did not run."""
+        """Our speed-up; None if that side did not run."""
         theirs = self.ms(opponent)
         return None if theirs is None else theirs / self.ms(OPPONENTS[opponent])
 
     @property
     def of_limit(self) -> float | None:
-        """The share of the machine's limit that our faster call reaches; None without a limit."""
+        """The share of the machine's limit that our faster call reaches; None if the limit is unknown."""
         return self.limit["ms"] / min(self.ms("ours"), self.ms("frozen")) if self.limit else None
 
 
 @dataclass
 class Results:
-    """A file."""
+    """The content of a file."""
 
     suite: str
     effort: str
@@ -56,7 +56,7 @@ class Results:
     lines: list[Line] = field(default_factory=list)
     memory: list[dict] = field(default_factory=list)
     features: list[dict] = field(default_factory=list)
-    failures: list[dict] = field(default_factory=list)  # of the gpu suite: work, why there is no line of it, sides
+    failures: list[dict] = field(default_factory=list)  # of the gpu suite: work, why it has no line, sides
 
     @property
     def file_name(self) -> str:
@@ -72,7 +72,7 @@ class Results:
             own["work"] = line.work.to_json()
         if not self.failures:
             del fields["failures"]
-        new = path.with_suffix(".new")  # then in one step: whenever a run is stopped, the file is whole
+        new = path.with_suffix(".new")  # renamed atomically, so that the file is complete whenever a run is stopped
         new.write_text(_text(_rounded(fields)))
         new.replace(path)
         return path
@@ -85,13 +85,13 @@ class Results:
 
 
 def load_all(folder: Path) -> list[Results]:
-    """Every file of a folder, in the order of suites and threads."""
+    """All files of a folder, ordered by suite and threads."""
     found = [Results.load(path) for path in folder.glob("*.json")]
     return sorted(found, key=lambda results: (results.suite, results.threads))
 
 
 def groups(lines: Iterable[Line]) -> dict[tuple[str, str, str], list[Line]]:
-    """Lines by group, layer and mode: what a geometric mean is taken over."""
+    """Lines by group, layer and mode, for geometric means."""
     found: dict[tuple[str, str, str], list[Line]] = {}
     for line in lines:
         found.setdefault((line.work.group, line.work.layer, line.work.mode), []).append(line)
@@ -115,7 +115,7 @@ def plural(count: int, what: str) -> str:
 
 
 def _text(fields: dict) -> str:
-    """JSON with a line for each entry of a list, so that a new measurement is a readable diff."""
+    """JSON with a line for each entry of a list, for readable diffs."""
     parts = []
     for key, value in fields.items():
         text = json.dumps(value, indent=2).replace("\n", "\n ")
@@ -126,7 +126,7 @@ def _text(fields: dict) -> str:
 
 
 def _rounded(value):
-    """Four digits of every float: more are noise, and make every new measurement a longer diff."""
+    """Floats rounded to four digits; more are noise."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):

@@ -1,9 +1,8 @@
-"""How fast a line could be at best on a machine: the time below which no program computes it.
+"""Roofline model: a lower bound of the time of a line on a machine.
 
-A layer must do its multiplications, and at every step it must read its recurrent weights anew, from the nearest caches
-that hold one core's share of them. The longer of the two is the limit: with many rows the arithmetic, with few the
-reading. Exponentials, the traffic of activations, and what cores tell each other at every step are not in it, so small
-layers stay far below.
+A layer must do its multiplications, and at every step read its recurrent weights from the nearest caches that hold one
+core's share of them. The longer of the two is the limit: arithmetic with many rows, reading with few. Exponentials,
+activation traffic and synchronization between cores are not included, so small layers stay far below the limit.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Cost:
-    """What a line asks of the machine."""
+    """Operations and memory traffic of a line."""
 
     operations: float  # additions and multiplications of the matrix products
     weight_bytes: float  # read over the whole call
-    resident_bytes: float  # what is read again and again, together on all cores
+    resident_bytes: float  # the working set, on all cores together
 
     @property
     def intensity(self) -> float:
-        """Operations for each byte of weights read."""
+        """Operations per byte of weights read."""
         return self.operations / self.weight_bytes
 
 
@@ -36,12 +35,12 @@ def cost(work: Work) -> Cost:
     entering = [hidden] + [directions * width] * (work.num_layers - 1)  # width of each layer's input
     numbers = sum(recurrent + gates * hidden * width_in for width_in in entering) * directions
     layers = work.num_layers * directions
-    # Backward multiplies by each weight twice: for the gradient of what went in, and for its own.
+    # The backward pass has two products for each weight: the gradients of the input and of the weight.
     passes_of_products, passes_of_reading = (3, 2) if work.mode == "training" else (1, 1)
 
     steps = max(work.lengths)
     read = layers * recurrent * steps + (numbers - layers * recurrent)  # W_ih once: all steps in one product
-    resident = numbers if steps == 1 else recurrent  # one step after the other, in calls of their own
+    resident = numbers if steps == 1 else recurrent  # single steps in separate calls
     size = BYTES[work.dtype]
     return Cost(
         2 * numbers * sum(work.lengths) * passes_of_products,
@@ -53,11 +52,11 @@ def cost(work: Work) -> Cost:
 @dataclass(frozen=True)
 class Limit:
     seconds: float
-    bound_by: str  # the instructions, as in "float32", or the level that most of the reading time goes to, as in "L2"
+    bound_by: str  # the instructions, such as "float32", or the level that takes most of the reading time, such as "L2"
 
 
 def limit(cost: Cost, operations_per_second: float, instructions: str, seconds_per_byte: dict[str, float]) -> Limit:
-    """``seconds_per_byte``: for each level, its share of the bytes read times what reading one takes."""
+    """``seconds_per_byte``: for each level, its share of the bytes read times its seconds per byte."""
     arithmetic = cost.operations / operations_per_second
     reading = cost.weight_bytes * sum(seconds_per_byte.values())
     if arithmetic >= reading:

@@ -1,4 +1,4 @@
-"""Measures one suite on the threads this process is confined to, printing line by line."""
+"""Measures one suite with the threads that this process is confined to, printing line by line."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ Item = TypeVar("Item")
 
 
 def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: list[str]) -> Results:
-    """All of a suite whose names hold every word of ``only``."""
+    """The lines of a suite whose names contain every word of ``only``."""
     start = time.monotonic()
     torch.set_num_threads(threads)
-    # torch.nn says this of itself, for projected layers and under vmap.
+    # torch.nn warns of its own performance, for projected layers and under vmap.
     warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
     warnings.filterwarnings("ignore", "There is a performance drop")
     warnings.filterwarnings("ignore", "dynamo_pgo force disabled")  # for the time that compiling takes
@@ -57,7 +57,7 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
             print(f"{key + ':':29} {value}")
     if suite == "features":
         found = [f for f in features(full=effort.name == "full") if asked(f.name, only)]
-        for feature in _shown(found, lambda f: f.name):
+        for feature in _with_progress(found, lambda f: f.name):
             results.features.append(measure_feature(feature, effort))
             _print(table.feature_row(results.features[-1]))
         return results
@@ -65,7 +65,7 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
     works = [w for w in SUITES[suite] if effort.selects(w, threads, most_threads) and asked(str(w), only)]
     print(f"\n{table.heading()}")
     group = None
-    for work in _shown(works, str):
+    for work in _with_progress(works, str):
         line, left_out = measure_line(work, effort, limits)
         results.lines.append(line)
         for why in left_out:
@@ -78,14 +78,14 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
         _print(table.row(line))
     if suite == "cpu" and threads == most_threads and effort.name != "quick" and not only:
         steps = [w for w in works if w.group == PLAIN and w.mode == "training"]
-        results.memory = [memory.peak(work, threads) for work in _shown(steps, lambda w: f"memory of {w}")]
+        results.memory = [memory.peak(work, threads) for work in _with_progress(steps, lambda w: f"memory of {w}")]
     print(table.summary(results))
     print(f"\ntook {time.monotonic() - start:.0f} s")
     return results
 
 
 def measure_line(work: Work, effort: Effort, limits: Limits) -> tuple[Line, list[str]]:
-    """The line, and for every installed peer that is not on it the reason."""
+    """The line, and the reason for every installed peer that it leaves out."""
     problem = build(work)
     sides, left_out = problem.sides(), []
     for peer in PEERS:
@@ -135,7 +135,7 @@ def asked(name: str, only: list[str]) -> bool:
     return all(word in name for word in only)
 
 
-def _shown(items: list[Item], describe) -> Iterator[Item]:
+def _with_progress(items: list[Item], describe) -> Iterator[Item]:
     return progress(items, len(items), describe)
 
 
@@ -152,7 +152,7 @@ def machine_facts() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """With "-dirty" where the code differs from it; result files that an earlier run has just written do not count.
+    """With "-dirty" if the code differs from it; result files do not count.
 
     FUSED_RNN_COMMIT names it for a copy of the files without git.
     """

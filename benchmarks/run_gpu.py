@@ -1,8 +1,8 @@
 """Measures the gpu suite beside torch.nn, which runs cuDNN there.
 
-Time on such a machine is dear and kernels that are new may hang, so: there is a time limit; the file of results is
-written while they come; a line that fails is noted and does not stop the others; and a process whose line hangs, or
-leaves a GPU that answers with errors only, ends itself with LOST, for another one to go on after that line.
+GPU time is expensive and new kernels may hang, so: there is a time limit; results are written as they come; a line that
+fails is recorded and does not stop the others; and if a line hangs or makes the GPU unusable, the process exits with
+LOST, and a new one continues after that line.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from .run import asked, commit, machine_facts
 from .suites import LOST, SUITES, Effort, Work
 from .timing import Timing, time_interleaved
 
-LINE_SECONDS = 30  # a line that takes longer hangs; the slowest should take 2
-SAVE_SHARE = 0.05  # of the time, at most, goes into writing the file
+LINE_SECONDS = 30  # timeout of a line; the slowest should take 2
+SAVE_SHARE = 0.05  # largest share of the time that goes into writing the file
 
 
 class WrongResult(Exception):
-    """Ours differs from torch.nn's; ``others`` has the times of the sides but ours."""
+    """Our result differs from torch.nn's; ``others`` has the other sides' times."""
 
     def __init__(self, why: str, others: dict[str, Timing]):
         super().__init__(why)
@@ -43,7 +43,7 @@ class WrongResult(Exception):
 
 
 def measure(device: Gpu, effort: Effort, seconds: float, only: list[str], folder: Path, resume: bool) -> Results:
-    """As much of the suite as there is time for. With ``resume``, what the file in ``folder`` does not have yet."""
+    """As much of the suite as time allows. With ``resume``, only lines that the file in ``folder`` lacks."""
     end = time.monotonic() + seconds
     device.require()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` is run
@@ -73,7 +73,7 @@ def measure(device: Gpu, effort: Effort, seconds: float, only: list[str], folder
                 sys.exit(LOST)
             save()
     finally:
-        results.save(folder)  # at once: asking for the state takes a while
+        results.save(folder)  # before the state, which takes a while
         results.machine |= {f"{key}, at the end": value for key, value in device.state().items()}
         results.save(folder)
     print(gpu_table.summary(results))
@@ -88,14 +88,14 @@ def measure_line(device: Gpu, work: Work, effort: Effort) -> Line:
         try:
             check(work, sides, limit=LARGEST_DIFFERENCE_TF32 if work.tf32 else None)
         except AssertionError as error:
-            del runs["ours"]  # torch.nn's time is worth having all the same
+            del runs["ours"]  # still measure torch.nn
             why = str(error).removeprefix(f"{work}: ").removesuffix("; nothing was measured")
             raise WrongResult(why, time_interleaved(runs, effort, time_slice=device.time_slice)) from error
         times = time_interleaved(runs, effort, time_slice=device.time_slice)
         explanation = fused_rnn.explain(problem.ours, problem.input)
     found = {name: asdict(timing) for name, timing in times.items()}
     found["ours"]["engine"] = explanation.engine
-    if explanation.engine == "persistent":  # the others' is the same for all lines
+    if explanation.engine == "persistent":  # other engines have no plan that varies
         found["ours"]["plan"] = explanation.reason
     return Line(work, found, {})
 
@@ -103,7 +103,7 @@ def measure_line(device: Gpu, work: Work, effort: Effort) -> Line:
 def _line_or_failure(device: Gpu, work: Work, effort: Effort, results: Results) -> Line | None:
     try:
         line = measure_line(device, work, effort)
-        device.wait()  # here, an error of a kernel is still this line's
+        device.wait()  # so that a kernel's error is attributed to this line
     except WrongResult as error:
         sides = {name: asdict(timing) for name, timing in error.others.items()}
         results.failures.append({"work": str(work), "why": str(error), "sides": sides})
@@ -118,7 +118,7 @@ def _line_or_failure(device: Gpu, work: Work, effort: Effort, results: Results) 
 
 @contextmanager
 def _ends_the_process(results: Results, folder: Path, work: Work):
-    """Unless what is done inside ends within LINE_SECONDS. Waiting for a GPU, Python lets other threads run."""
+    """Unless the block ends within LINE_SECONDS. A thread can do this, as torch releases the GIL while it waits."""
 
     def expire() -> None:
         results.failures.append({"work": str(work), "why": f"took more than {LINE_SECONDS} s"})
@@ -136,7 +136,7 @@ def _ends_the_process(results: Results, folder: Path, work: Work):
 
 
 def _sparing(save: Callable[[], object]) -> Callable[[], None]:
-    """Calls save(), but not so often that it would take more than SAVE_SHARE of the time."""
+    """Calls save() only as often as takes SAVE_SHARE of the time."""
     next_time = 0.0
 
     def sparing() -> None:

@@ -1,4 +1,4 @@
-"""What is measured: fixed, named lists of lines. The features suite is in ``features``."""
+"""The suites: fixed lists of lines. The features suite is in ``features``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Work:
-    """One line of the table: a layer and what it is run on."""
+    """One line of the table: a layer and its input."""
 
     group: str
     layer: str  # one of LAYERS; RNN is the tanh one
@@ -37,16 +37,16 @@ class Work:
     bidirectional: bool = False
     projected: bool = False  # h is half as wide as the cell state
     packed: bool = False  # rows of different lengths, as a PackedSequence
-    carried: bool = False  # states go in and come out, as when a stream is read piece by piece
+    carried: bool = False  # states go in and come out, as in streaming
     device: str = "cpu"
-    tf32: bool = False  # float32 products on a GPU may round their factors to TF32
+    tf32: bool = False  # float32 products on a GPU may use TF32
 
     def __str__(self) -> str:
         return f"{self.group} {self.layer} {self.mode} {self.shape}"
 
     @property
     def lengths(self) -> list[int]:
-        """Steps of each row: all T, or, packed, evenly spread over T/4 to T, in no order."""
+        """Steps of each row: T, or if packed evenly spread from T/4 to T, shuffled."""
         steps, batch, _ = asdict(self.shape).values()
         if not self.packed:
             return [steps] * batch
@@ -60,7 +60,7 @@ class Work:
         return self.shape.hidden // 2 if self.projected else self.shape.hidden
 
     def to_json(self) -> dict:
-        """Only what is not as usual."""
+        """Only fields that differ from their defaults."""
         usual = {f.name: f.default for f in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != usual[name]}
 
@@ -90,8 +90,8 @@ SCALING = {  # the axis of a plot: the shapes along it
     "batch": [Shape(100, b, 128) for b in (1, 4, 16, 64, 256)],
     "hidden": [Shape(100, 16, h) for h in (32, 64, 128, 256, 512)],
 }
-# Of the gpu suite: each value of an axis, and how soon it is wanted. A run may be cut short, so lines come in the order
-# of the sum of these ranks: first a few spread over the whole range, then what lies between.
+# The gpu suite: values of each axis with their rank. As a run may be cut short, lines are ordered by the sum of these
+# ranks: first a few over the whole range, then those in between.
 GPU_STEPS = 128
 GPU_PRECISIONS = {"bfloat16": 0, "float32": 0, "float16": 2, "tf32": 2}
 GPU_LAYERS = {"LSTM": 0, "GRU": 1, "RNN": 3}
@@ -140,7 +140,7 @@ SUITES = {
 }
 
 
-LOST = 75  # exit status of a process of the gpu suite that ends itself, since it can no longer use the GPU
+LOST = 75  # exit status of a process of the gpu suite that can no longer use the GPU
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Effort:
 
     name: str
     expected: str  # on two AVX-512 cores, for the default suites
-    seconds: float  # for the runs of one line, all sides together, where a few rounds take less
+    seconds: float  # of one line, all sides together, unless the least number of rounds takes longer
     fewest_rounds: int
     most_rounds: int = 40
 

@@ -1,10 +1,10 @@
-"""Results as lines of text, while they are measured."""
+"""Results as lines of text, printed while measuring."""
 
 from __future__ import annotations
 
 from .results import OPPONENTS, Line, Results, geomean, groups, plural, ratios
 
-# The sides in the order of the columns, as they are called there.
+# The sides and their column headings, in order.
 SIDES = {
     "ours": "ours",
     "frozen": "frozen",
@@ -16,7 +16,7 @@ SIDES = {
 
 
 def heading() -> str:
-    """Times with the spread of their rounds; then ratios, how many times faster we are."""
+    """Times with their spread over rounds, then our speed-ups."""
     times = "".join(f"{short:>13}" for short in SIDES.values())
     factors = "".join(f"{SIDES[name]:>9}" for name in OPPONENTS)
     above = f"{'':32}{'milliseconds ± spread':>{13 * len(SIDES)}}{'times faster than':>{9 * len(OPPONENTS)}}"
@@ -24,7 +24,7 @@ def heading() -> str:
 
 
 def row(line: Line) -> str:
-    """A line in which someone is faster than we are says so."""
+    """Marks a line in which a peer is faster."""
     work = line.work
     times = "".join(f"{_time(line.sides.get(name)):>13}" for name in SIDES)
     found = {name: line.ratio(name) for name in OPPONENTS}
@@ -44,7 +44,7 @@ def _number(ms: float) -> str:
 
 
 def summary(results: Results) -> str:
-    """Geometric means and the worst line of each, then who was missing or left out, and why."""
+    """Geometric means and the worst line of each, then which peers were missing or left out, and why."""
     rows = ["", f"geometric means on {plural(results.threads, 'thread')}: how many times faster than each peer, worst"]
     for (group, layer, mode), lines in groups(results.lines).items():
         parts = []

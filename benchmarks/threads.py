@@ -1,7 +1,7 @@
-"""Every side of a comparison gets the same number of threads, each on a core of its own.
+"""Gives every side of a comparison the same number of threads, each on its own core.
 
 A process measures with one number of threads only. It is confined to as many cores before torch, JAX or OpenMP are
-imported, since they size their pools by the processors they may run on, and JAX has no other way to be told.
+imported: they size their pools by the available processors, and JAX has no other option.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def cores() -> list[int]:
-    """One processor of each core this process may use: hyper-threads share the units that are measured."""
+    """One processor of each core that this process may use, as hyper-threads share execution units."""
     first_of_core: dict[str, int] = {}
     for cpu in sorted(os.sched_getaffinity(0)):
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -21,12 +21,12 @@ def cores() -> list[int]:
 
 
 def confine(threads: int) -> None:
-    """To be called before torch is imported."""
+    """Call this before torch is imported."""
     available = cores()
     if not 1 <= threads <= len(available):
         raise SystemExit(f"--threads must be 1 to {len(available)}, the cores of this machine; got {threads}")
     os.sched_setaffinity(0, available[:threads])
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    if threads == 1:  # else XLA hands matrix products to a pool, whose one thread has the same core
+    if threads == 1:  # otherwise XLA uses a pool, whose one thread shares this core
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()

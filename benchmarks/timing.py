@@ -1,6 +1,6 @@
-"""How it is timed: in rounds, each side in turn, so that a change of the machine's speed meets them all.
+"""Timing in rounds, each side in turn, so that changes of the machine's speed affect all of them.
 
-Runs on a CPU are timed by the clock, those on a GPU by events of its own.
+Runs on a CPU are timed by the clock, those on a GPU by CUDA events.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import torch
 
 from .suites import Effort
 
-SLICE_SECONDS = 0.02  # of one side in one round, if that is several runs
-GPU_SLICE_SECONDS = 0.01  # runs there are alike, and its time is dear
-MOST_QUEUED = 500  # runs in such a slice, on a GPU
-# What runs after another side, and after the wait for idle threads, runs cold: the first run takes up to twice as long,
-# and until allocator and caches are its own again it is some percent slower, all of which a loop over batches meets
-# once. Beside a long run that is little.
+SLICE_SECONDS = 0.02  # of one side in one round, if a run is shorter
+GPU_SLICE_SECONDS = 0.01  # GPU runs vary less
+MOST_QUEUED = 500  # runs in a slice on a GPU
+# After another side, and after the wait for idle threads, a side runs cold: its first run takes up to twice as long,
+# the next ones some percent more, until allocator and caches are warm. A loop over batches pays that once; for a long
+# run it is little.
 WARM_SECONDS = 0.03
 LONG_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Timing:
-    """The median over rounds of each round's median. Spread: the distance of the quartiles relative to the median."""
+    """The median over rounds of each round's median. Spread: interquartile range relative to the median."""
 
     ms: float
     spread: float
@@ -39,9 +39,9 @@ def time_interleaved(
     beside: Callable[[], None] = lambda: None,
     time_slice: Callable[[Callable[[], object]], float] | None = None,
 ) -> dict[str, Timing]:
-    """Times all runs in turn until ``effort`` is spent. ``beside()`` is called once a round, after them.
+    """Times all runs in turn until ``effort`` is spent. ``beside()`` is called at the end of each round.
 
-    ``time_slice(run)`` gives the seconds of a run; it is ``cpu_slice`` unless given.
+    ``time_slice(run)`` returns the seconds of a run.
     """
     time_slice = time_slice or cpu_slice
     rounds: dict[str, list[float]] = {name: [] for name in runs}
@@ -56,7 +56,7 @@ def time_interleaved(
 
 
 def cpu_slice(run: Callable[[], object]) -> float:
-    """The median time of a few runs in a row, or the time of a single one, after one or more that warm up."""
+    """The median time of a few runs in a row, or of a single one, after warming up."""
     wait_for_idle_threads()
     warmed = _time(run)
     if warmed >= LONG_SECONDS:
@@ -71,7 +71,7 @@ def cpu_slice(run: Callable[[], object]) -> float:
 
 
 def gpu_slice(run: Callable[[], object]) -> float:
-    """The mean time of as many runs as fill a slice, one after another without a wait; a first one warms up."""
+    """The mean time of the runs that fill a slice, queued back to back, after one to warm up."""
     once = _gpu_time(run, 1)
     count = min(MOST_QUEUED, int(GPU_SLICE_SECONDS / once))
     return _gpu_time(run, count) if count > 1 else once
@@ -94,7 +94,7 @@ def _time(run: Callable[[], object]) -> float:
 
 
 def wait_for_idle_threads() -> None:
-    """Pools go on spinning after their work, ONNX Runtime's for 50 ms: they would take cores from the next side."""
+    """Thread pools keep spinning after their work, ONNX Runtime's for 50 ms, and would slow down the next side."""
     for _ in range(100):
         busy = time.process_time()
         time.sleep(0.001)

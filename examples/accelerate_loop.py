@@ -1,9 +1,9 @@
-"""The adding problem with Accelerate, in one process or, as it was configured, in many.
+"""The adding problem with Accelerate, in one process or, as configured, in several.
 
     python examples/accelerate_loop.py
     accelerate launch examples/accelerate_loop.py
 
-``split_batches``: the batch is that of all processes together, so the losses do not depend on their number.
+``split_batches``: the batch is split among the processes, so the losses do not depend on their number.
 """
 
 import argparse

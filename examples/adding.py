@@ -1,7 +1,7 @@
-"""What the examples train on: the adding problem of Hochreiter and Schmidhuber, with rows of different lengths.
+"""The examples' data: the adding problem of Hochreiter and Schmidhuber, with rows of different lengths.
 
-At each step a row shows a random number and a mark. Two steps are marked; at its end the model is to say the sum of
-their two numbers. Who always says 1 has a mean squared error of 0.167.
+At each step a row has a random number and a mark. Two steps are marked; at the end the model outputs the sum of their
+numbers. Always answering 1 has a mean squared error of 0.167.
 """
 
 import torch
@@ -11,7 +11,7 @@ import fused_rnn
 
 
 class Rows(torch.utils.data.Dataset):
-    """Row i is made of random seed i, so that it is the same in every process."""
+    """Row i is generated from seed i, so that it is the same in every process."""
 
     def __init__(self, count: int, longest: int = 20):
         self.count, self.longest = count, longest
@@ -20,7 +20,7 @@ class Rows(torch.utils.data.Dataset):
         return self.count
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``x [T, 2]``, the row's length, from T / 2 to T, and the sum. What lies behind the end is not to be read."""
+        """``x [T, 2]``, the row's length, from T / 2 to T, and the sum. Steps past the length are padding."""
         seed = torch.Generator().manual_seed(i)
         length = torch.randint(self.longest // 2, self.longest + 1, (), generator=seed)
         numbers, marks = torch.rand(self.longest, generator=seed), torch.zeros(self.longest)
@@ -36,6 +36,6 @@ class Adder(nn.Module):
         self.head = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """One sum for each row of ``x [B, T, 2]``; for a single row, ``[T, 2]``, one sum."""
+        """A sum for each row of ``x [B, T, 2]``, or for a single row, ``[T, 2]``."""
         _, (h_n, _) = self.lstm(x, lengths=lengths)  # h_n is the state at each row's own end
         return self.head(h_n[-1]).squeeze(-1)

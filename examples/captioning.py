@@ -1,14 +1,14 @@
 """Captions for pictures, from one picture to many words: python examples/captioning.py
 
-A small convolutional network learns to name single shapes. Its last layers are taken off; what is left turns a picture
-into features, and these enter an LSTM at every step, beside the word before, through a matrix of their own: the last
-columns of ``weight_ih``. Captions begin behind <START>; a caption that is being written stops at its <END>. One in ten
-pairs of shapes is kept out of training, and the captions that are scored are of those pairs.
+A small convolutional network learns to name single shapes. Without its last layers it turns a picture into features,
+which enter an LSTM at every step beside the previous word, through a matrix of their own: the last columns of
+``weight_ih``. Captions begin after <START> and end with <END>. One in ten pairs of shapes is held out of training, and
+the captions that are scored are of those pairs.
 
-Then the other way round, a picture as the sequence: an LSTM reads it patch by patch, as one reads a page, and names the
+Then the other way round, a picture as a sequence: an LSTM reads it patch by patch, as one reads a page, and names the
 shape after each.
 
-Shown: pictures with the captions written for them, wrong ones too, and how many shapes are known after so many patches.
+Shows pictures with their generated captions, wrong ones too, and how many shapes are recognised after each patch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLOURS = {
     "white": (0.95, 0.95, 0.95),
 }
 SHAPES = ["circle", "square", "triangle", "cross", "ring"]
-SIZES = {"small": 4.5, "large": 7.0}  # from the middle to the edge
+SIZES = {"small": 4.5, "large": 7.0}  # radius
 START, END = "<START>", "<END>"
 WORDS = [START, END, "a", "above", "left", "of", *SIZES, *COLOURS, *SHAPES]
 NUMBER = {word: i for i, word in enumerate(WORDS)}
@@ -36,7 +36,7 @@ CHANNELS = 32
 FEATURES = CHANNELS * (SIDE // 8) ** 2
 
 
-# ---- pictures and what is to be said of them ----
+# ---- pictures and their captions ----
 
 
 def paint(kinds: Tensor, middles: Tensor) -> Tensor:
@@ -69,18 +69,16 @@ def random_kinds(*shape: int) -> Tensor:
 
 
 def single(count: int) -> tuple[Tensor, Tensor]:
-    """Pictures of one shape somewhere, and which of the colours and shapes it is, ``[N]``: for those who classify."""
+    """Pictures of one shape somewhere, and its class, colour and shape, ``[N]``."""
     kinds = random_kinds(count, 1)
     middles = SIDE / 2 + 12 * torch.rand(count, 1, 2) - 6
     return paint(kinds, middles), kinds[:, 0, 1] * len(SHAPES) + kinds[:, 0, 2]
 
 
 def scenes(count: int, new: bool) -> tuple[Tensor, list[str]]:
-    """Pictures and their captions. ``new``: all of two shapes, in pairs that training never has; else one in five of a
-    single shape.
-    """
+    """Pictures and captions. ``new``: all of two shapes, in held-out pairs; otherwise one in five of a single shape."""
     kinds = random_kinds(20 * count if new else 4 * count, 2)
-    number = (kinds * torch.tensor([len(COLOURS) * len(SHAPES), len(SHAPES), 1])).sum(-1)  # of each shape's kind
+    number = (kinds * torch.tensor([len(COLOURS) * len(SHAPES), len(SHAPES), 1])).sum(-1)  # of each shape's combination
     kept_out = (7 * number[:, 0] + number[:, 1]) % 10 == 0
     kinds = kinds[kept_out == new][:count]
     upright = torch.rand(count) < 0.5  # one above the other, or side by side
@@ -116,7 +114,7 @@ def to_numbers(captions: list[str]) -> tuple[Tensor, Tensor]:
 
 
 class Namer(nn.Module):
-    """Names the colour and shape of a single shape. ``body`` is what stays when the last layers are taken off."""
+    """Names the colour and shape of a single shape. ``body``: without the last layers."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -147,7 +145,7 @@ class Captioner(nn.Module):
 
     @torch.inference_mode()
     def write(self, features: Tensor, longest: int = 30) -> list[str]:
-        """The likeliest word at each step, until the last caption of the batch has ended."""
+        """Greedy decoding, until the last caption of the batch has ended."""
         count = len(features)
         word = torch.full((count,), NUMBER[START], device=features.device)
         ended, states, written = torch.zeros_like(word, dtype=torch.bool), None, []
@@ -206,7 +204,7 @@ def trainer(model: nn.Module, loss_of_batch, steps: int, lr: float = 1e-2):
 
 
 def naming_loss(args, model: nn.Module, batch: int):
-    """For the Namer, and for the Reader, which is asked after every patch."""
+    """For the Namer, and for the Reader, which answers after every patch."""
     pictures, names = (tensor.to(args.device) for tensor in single(batch))
     logits = model(pictures)
     return nn.functional.cross_entropy(logits.flatten(0, -2), names.expand(logits.shape[:-1]).flatten())

@@ -1,13 +1,13 @@
 """A language model of characters that reads Python and writes it:  python examples/char_lm.py
 
 Shows: "hello" first, the smallest such model (after h, e, l, l come e, l, l, o); then the source files of Python's
-standard library, which are always at hand. Characters enter as integers, which the layer looks up (no one-hot rows, no
-embedding). Training is truncated backpropagation through time with states carried over (``fused_rnn.tbptt``), on many
-streams of files side by side, reset where a file begins (``reset_mask``). Half-way the model is saved, and training
-resumes from the file, as it does with ``--resume``. Text is drawn one step a call, at several temperatures.
+standard library, which are always available. Characters enter as integers, which the layer looks up (no one-hot rows,
+no embedding). Training is truncated backpropagation through time with states carried over (``fused_rnn.tbptt``), on
+many streams of files side by side, reset where a file begins (``reset_mask``). Half-way the model is saved, and
+training resumes from the file, as it does with ``--resume``. Text is sampled one step a call, at several temperatures.
 
-Promises: on files that it was not trained on it needs fewer bits per character than the best of a family of n-gram
-models of the same training text.
+Checks that on held-out files it needs fewer bits per character than the best of several n-gram models of the same
+training text.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from torch import Tensor, nn
 
 import fused_rnn
 
-VOCABULARY = 128  # ASCII; what is not becomes 127
+VOCABULARY = 128  # ASCII; other characters become 127
 OTHER = 127
 CHUNK = 64  # characters between two updates of the weights, and how far gradients go back
 CHECKPOINT = Path(tempfile.gettempdir()) / "fused_rnn_examples" / "char_lm.pt"
 
 
 def hello() -> str:
-    """What a tiny network says after "hell" once it has learned to: "ello"."""
+    """The output of a tiny trained network for "hell": "ello"."""
     text = "hello"
     letters = sorted(set(text))
     ids = torch.tensor([letters.index(letter) for letter in text])
@@ -58,7 +58,7 @@ def library_files() -> tuple[list[Path], list[Path]]:
 
 
 def read(files: list[Path], limit: int) -> tuple[Tensor, Tensor]:
-    """The files' characters one after the other ``[N]``, at most ``limit``, and where a file begins, bool ``[N]``."""
+    """The files' concatenated characters ``[N]``, at most ``limit``, and where a file begins, bool ``[N]``."""
     texts = [torch.frombuffer(bytearray(file.read_bytes() or b"\n"), dtype=torch.uint8) for file in files]
     starts = torch.zeros(sum(map(len, texts)), dtype=torch.bool)
     starts[torch.tensor([0, *map(len, texts[:-1])]).cumsum(0)] = True
@@ -66,7 +66,7 @@ def read(files: list[Path], limit: int) -> tuple[Tensor, Tensor]:
 
 
 def chunks(text: Tensor, starts: Tensor, batch: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The text in ``batch`` streams side by side: ``(characters, those after them, starts)``, each ``[CHUNK, B]``."""
+    """The text in ``batch`` parallel streams: ``(characters, next characters, starts)``, each ``[CHUNK, B]``."""
     steps = (len(text) - 1) // (batch * CHUNK) * CHUNK
 
     def streams(of: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class CharLM(nn.Module):
         one_hot = nn.functional.one_hot(ids, VOCABULARY).to(self.head.weight.dtype)
         if reset_mask is None:
             return self.gru(one_hot, state)
-        # torch.nn: stop wherever a file begins in any row.
+        # torch.nn: a call up to each step where a file begins in any row.
         stops = [0, *(reset_mask.any(1).nonzero().flatten().tolist()), len(ids)]
         if state is None:
             state = one_hot.new_zeros(1, ids.shape[1], self.gru.hidden_size)
@@ -101,7 +101,7 @@ class CharLM(nn.Module):
         return torch.cat(outputs), state
 
     def forward(self, ids: Tensor, state: Tensor | None = None, reset_mask: Tensor | None = None):
-        """Scores of the next character ``[T, B, V]``, and the state to go on from."""
+        """Scores of the next character ``[T, B, V]``, and the state to continue from."""
         output, state = self.states(ids, state, reset_mask)
         return self.head(output), state
 
@@ -111,7 +111,7 @@ def nats(scores: Tensor, target: Tensor) -> Tensor:
 
 
 class Training:
-    """A model and all that its training needs to be stopped and to go on: saved and loaded as a whole."""
+    """A model and the whole state of its training, which can be saved and resumed."""
 
     def __init__(self, layers, hidden: int, updates: int, device: torch.device):
         self.hidden, self.updates, self.device = hidden, updates, device
@@ -122,7 +122,7 @@ class Training:
         self.curve: list[tuple[int, float]] = []  # (characters read, bits per character on the held-out files)
 
     def _rate(self, update: int) -> float:
-        """Up within the first 5% of all updates, then down along a cosine."""
+        """Linear warm-up over the first 5% of updates, then cosine decay."""
         done = update / self.updates
         return min(1.0, 20 * done + 0.01) / self.hidden * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
@@ -145,7 +145,7 @@ class Training:
         return training
 
     def run(self, until: int, parts: list, watched: list) -> None:
-        """Goes on to update number ``until``, over the chunks ``parts`` again and again."""
+        """Trains up to update number ``until``, cycling through the chunks ``parts``."""
         bar = recipe.progress(until - self.update, "training")
         ticks, every = iter(bar), max(1, self.updates // 20)
         while self.update < until:
@@ -167,16 +167,16 @@ class Training:
 
 @torch.no_grad()
 def bits_per_character(model: CharLM, parts: list) -> float:
-    """On chunks that follow one another, the states carried over."""
+    """On consecutive chunks, with states carried over."""
     losses = [chunk.loss for chunk in fused_rnn.tbptt(model, nats, parts, backward=None, show_progress=False)]
     return torch.stack(losses).mean().item() / math.log(2)
 
 
 class NGrams:
-    """What to compare with: the next character by the n - 1 before it, counted in ``text [N]``, n up to ``longest``.
+    """The baseline: n-gram models counted in ``text [N]``, n up to ``longest``.
 
-    Interpolated after Witten and Bell: where n - 1 characters were followed by many different ones, the distribution
-    after n - 2 characters has the more to say. Characters have 7 bits, so n of them are one number of 7 * n bits.
+    Witten-Bell interpolation: the more different characters followed a context, the more weight its next shorter
+    context has. Characters have 7 bits, so n of them are one number of 7 * n bits.
     """
 
     def __init__(self, text: Tensor, longest: int):
@@ -214,7 +214,7 @@ class NGrams:
 
 @torch.no_grad()
 def write(model: CharLM, beginning: str, length: int, temperatures: list[float]) -> list[str]:
-    """Text drawn from the model, one for each temperature: the lower, the more it keeps to what is likeliest."""
+    """Text sampled from the model, one for each temperature."""
     heat = torch.tensor(temperatures, device=model.head.weight.device).unsqueeze(-1)
     ids = torch.tensor([*beginning.encode()], device=heat.device).unsqueeze(-1).expand(-1, len(temperatures))
     scores, state = model(ids)
@@ -239,7 +239,7 @@ def draw(args: argparse.Namespace, curve: list, ngrams: list[float], texts: dict
             if value < 1.6 * min(ngrams):
                 best = value == min(ngrams)
                 bits.axhline(value, color=ORANGE if best else GREY, lw=1 if best else 0.6, ls=":")
-                place = millions[-1] * (0.09 + 0.13 * n)  # side by side, as some lines nearly meet
+                place = millions[-1] * (0.09 + 0.13 * n)  # spread out, as some lines nearly meet
                 style = {"color": ORANGE if best else GREY, "fontsize": 7, "ha": "right", "va": "bottom"}
                 bits.text(place, value, f"{n}-gram", **style)
         bits.set(xlabel="million characters read", ylim=(None, 1.65 * min(ngrams)))
@@ -255,7 +255,7 @@ def draw(args: argparse.Namespace, curve: list, ngrams: list[float], texts: dict
 
 
 def trained(args: argparse.Namespace, checkpoint: Path, resume: bool = False) -> tuple[Training, Tensor, list]:
-    """A model, saved half-way and at the end; the text ``[N]`` that it was trained on, and its chunks."""
+    """A trained model, saved half-way and at the end; its training text ``[N]``, and the chunks."""
     hidden, updates, batch, limit = (128, 2500, 8, 400_000) if args.quick else (320, 7000, 16, 2_000_000)
     text, starts = read(library_files()[0], limit)
     parts = chunks(text, starts, batch, args.device)

@@ -1,15 +1,15 @@
-"""Clipping the gradient's norm: what it saves, and why.
+"""Clipping the gradient's norm: what it prevents, and why.
 
     python examples/clipping.py                                          half a minute; writes figures/clipping.png
     python examples/clipping.py --quick                                  a few seconds, no figure
 
-A ReLU network counts the ones of a random sequence. Plain SGD without clipping is thrown out to NaN within a few steps;
-with ``clip_grad_norm_`` the same network learns from the same sequences.
+A ReLU network counts the ones of a random sequence. Plain SGD without clipping diverges to NaN within a few steps; with
+``clip_grad_norm_`` the same network learns from the same sequences.
 
-The figure shows why, on one unit that is to find the mean of its input: h_t = relu(w * h_(t-1) + u * x_t). Its loss is
-a valley with a wall: where w is above 1, h grows exponentially with time, and so does the gradient. A step taken on the
-wall goes as far as the gradient is large. Clipped, it goes a short way in the same direction. (After Pascanu, Mikolov
-and Bengio, "On the difficulty of training recurrent neural networks", 2013.)
+The figure shows why, on one unit that learns the mean of its input: h_t = relu(w * h_(t-1) + u * x_t). Its loss is a
+valley with a wall: where w is above 1, h grows exponentially with time, and so does the gradient. On the wall a step is
+as long as the gradient is large; clipped, it is short, in the same direction. (After Pascanu, Mikolov and Bengio, "On
+the difficulty of training recurrent neural networks", 2013.)
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Counter(nn.Module):
 
 
 def train(max_norm: float | None, updates: int, steps: int = 60, batch: int = 32, lr: float = 0.01) -> list[float]:
-    """The loss of each update, until one is not finite. Who always says the mean has a loss of 1."""
+    """The loss of each update, until one is not finite. Always predicting the mean has a loss of 1."""
     torch.manual_seed(0)
     model, losses = Counter(), []
     optimizer = torch.optim.SGD(model.parameters(), lr)
@@ -83,7 +83,7 @@ def loss_of(point: Tensor, x: Tensor) -> Tensor:
 
 
 def descend(max_norm: float | None, x: Tensor, updates: int = 150, lr: float = 0.1) -> Tensor:
-    """The places ``[updates + 1, 2]`` that gradient descent goes through."""
+    """The points ``[updates + 1, 2]`` of gradient descent."""
     point = torch.tensor([0.4, 0.3], dtype=DOUBLE, requires_grad=True)
     optimizer, path = torch.optim.SGD([point], lr), [point.detach().clone()]
     for _ in range(updates):

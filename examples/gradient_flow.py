@@ -3,9 +3,8 @@
     python examples/gradient_flow.py            T up to 2000, a minute; draws examples/figures/gradient_flow.svg
     python examples/gradient_flow.py --quick    T up to 50
 
-First the experiment of the textbooks, in numpy: a gradient of ones is multiplied by the same matrix again and again.
-Then real layers: what of a gradient of ones, put in at the last of T steps, reaches the first one? Needs matplotlib and
-tqdm.
+First the textbook experiment, in numpy: a gradient of ones is multiplied by the same matrix repeatedly. Then real
+layers: how much of a gradient of ones at the last of T steps reaches the first one? Needs matplotlib and tqdm.
 """
 
 import argparse
@@ -22,7 +21,7 @@ import fused_rnn
 
 FIGURE = Path(__file__).parent / "figures" / "gradient_flow.svg"
 INPUTS, BATCH = 8, 4
-LOWEST, HIGHEST = 1e-12, 1e10  # of what is drawn
+LOWEST, HIGHEST = 1e-12, 1e10  # limits of the plot
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
     print(f"\ndrawn: {args.figure}")
 
 
-# ---- the textbook's -------------------------------------------------------------------------------------------------
+# ---- the textbook --------------------------------------------------------------------------------------------------
 
 
 def textbook(scale: float, steps: int = 20, batch: int = 2, hidden: int = 3) -> tuple[list[float], float]:
@@ -65,14 +64,14 @@ def textbook(scale: float, steps: int = 20, batch: int = 2, hidden: int = 3) -> 
 
 
 def layers_and_theory(hidden: int) -> dict[str, tuple[nn.Module, float | None]]:
-    """Each layer, and the most by which a step back can stretch its gradient; of gated cells no weight tells it."""
+    """Each layer, and a bound of a gradient's growth in one step back; None for gated cells."""
     torch.manual_seed(0)
     make = {"dtype": torch.float64}
     tanh, relu = (fused_rnn.RNN(INPUTS, hidden, nonlinearity=name, **make) for name in ("tanh", "relu"))
     with torch.no_grad():
         nn.init.orthogonal_(tanh.weight_hh_l0, gain=0.99)
         relu.weight_hh_l0.copy_(1.01 * torch.eye(hidden))
-        relu.bias_ih_l0.fill_(0.5)  # keeps all units off the flat side, where gradients end
+        relu.bias_ih_l0.fill_(0.5)  # keeps all units off the flat side, where gradients vanish
     layers = {
         "tanh RNN, 0.99 orthogonal": (tanh, fused_rnn.spectrum(tanh).blocks[0].singular_values[0]),
         "ReLU RNN, 1.01 identity": (relu, fused_rnn.spectrum(relu).blocks[0].singular_values[0]),
@@ -81,7 +80,7 @@ def layers_and_theory(hidden: int) -> dict[str, tuple[nn.Module, float | None]]:
         lstm = fused_rnn.LSTM(INPUTS, hidden, **make)
         with torch.no_grad():
             for each in (lstm.bias_ih_l0, lstm.bias_hh_l0):
-                each[hidden : 2 * hidden] = bias / 2  # there are two, and the gate gets their sum
+                each[hidden : 2 * hidden] = bias / 2  # the gate gets the sum of both biases
         layers[f"LSTM, forget bias {bias:g}"] = lstm, None
     layers["GRU"] = fused_rnn.GRU(INPUTS, hidden, **make), None
     return layers
@@ -110,7 +109,7 @@ def draw(powers, layers, lengths, shares, path: Path) -> None:
         left.set_ylabel("norm of dh / N")
         left.xaxis.get_major_locator().set_params(integer=True)
         for i, (name, (_, factor)) in enumerate(layers.items()):
-            found = np.clip(shares[name], 1e-300, None)  # a line that leaves the picture, not one that ends
+            found = np.clip(shares[name], 1e-300, None)  # the line leaves the plot instead of ending
             right.plot(lengths, found, "o-", ms=3.5, lw=1.2, color=f"C{i}", label=name)
             if factor is not None:
                 fine = np.geomspace(lengths[0], lengths[-1], 200)
@@ -136,7 +135,7 @@ def draw(powers, layers, lengths, shares, path: Path) -> None:
         figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
-    if path.suffix == ".svg":  # matplotlib ends lines with blanks
+    if path.suffix == ".svg":  # matplotlib leaves trailing blanks
         path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
 
 

@@ -1,12 +1,12 @@
 """What single units of the character model keep track of:  python examples/hidden_units.py
 
 Shows: a page, ``hidden_units.html``, that colours the text of these recipes by one unit's activation, red below zero
-and blue above; and the search that found the units: which one's states go up and down most closely with being within
-quotes, within a comment, with the place in the line, the indentation, being within the body of an ``if``. Nobody told
-the model of any of these. The model is the one that ``char_lm.py`` left; where there is none it is trained first.
+and blue above; and the search that found the units: those whose states correlate most with being inside quotes, inside
+a comment, the column, the indentation, being in the body of an ``if``. The model was not trained on any of these. It is
+the one that ``char_lm.py`` saved; if there is none it is trained first.
 
-Promises: on held-out text, other than that which the unit was chosen by, the correlation of each of the five units
-beats what the same search arrives at with a shuffled target, one moved along the text so that its runs stay whole.
+Checks that on held-out text, other than that which the units were chosen on, each of the five correlations beats those
+of the same search for shuffled targets: targets shifted along the text, so that their runs stay intact.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import torch
 from char_lm import CHECKPOINT, VOCABULARY, CharLM, Training, library_files, read, trained
 from torch import Tensor
 
-LEVELS = 8  # of colour, on either side of white
+LEVELS = 8  # of colour, on each side of white
 
 
 def tracked(source: str) -> dict[str, Tensor]:
-    """What units may keep track of in a Python file, as it is after each character: ``[N]`` numbers each."""
+    """What units may keep track of in a Python file: a number after each character, ``[N]`` each."""
     lines = list(io.StringIO(source))
-    begins = torch.tensor([0, *map(len, lines)]).cumsum(0).tolist()  # of each line, and the end
+    begins = torch.tensor([0, *map(len, lines)]).cumsum(0).tolist()  # of the lines, and the end of the file
 
     def marked(spans: list[tuple[int, int]]) -> Tensor:
         marks = torch.zeros(len(source))
@@ -48,7 +48,7 @@ def tracked(source: str) -> dict[str, Tensor]:
         elif kind == "FSTRING_END":
             first = opened.pop()
         if kind in ("STRING", "FSTRING_END"):
-            quotes.append((first, last - 1))  # at the closing quote the string is over
+            quotes.append((first, last - 1))  # the string ends at the closing quote
         elif kind == "COMMENT":
             comments.append((first, last))
     bodies = [node.body for node in ast.walk(ast.parse(source)) if isinstance(node, ast.If)]
@@ -56,7 +56,7 @@ def tracked(source: str) -> dict[str, Tensor]:
     columns, indents = [], []
     for line in lines:
         body = line.removesuffix("\n")
-        column, back = torch.arange(1, len(body) + 1), torch.zeros(len(line) - len(body))  # a new line begins at 0
+        column, back = torch.arange(1, len(body) + 1), torch.zeros(len(line) - len(body))  # a new line starts at 0
         columns += column.clamp(max=80), back
         indents += column.clamp(max=len(body) - len(body.lstrip(" "))), back
     return {
@@ -73,16 +73,16 @@ class Recording(NamedTuple):
     states: Tensor
     """After each character ``[N, H]``."""
     targets: dict[str, Tensor]
-    """As :func:`tracked` says, ``[N]`` each."""
+    """From :func:`tracked`, ``[N]`` each."""
 
 
 @torch.no_grad()
 def record(model: CharLM, files: Iterable[Path], limit: int, device: torch.device) -> Recording:
-    """Reads files, each from its beginning, about ``limit`` characters of all."""
+    """Reads files, each from its beginning, up to about ``limit`` characters in total."""
     texts, states, targets = [], [], []
     for file in files:
         ids, _ = read([file], limit)
-        # What is not ASCII is a letter here, for Python's own parser.
+        # Other characters than ASCII become letters, for Python's parser.
         text = "".join("x" if i == VOCABULARY - 1 else chr(i) for i in ids.tolist())
         text = text.replace("\r", " ").replace("\f", " ")
         try:
@@ -99,7 +99,7 @@ def record(model: CharLM, files: Iterable[Path], limit: int, device: torch.devic
 
 
 def standard(columns: Tensor) -> Tensor:
-    """Columns ``[N, K]`` about zero and of length one: products of them are correlations."""
+    """Columns ``[N, K]`` with zero mean and unit norm: their products are correlations."""
     columns = columns - columns.mean(0)
     return columns / columns.norm(dim=0).clamp(min=1e-9)
 
@@ -111,9 +111,9 @@ class Found(NamedTuple):
 
 
 def search(recording: Recording, shuffles: int = 20) -> dict[str, Found]:
-    """The unit for each target, chosen by the first half of the text, and its correlation on the second half.
+    """The unit for each target, chosen on the first half of the text, and its correlation on the second half.
 
-    ``shuffled`` is the greatest that such a search arrives at with the target moved along by random distances.
+    ``shuffled`` is the largest correlation that this search finds for targets shifted by random distances.
     """
     half = len(recording.text) // 2
     choosing, judging = (standard(states) for states in (recording.states[:half], recording.states[half:]))
@@ -131,7 +131,7 @@ COLORS = ("#d3302f", "#1f5fbf")  # below zero, above
 
 
 def coloured(text: str, activations: Tensor) -> str:
-    """The text as HTML, each character before the colour of its activation, from -1 to 1."""
+    """The text as HTML, with activations, from -1 to 1, as background colours."""
     levels = (activations * LEVELS).round().int().tolist()
     pieces, start = [], 0
     for end in range(1, len(text) + 1):
@@ -143,15 +143,15 @@ def coloured(text: str, activations: Tensor) -> str:
 
 
 def telling_part(text: str, target: Tensor, length: int) -> slice:
-    """Where, from the beginning of a line on, the target varies most."""
+    """The part, from the beginning of a line, where the target varies most."""
     begins = [0] + [i + 1 for i, character in enumerate(text[:-length]) if character == "\n"]
     start = max(begins, key=lambda i: target[i : i + length].var().item())
     return slice(start, start + length)
 
 
-def page(shown: Recording, found: dict[str, Found], length: int = 900) -> str:
-    """The search's result as a table, then for each target a part of a text, coloured."""
-    text, states, targets = shown
+def page(recording: Recording, found: dict[str, Found], length: int = 900) -> str:
+    """The search's results as a table, then for each target a coloured part of the text."""
+    text, states, targets = recording
     shades = [
         f".{kind}{level} {{ background: {color}{255 * level // LEVELS:02x}; }}"
         for kind, color in zip("np", COLORS, strict=True)
@@ -192,7 +192,7 @@ each character:
 
 
 def model_of(args: argparse.Namespace) -> CharLM:
-    """The model that char_lm.py left; trained now where there is none."""
+    """The model that char_lm.py saved; trained now if there is none."""
     checkpoint = args.out / CHECKPOINT.name if args.quick else CHECKPOINT
     if not checkpoint.exists():
         return trained(args, checkpoint)[0].model
@@ -204,12 +204,12 @@ def main() -> None:
     args = recipe.arguments(__doc__)
     model = model_of(args)
     with recipe.timed("reading held-out files"):
-        # A small model's units follow less closely: it takes more text to tell that from chance.
+        # A small model's correlations are weaker: it takes more text to tell them from chance.
         recording = record(model, library_files()[1], 600_000 if args.quick else 300_000, args.device)
-    shown = record(model, sorted(Path(__file__).parent.glob("*.py")), 100_000, args.device)
+    displayed = record(model, sorted(Path(__file__).parent.glob("*.py")), 100_000, args.device)
     found = search(recording)
     path = args.out / "hidden_units.html"
-    path.write_text(page(shown, found), encoding="utf-8")
+    path.write_text(page(displayed, found), encoding="utf-8")
     print(f"page: {path}")
     for name, (unit, correlation, shuffled) in found.items():
         print(f"  {name}: unit {unit}, correlation {correlation:+.3f}; with shuffled targets at most {shuffled:.3f}")

@@ -1,6 +1,6 @@
 """The adding problem with Lightning: python examples/lightning_module.py
 
-The layers are modules like any other. Set ``devices`` for more processes; a batch is then that of each.
+The layers are ordinary modules. Set ``devices`` for more processes; the batch size is then that of each.
 """
 
 import argparse

@@ -1,15 +1,15 @@
 """How far back recurrent networks remember, and what: python examples/long_memory.py
 
-Three tasks, and side by side a tanh RNN, a ReLU RNN, a GRU and an LSTM of the same size, each begun as is good for it:
+Three tasks for a tanh RNN, a ReLU RNN, a GRU and an LSTM of the same size, each with a suitable initialisation:
 
-- recall: the first step shows one of eight symbols, then there is noise, and at the end the symbol is asked for;
-- adding: each step shows a number, two steps are marked, and at the end their numbers' sum is asked for;
-- agreement: at each verb of a sentence, is its subject one or many? "The writer of the books is": the word that counts
-  is the syntactically recent one (writer), not the sequentially recent one (books). In training both mostly have the
-  same number, so that the wrong rule pays almost as well. Tested are only sentences where it never does.
+- recall: the first step shows one of eight symbols, noise follows, and at the end the symbol is asked for;
+- adding: each step has a number, two steps are marked, and at the end the sum of their numbers is asked for;
+- agreement: is the subject of each verb singular or plural? In "The writer of the books is" the syntactically recent
+  noun counts (writer), not the sequentially recent one (books). In training both mostly have the same number, so that
+  the wrong rule is almost as good; the test has only sentences where it is always wrong.
 
-Recall and adding are trained on sequences that grow longer, and tested at each length. Shown: what is right, against
-the distance, and below it how much of a gradient arrives that far back.
+Recall and adding are trained on sequences that grow longer, and tested at each length. The figure has accuracy against
+distance, and below it how much of a gradient arrives that far back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Size(NamedTuple):
 
 
 def layer_of(cell: str, layers, inputs: int, hidden: int, longest: int) -> nn.RNNBase:
-    """The layer ``cell``, begun so that it can remember ``longest`` steps."""
+    """The layer ``cell``, initialised to remember ``longest`` steps."""
     if cell == "tanh RNN":
         return init.orthogonal_(layers.RNN(inputs, hidden))
     if cell == "ReLU RNN":
@@ -85,7 +85,7 @@ class Recall:
 
 class Adding:
     inputs, answers = 2, 1
-    title, guessing = "adding (off by less than 0.1)", 0.19  # who always says 1 is that close so often
+    title, guessing = "adding (off by less than 0.1)", 0.19  # always answering 1 is that close this often
 
     @staticmethod
     def batch(steps: int, rows: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ def train(what: str, steps: int, step) -> None:
 
 
 def rate(cell: str) -> float:
-    """Adam's. At what suits the others the tanh RNN learns nothing."""
+    """Adam's learning rate. The tanh RNN learns nothing at that of the others."""
     return 1e-3 if cell == "tanh RNN" else 1e-2
 
 
@@ -139,7 +139,7 @@ def distance_trainer(args, layers, task, cell: str, size: Size):
     model = Last(layer_of(cell, layers, task.inputs, size.hidden, size.longest), task.answers).to(args.device)
 
     def loss_of_step(i: int) -> Tensor:
-        """On as many short sequences as long ones, up to a limit that grows during most of the training."""
+        """On sequences of log-uniformly random lengths, up to a limit that grows during most of the training."""
         limit = size.longest * min(1.0, (2 * SHORTEST / size.longest) ** (1 - i / (0.8 * size.steps)))
         length = round(SHORTEST * (limit / SHORTEST) ** random.random())
         x, target = task.batch(length, ROWS)
@@ -149,7 +149,7 @@ def distance_trainer(args, layers, task, cell: str, size: Size):
 
 
 def at_longest(args, layers, size: Size):
-    """A step of the LSTM's training on the longest sequences, for the comparison of libraries."""
+    """A training step of the LSTM on the longest sequences, to compare libraries."""
     model = Last(layer_of("LSTM", layers, Recall.inputs, size.hidden, size.longest), Recall.answers).to(args.device)
     x, symbol = (tensor.to(args.device) for tensor in Recall.batch(size.longest, ROWS))
     step = trainer(model, lambda _: Recall.loss(model(x), symbol), 1000, rate("LSTM"))
@@ -177,11 +177,11 @@ BETWEEN = ["of", "near", "behind", "with"]
 WORDS = ["the", "that", *BETWEEN, *NOUNS[0], *NOUNS[1], *VERBS[0], *VERBS[1]]
 NUMBER = {word: i for i, word in enumerate(WORDS)}
 NOT_ASKED = -100
-Sentence = list[tuple[str, int]]  # its words, and behind each whether the next one, a verb, is of one (0) or many (1)
+Sentence = list[tuple[str, int]]  # words, each with whether the next one, a verb, is singular (0) or plural (1)
 
 
 def subject(number: int, alike: float, phrases: int, depth: int) -> Sentence:
-    """What stands before a verb. Each noun in it has its subject's number with probability ``alike``."""
+    """The words before a verb. Each noun in them has its subject's number with probability ``alike``."""
 
     def other() -> int:
         return number if random.random() < alike else 1 - number
@@ -202,7 +202,7 @@ def random_subject() -> Sentence:
 
 
 def by_last_noun(sentences: list[Sentence]) -> float:
-    """How often the wrong rule is right: the verb goes by the noun that was read last."""
+    """Accuracy of the wrong rule, that the verb agrees with the last noun."""
     right, asked = 0, 0
     for sentence in sentences:
         last = 0
@@ -222,7 +222,7 @@ def to_tensors(sentences: list[Sentence]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Agreement(nn.Module):
-    """After each word: is the verb that may follow of one or of many?"""
+    """Predicts after each word whether a verb that follows is singular or plural."""
 
     def __init__(self, layer: nn.RNNBase):
         super().__init__()
@@ -247,7 +247,7 @@ def agreement_trainer(args, layers, cell: str, size: Size, sentences: list[Sente
 
 
 def opposed(phrases: int, depth: int, count: int = 500) -> tuple[Tensor, Tensor, Tensor]:
-    """Sentences in which no noun has the number of the subject it belongs to; asked for is the last verb's alone."""
+    """Sentences in which no noun has the number of its subject; only the last verb is tested."""
     sentences = []
     for _ in range(count):
         sentence = subject(random.randint(0, 1), 0.0, phrases, depth)
@@ -267,7 +267,7 @@ def right_opposed(args, model: Agreement, phrases: int, depth: int) -> float:
 
 
 def arriving(model: nn.Module, *inputs: Tensor) -> list[float]:
-    """Of the gradient of the last step's state: how much of its norm is left, by steps back."""
+    """The gradient's norm by steps back, relative to that at the last step's state."""
     model = fused_rnn.swap(copy.deepcopy(model))
     with fused_rnn.gradient_flow(model) as flow:
         model(*inputs).sum().backward()

@@ -1,9 +1,9 @@
 """The adding problem with differential privacy, by Opacus: python examples/opacus_dp_sgd.py
 
-Opacus clips the gradient of each row, so it needs one for each. ``vmap(grad)`` computes them all in one kernel call
+Opacus clips the gradient of each row, so it needs per-row gradients. ``vmap(grad)`` computes them in one kernel call
 forward and one backward; Opacus' own DPLSTM loops over the steps in Python. ``grad_sample_mode="no_op"`` tells Opacus
-that we bring them. Its hooks would miss what passes through ``lengths`` and ``h_n``: of a layer they see only the
-positional arguments and the first result.
+that we supply them. Its hooks would miss ``lengths`` and ``h_n``, as they see only a layer's positional arguments and
+its first result.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""What the recipes share: their arguments, a progress bar, the comparison with torch.nn, checks of quality, pictures.
+"""Shared by the recipes: arguments, a progress bar, the comparison with torch.nn, checks of quality, figures.
 
 A recipe builds its model from the layers of ``args.layers``, which is ``fused_rnn`` or, with ``--torch-nn``,
-``torch.nn``: whatever both know stays the same code, and :func:`ragged` does what torch.nn has no argument for.
+``torch.nn``: the code is the same for both, and :func:`ragged` does what torch.nn has no argument for.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import fused_rnn
 
 FIGURES = Path(__file__).parent / "figures"
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # colours that the colour-blind can tell apart
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # safe for the colour-blind
 STYLE = {
     "font.size": 9,
     "font.family": "sans-serif",
-    "svg.fonttype": "none",  # text stays text: small files, and they can be searched
-    "svg.hashsalt": "examples",  # the same data give the same file
+    "svg.fonttype": "none",  # keep text as text: small, searchable files
+    "svg.hashsalt": "examples",  # reproducible files
     "axes.spines.top": False,
     "axes.spines.right": False,
     "savefig.dpi": 110,
@@ -37,9 +37,9 @@ STYLE = {
 
 
 def arguments(doc: str, options: Mapping[str, dict] | None = None) -> argparse.Namespace:
-    """Reads the command line and seeds torch. ``options``: a recipe's own, {"--name": what add_argument takes}.
+    """Reads the command line and seeds torch. ``options``: a recipe's own, {"--name": keywords of add_argument}.
 
-    Beside what was given, the result has ``layers``: the library that the recurrent layers are to come from.
+    The result also has ``layers``, the library that the recurrent layers come from.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -55,7 +55,7 @@ def arguments(doc: str, options: Mapping[str, dict] | None = None) -> argparse.N
         add(name, **option)
     args = parser.parse_args()
     args.layers = torch.nn if args.torch_nn else fused_rnn
-    if args.out is None:  # what is not the full recipe must not replace the pictures that are shown
+    if args.out is None:  # only the full recipe may replace the published figures
         args.out = Path(tempfile.gettempdir()) / "fused_rnn_examples" if args.quick or args.torch_nn else FIGURES
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
@@ -63,7 +63,7 @@ def arguments(doc: str, options: Mapping[str, dict] | None = None) -> argparse.N
 
 
 def need(library: str) -> ModuleType:
-    """The imported library, one of the optional ones."""
+    """Imports an optional library."""
     try:
         return importlib.import_module(library)
     except ImportError as error:
@@ -76,7 +76,7 @@ def progress(steps: int, what: str):
 
 
 def ragged(layer: nn.RNNBase, x: Tensor, lengths: Tensor, hx=None):
-    """``(output, states)`` of rows that end after ``lengths [B]`` steps, zeros behind: the same from both libraries."""
+    """``(output, states)`` of rows of ``lengths [B]`` steps, zero-padded: the same from both libraries."""
     if isinstance(layer, (fused_rnn.LSTM, fused_rnn.GRU, fused_rnn.RNN)):
         return layer(x, hx, lengths=lengths)
     packed = pack_padded_sequence(x, lengths.cpu(), layer.batch_first, enforce_sorted=False)
@@ -86,7 +86,7 @@ def ragged(layer: nn.RNNBase, x: Tensor, lengths: Tensor, hx=None):
 
 
 def plain_step(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], None]:
-    """A step of training with Adam, for :func:`compare`."""
+    """A training step with Adam, for :func:`compare`."""
     optimizer = torch.optim.Adam(model.parameters())
 
     def step() -> None:
@@ -103,10 +103,10 @@ def compare(
     rounds: int = 15,
     what: str = "a step of training",
 ) -> None:
-    """With ``--torch-nn``: times training steps with each library, in turns, and prints how they compare.
+    """With ``--torch-nn``: times training steps with each library in turn, and prints the comparison.
 
-    ``training(layers)`` builds a model of the recipe's full kind from that library, and returns one step of its
-    training as a function without arguments, data included; or a call of something else, and ``what`` that is.
+    ``training(layers)`` builds the recipe's model from that library, and returns one training step, data included, as
+    a function without arguments; or another call, which ``what`` names.
     """
     if not args.torch_nn:
         return
@@ -143,7 +143,7 @@ def timed(what: str) -> Iterator[None]:
 
 
 def check(what: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
-    """Prints a number that the recipe promises something about, and ends the program where it fails the promise."""
+    """Prints a result of the recipe, and exits with an error if it is out of bounds."""
     bounds = [
         f"{name} {bound:g}" for name, bound in (("at least", at_least), ("at most", at_most)) if bound is not None
     ]
@@ -155,9 +155,9 @@ def check(what: str, value: float, *, at_least: float | None = None, at_most: fl
 
 @contextmanager
 def picture(args: argparse.Namespace, name: str, width: float, height: float):
-    """An empty matplotlib Figure of ``width`` x ``height`` inches; after the block it is saved as ``args.out / name``.
+    """A matplotlib Figure of ``width`` x ``height`` inches; after the block it is saved as ``args.out / name``.
 
-    The name's ending, .svg or .png, says how.
+    The name's suffix, .svg or .png, is the format.
     """
     matplotlib, figures = need("matplotlib"), need("matplotlib.figure")
     with matplotlib.rc_context(STYLE):
@@ -166,7 +166,7 @@ def picture(args: argparse.Namespace, name: str, width: float, height: float):
         path = args.out / name
         if path.suffix == ".svg":
             figure.savefig(path, metadata={"Date": None})
-            # matplotlib ends lines with blanks, which linters refuse.
+            # matplotlib leaves trailing blanks, which linters reject.
             path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
         else:
             figure.savefig(path)

@@ -1,4 +1,4 @@
-"""Words whose sense is decided by what follows, which takes both directions:  python examples/sentiment_bi.py
+"""Words whose sense depends on what follows, for which both directions are needed:  python examples/sentiment_bi.py
 
     "the plot was terribly , as my sister put it , exciting"    terribly praises here
     "the plot was terribly , as my sister put it , dull"        and blames there
@@ -6,11 +6,11 @@
 Shows: a bidirectional LSTM over reviews of different lengths. Many-to-many: each word's sense (praise, blame, neither)
 from its contextual representation, the two directions' states at that word. Many-to-one: the review's verdict, from the
 two directions' final states, and from the states' mean over the review. Three models are trained: one reads forward,
-one backward, one both ways. The first cannot know what "terribly" is about to mean, and the second cannot know that a
-"not" stands before "exciting". The reviews of the test consist of pairs of words that never met in training.
+one backward, one both ways. The first cannot know what "terribly" is going to mean, and the second cannot know that
+there is a "not" before "exciting". The test reviews consist of pairs of words that are not in the training data.
 
-Promises: on words decided by what follows the forward reader gets at most 60%, on words turned by what stands before
-the backward reader does, and the reader of both at least 95% on each.
+Checks that the forward reader gets at most 60% of the words that depend on what follows, the backward reader at most
+60% of those that depend on what precedes, and the reader of both at least 95% of each.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ IDS = {word: i for i, word in enumerate(WORDS)}
 BAD, NEITHER, GOOD = range(3)
 KINDS = ("neutral words", "adjectives", "turned by what\nstands before", "decided by\nwhat follows")
 NEUTRAL, PLAIN, LEFT, RIGHT = range(len(KINDS))
-READERS = {"forward": slice(0, 1), "backward": slice(1, 2), "both": slice(0, 2)}  # the directions that each may use
+READERS = {"forward": slice(0, 1), "backward": slice(1, 2), "both": slice(0, 2)}  # the directions that each uses
 
 
 def clause(source: random.Random, held_out: bool) -> tuple[list[tuple[str, int, int]], int]:
@@ -70,7 +70,7 @@ def clause(source: random.Random, held_out: bool) -> tuple[list[tuple[str, int, 
 
 
 def review(source: random.Random, held_out: bool) -> tuple[list[tuple[str, int, int]], int]:
-    """Three or five clauses, and what most of them say: 1 praise, 0 blame."""
+    """Three or five clauses, and the sense of most of them: 1 praise, 0 blame."""
     words, praised, count = [], 0, source.choice((3, 5))
     for k in range(count):
         more, sense = clause(source, held_out)
@@ -80,7 +80,7 @@ def review(source: random.Random, held_out: bool) -> tuple[list[tuple[str, int, 
 
 
 def make_batch(size: int, source: random.Random, device: torch.device, held_out: bool = False) -> tuple[Tensor, ...]:
-    """Word ids ``[T, B]``, lengths ``[B]``, senses and kinds ``[T, B]`` (-1 behind a row's end), verdicts ``[B]``."""
+    """Word ids ``[T, B]``, lengths ``[B]``, senses and kinds ``[T, B]`` (-1 as padding), verdicts ``[B]``."""
     reviews = [review(source, held_out) for _ in range(size)]
 
     def padded(rows: list[list[int]], padding: int) -> Tensor:
@@ -96,13 +96,13 @@ def make_batch(size: int, source: random.Random, device: torch.device, held_out:
 
 
 class Reader(nn.Module):
-    """Reads both ways; ``directions`` says which of the two the answers may come from."""
+    """Reads both ways; the answers come from ``directions``."""
 
     def __init__(self, layers, directions: slice = READERS["both"], hidden: int = 64, embedding: int = 32):
         super().__init__()
         self.directions, self.hidden = directions, hidden
         self.embedding = nn.Embedding(len(WORDS), embedding)
-        self.dropout = nn.Dropout(0.2)  # without it, pairs of words are learned by heart
+        self.dropout = nn.Dropout(0.2)  # otherwise it memorises pairs of words
         self.lstm = layers.LSTM(embedding, hidden, bidirectional=True)
         width = hidden * (directions.stop - directions.start)
         self.sense = nn.Linear(width, 3)
@@ -113,8 +113,8 @@ class Reader(nn.Module):
         """Scores of each word's sense ``[T, B, 3]``, of the verdict from final and from pooled states ``[B, 2]``."""
         output, (h_n, _) = recipe.ragged(self.lstm, self.dropout(self.embedding(ids)), lengths)
         states = output.unflatten(-1, (2, self.hidden))[..., self.directions, :].flatten(-2)  # [T, B, 1 or 2 * H]
-        final = h_n[self.directions].transpose(0, 1).flatten(1)  # each direction's last state, at the row's own end
-        mean = states.sum(0) / lengths.unsqueeze(-1)  # behind a row's end the states are zero
+        final = h_n[self.directions].transpose(0, 1).flatten(1)  # each direction's last state, at the end of each row
+        mean = states.sum(0) / lengths.unsqueeze(-1)  # states of padding are zero
         return self.sense(states), self.verdict_of_final(final), self.verdict_of_mean(mean)
 
 
@@ -141,7 +141,7 @@ def train(model: Reader, name: str, steps: int, batch: int, args) -> None:
 
 @torch.no_grad()
 def accuracies(model: Reader, batch: tuple[Tensor, ...]) -> tuple[list[float], list[float]]:
-    """Percent right: of the words of each kind, and of the verdicts from final and from pooled states."""
+    """Accuracies in percent: of the words of each kind, and of the verdicts from final and from pooled states."""
     ids, lengths, senses, kinds, verdicts = batch
     words, *reviews = model(ids, lengths)
     right = (words.argmax(-1) == senses).float()

@@ -2,13 +2,13 @@
 
     "wednesday, the 4th of march 1987"  ->  "4 march 1987"          "iii/4 87"  ->  "4 march 1987"
 
-Shows: sequence to sequence, two GRUs with parameters of their own. The encoder reads rows of different lengths
-(``lengths``, nothing sorted or packed), in both directions; its final states are the context. The context becomes the
-decoder's initial state by a feed-forward layer, and enters the decoder again at every step. Training forces the right
-previous character on the decoder; afterwards it reads what it wrote itself, one step a call, greedily or by beam
-search. Whether 03/04/1987 is in March or in April cannot be known: both readings are trained, and the beam holds both.
+Shows: sequence to sequence with two GRUs. The encoder reads rows of different lengths (``lengths``, neither sorted nor
+packed), in both directions; its final states are the context. A feed-forward layer turns it into the decoder's initial
+state, and it also enters the decoder at every step. Training uses teacher forcing; afterwards the decoder reads its own
+output, one step a call, greedily or by beam search. Whether 03/04/1987 is in March or in April cannot be known: both
+readings are trained, and the beam holds both.
 
-Promises: 95% of dates that were not trained on are written exactly, by greedy decoding and by beam search.
+Checks that 95% of held-out dates are written exactly, by greedy decoding and by beam search.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def ordinal(n: int) -> str:
 
 
 def written(day: date) -> str:
-    """What the decoder is to write."""
+    """The decoder's target."""
     return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
 
 
@@ -61,7 +61,7 @@ LONGEST = len("30 september 2049") + 1  # with END
 
 
 def random_dates(count: int, seen: bool, source: random.Random) -> list[date]:
-    """From 1950 to 2049, so that two digits of a year tell the rest. Every tenth day is never trained on."""
+    """From 1950 to 2049, so that two digits determine the year. Every tenth day is held out of training."""
     first, days = date(1950, 1, 1), []
     while len(days) < count:
         day = first + timedelta(source.randrange(36525))
@@ -71,7 +71,7 @@ def random_dates(count: int, seen: bool, source: random.Random) -> list[date]:
 
 
 def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Token ids ``[T, B]``, PAD behind each text's end, and the texts' lengths ``[B]``."""
+    """Token ids ``[T, B]``, padded with PAD, and the texts' lengths ``[B]``."""
     rows = [torch.tensor([TOKENS[character] for character in text]) for text in texts]
     return nn.utils.rnn.pad_sequence(rows, padding_value=PAD), torch.tensor([len(row) for row in rows])
 
@@ -172,14 +172,14 @@ def training_batch(size: int, source: random.Random, device: torch.device) -> tu
 
 
 def share_exact(model: Translator, days: list[date], notation, device: torch.device, width: int = 0) -> float:
-    """How many of the days are written exactly: greedily, or with a beam of ``width``."""
+    """The share of days written exactly, greedily or with a beam of ``width``."""
     source, lengths, _ = make_batch(days, [notation] * len(days), device)
     tokens = model.beam_search(source, lengths, width)[0][:, 0] if width else model.greedy(source, lengths).T
     return sum(decode(row) == written(day) for row, day in zip(tokens, days, strict=True)) / len(days)
 
 
 def train(model: Translator, args: argparse.Namespace, steps: int, batch: int) -> list[tuple[int, list[float]]]:
-    """Returns what share of unseen dates, in percent, is written exactly after so many steps, for each notation."""
+    """Returns (step, percent of unseen dates written exactly, for each notation) along the training."""
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     source, curve = random.Random(args.seed), []
@@ -199,7 +199,7 @@ def train(model: Translator, args: argparse.Namespace, steps: int, batch: int) -
 
 
 def both_readings(model: Translator, device: torch.device, width: int) -> float:
-    """Of unseen dates written like 03/04/1987: how often are the two best of the beam the two readings?"""
+    """How often the best two of the beam are the two readings, for unseen dates written like 03/04/1987."""
     days = [d for d in random_dates(500, False, random.Random(3)) if d.day <= 12 and d.day != d.month]
     source, lengths, _ = make_batch(days, [DAY_FIRST] * len(days), device)
     tokens, _ = model.beam_search(source, lengths, width)

@@ -1,13 +1,13 @@
 """Serving many streams at once, one reading at a time: python examples/streaming.py
 
-Each stream is a heart whose period is its own; an LSTM says at each beat whether it came too early, which only who
-remembers this stream's earlier beats can know. The server has a fixed number of slots. Streams start and end at
-different times, and one that starts takes over a slot in which another one's state still lies: ``reset_mask`` cuts it
-off, in training (streams one behind the other in each row, nothing padded) and in serving (one step a call) alike.
+Each stream is a heart with its own period; an LSTM decides at each beat whether it came too early, for which it must
+remember the stream's earlier beats. The server has a fixed number of slots. Streams start and end at different times,
+and a new one takes over a slot that still holds another one's state: ``reset_mask`` clears it, in training (streams
+concatenated in each row, without padding) as in serving (one step a call).
 
-Shown: that each stream gets the answers that it would get alone, in one call over its whole length; what a server
-without the resets would answer; how long a step takes, by percentiles, with this library, frozen and not, with
-torch.nn and, where it is installed, with ONNX Runtime.
+Shows that each stream gets the same answers as alone, in one call over its whole length; what a server without resets
+would answer; and the latency of a step, in percentiles, of this library, frozen or not, of torch.nn and, if installed,
+of ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import fused_rnn
 
-KNOWN_FROM = 3  # the first beats of a stream say what its period is: none of them is early, and none is asked for
+KNOWN_FROM = 3  # the first beats of a stream tell its period: none is early, and none is scored
 LATER, SOON = range(KNOWN_FROM, 1000), range(KNOWN_FROM, KNOWN_FROM + 3)
 PERCENTILES = [50, 90, 99, 99.9]
 Engine = Callable[[Tensor, Tensor], Tensor]  # (readings [1, B, 1], first [1, B]) to logits [1, B, 1], the states inside
@@ -39,14 +39,14 @@ Engine = Callable[[Tensor, Tensor], Tensor]  # (readings [1, B, 1], first [1, B]
 
 @dataclass
 class Traffic:
-    """What passes through B slots in T steps. Between two streams a slot is idle; what is answered there is ignored."""
+    """The streams in B slots over T steps. Between two streams a slot is idle, and its answers are ignored."""
 
     readings: Tensor  # [T, B, 1]
     first: Tensor  # [T, B] bool: a stream's first reading
     beat: Tensor  # [T, B] bool: a beat
-    before: Tensor  # [T, B] how many beats of this stream there were before this reading
+    before: Tensor  # [T, B] the number of beats of this stream before this reading
     soon: Tensor  # [T, B] bool: a beat at this reading would be early
-    streams: list[tuple[int, slice]]  # slot, steps: the streams that end within these steps
+    streams: list[tuple[int, slice]]  # (slot, steps) of each stream that ends within T
 
     def asked(self, beats: range) -> Tensor:
         """``[T, B]`` bool: the beats with these numbers in their streams, counted from 0."""
@@ -58,7 +58,7 @@ def traffic(steps: int, slots: int) -> Traffic:
     before = torch.zeros(steps, slots, dtype=torch.long)
     streams = []
     for slot in range(slots):
-        now = int(torch.randint(0, 100, ()))  # no two slots keep step
+        now = int(torch.randint(0, 100, ()))  # slots are not in phase
         while now < steps:
             columns = heart()
             end = now + len(columns[0])
@@ -104,7 +104,7 @@ class Watch(nn.Module):
 
 
 def step_by_step(lstm: nn.LSTM, x: Tensor, states, first: Tensor):
-    """What ``reset_mask`` does, for torch.nn: a call for each step, so that states can be cleared between them."""
+    """``reset_mask`` for torch.nn: a call for each step, to clear states in between."""
     outputs = []
     for x_t, first_t in zip(x, first, strict=True):
         if states is not None:
@@ -116,7 +116,7 @@ def step_by_step(lstm: nn.LSTM, x: Tensor, states, first: Tensor):
 
 
 def trainer(args, layers, steps: int, hidden: int, slots: int = 64, window: int = 100):
-    """A model, and one step of its training: the next ``window`` readings of all slots, the states carried on."""
+    """A model, and a training step: the next ``window`` readings of all slots, with states carried over."""
     model = Watch(layers, hidden).to(args.device)
     optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps + 1)
@@ -144,17 +144,17 @@ def trainer(args, layers, steps: int, hidden: int, slots: int = 64, window: int 
 
 
 def f1(logits: Tensor, data: Traffic, beats: range) -> float:
-    """Of the alarms at those beats of each stream: the harmonic mean of precision and recall."""
+    """F1 score of the alarms at those beats of each stream."""
     asked = data.asked(beats)
     alarm, early = logits[asked, 0] > 0, data.soon[asked]
     return (2 * (alarm & early).sum() / (alarm.sum() + early.sum())).item()
 
 
-# ---- who answers ----
+# ---- engines ----
 
 
 def engines(args, model: Watch, slots: int) -> dict[str, Engine]:
-    """The same weights behind each way to run them."""
+    """The same weights in each engine."""
     ours = fused_rnn.swap(copy.deepcopy(model)).eval()
     theirs = fused_rnn.restore(copy.deepcopy(model)).eval()
     found = {"fused_rnn": by_module(ours, slots), "torch.nn.LSTM": by_module(theirs, slots)}
@@ -184,7 +184,7 @@ def by_module(model: Watch, slots: int) -> Engine:
 
 
 def by_cell(model: Watch, slots: int) -> Engine:
-    """torch.nn's own way for one step."""
+    """torch.nn's layer for single steps."""
     cell = nn.LSTMCell(1, model.lstm.hidden_size).to(model.head.weight.device)
     cell.load_state_dict({name.removesuffix("_l0"): weight for name, weight in model.lstm.state_dict().items()})
     h, c = (state[0] for state in zeros(model, slots))
@@ -199,7 +199,7 @@ def by_cell(model: Watch, slots: int) -> Engine:
 
 
 class OneStep(nn.Module):
-    """For ONNX, whose node knows no resets: the states of new streams are cleared before it."""
+    """For ONNX, whose node has no resets: the states of new streams are cleared before it."""
 
     def __init__(self, model: Watch):
         super().__init__()
@@ -216,7 +216,7 @@ def by_onnx_runtime(model: Watch, slots: int) -> Engine:
     h, c = zeros(model, slots)
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch's exporter warns of its own parts
+        warnings.simplefilter("ignore")  # torch's exporter warns of its own internals
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             OneStep(model),
@@ -247,9 +247,9 @@ def by_onnx_runtime(model: Watch, slots: int) -> Engine:
 
 @torch.inference_mode()
 def serve(args, model: Watch, data: Traffic, burst: int = 100) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """By each engine, its answers ``[T, B, 1]`` and how long each step took, in microseconds ``[T]``.
+    """Each engine's answers ``[T, B, 1]``, and microseconds of each step ``[T]``.
 
-    The engines take turns, a burst of steps each, so that whatever else the machine does meets them all.
+    The engines take turns, a burst of steps each, so that other load affects all of them.
     """
     steps, slots = data.first.shape
     running = engines(args, model, slots)
@@ -266,12 +266,12 @@ def serve(args, model: Watch, data: Traffic, burst: int = 100) -> tuple[dict[str
                     torch.cuda.synchronize(args.device)
                 took[name].append(time.perf_counter() - start)
                 logits[name][t] = answer
-    return logits, {name: 1e6 * torch.tensor(seconds[burst:]) for name, seconds in took.items()}  # but the first turn
+    return logits, {name: 1e6 * torch.tensor(seconds[burst:]) for name, seconds in took.items()}  # without turn 0
 
 
 @torch.inference_mode()
 def alone(args, model: Watch, data: Traffic, logits: Tensor) -> float:
-    """How far what streams were answered is from what each gets by itself, in one call over its whole length."""
+    """The largest difference from the answers of each stream alone, in one call over its whole length."""
     nothing = torch.zeros(1, 1, dtype=torch.bool, device=args.device)
     worst = 0.0
     for slot, steps in data.streams[:: len(data.streams) // 100 + 1]:
@@ -361,7 +361,7 @@ def main() -> None:
                 bar.set_postfix(loss=f"{loss:.3f}")
     compare(args, lambda layers: trainer(args, layers, 1000, hidden)[1])
 
-    torch.set_num_threads(1)  # a step is so small that a second thread would only wait
+    torch.set_num_threads(1)  # a step is too small for a second thread
     latency = {}
     for slots in [1, 16] if args.quick else [1, 4, 16, 64]:
         data = traffic(served, slots)

@@ -1,10 +1,10 @@
-"""Trains an LSTM on ragged rows, in one process or in many.
+"""Trains an LSTM on ragged rows, in one process or in several.
 
     python examples/train_ddp.py                             one process
     torchrun --nproc-per-node 2 examples/train_ddp.py        two on this machine
 
-Each process computes its share of a batch whose size is fixed, and the gradients are averaged: the losses are the same
-for any number of processes, up to rounding. On GPUs, one for each process, where there are any; else on the CPU.
+Each process computes its share of a batch of fixed size, and the gradients are averaged: the losses are the same for
+any number of processes, up to rounding. Uses one GPU per process if there are any, otherwise the CPU.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 
 def main() -> None:
-    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1} | os.environ  # torchrun sets them
+    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1} | os.environ  # set by torchrun
     rank, local_rank, world = (int(place[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     args = parse_arguments(world)
     device = torch.device("cpu")
@@ -30,18 +30,18 @@ def main() -> None:
         dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
     train(args, device, rank, world)
     if world > 1:
-        time.sleep(0.2)  # gloo's threads need Python to free what they held; one that finds it gone aborts the process
+        time.sleep(0.2)  # gloo's threads may still need the interpreter, and abort the process if it has exited
         dist.destroy_process_group()
 
 
 def train(args: argparse.Namespace, device: torch.device, rank: int, world: int) -> None:
-    torch.manual_seed(args.seed)  # the same first weights everywhere
+    torch.manual_seed(args.seed)  # the same initial weights in every process
     model = Adder(args.hidden).to(device)
     if world > 1:
         model = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     rows = Rows(args.steps * args.batch)
-    # Row i goes to process i % world: batch after batch, all processes together see the same rows as one alone.
+    # Row i goes to process i % world, so that each batch has the same rows as in a single process.
     sampler = DistributedSampler(rows, world, rank, shuffle=False)
     losses, report_every, start = [], max(1, args.steps // 10), time.perf_counter()
     for step, batch in enumerate(DataLoader(rows, args.batch // world, sampler=sampler), 1):

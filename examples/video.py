@@ -1,13 +1,13 @@
-"""What a shape in a film is doing, frame by frame and as a whole:  python examples/video.py
+"""Recognises the motion of a shape in a film, frame by frame and as a whole:  python examples/video.py
 
 Shows: many-to-many and many-to-one at once, on features of a small CNN. A shape moves through clips of 14 to 24 frames;
-now and then it rests, or is hidden for a frame. Each frame's label is the way it moves just then, which no single frame
-can tell. The clip's label is what the ways add up to: straight on, to and fro, around to the right, around to the left.
-Training is offline, whole clips of different lengths at once (``lengths``). Watching is online, one frame a call with
-the states carried from call to call, and gives the same answers; one can ask for the clip's label at any time.
+now and then it rests, or is hidden for a frame. Each frame's label is the direction of its motion, which no single
+frame tells. The clip's label is the whole path: straight on, to and fro, around to the right, around to the left.
+Training is offline, whole clips of different lengths at once (``lengths``). Inference is online, one frame a call with
+states carried over, and gives the same answers; the clip's label is available at any time.
 
-Promises: 95% of the frames' labels and of the clips' labels are right on new clips, where a frame alone does not give
-half of the former; online and offline agree in every label, and in their scores up to rounding.
+Checks that 95% of the frames' labels and of the clips' labels are right on new clips, and fewer than half of the former
+from single frames; and that online and offline agree in every label, and in their scores up to rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from recipe import BLUE, GREY, ORANGE
 from torch import Tensor, nn
 
-SIZE, MARGIN = 24, 3.5  # of a frame, in pixels; no centre of a shape comes nearer to its edge than MARGIN
+SIZE, MARGIN = 24, 3.5  # of a frame, in pixels; centres of shapes keep MARGIN from its edge
 LONGEST, SHORTEST = 24, 14  # frames of a clip
 WAYS = ("up", "right", "down", "left", "rest")
 ARROWS = "↑→↓←·"
@@ -29,7 +29,7 @@ ACTIONS = {"straight on": 0, "to and fro": 2, "around to the right": 1, "around 
 
 
 def journey(source: random.Random, steps: int) -> tuple[list[tuple[float, float]], list[int], int]:
-    """Where the shape is and which way it has just moved, for each frame, and the number of its action."""
+    """The shape's place and the way it has just moved, for each frame, and its action."""
     action = source.randrange(len(ACTIONS))
     turn, way, speed = list(ACTIONS.values())[action], source.randrange(4), source.uniform(0.6, 1.0)
     places, ways = [(0.0, 0.0)], [REST]
@@ -41,7 +41,7 @@ def journey(source: random.Random, steps: int) -> tuple[list[tuple[float, float]
             ways.append(now)
         way = (way + turn) % 4
     first = []
-    for along in zip(*places, strict=True):  # rows, then columns: the journey begins where all of it fits in
+    for along in zip(*places, strict=True):  # rows, then columns: starts where the whole journey fits
         low, high = MARGIN - min(along), SIZE - 1 - MARGIN - max(along)
         if low > high:
             return journey(source, steps)
@@ -54,7 +54,7 @@ def render(places: Tensor, kinds: Tensor) -> Tensor:
     y, x = ((torch.arange(SIZE) - places[..., i, None]).abs() for i in range(2))
     y, x = y.unsqueeze(-1), x.unsqueeze(-2)
     radius = (x * x + y * y).sqrt()
-    inside = torch.stack(  # in pixels from the edge: what lies across it is grey
+    inside = torch.stack(  # pixels from the shape's edge, for anti-aliasing
         [
             3 - torch.maximum(x, y),
             3.5 - radius,
@@ -66,7 +66,7 @@ def render(places: Tensor, kinds: Tensor) -> Tensor:
 
 
 def make_batch(size: int, seed: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Frames ``[T, B, S, S]``, lengths ``[B]``, ways ``[T, B]`` (-1 behind a clip's end) and actions ``[B]``."""
+    """Frames ``[T, B, S, S]``, lengths ``[B]``, ways ``[T, B]`` (-1 as padding) and actions ``[B]``."""
     source, noise = random.Random(seed), torch.Generator().manual_seed(seed)
     lengths = [source.randint(SHORTEST, LONGEST) for _ in range(size)]
     places, ways, actions = zip(*(journey(source, length) for length in lengths), strict=True)
@@ -90,10 +90,10 @@ class Watcher(nn.Module):
         self.gru = layers.GRU(features, hidden)
         self.way = nn.Linear(hidden, len(WAYS))
         self.action = nn.Linear(hidden, len(ACTIONS))
-        self.way_alone = nn.Linear(features, len(WAYS))  # what a frame tells by itself, to compare with
+        self.way_alone = nn.Linear(features, len(WAYS))  # from single frames, as a baseline
 
     def see(self, frames: Tensor) -> Tensor:
-        """Features ``[T, B, F]`` of frames ``[T, B, S, S]``: the CNN knows nothing of time."""
+        """Features ``[T, B, F]`` of frames ``[T, B, S, S]``: the CNN sees single frames."""
         return self.cnn(frames.flatten(0, 1).unsqueeze(1)).unflatten(0, frames.shape[:2])
 
     def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,7 +103,7 @@ class Watcher(nn.Module):
         return self.way(output), self.action(h_n[-1]), self.way_alone(features)
 
     def step(self, frame: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Online: of one frame ``[B, S, S]`` the scores of its way, of the action so far, and the state to carry."""
+        """Online: for one frame ``[B, S, S]``, scores of its way and of the action so far, and the next state."""
         output, state = self.gru(self.see(frame.unsqueeze(0)), state)
         return self.way(output[0]), self.action(output[0]), state
 
@@ -132,7 +132,7 @@ def train(model: Watcher, steps: int, batch: int, args) -> None:
 
 @torch.no_grad()
 def watch(model: Watcher, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Online, frame after frame: scores of ways ``[T, B, 5]`` and of actions ``[T, B, 4]``, each when it was known."""
+    """Online, frame by frame: scores of ways ``[T, B, 5]`` and of actions ``[T, B, 4]`` after each frame."""
     ways, actions, state = [], [], None
     for frame in frames:
         way, action, state = model.step(frame, state)
@@ -146,7 +146,7 @@ def percent(right: Tensor) -> float:
 
 
 def draw(args, frames, lengths, ways, actions, of_frames, so_far) -> None:
-    """Two clips as strips of film, and how soon the action is known. ``so_far [T, B, 4]``: scores after each frame."""
+    """Two clips as film strips, and how soon actions are recognised. ``so_far [T, B, 4]``: scores after each frame."""
     with recipe.picture(args, "video.png", 11, 4.4) as figure:
         films, known = figure.subfigures(2, 1, height_ratios=[5, 4])
         shown, names = 20, list(ACTIONS)
@@ -185,7 +185,7 @@ def main() -> None:
     with torch.no_grad():
         of_frames, of_clips, alone = model.eval()(frames, lengths)
     online_ways, so_far = watch(model, frames)
-    ends = so_far[lengths - 1, torch.arange(tested, device=args.device)]  # online, when each clip had just ended
+    ends = so_far[lengths - 1, torch.arange(tested, device=args.device)]  # online, at the end of each clip
     draw(args, frames, lengths, ways, actions, online_ways, so_far)
 
     running = ways != -1

@@ -15,9 +15,11 @@ from .autograd import raw_operators as raw_operators  # registers the operators'
 from .nn.cells import GRUCell, LSTMCell, RNNCell
 from .nn.convert import restore, swap
 from .nn.freeze import freeze, thaw
+from .nn.install import install, uninstall
 from .nn.layers import GRU, LSTM, RNN
 from .nn.stack import Stack
-from .ops import fake as fake  # registers the operators' shapes
+from .ops import fake as fake  # register the operators' shapes and costs
+from .ops import flops as flops
 from .ops.engines import cuda_engine
 from .tools.explain import Explanation, ModelExplanation, explain
 from .tools.gate_statistics import Gate, GateStatistics, gate_statistics
@@ -44,12 +46,14 @@ __all__ = [
     "gradient_flow",
     "info",
     "init",
+    "install",
     "reference",
     "restore",
     "spectrum",
     "swap",
     "tbptt",
     "thaw",
+    "uninstall",
     "verify",
 ]
 

@@ -1,6 +1,7 @@
 """Export to ONNX: each layer becomes one LSTM, GRU or RNN node, of one direction or both.
 
-``torch.onnx.export(model, args, dynamo=True, custom_translation_table=fused_rnn.onnx.translations())``
+``torch.onnx.export(model, args, dynamo=True)`` finds the translation by itself, once ``fused_rnn`` is imported;
+``translations()`` is the table for programs that pass one.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from collections.abc import Callable
 
 import torch
 
+from .ops import torch_private
 from .ops.calls import ForwardCall
 from .ops.cells import BY_ID
+from .ops.late_import import after_import
 from .ops.layer import Layer, Wanted
 
 __all__ = ["translations"]
@@ -92,3 +95,9 @@ def _check(layer: Layer, cells: bool, onnx_ir) -> None:
     for what, given in lacking.items():
         if given:
             raise NotImplementedError(f"fused_rnn: ONNX's {cell.onnx.name} node has no {what}")
+
+
+after_import(
+    torch_private.ONNX_REGISTRY,
+    lambda registry: torch_private.register_onnx(registry, torch.ops.fused_rnn.layer_forward.default, _translate),
+)

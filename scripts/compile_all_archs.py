@@ -1,5 +1,5 @@
-"""Compiles every CUDA source for every architecture that a wheel for everyone has, one after the other: half an hour.
-Prints a line for each, and fails where one does not compile. To be run before a release.
+"""Compiles every CUDA source for every architecture of a general wheel, one after the other, in half an hour. Prints a
+line for each, and fails if any does not compile. Run it before a release.
 
 Usage: python scripts/compile_all_archs.py [--archs 75 90a ...] [source.cu ...]
 """
@@ -35,7 +35,7 @@ def line(arch, source, seconds, report):
 
 def main():
     setup = runpy.run_path(str(ROOT / "setup.py"))
-    nvcc = setup["find_nvcc"]() or sys.exit("compile_all_archs: there is no nvcc")
+    nvcc = setup["find_nvcc"]() or sys.exit("compile_all_archs: nvcc not found")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", nargs="+", default=known_to(nvcc))
     parser.add_argument("sources", nargs="*")

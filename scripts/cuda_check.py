@@ -1,13 +1,11 @@
-"""Lists what each kernel has become for Hopper: what ptxas says of it, what its instructions are, and its occupancy.
-No GPU is needed. What the last build of the library for Hopper has compiled is not compiled again; `make cuda-check`
-builds it first.
+"""Lists each kernel's resources on Hopper: ptxas's report, its instructions and its occupancy. Needs no GPU, and uses
+what the last build for Hopper compiled; `make cuda-check` builds it first.
 
-Occupancy is how many blocks a multiprocessor has room for, and what it lacks for more. A block has the threads that
-__launch_bounds__ allow; ~128 where a kernel has none: with so many most of the stepwise engine's are launched. The
-dynamic shared memory of a persistent kernel is its shape's; of others it is not known: "<=" leaves room for as many.
+Occupancy is how many blocks fit on a multiprocessor, and what limits it. A block has the threads of __launch_bounds__,
+or ~128 without one, as most kernels of the stepwise engine are launched. A persistent kernel's dynamic shared memory is
+that of its shape; that of others is not known, and "<=" is the most with which as many blocks fit.
 
-Fails if a kernel spills registers, has a stack frame, or reads or writes local memory (LDL, STL): all of these put what
-belongs in registers into slow memory. And if not even one block fits.
+Fails if a kernel spills registers, has a stack frame or uses local memory (LDL, STL), or if not even one block fits.
 Usage: python scripts/cuda_check.py [source.cu ...]
 """
 
@@ -26,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCH = "sm_90a"
-HOST_ONLY = {"gpu.cu", "watch.cu"}  # call CUDA's runtime, have no kernel
+HOST_ONLY = {"gpu.cu", "watch.cu"}  # no kernels, only calls of CUDA's runtime
 
 KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
@@ -35,7 +33,7 @@ KERNEL = re.compile(
     re.DOTALL,
 )
 
-# What cuobjdump prints: a line per kernel, then lines such as "/*0a30*/  @!P0 LDG.E.128 R4, [R2.64] ;".
+# Output of cuobjdump: a line per kernel, then lines such as "/*0a30*/  @!P0 LDG.E.128 R4, [R2.64] ;".
 FUNCTION = re.compile(r"\t+Function : (\w+)")
 INSTRUCTION = re.compile(r" {8}/\*[0-9a-f]+\*/ +(?:@!?\w+ )?([A-Z][\w.]*)")
 KINDS = {
@@ -44,18 +42,18 @@ KINDS = {
     "16-byte loads": re.compile(r"LD[GS]?\b.*\.128\b").match,
     "MUFU": re.compile(r"MUFU\b").match,
 }
-# Where it describes a kernel; then the attribute that is there if the kernel has __launch_bounds__.
+# The section of a kernel; then the attribute that it has if the kernel has __launch_bounds__.
 BOUNDS = re.compile(
     r"^\.nv\.info\.(?P<kernel>\w+)$|\tEIATTR_MAX_THREADS\n.*\n\tValue:\t(?P<threads>\w+ \w+ \w+)", re.MULTILINE
 )
 
-# A multiprocessor. Each quarter of the warps has a quarter of the registers.
+# Limits of a multiprocessor, whose registers are split evenly among its four partitions.
 WARPS, BLOCKS, REGISTERS, SHARED_BYTES = 64, 32, 65536, 228 << 10
-REGISTER_UNIT, SHARED_UNIT = 256, 128  # of which a warp, or a block, gets whole ones
+REGISTER_UNIT, SHARED_UNIT = 256, 128  # allocation units of a warp and of a block
 RESERVED_BYTES = 1 << 10  # of each block's shared memory
 USUAL_THREADS = 128
 
-# Of a persistent kernel's name, what decides on its shared memory: bytes of a number, link, products, tiles.
+# The parts of a persistent kernel's name that determine its shared memory: bytes of a number, link, products, tiles.
 PERSISTENT = re.compile(r"persistent<.*Cell<.*?(\w+)>, (?:\w+::)*(\w+), (?:\w+::)*(\w+)<.*Tiles\{(.*?)\}")
 NUMBER_BYTES = {"double": 8, "float": 4, "Half": 2, "BFloat16": 2}
 PRINT_SHAPES = """
@@ -83,7 +81,7 @@ def readable(name):
 
 
 def compile_source(source, nvcc, flags, output):
-    """What ptxas says."""
+    """Returns ptxas's report."""
     command = f"{nvcc} {flags} -Xptxas -v -c -o {output} {source}"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -101,16 +99,16 @@ def spills(kernel):
 
 
 def find_disassembler(nvcc):
-    """The toolkit's own, which may be left out of it, or that of the dev extra: it must not be older than nvcc."""
+    """The toolkit's cuobjdump, if installed, or that of the dev extra; it must not be older than nvcc."""
     places = [str(Path(nvcc).resolve().parent), *(str(Path(place) / "nvidia/cu13/bin") for place in sys.path)]
     for place in places:
         if all(shutil.which(tool, path=place) for tool in ("cuobjdump", "nvdisasm")):
             return str(Path(place) / "cuobjdump")  # which finds nvdisasm beside itself
-    sys.exit("cuda_check: there is no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    sys.exit("cuda_check: cuobjdump not found: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
 
 
 def instructions_of(disassembler, compiled):
-    """{kernel: how many instructions there are of each of KINDS}"""
+    """{kernel: its number of instructions of each of KINDS}"""
     names = defaultdict(Counter)
     command = [disassembler, "-sass", "-arch", ARCH, str(compiled)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
@@ -129,7 +127,7 @@ def instructions_of(disassembler, compiled):
 
 
 def bounds_of(disassembler, compiled):
-    """{kernel: how many threads a block may have}, of those that say so"""
+    """{kernel: its largest number of threads}, for kernels with __launch_bounds__"""
     command = [disassembler, "-elf", "-arch", ARCH, str(compiled)]
     bounds, kernel = {}, None
     for found in BOUNDS.finditer(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout):
@@ -140,7 +138,7 @@ def bounds_of(disassembler, compiled):
 
 
 def shared_of_shapes():
-    """{what the name of a persistent kernel says: bytes of dynamic shared memory}, from plan.h"""
+    """{the parts of a persistent kernel's name: bytes of dynamic shared memory}, from plan.h"""
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/shapes"
         cxx = shlex.split(os.environ.get("CXX", "g++"))
@@ -151,7 +149,7 @@ def shared_of_shapes():
 
 
 def dynamic_bytes(name, shapes):
-    """Of dynamic shared memory, where the kernel's name says how much that is; else None."""
+    """Bytes of dynamic shared memory of a persistent kernel, by its name; None for other kernels."""
     if "persistent<" not in name:
         return None
     number, link, products, tiles = PERSISTENT.search(name).groups()
@@ -164,7 +162,7 @@ def round_up(number, unit):
 
 
 def occupancy(registers, threads, shared):
-    """How many blocks a multiprocessor has room for, what it lacks for more, and the shared memory each may have."""
+    """The number of blocks that fit on a multiprocessor, what limits it, and the shared memory that each may have."""
     warps = round_up(threads, 32) // 32
     room = {
         "registers": REGISTERS // 4 // round_up(32 * registers, REGISTER_UNIT) * 4 // warps,
@@ -178,7 +176,7 @@ def occupancy(registers, threads, shared):
 
 
 def occupancy_line(registers, static, bound, dynamic):
-    """How many blocks there are, and the line's part about them. `bound` and `dynamic` are None where not known."""
+    """The number of resident blocks, and its part of the line. `bound` and `dynamic` are None if unknown."""
     threads = bound or USUAL_THREADS
     blocks, limits, most = occupancy(registers, threads, static + (dynamic or 0))
     warps = blocks * round_up(threads, 32) // 32
@@ -190,7 +188,7 @@ def occupancy_line(registers, static, bound, dynamic):
 
 
 def check(source, report, counts, bounds, shapes):
-    """Prints one line per kernel; returns how many of them leave the registers, or fit nowhere."""
+    """Prints one line per kernel; returns how many of them use local memory or do not fit."""
     bad = 0
     for kernel in kernels_of(source, report):
         shared = re.search(r"(\d+) bytes smem", kernel[0])
@@ -213,7 +211,7 @@ def check(source, report, counts, bounds, shapes):
 
 def main():
     setup = runpy.run_path(str(ROOT / "setup.py"))
-    nvcc = setup["find_nvcc"]() or sys.exit("cuda_check: there is no nvcc")
+    nvcc = setup["find_nvcc"]() or sys.exit("cuda_check: nvcc not found")
     disassembler = find_disassembler(nvcc)
     setup["write_sources"]()
     found = [*setup["cuda_sources"](), *(path.relative_to(ROOT) for path in (ROOT / "benchmarks").rglob("*.cu"))]
@@ -233,7 +231,7 @@ def main():
             compiled = Path(folder) / "kernels.o"
             return compile_source(source, nvcc, flags, compiled), *disassembled(compiled)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # that wait for other processes
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads that wait for subprocesses
         reports = zip(sources, pool.map(inspect, sources), strict=True)
         bad = sum(check(source, *found, shapes) for source, found in reports)
     if bad:

@@ -1,8 +1,8 @@
-"""What g++ lets through while it builds the library: fails where
+"""Checks what g++ accepts when it builds the library. Fails if
 
-  clang   does not compile csrc (a syntax pass; the oldest clang that is supported is 14)
-  odr     two files have different types of one name, which a link with -flto sees
-  weak    an object for one instruction set has a function that the linker may take for another's
+  clang   clang does not compile csrc (syntax only; the oldest supported version is 14)
+  odr     two files define different types of the same name, which linking with -flto detects
+  weak    an object for one instruction set has a weak function, which the linker may use for another
 
 Usage: python scripts/cxx_check.py [clang] [odr] [weak]    all of them unless some are named; CLANG: which clang++
 """
@@ -23,7 +23,7 @@ CLANGS = ("clang++-14", "clang++")  # the oldest one first
 
 
 def compile_all(compiler, flags, folder, steps):
-    """The objects of all C++ sources; fails with what the compiler says of them."""
+    """The objects of all C++ sources; fails with the compiler's messages."""
     common = shlex.split(SETUP["cxx_flags"](SETUP["find_torch"](), "nvcc", ["90a"]))
 
     def compile_one(step):
@@ -65,7 +65,7 @@ def check_odr(steps):
 
 
 def check_weak(objects):
-    """Of the library as it was built."""
+    """The objects of the library as built."""
     for path in objects:
         listed = subprocess.run(["nm", "--demangle", path], capture_output=True, text=True, check=True).stdout
         weak = [line for line in listed.splitlines() if line.split(maxsplit=2)[-2] in tuple("WVu")]

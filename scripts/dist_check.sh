@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Makes the sdist and the wheel, and installs each in a fresh environment, and a clone in both of pip's ways; each must
-# verify itself away from the tree. The CPU engine is compiled once more, for the sdist; the wheel has shown that the CUDA
-# sources compile, which takes minutes.
+# Builds the sdist and the wheel, installs each in a fresh environment, and a clone both regularly and editable; each must
+# pass verify outside the tree. The sdist is compiled again, but without CUDA, which the wheel has covered.
 # Usage: dist_check.sh PYTHON TORCH, where TORCH is a requirement such as torch==2.13.0
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,12 +9,12 @@ python=$1 torch=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-rm -rf dist build/lib build/lib.* build/bdist.* # setuptools would pack whatever an earlier build left there
+rm -rf dist build/lib build/lib.* build/bdist.* # setuptools would pack leftovers of earlier builds
 "$python" -m build --no-isolation --skip-dependency-check --sdist
 "$python" -m build --no-isolation --skip-dependency-check --wheel
 ls -l dist
 
-environment=$work/environment # always the same place: torch's is in every compiler's command
+environment=$work/environment # always the same path, as torch's is in every compiler command
 verify() {                    # where
   (cd "$1" && "$environment/bin/python" -m fused_rnn verify --quick)
 }
@@ -39,7 +38,7 @@ try sdist "$work/source"
 
 git ls-files -z | xargs -0 cp --parents --preserve=timestamps --target-directory "$work/clone"
 mkdir "$work/clone/build"
-cp -a "$work/source/build/native" "$work/clone/build/" # what the clone lacks, or has otherwise, is compiled
+cp -a "$work/source/build/native" "$work/clone/build/" # only differences are compiled
 try clone "$work/clone"
 if verify "$work/clone" 2> "$work/said"; then
   echo "a clone without a library of its own must not run" >&2

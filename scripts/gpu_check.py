@@ -1,13 +1,13 @@
-"""Shows on this GPU that the CUDA engine is right, and measures it: a list of steps, each with a time limit of its own.
+"""Tests the CUDA engine on this GPU and measures it, in a list of steps with a time limit for each.
 
     python scripts/gpu_check.py OUT_DIR [--quick | --full | --rehearse] [--only STEP ...] [--seconds N]
 
---quick (the default) builds, runs a few tests, measures the floors and, in the time that is left, the most telling
-lines of the benchmark. --full adds all tests and compute-sanitizer. --rehearse runs the same steps on a CPU, or what
-stands for them there: it shows that the scripts are sound. --only takes some of the steps, to go on where a run ended.
+--quick (the default) builds, runs a few tests, measures the floors and, in the remaining time, the most informative
+lines of the benchmark. --full adds all tests and compute-sanitizer. --rehearse runs the same steps, or substitutes, on
+a CPU, to test the scripts. --only selects steps, to continue where a run ended.
 
-A step that fails or runs out of time keeps no other from running. All stops after N seconds, of which the benchmark
-keeps its share. OUT_DIR has steps.json, written after every step, and what the steps write as they go: floors.jsonl,
+A step that fails or runs out of time does not stop the others. Everything stops after N seconds, part of which is
+reserved for the benchmark. OUT_DIR gets steps.json, written after every step, and the steps' own files: floors.jsonl,
 gpu-*.json and kernels.json.
 """
 
@@ -24,15 +24,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = ("full",)
-KILL_SECONDS = 5  # from asking a step to end until it is made to
-# Of this library's kernels only: others would take most of the time.
+KILL_SECONDS = 5  # between SIGTERM and SIGKILL
+# Only this library's kernels: others would take most of the time.
 SANITIZER = "compute-sanitizer --tool {tool} --kernel-name kns=fused_rnn --error-exitcode 86"
-# Warnings are errors in this project's tests; here, one of some package of the machine's should not cost a run.
+# Not as errors, as elsewhere in this project: a warning of the machine's packages should not fail the run.
 PYTEST = "{python} -m pytest {tests} -m cuda -q -p no:cacheprovider -W default --durations=5"
 FEW, MANY = (PYTEST.replace("{tests}", f"tests/cuda/{name}.py") for name in ("test_gpu", "test_gpu_parity"))
-# Waits at the block's scope: not right by the letter, perhaps right and faster. This alone decides nothing.
+# Waits at block scope: not sufficient by the memory model, perhaps in practice, and faster. Only informative.
 NARROW = "FUSED_RNN_CUDA_MBARRIER_SCOPE=cta "
-WAYS = ("one", "cluster", "polling", "flags")  # of the persistent kernel; one that hangs keeps no other from running
+WAYS = ("one", "cluster", "polling", "flags")  # of the persistent kernel, one step each in case it hangs
 IN_GRAPHS = "'(graph or same_bits or streams_and_threads) and not projected'"
 BEST = "FUSED_RNN_CUDA_ENGINE=${{FUSED_RNN_CUDA_ENGINE:-best}} "  # the persistent kernel where there is one
 EXAMPLES = "{python} -m fused_rnn verify --quick --cell lstm gru"
@@ -46,9 +46,9 @@ class Step:
     name: str
     seconds: float  # at most
     command: str
-    rehearsal: str | None = None  # the command where there is no GPU; "": the same one; None: there is none
+    rehearsal: str | None = None  # the command without a GPU; "": the same; None: skipped
     modes: tuple[str, ...] = ("quick", "full")
-    reserved: float = 0  # seconds that earlier steps leave it
+    reserved: float = 0  # seconds that earlier steps must leave
 
     def text(self, mode: str, **facts) -> str:
         command = self.rehearsal or self.command if mode == "rehearse" else self.command
@@ -96,7 +96,7 @@ class Outcome:
 
 
 def run_steps(steps: list[Step], mode: str, seconds: float, out: Path) -> list[Outcome]:
-    """What became of each. ``out``/steps.json has all that is known, whenever this is stopped."""
+    """Runs the steps; ``out``/steps.json is updated after each."""
     outcomes, end = [], time.monotonic() + seconds
     for i, step in enumerate(steps):
         later = sum(other.reserved for other in steps[i + 1 :])
@@ -111,7 +111,7 @@ def run_steps(steps: list[Step], mode: str, seconds: float, out: Path) -> list[O
 def run_step(step: Step, mode: str, limit: float, out: Path) -> Outcome:
     if limit <= 0:
         return Outcome(step.name, "no time left", 0)
-    # A step that knows its own time ends early enough to write down what it has.
+    # Steps that take {left} should end before the limit, in time to write their results.
     command = step.text(mode, out=shlex.quote(str(out)), left=max(1, round(limit - 2 * KILL_SECONDS)))
     print(f"== {step.name}, at most {limit:.0f} s: {command}", flush=True)
     begin = time.monotonic()
@@ -128,7 +128,7 @@ def run_step(step: Step, mode: str, limit: float, out: Path) -> Outcome:
 
 
 def stop(running: subprocess.Popen) -> None:
-    """With all that it has started. A process that waits for a kernel that hangs may outlive even that."""
+    """Stops a step and its subprocesses. A process that waits for a hanging kernel may survive even SIGKILL."""
     for kind in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(running.pid, kind)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# On a machine with a GPU, which may be offline: builds, checks and measures the CUDA engine within ten minutes.
+# Builds, tests and measures the CUDA engine on a machine with a GPU, within ten minutes; works offline.
 # Usage: gpu_check.sh OUT_DIR [--quick | --full | --rehearse] [--only STEP ...]     (PYTHON names the interpreter)
-# What it does and leaves in OUT_DIR: gpu_check.py. All that is printed is in OUT_DIR/gpu_check.log too.
+# See gpu_check.py for the steps and OUT_DIR's files; the output is also in OUT_DIR/gpu_check.log.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

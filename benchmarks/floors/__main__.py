@@ -1,9 +1,9 @@
-"""Builds and runs floors.cu, then measures torch's matrix products: what no recurrent kernel on this GPU can beat.
+"""Builds and runs floors.cu, then measures torch's matrix products: lower bounds for any recurrent kernel on this GPU.
 
     python -m benchmarks.floors FILE [--under COMMAND] [--rehearse]
 
-The file has a line of JSON for each floor, written when it is known. --under: only floors.cu's, a few steps of each,
-by a command such as a sanitizer's. --rehearse: on the tests' GPU, which is software and where times mean nothing.
+The file gets a line of JSON for each floor, as soon as it is measured. --under: only those of floors.cu, a few steps
+each, run by a command such as a sanitizer. --rehearse: on the tests' software GPU, where times mean nothing.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def main() -> int:
 
 
 def build() -> Path:
-    """The program, compiled as the library's kernels are."""
+    """Compiles the program like the library's kernels."""
     setup = runpy.run_path(str(ROOT / "setup.py"))
     program = ROOT / "build/floors"
     program.parent.mkdir(exist_ok=True)
-    nvcc = setup["find_nvcc"]() or sys.exit("floors: there is no nvcc")
+    nvcc = setup["find_nvcc"]() or sys.exit("floors: nvcc not found")
     flags = shlex.split(setup["nvcc_flags"](setup["cuda_archs"]()))
     sources = [*FOLDER.glob("*.*"), *(ROOT / "csrc/cuda").rglob("*.h")]
     if not program.exists() or program.stat().st_mtime < max(source.stat().st_mtime for source in sources):
@@ -74,7 +74,7 @@ def build() -> Path:
 
 
 def build_rehearsal() -> tuple[Path, dict[str, str]]:
-    """The program on the tests' machine, which executes its PTX, and what it needs in the environment."""
+    """The program for the tests' software GPU, which executes its PTX, and the environment that it needs."""
     building = runpy.run_path(str(ROOT / "tests/ptx/building.py"))
     if reason := building["why_not"]():
         sys.exit(f"floors: {reason}")
@@ -82,7 +82,7 @@ def build_rehearsal() -> tuple[Path, dict[str, str]]:
 
 
 def run_program(command: list, environment: dict[str, str], record: Callable[[str], None]) -> int:
-    """Hands over every line as it comes."""
+    """Passes each line to ``record`` as it arrives."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment) as running:
         for line in running.stdout:
             record(line)
@@ -90,7 +90,7 @@ def run_program(command: list, environment: dict[str, str], record: Callable[[st
 
 
 def matrix_rate(device: Gpu, name: str) -> dict:
-    """Of random numbers: a GPU multiplies zeros faster."""
+    """With random numbers, as a GPU multiplies zeros faster."""
     dtype, allowed, width = PRODUCTS[name]
     width = width if device.name == "cuda" else 32
     a, b = (torch.randn(width, width, device=device.name).to(dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What torch users could run instead. Each peer is a module with
+"""Alternatives for torch users. Each peer is a module with
 
 NAME                   as it appears in tables
 missing()              why it cannot run on this machine, or None

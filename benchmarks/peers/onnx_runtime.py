@@ -1,6 +1,6 @@
 """ONNX Runtime's LSTM, GRU and RNN operators holding torch.nn's weights: inference, weights packed once on loading.
 
-Its threads go on spinning after a call, for as long as they do by default; the timing waits for that to end.
+Its threads keep spinning after a call, by default; timing waits until they stop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..problem import Problem, Side
 from ..suites import GATES, Work
 
 NAME = "ONNX Runtime"
-# Rows of ONNX's weight matrices come in another order of gates than torch's: iofc for i f g o, zrn for r z n.
+# ONNX orders the gates differently: iofc for torch's i f g o, zrn for r z n.
 GATE_ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 OPSET, IR_VERSION = 17, 8  # old enough for any ONNX Runtime that runs with this library's torch
 

@@ -1,16 +1,18 @@
-// The only place where run-time values become compile-time types.
+// The one place where run-time values select compile-time types.
 #pragma once
 #include "cells/cells.h"
 #include "core/problem.h"
 
 namespace fused_rnn {
 
-// Throws; defined beside the operators' checks so that kernels need no exception machinery.
+// Throws; defined in ops.cpp, so that kernels need no exception machinery.
 [[noreturn]] void unknown_value(const char* what, int64_t value);
 
-// What a cell says of itself, for code that is compiled once for all cells.
+// A cell's constants (cells/cells.h) at run time, for code that is compiled once for all cells. Python reads the fields
+// by position (fused_rnn/ops/library.py).
 struct CellTraits {
-  int64_t gates, states, saved, params, recurrent, projectable, one_gate_gradient;
+  int64_t gates, states, saved, params, shared_gates;
+  int64_t recurrent, reads_h, projectable, one_gate_gradient;  // 0 or 1
 };
 
 namespace {
@@ -36,8 +38,8 @@ auto dispatch_cell(int64_t cell, F f) {
 inline CellTraits traits_of(int64_t cell) {
   return dispatch_cell(cell, [](auto c) {
     using Cell = typename decltype(c)::type;
-    return CellTraits{Cell::kGates,     Cell::kStates,      Cell::kSaved,          Cell::kParams,
-                      Cell::kRecurrent, Cell::kProjectable, kOneGateGradient<Cell>};
+    return CellTraits{Cell::kGates,     Cell::kStates, Cell::kSaved,       Cell::kParams,         Cell::kSharedGates,
+                      Cell::kRecurrent, Cell::kReadsH, Cell::kProjectable, kOneGateGradient<Cell>};
   });
 }
 

@@ -1,5 +1,4 @@
-// What a device offers the operators. An engine adds itself when the library is loaded; a device without one is an
-// error.
+// The interface between operators and engines, one for each type of device; engines register at load.
 #pragma once
 #include <torch/headeronly/core/DeviceType.h>
 
@@ -9,22 +8,23 @@
 
 namespace fused_rnn {
 
-// Returns that many bytes of scratch memory on the engine's device, alive until the call ends.
+// Allocates scratch memory on the engine's device; freed when the call ends.
 using Scratch = std::function<void*(int64_t bytes)>;
 
 struct Engine {
   void (*forward)(const Forward&, const Scratch&);
   void (*backward)(const Backward&, const Scratch&);
 
-  // Weights made ready once for many calls of forward. The layer has its cell, dtype, sizes and weights, but no rows:
-  // what is packed must serve any. `packed` is 64-byte aligned, and zeroed before pack writes it.
+  // Packs weights once for many calls of forward. Of the layer only cell, dtype, sizes and weights are set: the result
+  // must serve any number of rows. `packed` is 64-byte aligned, and zeroed before pack writes it.
   int64_t (*packed_bytes)(const Layer&);
   void (*pack)(const Layer&, void* packed);
-  // Changes whenever pack would write something else: with the instruction set, say.
+  // Identifies the layout that pack writes; it depends on the instruction set, for example.
   int64_t (*packed_format)();
 };
 
 void add_engine(torch::headeronly::DeviceType device, const Engine& engine);
+// Throws if this build has none.
 const Engine& engine_for(torch::headeronly::DeviceType device);
 
 }  // namespace fused_rnn

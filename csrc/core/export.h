@@ -1,4 +1,4 @@
-// What Python calls through ctypes: functions of C, which need no tensor.
+// C functions for ctypes, without tensors.
 #pragma once
 #include <cstdint>
 #include <cstdio>
@@ -9,7 +9,7 @@
 namespace fused_rnn {
 namespace {
 
-// Whether f ran without an exception; else `reason` says what was wrong.
+// Whether f ran without an exception; otherwise `reason` holds its message.
 template <class F>
 bool succeeds(char* reason, int64_t reason_size, F f) {
   try {

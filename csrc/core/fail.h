@@ -1,4 +1,4 @@
-// How the operators complain.
+// Errors of the operators.
 #pragma once
 #include <sstream>
 #include <stdexcept>
@@ -14,7 +14,7 @@ template <class... Parts>
 
 }  // namespace fused_rnn
 
-// Not STD_TORCH_CHECK, which puts the file and line before the message: these are read by users. What the message is
-// made of is evaluated only when it is needed.
+// Unlike STD_TORCH_CHECK without file and line, as users read these messages. The message's parts are evaluated only on
+// failure.
 #define FUSED_RNN_CHECK(condition, ...) \
   if (!(condition)) fail(__VA_ARGS__)

@@ -1,4 +1,4 @@
-// The 16-bit formats, and what numbers of each format are computed in: float for those, their own type otherwise.
+// The 16-bit storage formats, and the type that each format is computed in: float for 16-bit, otherwise itself.
 #pragma once
 #include <stdint.h>
 

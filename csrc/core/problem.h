@@ -4,8 +4,8 @@
 //   M members (independent sets of weights)   D directions   T steps   B batch   I input   H hidden   G gates
 //   P width of h: H, or proj_size             N rows: T*B, or the number of packed rows
 //   R saved values of one row and direction   K groups of batch rows with weight gradients of their own
-// A *problem* is one direction of one member: it has its own weights and runs beside the others.
-// All arrays are contiguous in the shape written beside them and of the layer's dtype unless stated.
+// A *problem* is one direction of one member, with its own weights; problems are independent of each other.
+// Arrays are contiguous in the shape given with them, and of the layer's dtype unless stated otherwise.
 #pragma once
 #include <stdint.h>
 
@@ -42,19 +42,19 @@ struct WeightGradients {
 struct Layer {
   int64_t cell;
   Dtype dtype;
-  int32_t device;  // index of the device that all of this lies on
+  int32_t device;  // index of the device that the arrays are on
   int64_t members, directions, steps, batch, rows, input_size, hidden, output_size;  // M D T B N I H P
   int64_t saved_width;                                                               // R
 
   const void* input;            // [M, N, I]
-  const int64_t* tokens;        // [M, N], in place of `input`: row n is one-hot, with its one at tokens[n]
-  int64_t input_member_stride;  // N*I, of tokens N; 0 when the members share one input
+  const int64_t* tokens;        // [M, N], instead of `input`: row n is one-hot, with its one at tokens[n]
+  int64_t input_member_stride;  // N*I, with tokens N; 0 when the members share one input
   const void* h0;               // [M, D, B, P]; null: zeros
   const void* c0;               // [M, D, B, H]; null: zeros
   Weights weights[kMaxDirections];
-  const void* packed;  // the same weights as Engine::pack left them; null: they were not packed
+  const void* packed;  // the same weights as packed by Engine::pack, or null
 
-  // Row (t, b) takes part while t < lengths[b]. Null: always.
+  // Row b is active at t < lengths[b]. Null: always.
   const int64_t* lengths;  // [M, B]
   int64_t lengths_member_stride;
   // True at (t, b) cuts row b between steps t-1 and t. Null: never.
@@ -69,18 +69,17 @@ struct Forward : Layer {
   void* h_n;     // [M, D, B, P]
   void* c_n;     // [M, D, B, H]; cells with a second state only
   void* cells;   // [M, N, D*H], the second state after every step; null when not asked for
-  // [M, D, N, R]: for the backward pass; the engine decides what lies where. Null in inference.
-  void* saved;
+  void* saved;   // [M, D, N, R], for the backward pass, in the engine's own layout (saved_row.h). Null in inference.
 
-  // The derivative of a forward pass along a direction (its *tangent*), where `primal` is given, which is what that
-  // pass saved: then states, results and `saved` are tangents, and so is what stands here. `input` is not read.
+  // With `primal`, the values saved by a forward pass, this computes that pass's derivative along a direction (its
+  // *tangent*): states, results, `saved` and the following are then tangents, and `input` is not read.
   const void* primal;     // [M, D, N, R]
   const void* tangent_x;  // [M, N, D, G*H] of x; null: zeros, likewise below
   const void* tangent_r;  // [M, N, D, G*H] of r, without W_hh times the tangent of h
-  const void* tangent_h;  // [M, N, D, P] with a projection: joins the tangent of h after it
+  const void* tangent_h;  // [M, N, D, P] with a projection: added to the tangent of h after it
 };
 
-// Reads `saved` and the inputs, changes neither: it may run twice.
+// Does not change `saved` or the inputs, so it may run twice (retain_graph).
 struct Backward : Layer {
   const void* saved;
   const void* grad_output;  // [M, N, D*P]; null: zeros, likewise below
@@ -88,32 +87,32 @@ struct Backward : Layer {
   const void* grad_c_n;     // [M, D, B, H]
   const void* grad_cells;   // [M, N, D*H]
 
-  int64_t weight_groups;  // K: the batch is cut into K equal runs of rows, each with its own weight gradients
+  int64_t weight_groups;  // K: the batch is split into K equal runs of rows, each with its own weight gradients
   void* grad_input;       // [M, N, I], per member even when the input is shared; null when not asked for
   void* grad_h0;          // [M, D, B, P]
   void* grad_c0;          // [M, D, B, H]; cells with a second state only
   WeightGradients grads[kMaxDirections];
-  // Above 0: dL/dh after each step is cut off at -grad_clip and grad_clip once all has joined it, and so flows on.
+  // Above 0: dL/dh of each step, once complete, is clamped to [-grad_clip, grad_clip] before it flows on.
   double grad_clip;
   // [M, D, kStates, T] in the arithmetic type (float for 16-bit): norm over batch and units of the gradient of each
   // state after each step, after clipping; null when not asked for.
   void* grad_norms;
 
-  // What the walk back meets, for second derivatives. Null when not asked for; padding is not written.
+  // Intermediate gradients, for second derivatives. Null when not asked for; padding is not written.
   void* trace_x;       // [M, N, D, G*H] gradient of x
   void* trace_r;       // [M, N, D, G*H] of r
-  void* trace_states;  // [M, N, D, kStates, H] what reaches each state from outside its step; h before its projection
-  void* trace_output;  // [M, N, D, P] with a projection, that of h
-  void* trace_wide;    // [M, N, D, H] with a projection, the h before it; of a tangent, its tangent
+  void* trace_states;  // [M, N, D, kStates, H] of each state, from outside its step; of h before its projection
+  void* trace_output;  // [M, N, D, P] with a projection: of h after it
+  void* trace_wide;    // [M, N, D, H] with a projection: h before it (of a tangent: its tangent)
 
-  // The tangent of a backward pass, where `saved_tangent` is given: then gradients, given and wanted, are tangents.
+  // With `saved_tangent`, this computes the tangent of a backward pass: all gradients, in and out, are then tangents.
   const void* saved_tangent;  // [M, D, N, R]
   const void* traced_states;  // trace_states of that pass
-  const void* added_h;        // [M, N, D, P] joins the gradient of the h that enters a step; null: zeros
-  const void* added_wide;     // [M, N, D, H] with a projection: of the h before it
+  const void* added_h;        // [M, N, D, P] added to the gradient of the h that enters a step; null: zeros
+  const void* added_wide;     // [M, N, D, H] with a projection: added to that of the h before it
 };
 
-// Free functions of internal linkage: this header too is compiled for several instruction sets (see cells/math.h).
+// Internal linkage: this header, too, is compiled for several instruction sets (see cells/math.h).
 namespace {
 
 FUSED_RNN_FN bool projected(const Layer& layer) { return layer.weights[0].hr != nullptr; }
@@ -126,8 +125,8 @@ FUSED_RNN_FN bool is_active(const Layer& layer, int64_t member, int64_t t, int64
   return !layer.lengths || t < layer.lengths[member * layer.lengths_member_stride + b];
 }
 
-// Is row b's state zeroed before direction d computes step t? The cut before step s lies, for the reverse direction,
-// between computing s and computing s-1; a cut at or past the row's end is no cut.
+// Whether row b's state is zeroed before direction d computes step t. The reverse direction computes s before s-1, so
+// there the cut before step s applies to step s-1. Cuts at or past the row's end are ignored.
 FUSED_RNN_FN bool is_reset(const Layer& layer, int64_t member, int64_t d, int64_t t, int64_t b) {
   const int64_t cut = d == 0 ? t : t + 1;
   return layer.reset && cut < layer.steps && is_active(layer, member, cut, b) &&

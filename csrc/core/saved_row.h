@@ -1,19 +1,19 @@
-// One row of `saved`: what a step keeps of one batch row and direction, for the backward pass.
+// One row of `saved`: one step of one batch row and direction.
 //
-//   kept  [kSaved, H]   what the cell keeps
+//   kept  [kSaved, H]   the values that the cell saves
 //   h     [P]           as it entered the step
 //   c     [H]           as it entered the step; cells with a second state only
 //
-// The CPU keeps the values of 16 units together, [H / 16, kSaved, 16], but not with a projection: a cell then reads and
-// writes consecutive cache lines, which the hardware prefetcher follows. The engines decide how they lay out `kept`;
-// fused_rnn/autograd/tangents.py reads h.
+// The CPU engine interleaves the values in groups of 16 units, [H / 16, kSaved, 16], unless there is a projection: so a
+// cell accesses consecutive cache lines, which the hardware prefetcher follows. The layout of `kept` is each engine's
+// own; fused_rnn/autograd/tangents.py reads h.
 #pragma once
 #include "core/problem.h"
 
 namespace fused_rnn {
 namespace {
 
-// `kept`: kSaved of the cell.
+// `kept`: the cell's kSaved.
 FUSED_RNN_FN int64_t entering_h(const Layer& layer, int64_t kept) { return kept * layer.hidden; }
 FUSED_RNN_FN int64_t entering_c(const Layer& layer, int64_t kept) {
   return entering_h(layer, kept) + layer.output_size;
@@ -22,7 +22,7 @@ FUSED_RNN_FN int64_t saved_width(const Layer& layer, int64_t kept, int64_t state
   return entering_c(layer, kept) + (states - 1) * layer.hidden;
 }
 
-// Value k of what the cell keeps of a unit.
+// Offset of a unit's saved value k.
 FUSED_RNN_FN int64_t kept_at(const Layer& layer, int64_t k, int64_t unit) { return k * layer.hidden + unit; }
 
 constexpr int64_t kUnitsKeptTogether = 16;

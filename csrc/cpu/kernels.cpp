@@ -24,13 +24,13 @@ struct Passes {
       &F::bytes,
       &one_round,
       {{&F::count_packs, &F::pack_weights}, {&F::count_runs_to_prepare, &F::prepare_run}},
-      {{&F::count_walks, &in_tiles<&F::walk>}},
+      {{&F::count_loops, &in_tiles<&F::loop>}},
       {}};
   static constexpr Packing kPacking = {&F::packed_bytes, {&F::count_packs, &F::pack_weights}};
   static constexpr Pass<Backward> kBackward = {&W::bytes,
                                                &count_rounds,
                                                {{&Frame::count_packs, &Frame::prepare}},
-                                               {{&B::count_walks, &in_tiles<&B::walk>},
+                                               {{&B::count_loops, &in_tiles<&B::loop>},
                                                 {&I::count, &in_tiles<&I::run>},
                                                 {&I::count_reverse, &in_tiles<&I::run_reverse>},
                                                 {&W::count, &W::pack_operands},

@@ -15,12 +15,12 @@ using torch::stable::accelerator::DeviceGuard;
 
 void forward(const Forward& f, const Scratch& scratch) {
   const DeviceGuard guard(f.device);
-  stepwise_forward(f, {{DeviceType::CUDA, static_cast<int8_t>(f.device)}, current_cuda_stream(f.device), scratch});
+  run_forward(f, {{DeviceType::CUDA, static_cast<int8_t>(f.device)}, current_cuda_stream(f.device), scratch});
 }
 
 void backward(const Backward& g, const Scratch& scratch) {
   const DeviceGuard guard(g.device);
-  stepwise_backward(g, {{DeviceType::CUDA, static_cast<int8_t>(g.device)}, current_cuda_stream(g.device), scratch});
+  run_backward(g, {{DeviceType::CUDA, static_cast<int8_t>(g.device)}, current_cuda_stream(g.device), scratch});
 }
 
 [[noreturn]] void no_packing() { fail("fused_rnn: weights are packed on the CPU only, not on CUDA"); }

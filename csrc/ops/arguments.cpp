@@ -34,7 +34,7 @@ Tensor Checker::as(const Tensor& t, const char* name, const Shape& shape, Scalar
   FUSED_RNN_CHECK(t.scalar_type() == dtype, "fused_rnn: ", name, " must be ", torch::headeronly::toString(dtype),
                   ", got ", torch::headeronly::toString(t.scalar_type()));
   FUSED_RNN_CHECK(t.device() == device_, "fused_rnn: ", name, " is not on the input's device");
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);  // asked first: the operator costs a dispatch
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);  // contiguous() costs a dispatch
 }
 
 double clip_of(std::optional<double> grad_clip) {
@@ -121,7 +121,7 @@ void Arguments::take_input(const Tensor& input, const Shape& rows, bool own) {
 }
 
 void Arguments::check_tokens() const {
-  if (!layer_.tokens || !may_read_tokens_) return;  // elsewhere the kernel that looks them up asserts it
+  if (!layer_.tokens || !may_read_tokens_) return;  // on a GPU the kernel asserts it
   const int64_t M = layer_.input_member_stride || layer_.lengths_member_stride ? layer_.members : 1;
   for (int64_t m = 0; m < M; ++m)
     for (int64_t t = 0; t < layer_.steps; ++t)
@@ -213,7 +213,7 @@ void Arguments::read_lengths(const std::optional<Tensor>& lengths) {
       checked.as(*lengths, "lengths", concat({own ? members : Shape{}, {layer_.batch}}), ScalarType::Long);
   layer_.lengths = static_cast<const int64_t*>(hold(held_lengths));
   layer_.lengths_member_stride = own ? layer_.batch : 0;
-  if (held_lengths.device().type() != DeviceType::CPU) return;  // reading them would wait for the device
+  if (held_lengths.device().type() != DeviceType::CPU) return;  // reading them would synchronize
   for (int64_t i = 0; i < held_lengths.numel(); ++i)
     FUSED_RNN_CHECK(0 <= layer_.lengths[i] && layer_.lengths[i] <= layer_.steps,
                     "fused_rnn: lengths must lie between 0 and the number of steps, ", layer_.steps, ", got ",

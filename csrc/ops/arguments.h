@@ -1,4 +1,4 @@
-// What an operator is called with: every check of it, and the form that an engine reads.
+// Checks an operator's arguments and converts them to what engines read (core/problem.h).
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -21,14 +21,14 @@ inline Shape shape_of(const Tensor& t) {
   return Shape(sizes.begin(), sizes.end());
 }
 
-// Ids in place of input: each stands for a one-hot row.
+// Whether the input is ids, each standing for a one-hot row.
 inline bool holds_tokens(const Tensor& input) { return input.scalar_type() == torch::headeronly::ScalarType::Long; }
-// What has the layer's dtype, and its device.
+// A tensor of the layer's dtype and device.
 inline const Tensor& like_of(const Tensor& input, std::span<const Tensor> weights) {
   return holds_tokens(input) && !weights.empty() ? weights[0] : input;
 }
 
-// The tensor, contiguous, after it was found to have this shape and the input's dtype and device.
+// Checks a tensor's shape, dtype and device; returns it contiguous.
 class Checker {
  public:
   explicit Checker(const Tensor& like) : dtype_(like.scalar_type()), device_(like.device()) {}
@@ -44,21 +44,21 @@ class Checker {
 // Backward::grad_clip.
 double clip_of(std::optional<double> grad_clip);
 
-// Fills in a Layer, group by group, and keeps alive what it then points to. The tensors given must outlive this.
+// Fills in a Layer and keeps alive what its pointers refer to. The tensors passed in must outlive this.
 struct Arguments {
   CellTraits cell;
   Checker checked;
-  Shape members;    // {M}, or empty: then nothing has a member dimension
+  Shape members;    // {M}, or empty when there is no member dimension
   Shape row_shape;  // {T, B}, or {N} when packed
   int64_t weights_per_direction = 0;
   bool has_bias = false, has_projection = false;
 
-  // The layer's sizes, from its weights; `input` gives dtype and device only, of tokens the weights do.
+  // Takes the layer's sizes from its weights; dtype and device from `input`, or from the weights when `input` is ids.
   Arguments(Layer& layer, int64_t cell_id, bool bias, bool bidirectional, const Tensor& input,
             std::span<const Tensor> weights);
   Arguments(const Arguments&) = delete;
 
-  // All the rest: what follows, in its order.
+  // Everything else, by the following functions in this order.
   void read(const Tensor& input, const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
             std::span<const Tensor> weights, const std::optional<Tensor>& lengths,
             const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& reset_mask);
@@ -67,18 +67,18 @@ struct Arguments {
   void read_states(const std::optional<Tensor>& h0, const std::optional<Tensor>& c0);
   void read_masks(const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset_mask);
 
-  // Of a layer without members, by parts, where [T, B] is written otherwise though it lies in memory just so.
+  // For `infer`, without members: argument by argument, with shapes that differ from [T, B] but not in memory.
   void take_rows(const Tensor& input, const Shape& rows, int64_t steps, int64_t batch);
   void read_lengths(const std::optional<Tensor>& lengths);
   void take_reset(const Tensor& reset_mask, const Shape& shape);
-  // When lengths are known: what lies behind them may be anything.
+  // After read_lengths: ids of padding may be anything.
   void check_tokens() const;
-  // Second derivatives are told of the rows themselves.
+  // Operators for second derivatives need the rows themselves.
   void refuse_tokens() const {
     FUSED_RNN_CHECK(!layer_.tokens, "fused_rnn: this operator takes one-hot input, not ids");
   }
 
-  // Of the arrays of problem.h.
+  // Shapes of the arrays of problem.h.
   Shape rows(int64_t width) const { return concat({members, row_shape, {width}}); }
   Shape states(int64_t width) const { return concat({members, {layer_.directions, layer_.batch, width}}); }
   Shape saved_shape() const { return concat({members, {layer_.directions}, row_shape, {layer_.saved_width}}); }
@@ -92,7 +92,7 @@ struct Arguments {
   }
 
  private:
-  // Has this argument a member dimension before its own `dims`? Those without one are shared by all members.
+  // Whether this argument has a member dimension before its own `dims`; if not, all members share it.
   bool per_member(const Tensor& t, int64_t dims) const { return !members.empty() && t.dim() == dims + 1; }
 
   void read_weight_layout(bool bias, std::span<const Tensor> weights);
@@ -100,7 +100,7 @@ struct Arguments {
   void take_input(const Tensor& input, const Shape& rows, bool own);
 
   Layer& layer_;
-  bool may_read_tokens_ = false;  // without waiting for a device
+  bool may_read_tokens_ = false;  // they are on the CPU
   std::vector<Tensor> held_;
   std::vector<int64_t> offsets_, packed_lengths_;
 };

@@ -1,4 +1,4 @@
-// The operators that go back through time: layer_backward, and what second derivatives need of it.
+// The backward operators: layer_backward, and those for second derivatives.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -13,7 +13,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using Gradient = std::optional<Tensor>;
 
-// The bits of `wanted`, fused_rnn/ops/layer.py has the same. Gradients of the states cost nothing and always come.
+// The bits of `wanted`, as in fused_rnn/ops/layer.py (tests/test_dispatch.py compares them, bit by bit). Gradients of
+// the states cost nothing and are always computed.
 enum Wanted : int64_t {
   kInput = 1,
   kWeightIh = 2,
@@ -24,7 +25,7 @@ enum Wanted : int64_t {
   kParameters = 64,
 };
 
-// One call: its arguments, and the results as they are asked for.
+// One call: its arguments and its results.
 struct BackwardCall {
   Backward g = {};
   const Tensor& like;
@@ -80,7 +81,7 @@ struct BackwardCall {
     }
   }
 
-  // What the walk leaves of itself, [rows, D*width]; an engine leaves padding alone.
+  // An array for intermediate gradients, [rows, D*width]; engines do not write padding.
   Tensor trace(bool asked, int64_t width) const {
     Tensor traced = allocate(asked, args.rows(g.directions * width));
     if (asked && g.lengths && !g.offsets) torch::stable::zero_(traced);

@@ -1,4 +1,4 @@
-// Inference by the shortest way: a stack of layers in one operator call, which keeps nothing for a backward pass.
+// Inference of a stack of layers in one operator call, which saves nothing for a backward pass.
 #include <torch/csrc/stable/library.h>
 
 #include "core/engine.h"
@@ -13,7 +13,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// The sizes before the last one: of input and output, and of the states.
+// The leading dimensions of input and output, and of the states.
 struct Outline {
   int64_t steps, batch;
   Shape rows, states;
@@ -37,7 +37,7 @@ Outline outline_of(const Tensor& input, int64_t layout, int64_t states, bool pac
   return {sizes[1], sizes[0], {sizes[0], sizes[1]}, {states, sizes[0]}};
 }
 
-// A pointer into all layers' states; null stays null.
+// Null stays null.
 template <class T>
 T* offset(T* data, int64_t bytes) {
   using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
@@ -50,7 +50,7 @@ std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0,
                           std::vector<Tensor> weights, std::optional<std::vector<Tensor>> packed,
                           std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
                           std::optional<Tensor> reset_mask) {
-  // There is no formula of a gradient here, and what needs one cannot be told from below autograd.
+  // This operator has no gradient, and below autograd it cannot tell whether an argument requires one.
   FUSED_RNN_CHECK(!aoti_torch_grad_mode_is_enabled(),
                   "fused_rnn: infer has no gradient: call it under torch.no_grad() or torch.inference_mode()");
   const auto [cell, L, bias, bidirectional, layout] = StackCode(stack);

@@ -1,4 +1,4 @@
-// What Python asks about the library itself, through ctypes: nothing here touches a tensor.
+// What Python asks about the library, through ctypes.
 #include <cstring>
 #include <string>
 
@@ -17,7 +17,7 @@ using namespace fused_rnn;
 // "75 90a": the GPU architectures compiled in; empty for a CPU-only build.
 FUSED_RNN_EXPORT const char* fused_rnn_cuda_archs() { return FUSED_RNN_CUDA_ARCHS; }
 
-// "stepwise persistent ...": every CUDA engine, built or not.
+// "stepwise persistent ...": every CUDA engine, compiled in or not.
 FUSED_RNN_EXPORT const char* fused_rnn_cuda_engines() {
   static const std::string names = [] {
     std::string all;
@@ -27,14 +27,14 @@ FUSED_RNN_EXPORT const char* fused_rnn_cuda_engines() {
   return names.c_str();
 }
 
-// Where the parts of a stack's code begin, in the order of StackCode.
+// The first bits of a stack code's fields, in the order of StackCode.
 FUSED_RNN_EXPORT void fused_rnn_stack_code(int64_t* first_bits) {
   const int64_t bits[] = {StackCode::kLayout, StackCode::kBias, StackCode::kBidirectional, StackCode::kCell,
                           StackCode::kLayers};
   std::memcpy(first_bits, bits, sizeof bits);
 }
 
-// Number of cells; their traits are those of ids 0 .. count - 1.
+// Number of cells; their ids are 0 .. count - 1.
 FUSED_RNN_EXPORT int64_t fused_rnn_cell_count() {
   int64_t count = 0;
 #define FUSED_RNN_COUNT(id, Cell) ++count;
@@ -43,11 +43,11 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cell_count() {
   return count;
 }
 
-// traits: what CellTraits has, in its order. `cell` must be one.
+// Fills `traits` with the fields of CellTraits. `cell` must be valid.
 FUSED_RNN_EXPORT void fused_rnn_cell_traits(int64_t cell, int64_t* traits) {
   const CellTraits of_cell = traits_of(cell);
   std::memcpy(traits, &of_cell, sizeof of_cell);
 }
 
-// For tests: results and scratch memory come filled with NaN from now on, or no longer.
+// For tests: whether results and scratch memory are filled with NaN when allocated.
 FUSED_RNN_EXPORT void fused_rnn_fill_memory(int64_t fill) { fill_memory(fill != 0); }

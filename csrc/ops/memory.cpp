@@ -34,11 +34,11 @@ struct Free {
   void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{kAlignment}); }
 };
 
-// Large blocks of memory that were in use before. Fresh ones cost more than a tenth of a training step: the kernel
-// hands them out zeroed, page by page, at first touch.
+// Reuses large blocks. Fresh ones would cost more than a tenth of a training step, as the operating system zeroes each
+// page at its first touch.
 class Pool {
  public:
-  static constexpr int64_t kLeast = int64_t{1} << 20;  // the allocator deals well with what is smaller
+  static constexpr int64_t kLeast = int64_t{1} << 20;  // the allocator reuses smaller ones itself
 
   void* take(int64_t bytes) {
     const std::lock_guard lock(mutex_);
@@ -67,7 +67,7 @@ class Pool {
     free_.push_back(std::move(block));
     while (kept_ > kMostKept) {
       kept_ -= free_.front().bytes;
-      free_.erase(free_.begin());  // the one that has lain here longest
+      free_.erase(free_.begin());  // the oldest
     }
   }
 
@@ -83,7 +83,7 @@ class Pool {
     const int64_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
     Block block{std::unique_ptr<void, FreeHuge>(::operator new(rounded, std::align_val_t{kHugePage})), rounded};
 #ifdef __linux__
-    madvise(block.memory.get(), rounded, MADV_HUGEPAGE);  // a wish: what comes of it does not matter
+    madvise(block.memory.get(), rounded, MADV_HUGEPAGE);  // a hint: may fail
 #endif
     return block;
   }
@@ -94,7 +94,7 @@ class Pool {
   int64_t kept_ = 0;
 };
 
-// Never destroyed: tensors may outlive whatever else is.
+// Never destroyed: tensors may outlive static objects.
 Pool& pool() {
   static Pool& only = *new Pool;
   return only;
@@ -103,7 +103,7 @@ Pool& pool() {
 struct Buffer {
   std::unique_ptr<void, Free> memory;
   int64_t bytes = 0;
-  bool taken = false;  // by a call on this thread, inside of which another may run
+  bool taken = false;  // by a call on this thread; calls may nest
 };
 
 Buffer& buffer_of_thread() {
@@ -117,7 +117,7 @@ int64_t rounded_up(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment
 
 void fill_memory(bool fill) { filled = fill; }
 
-// Not torch::stable::new_empty, which goes through the dispatcher: half a microsecond each.
+// Not torch::stable::new_empty, whose dispatch takes half a microsecond.
 Tensor new_tensor(const Tensor& like, const Shape& shape, std::optional<torch::headeronly::ScalarType> dtype) {
   int32_t dtype_code, device_type, device_index;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype_code));
@@ -127,7 +127,7 @@ Tensor new_tensor(const Tensor& like, const Shape& shape, std::optional<torch::h
   int64_t strides[Shape::kMaxDims], numel = 1;
   for (int64_t i = shape.size(); i-- > 0;) {
     const bool last = i + 1 == shape.size();
-    strides[i] = last ? 1 : strides[i + 1] * std::max<int64_t>(shape[i + 1], 1);  // never zero, as torch has it
+    strides[i] = last ? 1 : strides[i + 1] * std::max<int64_t>(shape[i + 1], 1);  // never zero, as in torch
     numel *= shape[i];
   }
   AtenTensorHandle handle;
@@ -171,13 +171,13 @@ void* CallScratch::take(int64_t bytes) {
   return held_.back().data_ptr();
 }
 
-// Null when the thread's buffer has no room. It grows only while nothing lies in it.
+// Null if the thread's buffer has no room; it grows only while unused.
 void* CallScratch::take_kept(int64_t bytes) {
   Buffer& buffer = buffer_of_thread();
   if (!may_keep_ || bytes > kKept - used_) return nullptr;
   if (bytes > buffer.bytes - used_) {
     if (used_ > 0) return nullptr;
-    buffer.bytes = 0;  // should the next line throw
+    buffer.bytes = 0;  // the allocation may throw
     buffer.memory.reset();
     buffer.memory.reset(::operator new(rounded_up(bytes), std::align_val_t{kAlignment}));
     buffer.bytes = rounded_up(bytes);

@@ -1,4 +1,4 @@
-// Where an operator's results and scratch memory come from.
+// Allocation of an operator's results and scratch memory.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -11,16 +11,15 @@ namespace fused_rnn {
 
 using torch::stable::Tensor;
 
-// An uninitialized tensor on the device of `like` and, unless told otherwise, of its dtype.
+// An uninitialized tensor on the device of `like` and, unless given, of its dtype.
 Tensor new_tensor(const Tensor& like, const Shape& shape,
                   std::optional<torch::headeronly::ScalarType> dtype = std::nullopt);
 
-// The same, for what the backward pass reads again and no user keeps: on the CPU, large ones lie in memory that earlier
-// ones lay in, of which a process keeps at most 256 MiB.
+// The same, for tensors saved for the backward pass: on the CPU, large ones come from a pool (at most 256 MiB).
 Tensor recycled_tensor(const Tensor& like, const Shape& shape);
 
-// The scratch memory of one operator call. On the CPU each thread keeps a buffer from call to call, since a short call
-// spends longer in the allocator than in arithmetic; what does not fit into kKept bytes is recycled as above.
+// The scratch memory of one operator call. On the CPU each thread keeps a buffer of up to kKept bytes between calls,
+// since a short call would spend more time in the allocator than in arithmetic; larger blocks come from the pool.
 class CallScratch {
  public:
   static constexpr int64_t kKept = int64_t{4} << 20;
@@ -38,10 +37,10 @@ class CallScratch {
   bool may_keep_;
   int64_t used_ = 0;  // of the thread's buffer
   std::vector<void*> pooled_;
-  std::vector<Tensor> held_;  // elsewhere than on the CPU
+  std::vector<Tensor> held_;  // neither kept nor pooled
 };
 
-// For tests: from now on all of this memory comes filled with bytes of ones, a NaN in every dtype.
+// For tests: whether all of this memory is filled with one bits, a NaN in every dtype, when allocated.
 void fill_memory(bool fill);
 
 }  // namespace fused_rnn

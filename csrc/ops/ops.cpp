@@ -1,4 +1,4 @@
-// The operators: their schemas, and what each allocates and asks of an engine. Engines see only problem.h.
+// The operators: schemas, and the forward ones. Engines see only problem.h.
 #include "ops/ops.h"
 
 #include <torch/csrc/stable/library.h>
@@ -37,7 +37,7 @@ const Engine& engine_for(DeviceType device) {
 
 namespace {
 
-// A forward pass or its tangent; `f` has its arguments but not yet what it writes.
+// A forward pass or its tangent; `f` has its arguments, but no results yet.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_forward(Forward& f, const Arguments& args, const Tensor& like,
                                                                bool save, bool cells) {
   FUSED_RNN_CHECK(!cells || args.cell.states > 1, "fused_rnn: this cell has no second state to return at every step");
@@ -95,10 +95,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
 
 }  // namespace fused_rnn
 
-// One layer over a whole sequence. Padded input is [T, B, I]; packed input (batch_sizes given) is [rows, I]. Weights
-// come in torch's order for each direction. With weights of one more dimension, M members run side by side, each with
-// its own weights; input, lengths and reset_mask may then be shared or per member, everything else is per member.
-// fused_rnn/ops/layer.py documents every argument.
+// One layer over a whole sequence. Padded input is [T, B, I]; packed input (with batch_sizes) is [rows, I]. Weights are
+// in torch's order for each direction. Weights with a leading dimension M are those of M members, which run side by
+// side; input, lengths and reset_mask may then be shared, everything else is per member. Arguments are documented in
+// fused_rnn/ops/layer.py.
 FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
   m.def(
       "layer_forward(int cell, bool bias, bool bidirectional, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, "
@@ -110,32 +110,32 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
       "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, int wanted, int weight_groups, bool norms, "
       "float? grad_clip=None) "
       "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor grad_norms, Tensor[] grad_weights)");
-  // For second derivatives; problem.h says what passes over time these are. The derivative of layer_forward along the
-  // direction that x, r and h (Forward::tangent_x and so on), h0 and c0 are.
+  // For second derivatives (problem.h). The derivative of layer_forward along a direction, given by x, r and h
+  // (Forward::tangent_x, ...), h0 and c0.
   m.def(
       "layer_tangent(int cell, bool bias, bool bidirectional, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, "
       "Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, Tensor? x, Tensor? r, Tensor? h, "
       "bool cells) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
-  // Backward::trace_x and so on; r is empty where it would equal x, output and wide where there is no projection.
+  // Backward::trace_x, ...; r is empty if it would equal x, output and wide are empty without a projection.
   m.def(
       "layer_trace(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
       "Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
       "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved) "
       "-> (Tensor x, Tensor r, Tensor states, Tensor output, Tensor wide)");
-  // The derivative of layer_backward, from tangents of its gradients, of `saved`, and what layer_trace gave. `wide` is
-  // the tangent of trace's, for who wants the gradient of weight_hr.
+  // The derivative of layer_backward, given tangents of its gradients and of `saved`, and layer_trace's results. The
+  // result `wide` is the tangent of layer_trace's, for the gradient of weight_hr.
   m.def(
       "layer_backward_tangent(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, "
       "Tensor? grad_c_n, Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
       "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, Tensor saved_tangent, Tensor states, Tensor? h, "
       "Tensor? wide, int wanted) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor wide, Tensor[] "
       "grad_weights)");
-  // A stack of layers without gradients; the states are all layers', as the results are: output, h_n and, if there is a
-  // second state, c_n. What seldom is given comes last: what is left out costs less.
+  // Inference of a stack of layers; states are those of all layers. Returns output, h_n and, with a second state, c_n.
+  // Arguments that are rarely given come last: omitted ones cost less.
   m.def(
       "infer(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor[]? packed=None, "
       "Tensor? lengths=None, Tensor? batch_sizes=None, Tensor? reset_mask=None) -> Tensor[]");
-  // One layer's weights made ready for `infer`, whose `packed` has one of these for each layer. Only for these very
-  // tensors, in this process: what it holds, and in which order, is the engine's own affair.
+  // Packs one layer's weights for `infer`, whose `packed` takes one of these for each layer. Valid only for these
+  // tensors, in this process; the layout is the engine's own.
   m.def("pack_weights(int cell, bool bias, bool bidirectional, Tensor[] weights) -> Tensor");
 }

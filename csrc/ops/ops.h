@@ -1,5 +1,4 @@
-// The operators behind torch.ops.fused_rnn, for the engines' registrations: the same checks and the same allocation
-// whatever the device.
+// The operators of torch.ops.fused_rnn, the same for every device.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -7,7 +6,7 @@
 #include <tuple>
 #include <vector>
 
-// The namespace of the operators in torch.ops. The tests build them again, for kernels in software, under another one.
+// The operators' namespace in torch.ops. The tests' software GPU builds them again, under another one.
 #ifndef FUSED_RNN_LIBRARY
 #define FUSED_RNN_LIBRARY fused_rnn
 #endif

@@ -14,13 +14,12 @@ using torch::headeronly::ScalarType;
 
 constexpr int64_t kMaxWeights = 2 * 6;  // directions, tensors of each: the fields of Weights
 
-// Compared as a whole, byte by byte: no padding, and all of it set.
+// Compared by memcmp: no padding, every byte set.
 struct alignas(64) Header {
   char magic[8] = {'f', 'u', 's', 'e', 'd', 'r', 'n', 'n'};
   int64_t format, cell, dtype, bias, directions, input_size, hidden, output_size;
   int64_t bytes;  // of the whole tensor
-  // Where the weights lie. They cannot be told from others of their size by anything else that is cheap, and in another
-  // process they lie elsewhere.
+  // The weights' addresses: the only cheap way to tell them from others of their size; they differ between processes.
   const void* weights[kMaxWeights] = {};
   int64_t unused[2] = {};
 };

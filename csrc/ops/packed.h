@@ -1,4 +1,4 @@
-// Packed weights as a tensor: a header that says whose they are, then what the engine made of them.
+// Packed weights as a tensor: a header that identifies the weights, then the engine's data.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -8,7 +8,7 @@
 
 namespace fused_rnn {
 
-// What Layer::packed is to point to; throws unless `packed` was made here, by this engine, from these very weights.
+// The value of Layer::packed. Throws unless this process and engine packed these weights into `packed`.
 const void* unpacked(const torch::stable::Tensor& packed, const Layer& layer, bool bias,
                      std::span<const torch::stable::Tensor> weights, const Engine& engine);
 

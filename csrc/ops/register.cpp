@@ -1,4 +1,4 @@
-// Each device that an engine of this build is for (core/engine.h) gets the operators.
+// Registers the operators for each device that this build has an engine for.
 #include "ops/register.h"
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn, CPU, m) { FUSED_RNN_IMPLEMENT_OPERATORS(m); }

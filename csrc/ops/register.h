@@ -1,4 +1,4 @@
-// The list of operators that every device has: the same checks and allocation, then its own engine.
+// The list of operators, the same for every device.
 #pragma once
 #include <torch/csrc/stable/library.h>
 

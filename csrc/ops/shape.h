@@ -1,4 +1,4 @@
-// Sizes of a tensor, held in place: a call makes a dozen of these, and none may cost an allocation.
+// A tensor's sizes, without allocation: a call makes a dozen of these.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace fused_rnn {
 
 class Shape {
  public:
-  static constexpr int64_t kMaxDims = 6;  // what is saved has five: [M, D, T, B, R]
+  static constexpr int64_t kMaxDims = 6;  // `saved` has five: [M, D, T, B, R]
 
   Shape() = default;
   Shape(std::initializer_list<int64_t> sizes) : Shape(sizes.begin(), sizes.end()) {}
@@ -44,7 +44,7 @@ class Shape {
 
 inline Shape concat(std::initializer_list<Shape> parts) { return Shape::concat(parts); }
 
-// Sizes as torch and as we hold them alike: anything that can be walked.
+// For Shape and for torch's arrays of sizes.
 template <class Sizes>
 std::string text(const Sizes& sizes) {
   std::ostringstream out;

@@ -1,17 +1,17 @@
-// What a stack of layers is, in one number: where one small step is all there is to do, each argument of an operator
-// costs as much as a hundredth of the call. Python writes it (fused_rnn/ops/layer.py), with the bits that it asks for.
+// A stack of layers encoded in one integer: in a call with one small step, each argument of an operator costs up to a
+// hundredth of the time. Python encodes it (fused_rnn/ops/layer.py), with bit positions from ops/info.cpp.
 #pragma once
 #include <cstdint>
 
 namespace fused_rnn {
 
-// How the user's tensors are laid out; fused_rnn/ops/layer.py has the same.
+// Layout of the user's tensors, as in fused_rnn/ops/layer.py.
 enum Layout : int64_t {
   kTimeMajor = 0,   // input [T, B, I], states [L*D, B, P]; unbatched [T, I] and [L*D, P]; packed [rows, I]
-  kBatchFirst = 1,  // input [B, T, I] with B = 1 or T = 1, which lies in memory as [T, B, I] does; or unbatched
-  kOneStep = 2,     // input [B, I], states [B, H]: a cell's
+  kBatchFirst = 1,  // input [B, T, I] with B = 1 or T = 1, which is the same in memory as [T, B, I]; or unbatched
+  kOneStep = 2,     // input [B, I], states [B, H]: a single step
 };
-// Ids are laid out likewise, without I; a cell takes none.
+// Ids likewise, without I; a single step takes none.
 
 struct StackCode {
   static constexpr int kLayout = 0, kBias = 2, kBidirectional = 3, kCell = 4, kLayers = 12;  // first bits

@@ -314,6 +314,11 @@ def _below_autograd(operator: torch._ops.OpOverload, *args):
         return torch_private.bare(operator)(*args)
 
 
+def is_captured() -> bool:
+    """Whether torch.export or torch.jit.trace keeps what is called, for other processes."""
+    return torch.compiler.is_exporting() or torch_private.is_tracing()
+
+
 # ---- entry point -----------------------------------------------------------------------------------------------------
 
 
@@ -328,10 +333,12 @@ def run_layer(
     if transformed and torch_private.in_forward_mode() and torch_private.in_nested_forward_mode():
         _refuse_derivatives(grad_clip)
         return reference.run_layer(layer, cells)
+    # A trace may be trained later, whatever the grad mode is now.
+    with_gradients = torch.is_grad_enabled() or torch_private.is_tracing()
     # A tangent needs the saved values as much as a gradient does.
-    save = torch_private.in_forward_mode() or (torch.is_grad_enabled() and torch_private.need_gradient(differentiable))
-    # An export would keep only a Function's forward; the raw operator brings its own gradient along.
-    if save and torch.compiler.is_exporting():
+    save = torch_private.in_forward_mode() or (with_gradients and torch_private.need_gradient(differentiable))
+    # A Function's forward alone would be kept; the raw operator brings its own gradient along.
+    if save and is_captured():
         output, h_n, c_n, all_cells, _ = layer.forward(save, cells, grad_clip)
     elif save or transformed:
         flat = flatten(ForwardArguments(save, cells, grad_clip, layer))

@@ -1,44 +1,84 @@
-"""Converting a model to this library's layers and back, in place."""
+"""``swap`` and ``restore``: convert a model to this library's layers and back, in place."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
+import torch
 from torch import nn
 
+from . import dynamo
 from .freeze import thaw
 from .kinds import OURS
+from .recurrent import Recurrent
+from .stock import STOCK
+from .subclasses import NotSwappable, ours_for, theirs_for
 
 
-def swap(model: nn.Module) -> nn.Module:
+def swap(model: nn.Module, *, report: Callable[[str], object] | None = None) -> nn.Module:
     """Converts every ``nn.LSTM / GRU / RNN`` and cell of ``model``, itself included, to this library's.
 
-    Returns ``model``.
+    Returns ``model``. ``report``, such as ``print``, is called with a line for every layer that was changed or passed
+    over; a warning names those passed over, with the reason, and one says so if nothing was changed.
 
     Only the modules' classes change: parameters, buffers, hooks, shared modules and optimizers' references to
-    parameters stay. Subclasses of those layers are skipped with a warning, since their ``forward`` may be their own; so
-    are parametrized layers: swap first, then parametrize.
+    parameters stay. Subclasses whose ``forward`` is torch.nn's own, parametrized layers among them, keep their name,
+    methods and attributes, and become instances of ``fused_rnn.LSTM`` and so on as well. Others are passed over.
     """
+    dynamo.admit(Recurrent)
     passed_over = []
+    tell = report or (lambda line: None)
     for name, module in model.named_modules():
-        if type(module) in OURS:
-            module.__class__ = OURS[type(module)]
-        elif isinstance(module, tuple(OURS)):
-            passed_over.append(f"{name or 'the model itself'} ({type(module).__name__})")
+        if isinstance(module, tuple(OURS.values())) or not _is_recurrent(module):
+            continue
+        where = f"{name or 'the model itself'} ({_name_of(module)})"
+        try:
+            kind = _swapped_class(module)
+        except NotSwappable as reason:
+            passed_over.append(f"{where}: {reason}")
+            tell(f"passed over {passed_over[-1]}")
+        else:
+            module.__class__ = kind
+            tell(f"swapped {where}")
     if passed_over:
+        warnings.warn("fused_rnn.swap passed over " + "; ".join(passed_over), stacklevel=2)
+    elif not any(isinstance(module, tuple(OURS.values())) for module in model.modules()):
+        tell("there is no recurrent layer or cell of torch.nn's in this model")
         warnings.warn(
-            "fused_rnn.swap passed over subclasses of torch.nn's recurrent layers, whose forward may be their own: "
-            + ", ".join(passed_over),
+            f"fused_rnn.swap changed nothing: {type(model).__name__} has no recurrent layer or cell of torch.nn's",
             stacklevel=2,
         )
     return model
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Undoes :func:`swap`: layers of exactly this library's classes become torch.nn's, thawed; returns ``model``."""
-    back = {ours: theirs for theirs, ours in OURS.items()}
+    """Undoes :func:`swap`: this library's layers become torch.nn's, thawed; returns ``model``.
+
+    Layers that were made as ``fused_rnn.LSTM`` and so on become torch.nn's as well; subclasses of those, which torch.nn
+    has no counterpart of, stay.
+    """
     for module in model.modules():
-        if type(module) in back:
+        kind = theirs_for(module)
+        if kind is not None:
             thaw(module)
-            module.__class__ = back[type(module)]
+            module.__class__ = kind
     return model
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):
+        return getattr(module, "original_name", None) in STOCK
+    return isinstance(module, tuple(OURS))
+
+
+def _name_of(module: nn.Module) -> str:
+    return module.original_name if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
+
+
+def _swapped_class(module: nn.Module) -> type[nn.Module]:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise NotSwappable("it is compiled by TorchScript; swap before scripting or tracing")
+    if "forward" in vars(module):
+        raise NotSwappable("its forward was replaced, by accelerate perhaps; swap before that")
+    return ours_for(type(module))

@@ -6,10 +6,11 @@ from torch import nn
 
 from ..ops.cells import BY_ID, BY_MODE, Cell
 from . import cells, layers
+from .stock import STOCK
 
 # torch.nn's classes and ours.
 OURS: dict[type[nn.Module], type[nn.Module]] = {
-    getattr(nn, kind.__name__): kind
+    STOCK[kind.__name__]: kind
     for kind in (layers.LSTM, layers.GRU, layers.RNN, cells.LSTMCell, cells.GRUCell, cells.RNNCell)
 }
 
@@ -18,10 +19,8 @@ def cell_of(module: nn.Module) -> Cell | None:
     """The cell of a layer or of a single-step module; None for any other module."""
     if isinstance(module, nn.RNNBase):
         return BY_MODE.get(module.mode)
-    if not isinstance(module, nn.RNNCellBase):
-        return None
     for theirs, ours in OURS.items():
-        if isinstance(module, (theirs, ours)):
+        if isinstance(module, theirs):
             nonlinearity = getattr(module, "nonlinearity", None)
             return next((c for c in BY_ID if c.step_name == ours.__name__ and c.nonlinearity == nonlinearity), None)
     return None

@@ -11,23 +11,17 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..ops.arguments import rnn_cell
 from .recurrent import Recurrent
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
 
-class LSTM(Recurrent):
+class LSTM(Recurrent, nn.LSTM):
     """Long short-term memory, in place of ``torch.nn.LSTM``.
 
     Args: those of ``torch.nn.LSTM``, in its order: input_size (I), hidden_size (H), num_layers (L), bias, batch_first,
     dropout, bidirectional (D = 2), proj_size (P; H when 0), device, dtype.
     """
-
-    # Public helpers that nn.LSTM has beyond nn.RNNBase, for code that calls them.
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
 
     def __init__(
         self,
@@ -43,17 +37,7 @@ class LSTM(Recurrent):
         dtype=None,
     ) -> None:
         super().__init__(
-            "LSTM",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-            device=device,
-            dtype=dtype,
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         )
 
     def forward(
@@ -70,25 +54,16 @@ class LSTM(Recurrent):
 
         With ``return_cells`` a third result: the last layer's c after every step, ``[T, B, D*H]``.
         """
-        results = self._run(input, hx, lengths, reset_mask, grad_clip, return_cells)
-        if return_cells:
-            output, h_n, c_n, cells = results
-            return output, (h_n, c_n), cells
-        output, h_n, c_n = results
-        return output, (h_n, c_n)
+        return self._run(input, hx, lengths, reset_mask, grad_clip, return_cells)
 
 
-class GRU(Recurrent):
+class GRU(Recurrent, nn.GRU):
     """Gated recurrent unit, in place of ``torch.nn.GRU``.
 
     Args: those of ``torch.nn.GRU``, in its order: input_size (I), hidden_size (H), num_layers (L), bias, batch_first,
     dropout, bidirectional (D = 2), device, dtype.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        _refuse_projection(kwargs)
-        super().__init__("GRU", *args, **kwargs)
-
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -99,25 +74,16 @@ class GRU(Recurrent):
         grad_clip: float | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
-        output, h_n = self._run(input, hx, lengths, reset_mask, grad_clip)
-        return output, h_n
+        return self._run(input, hx, lengths, reset_mask, grad_clip)
 
 
-class RNN(Recurrent):
+class RNN(Recurrent, nn.RNN):
     """Elman network, in place of ``torch.nn.RNN``.
 
     Args: those of ``torch.nn.RNN``, in its order: input_size (I), hidden_size (H), num_layers (L), nonlinearity ("tanh"
     or "relu"), bias, batch_first, dropout, bidirectional (D = 2), device, dtype.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        _refuse_projection(kwargs)
-        if len(args) > 3:
-            self.nonlinearity, args = args[3], (*args[:3], *args[4:])
-        else:
-            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        super().__init__(rnn_cell(self.nonlinearity).mode, *args, **kwargs)
-
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -128,10 +94,4 @@ class RNN(Recurrent):
         grad_clip: float | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """``output [T, B, D*H], h_n [L*D, B, H]``; see :func:`fused_rnn.functional.lstm` for the options."""
-        output, h_n = self._run(input, hx, lengths, reset_mask, grad_clip)
-        return output, h_n
-
-
-def _refuse_projection(kwargs: dict) -> None:
-    if "proj_size" in kwargs:
-        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        return self._run(input, hx, lengths, reset_mask, grad_clip)

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from operator import is_
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..autograd.functions import OPERATORS
 from ..ops import arguments, plain
 from ..ops.arguments import Runner
 from ..ops.cells import BY_MODE
 from ..ops.checks import NO_OPTIONS, form_of, known_form, options_of
+from . import dynamo
+from .ours import Ours
 from .runners import Frozen
 
 
-class Recurrent(nn.RNNBase):
-    # nn.RNNBase, not nn.LSTM and the like: torch.compile refuses all instances of those.
+class Recurrent(Ours, nn.RNNBase):
+    """A base before torch.nn.LSTM and the like: their constructors and helpers, our calls."""
 
     # What runs the layers. Not in state dicts; of a pickled or copied layer only the fact that it was frozen is kept.
     _runner: Runner = OPERATORS
 
+    def __init__(self, *args, **kwargs) -> None:
+        dynamo.admit(Recurrent)
+        super().__init__(*args, **kwargs)
+
     def _run(
         self, input, hx=None, lengths=None, reset_mask=None, grad_clip=None, cells: bool = False, runner=None
-    ) -> Sequence:
-        """One call; returns what :func:`fused_rnn.ops.arguments.run` does. ``runner``: instead of the layer's own."""
+    ) -> tuple | Proxy:
+        """One call; returns what ``forward`` does. ``runner``: instead of the layer's own."""
+        if type(input) is Proxy:
+            masks = {"lengths": lengths, "reset_mask": reset_mask, "grad_clip": grad_clip, "return_cells": cells}
+            return self._call_module_node(input, hx=hx, **masks)
         # From `_parameters`: updating `_flat_weights` would cost more than the rest of a small call.
         parameters = self._parameters
         weights = [parameters.get(name) for name in self._flat_weights_names]
@@ -43,7 +52,11 @@ class Recurrent(nn.RNNBase):
             options = NO_OPTIONS  # what options_of would return, without calling it
         else:
             options = options_of(dropout, lengths, reset_mask, grad_clip, cells)
-        return arguments.run(runner or own, form, input, hx, weights, options, are_plain)
+        results = arguments.run(runner or own, form, input, hx, weights, options, are_plain)
+        if form.cell.states == 1:
+            return tuple(results)
+        output, h_n, c_n, *all_cells = results
+        return output, (h_n, c_n), *all_cells
 
     def _current_weights(self) -> list[Tensor | None]:
         if torch.compiler.is_exporting():  # an export warns of assigned attributes
@@ -89,6 +102,7 @@ class Recurrent(nn.RNNBase):
         return state
 
     def __setstate__(self, state):
+        dynamo.admit(Recurrent)
         super().__setstate__(state)
         if self.__dict__.pop("_frozen", None):
             self._runner = self._pack()

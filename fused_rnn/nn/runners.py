@@ -57,7 +57,7 @@ class Frozen(Runner):
             )
 
     def layers(self) -> RunLayer:
-        if torch.compiler.is_exporting():  # other processes would refuse what is packed in this one
+        if functions.is_captured():  # other processes would refuse what is packed in this one
             return functions.run_layer
         packed = iter(self.packed)
 

@@ -86,6 +86,12 @@ class Stack(nn.Module):
                         f"output is {_width(layer)} wide, its input {layer.input_size}"
                     )
 
+    def __prepare_scriptable__(self):
+        raise NotImplementedError(
+            "torch.jit.script cannot compile fused_rnn.Stack, which torch.nn has no counterpart of; use "
+            "torch.jit.trace or torch.export"
+        )
+
     def forward(
         self,
         input: Tensor | PackedSequence,

@@ -138,11 +138,10 @@ def run(
                     output, h_n, c_n, _ = _over_layers(form, runner.run_for_gradients, whole, options)
                     output = output.transpose(0, 1) if form.batch_first else output
                     return (output, h_n, c_n) if form.cell.states > 1 else (output, h_n)
-        run_layer = runner.layers()
-        whole, leave = _prepare(form, input, hx, weights, options)
-        output, h_n, c_n, cells = _over_layers(form, run_layer, whole, options)
-        output, h_n, c_n, *cells = leave(output, h_n, c_n, *([cells] if options.cells else []))
-        return (output, h_n, *([c_n] if form.cell.states > 1 else []), *cells)
+        if torch_private.is_tracing():
+            with torch_private.no_tracer_warnings():
+                return _run_any(runner, form, input, hx, weights, options)
+        return _run_any(runner, form, input, hx, weights, options)
     except Exception as error:
         masks = {"lengths": options.lengths, "reset_mask": options.reset_mask}
         if is_plain and (refusal := refusals.raised_by(_prepare, form, input, hx, weights, options)) is not None:
@@ -150,6 +149,15 @@ def run(
             raise refusal from error  # with torch.nn's message instead of the operator's
         refusals.explain(error, form.name, input, hx=hx, weights=weights, **masks)
         raise
+
+
+def _run_any(runner: Runner, form: Form, input, hx, weights: list[Tensor], options: Options) -> Sequence:
+    """:func:`run` for any call."""
+    run_layer = runner.layers()
+    whole, leave = _prepare(form, input, hx, weights, options)
+    output, h_n, c_n, cells = _over_layers(form, run_layer, whole, options)
+    output, h_n, c_n, *cells = leave(output, h_n, c_n, *([cells] if options.cells else []))
+    return (output, h_n, *([c_n] if form.cell.states > 1 else []), *cells)
 
 
 def _are_whole(form: Form, states: tuple[Tensor | None, Tensor | None]) -> bool:
@@ -200,7 +208,7 @@ def _over_layers(form: Form, run_layer: RunLayer, whole: Layer, options: Options
         c_ns.append(c_n)
         if options.dropout and k < last:
             data = torch.dropout(data, options.dropout, True)
-    return data, torch.cat(h_ns), torch.cat(c_ns), cells
+    return data, torch.cat(h_ns), torch.cat(c_ns) if form.cell.states > 1 else c_n, cells
 
 
 # ---- single steps ----------------------------------------------------------------------------------------------------
@@ -224,6 +232,9 @@ def single_step(runner: Runner, cell: Cell, input, hx, weights: list[Tensor], ar
             elif runner.run_for_gradients is not None and plain.need_gradients(input, weights):
                 is_plain = True
                 return _one_step(runner.run_for_gradients, cell, input, states, weights)
+        if torch_private.is_tracing():
+            with torch_private.no_tracer_warnings():
+                return _one_step(runner.layers(), cell, *_prepare_step(cell, input, hx, weights))
         return _one_step(runner.layers(), cell, *_prepare_step(cell, input, hx, weights))
     except Exception as error:
         if is_plain and (refusal := refusals.raised_by(_prepare_step, cell, input, hx, weights)) is not None:

@@ -95,7 +95,9 @@ class Cell(Row):
     states: int = 0
     saved: int = 0
     params: int = 0
+    shared_gates: int = 0
     recurrent: bool = True
+    reads_h: bool = False
     projectable: bool = False
     one_gate_gradient: bool = False
 

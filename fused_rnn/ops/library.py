@@ -98,7 +98,7 @@ def cell_count() -> int:
 
 
 class CellTraits(NamedTuple):
-    """A cell's traits from ``csrc/cells/``, in the order of ``CellTraits`` there."""
+    """A cell's constants from ``csrc/cells/``, in the order of ``CellTraits`` in csrc/core/dispatch.h."""
 
     gates: int
     states: int
@@ -106,11 +106,15 @@ class CellTraits(NamedTuple):
     """Values saved for the backward pass, per step and hidden unit."""
     params: int
     """Per-unit parameters besides matrices and biases."""
+    shared_gates: int
+    """The leading gates for which the gradients of W_ih x and of W_hh h are the same."""
     recurrent: bool
     """Whether it has a recurrent matrix."""
+    reads_h: bool
+    """Whether it uses h other than through the recurrent matrix."""
     projectable: bool
     one_gate_gradient: bool
-    """Whether the gradients of W_ih x and of W_hh h are the same."""
+    """Whether they are the same for all gates."""
 
 
 def cell_traits(cell_id: int) -> CellTraits:
@@ -118,4 +122,4 @@ def cell_traits(cell_id: int) -> CellTraits:
         raise ValueError(f"there are cells 0 to {cell_count() - 1}, got {cell_id}")
     numbers = (ctypes.c_int64 * len(CellTraits._fields))()
     compiled.fused_rnn_cell_traits(cell_id, numbers)
-    return CellTraits(*numbers[:4], *map(bool, numbers[4:]))
+    return CellTraits(*numbers[:5], *map(bool, numbers[5:]))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,12 +14,18 @@ from torch.autograd import forward_ad
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 FakeTensor = torch._subclasses.FakeTensor
+is_tracing_eagerly = torch._C._is_tracing  # Dynamo cannot call it
 in_transform = torch._C._are_functorch_transforms_active
 add_batch_dim, remove_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
 any_autocast = torch._C._is_any_autocast_enabled
 dispatch_modes = torch._C._len_torch_dispatch_stack
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
+def is_tracing() -> bool:
+    """Whether torch.jit.trace records this."""
+    return not torch.compiler.is_compiling() and is_tracing_eagerly()
 
 
 def in_forward_mode() -> bool:
@@ -28,6 +37,47 @@ def legacy_vmap_level() -> int:
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     return level
+
+
+@contextmanager
+def no_tracer_warnings() -> Iterator[None]:
+    """For checks of sizes under ``torch.jit.trace``, which results do not depend on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        yield
+
+
+DYNAMO_BUILDER = "torch._dynamo.variables.builder"
+
+
+def dynamo_entry(builder) -> tuple[type, str]:
+    """The method, of a class in that module, by which Dynamo begins to look at a module."""
+    return builder.VariableBuilder, "wrap_module"
+
+
+ONNX_REGISTRY = "torch.onnx._internal.exporter._registration"
+
+
+def register_onnx(registration, operator: torch._ops.OpOverload, translate: Callable) -> None:
+    """Adds a translation to those that ``torch.onnx.export(dynamo=True)`` has; where a torch has moved the table, that
+    exporter needs to be given ours."""
+    table = getattr(registration, "_torchlib_registry", None)
+    if hasattr(table, "onnx_impl"):
+        table.onnx_impl(operator, no_compile=True)(translate)
+
+
+def in_onnx_trace() -> bool:
+    """Whether ``torch.onnx.export(dynamo=False)`` runs."""
+    return is_tracing() and torch.onnx.is_in_onnx_export()
+
+
+def types_to_quantize() -> set[type]:
+    """The module types that a running ``torch.ao.quantization`` was asked for; it tells modules nothing of it."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "_propagate_qconfig_helper":
+        frame = frame.f_back
+    asked = {} if frame is None else frame.f_locals.get("qconfig_dict", {})
+    return {kind for kind, config in asked.items() if isinstance(kind, type) and config is not None}
 
 
 def apply_function(function: type[torch.autograd.Function], args: Sequence):

@@ -14,6 +14,13 @@ SOURCE = """
 #include "cpu/simd/vector.h"
 using namespace fused_rnn;
 using namespace fused_rnn::cpu;
+// Calls f(Type, j) over [0, n): whole vectors first, then scalars.
+template <class T, class F>
+void for_lanes(int64_t n, F f) {
+  int64_t j = 0;
+  for (; j + Vec<T>::kLanes <= n; j += Vec<T>::kLanes) f(Vec<T>{}, j);
+  for (; j < n; ++j) f(T{}, j);
+}
 #define FUNCTION(name, T)                                                                          \\
   namespace both { using fused_rnn::name; using fused_rnn::cpu::name; }                            \\
   extern "C" void name##_##T(T* to, const T* from, int64_t n) {                                    \\

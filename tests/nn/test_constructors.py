@@ -84,7 +84,7 @@ def test_positional_arguments_are_torchs(name, arguments):
     for count in range(2, len(arguments) + 1):
         ours, theirs = (getattr(library, name)(*arguments[:count]) for library in (fused_rnn, nn))
         assert attributes(ours) == attributes(theirs)
-        assert repr(ours) == repr(theirs)
+        assert repr(ours) == f"fused_rnn.{theirs!r}"
         assert {n: (p.shape, p.dtype) for n, p in ours.named_parameters()} == {
             n: (p.shape, p.dtype) for n, p in theirs.named_parameters()
         }

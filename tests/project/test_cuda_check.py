@@ -34,7 +34,7 @@ def test_cuda_check_fails_on_local_memory(tmp_path, body, passes):
     source = tmp_path / "kernel.cu"
     source.write_text(f"__global__ void kernel(int* p) {{ {body} }}\n")
     done = run_script("cuda_check.py", source)
-    if "there is no cuobjdump" in done.stderr:
+    if "cuobjdump not found" in done.stderr:
         pytest.skip(done.stderr)
     assert (done.returncode == 0) == passes, done.stdout + done.stderr
     assert ("FAIL" in done.stdout) != passes
@@ -142,7 +142,7 @@ def test_cuda_check_finds_launch_sizes(tmp_path):
     source = tmp_path / "kernels.cu"
     source.write_text(KERNELS.replace("PARKED", "6"))
     done = run_script("cuda_check.py", source)
-    if "there is no cuobjdump" in done.stderr:
+    if "cuobjdump not found" in done.stderr:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {

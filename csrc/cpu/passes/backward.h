@@ -1,7 +1,7 @@
 // The backward pass. Its phases, of which those indented run once for each round (backward/rounds.h):
 //
 //   prepare          the weights into panels                                                   backward/pack.h
-//     walk           some steps back through time: gradients of the gates, the initial         backward/walk.h, cell.h
+//     loop           some steps back through time: gradients of the gates, the initial         backward/loop.h, cell.h
 //                    states, the norms
 //     input_grads    dL/dx of these steps                                                      input_grads.h
 //     pack_operands  x and h of these steps, in panels                                         weight_grads.h
@@ -9,17 +9,17 @@
 //   finish           sums over the batch                                                       backward/finish.h
 //   ...              results that were accumulated elsewhere                                   weight_grads.h
 //
-// A step of the walk begins with dh = W_hh^T dgates of the step it comes from, a product whose tiles end with the cell,
-// like those of the forward pass. Each sum has one fixed order, whatever the number of threads.
+// A step begins with dh = W_hh^T dgates of the step before it in the loop, with the cell as the epilogue of each tile, as
+// in the forward pass. Each sum has one fixed order, whatever the number of threads.
 #pragma once
 #include "cpu/passes/backward/finish.h"
+#include "cpu/passes/backward/loop.h"
 #include "cpu/passes/backward/pack.h"
-#include "cpu/passes/backward/walk.h"
 
 namespace fused_rnn::cpu {
 namespace {
 
-// Its entries in the table of phases (schedule/kernels.h): those that are the same for every cell, and the walk.
+// Its entries in the table of phases (schedule/kernels.h): those that are the same for every cell, and the loop.
 template <class S>
 struct BackwardFrame {
   static int64_t count_packs(const Backward& g, const Plan& plan) { return problems(g) * plan.threads; }
@@ -28,7 +28,7 @@ struct BackwardFrame {
   }
 
   static int64_t count_ends(const Backward& g, const Plan&) {
-    return g.grad_norms || numbers_of(g).params > 0 ? problems(g) : 0;
+    return g.grad_norms || traits_of(g.cell).params > 0 ? problems(g) : 0;
   }
   static void finish(const Backward& g, const Plan& plan, void* buffer, int64_t, int64_t problem) {
     BackwardEnd<S>(g, plan, buffer, problem).run();
@@ -37,9 +37,9 @@ struct BackwardFrame {
 
 template <class Cell, class S>
 struct BackwardPass {
-  static int64_t count_walks(const Backward& g, const Plan& plan) { return cpu::count_walks(g, plan); }
-  static void walk(const Backward& g, const Plan& plan, void* buffer, int64_t round, int64_t task) {
-    BackwardWalk<Cell, S>(g, plan, buffer, task).run(round);
+  static int64_t count_loops(const Backward& g, const Plan& plan) { return cpu::count_loops(g, plan); }
+  static void loop(const Backward& g, const Plan& plan, void* buffer, int64_t round, int64_t task) {
+    BackwardLoop<Cell, S>(g, plan, buffer, task).run(round);
   }
 };
 

@@ -2,14 +2,14 @@
 //
 //   pack_weights   into panels, all gates of the same units side by side                       forward/panels.h, pack.h
 //   prepare_run    the state of a run whose units are shared by a team                         forward/state.h
-//   walk           a run of batch rows, or some of its units, through all steps                forward/walk.h
+//   loop           a run of batch rows, or some of its units, through all steps                forward/loop.h
 //                    W_ih x for the next few steps                                             forward/ahead.h
 //                    W_hh h for one step, the cell after each tile                             forward/cell.h
 //                    h narrowed, where there is a projection
 //
-// A tangent (core/problem.h) goes the same way: it has its x from memory, and another cell.
+// A tangent (core/problem.h) goes the same way, but reads x from memory and calls Cell::tangent.
 #pragma once
-#include "cpu/passes/forward/walk.h"
+#include "cpu/passes/forward/loop.h"
 
 namespace fused_rnn::cpu {
 namespace {
@@ -27,7 +27,7 @@ struct ForwardPass {
     WeightPacker<Cell, S>(f, plan, buffer, task).run();
   }
 
-  // A run without a team is prepared by its walk.
+  // A run without a team is prepared by its loop.
   static int64_t count_runs_to_prepare(const Forward& f, const Plan& plan) {
     return plan.unit_chunks > 1 ? count_runs(f, plan) : 0;
   }
@@ -35,9 +35,9 @@ struct ForwardPass {
     ThisRun(f, plan, buffer, number).prepare(buffer, number);
   }
 
-  static int64_t count_walks(const Forward& f, const Plan& plan) { return cpu::count_walks(f, plan); }
-  static void walk(const Forward& f, const Plan& plan, void* buffer, int64_t, int64_t task) {
-    ForwardWalk<Cell, S>(f, plan, buffer, task).run();
+  static int64_t count_loops(const Forward& f, const Plan& plan) { return cpu::count_loops(f, plan); }
+  static void loop(const Forward& f, const Plan& plan, void* buffer, int64_t, int64_t task) {
+    ForwardLoop<Cell, S>(f, plan, buffer, task).run();
   }
 };
 

@@ -60,8 +60,8 @@ class Run {
   const int64_t* order_;
 };
 inline int64_t count_runs(const Layer& layer, const Plan& plan) { return problems(layer) * plan.row_chunks; }
-// One walk for each run and member of its team.
-inline int64_t count_walks(const Layer& layer, const Plan& plan) { return count_runs(layer, plan) * plan.unit_chunks; }
+// One for each run and member of its team.
+inline int64_t count_loops(const Layer& layer, const Plan& plan) { return count_runs(layer, plan) * plan.unit_chunks; }
 
 }  // namespace
 }  // namespace fused_rnn::cpu

@@ -76,14 +76,6 @@ T sum_of(Vec<T> x) {
   return sum;
 }
 
-// Calls f(Type, j) over [0, n): whole vectors first, then the rest by scalars.
-template <class T, class F>
-void for_lanes(int64_t n, F f) {
-  int64_t j = 0;
-  for (; j + Vec<T>::kLanes <= n; j += Vec<T>::kLanes) f(Vec<T>{}, j);
-  for (; j < n; ++j) f(T{}, j);
-}
-
 // ---- exp, sigmoid, tanh ---------------------------------------------------------------------------------------------
 //
 // Within 4 eps of the exact result (eps: 2^-23, 2^-52; a denormal result: within 4 of the smallest number), also where

@@ -1,45 +1,45 @@
-// What the kernels of a pass work on. Nothing here is CUDA's. Shape letters are problem.h's, Q = M*D problems; S is the
-// layer's dtype, T the type of its arithmetic (float for 16-bit formats).
+// Arguments of the kernels, without CUDA types. Shape letters as in problem.h, Q = M*D problems; S is the layer's dtype
+// and T the type that it is computed in (float for 16-bit formats).
 #pragma once
 #include "core/problem.h"
 
 namespace fused_rnn::cuda {
 
-// One step of the walk through time: each direction is at a time of its own. Lengths of packed input lie on the host,
-// so what a kernel must know of them stands here, and its Layer has neither lengths nor offsets.
+// One step of the time loop; each direction has its own time. The lengths and offsets of packed input are in host
+// memory: kernels get a Layer without them, and this instead.
 struct Step {
-  int64_t rows;                            // of the batch that any direction has in this step
+  int64_t rows;                            // batch rows of this step, the larger number of both directions
   int64_t time[kMaxDirections];            // t
   int64_t first_row[kMaxDirections];       // row of (t, 0)
-  int64_t present[kMaxDirections];         // rows of the batch at t: B, fewer when packed
-  int64_t present_at_cut[kMaxDirections];  // likewise at the time whose reset_mask this step reads
+  int64_t present[kMaxDirections];         // batch rows at t: B, or fewer if packed
+  int64_t present_at_cut[kMaxDirections];  // the same at the time whose reset_mask this step reads
 };
 
 struct ForwardArrays {
-  const void* x;  // [M, D, x_rows, G*H] T: W_ih x of some steps
+  const void* x;  // [M, D, x_rows, G*H] T: W_ih x of a chunk of steps
   int64_t x_rows;
-  int64_t x_first_row[kMaxDirections];  // the row that begins there
+  int64_t x_first_row[kMaxDirections];  // the first row in x
   const void* r;                        // [Q, B, G*H] T: W_hh h
-  void* h;                              // [Q, B, P] S: before the step, then after it
+  void* h;                              // [Q, B, P] S: updated in place
   void* c;                              // [Q, B, H] T
   void* wide_h;                         // [Q, B, H] S: with a projection, h before it
-  const void* projected;                // [Q, B, P] T: and h after it
+  const void* projected;                // [Q, B, P] T: h after it
 };
 
 struct BackwardArrays {
-  const void* through_gates;   // [Q, B, P] T: dL/dh that came back through the gates of the step walked before
-  int64_t through_gates_rows;  // rows of the batch that it has
-  void* dh;                    // [Q, B, P] T: what reaches h otherwise
+  const void* through_gates;   // [Q, B, P] T: dL/dh through the gates of the previous step of the loop
+  int64_t through_gates_rows;  // batch rows that are valid in it
+  void* dh;                    // [Q, B, P] T: the other parts of dL/dh
   void* dc;                    // [Q, B, H] T
   void* gates_x;               // [M, N, D, G*H] S: gradients of x, zeros for padding
-  void* gates_r;               // likewise of r; the same array where they are equal
-  void* step_gates;            // [Q, B, G*H] S: those of r in this step, zeros where nothing flows further back
+  void* gates_r;               // the same of r; one array if they are equal
+  void* step_gates;            // [Q, B, G*H] S: of r in this step, zeros where nothing flows further back
   void* outputs;               // [M, N, D, P] S: with a projection, dL/dh
   void* step_outputs;          // [Q, B, P] S
-  const void* wide;            // [Q, B, H] T: and the gradient of h before it
-  void* wide_h;                // [M, N, D, H] S: and that h
+  const void* wide;            // [Q, B, H] T: the gradient of h before it
+  void* wide_h;                // [M, N, D, H] S: h before it
   void* params;                // [Q, B, kParams, H] T: gradients of the per-unit parameters, summed over the steps
-  void* whole[kMaxStates];     // [Q, B, P] and [Q, B, H] T: each state's whole gradient, for norms; null: not asked for
+  void* whole[kMaxStates];     // [Q, B, P] and [Q, B, H] T: each state's whole gradient, for norms, or null
 };
 
 }  // namespace fused_rnn::cuda

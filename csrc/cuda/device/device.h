@@ -1,4 +1,4 @@
-// Intrinsics: what kernels need beyond CUDA C++, much of it inline PTX.
+// Intrinsics, most of them inline PTX.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -16,21 +16,21 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// Being compiled for: kernels leave out what the architecture lacks, and are not launched there.
+// The architecture being compiled for. Kernels leave out code that it cannot run, and are not launched on it.
 #ifdef __CUDA_ARCH__
 constexpr int kArchitecture = __CUDA_ARCH__;
 #else
-constexpr int kArchitecture = 0;  // the host only names kernels
+constexpr int kArchitecture = 0;  // host code only refers to kernels
 #endif
 
-// 32-bit words loaded and stored by one instruction.
+// 32-bit words that one instruction loads or stores.
 template <int N>
 struct alignas(4 * N) Pack {
   static_assert(N == 1 || N == 2 || N == 4);
   uint32_t word[N];
 };
 
-// The dynamic shared memory of the block, aligned to 128 bytes.
+// The block's dynamic shared memory, aligned to 128 bytes.
 FUSED_RNN_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char memory[];
   return memory;
@@ -39,7 +39,7 @@ FUSED_RNN_DEVICE unsigned char* shared_memory() {
 // Device-side assert for values the host did not validate.
 FUSED_RNN_DEVICE void require(bool condition) { assert(condition); }
 
-// Keeps a shared-memory address in a register: the compiler would recompute it at every step.
+// Keeps a shared-memory address in a register, which the compiler would otherwise recompute at every step.
 template <class T>
 FUSED_RNN_DEVICE T* keep_shared(T* place) {
   uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(place));
@@ -47,13 +47,13 @@ FUSED_RNN_DEVICE T* keep_shared(T* place) {
   return static_cast<T*>(__cvta_shared_to_generic(address));
 }
 
-// Stands in a branch that is hardly ever taken, which the compiler then jumps over: else it would compute both sides
-// and choose, for every number by itself.
+// Marks a rarely taken branch: the compiler then emits a jump instead of computing both sides and selecting, value by
+// value.
 FUSED_RNN_DEVICE void rare() { asm volatile(""); }
 
-// ---- memory that other blocks read and write at the same time ------------------------------------------------------
-// Relaxed, at the scope of the GPU: served by L2, never by a stale line of L1. Each word by itself is never torn. At
-// kOffset bytes from the address, which costs no instruction.
+// ---- memory that other blocks access concurrently ------------------------------------------------------------------
+// Relaxed, at GPU scope: served by L2, never by a stale line of L1. Single words are never torn. kOffset, in bytes, is
+// an immediate of the instruction.
 
 template <int kOffset = 0>
 FUSED_RNN_DEVICE void load_relaxed(Pack<1>& to, const void* from) {
@@ -89,7 +89,7 @@ FUSED_RNN_DEVICE void store_relaxed(void* to, const Pack<4>& v) {
                : "memory");
 }
 
-// Flags: what was written before a release is seen after an acquire that reads what it wrote.
+// Flags. Writes before a release are visible after an acquire that reads the released value.
 FUSED_RNN_DEVICE uint32_t load_acquire(const uint32_t* flag) {
   uint32_t value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
@@ -102,12 +102,11 @@ FUSED_RNN_DEVICE void add_release(uint32_t* flag, uint32_t value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
-// Backs off between two polls; zero nanoseconds: none.
+// Backs off between two polls.
 FUSED_RNN_DEVICE void keep_polling(unsigned nanoseconds = 0) {
   if (nanoseconds > 0) __nanosleep(nanoseconds);
 }
 
-// The GPU-wide clock.
 FUSED_RNN_DEVICE uint64_t global_nanoseconds() {
   uint64_t now;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
@@ -118,13 +117,13 @@ FUSED_RNN_DEVICE uint64_t global_nanoseconds() {
 
 FUSED_RNN_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-// An address in the shared memory of a block of the cluster.
+// An address in another block's shared memory (DSMEM).
 struct Remote {
   uint32_t address;
   FUSED_RNN_DEVICE Remote operator+(uint32_t bytes) const { return {address + bytes}; }
 };
 
-// Where the block of this rank has what this block has at `own`.
+// The address in the block of this rank that corresponds to `own` in this block.
 FUSED_RNN_DEVICE Remote map_remote(const void* own, unsigned rank) {
   Remote remote;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote.address) : "r"(shared_address(own)), "r"(rank));
@@ -137,8 +136,8 @@ FUSED_RNN_DEVICE unsigned cluster_rank() {
   return rank;
 }
 
-// A barrier in two halves: every thread of the cluster calls both, in turn. What was written before arriving is seen
-// after waiting, shared memory of other blocks included.
+// The cluster's barrier, split: every thread calls both, in turn. Writes before arriving, to any shared memory of the
+// cluster, are visible after waiting.
 FUSED_RNN_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 FUSED_RNN_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
@@ -152,8 +151,8 @@ FUSED_RNN_DEVICE void store_remote(Remote to, const Pack<4>& v) {
                : "memory");
 }
 
-// An mbarrier is a word of shared memory. A phase of it is complete when so many threads have arrived and all bytes
-// announced with them have come; phases 0, 1, 2 ... have parities 0, 1, 0 ...
+// A phase of an mbarrier completes once all its arrivals have happened and all expected bytes have been written; phases
+// 0, 1, 2 ... have parities 0, 1, 0 ...
 
 FUSED_RNN_DEVICE void mbarrier_init(uint64_t* mbarrier, unsigned arrivals) {
   asm volatile(
@@ -167,8 +166,7 @@ FUSED_RNN_DEVICE void mbarrier_arrive_and_expect(uint64_t* mbarrier, unsigned by
                "r"(bytes)
                : "memory");
 }
-// What a thread has seen to be complete is there for it, if it acquires at the scope of whoever wrote it
-// (AcquireScope).
+// Once this is true, the thread sees the data, provided that it acquires at the writers' scope (scope.h).
 template <AcquireScope kScope = AcquireScope::kCluster>
 FUSED_RNN_DEVICE bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity) {
   uint32_t complete;
@@ -191,8 +189,8 @@ FUSED_RNN_DEVICE bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity) 
   return complete;
 }
 
-// Stores, and then counts the bytes at the mbarrier, which lies in the same block as what is written. Both at so many
-// bytes from the addresses.
+// st.async: stores, then counts the bytes at the mbarrier, which must be in the same block as the destination. The
+// offsets are in bytes.
 template <int kOffset = 0, int kCounterOffset = 0>
 FUSED_RNN_DEVICE void store_async(Remote to, Remote mbarrier, const Pack<2>& v) {
   asm volatile(
@@ -210,12 +208,11 @@ FUSED_RNN_DEVICE void store_async(Remote to, Remote mbarrier, const Pack<4>& v) 
       : "memory");
 }
 
-// Whether it is so in every lane of the warp.
 FUSED_RNN_DEVICE bool all_lanes(bool condition) { return __all_sync(~0u, condition); }
 
 // ---- exchange within a warp ----------------------------------------------------------------------------------------
 
-// What the lane has whose number differs in these bits.
+// The value of the lane whose number differs in these bits.
 template <int kBits>
 FUSED_RNN_DEVICE uint32_t word_across(uint32_t own) {
   uint32_t other;
@@ -228,7 +225,7 @@ FUSED_RNN_DEVICE float word_across(float own) {
   asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" : "=f"(other) : "f"(own), "n"(kBits));
   return other;
 }
-// What the lane of this number has, of the four lanes 4i .. 4i + 3 that this one belongs to.
+// The value of lane kLane among this lane's quad, 4i .. 4i + 3.
 template <int kLane>
 FUSED_RNN_DEVICE uint32_t word_of_four(uint32_t own) {
   uint32_t other;
@@ -236,7 +233,7 @@ FUSED_RNN_DEVICE uint32_t word_of_four(uint32_t own) {
   return other;
 }
 
-// ---- functions of float, right to some 22 bits; the tangent to 11 ---------------------------------------------------
+// ---- approximate functions of float: about 22 bits, tanh 11 ---------------------------------------------------------
 
 FUSED_RNN_DEVICE float rough_exp2(float x) {
   float y;
@@ -254,9 +251,8 @@ FUSED_RNN_DEVICE float rough_tanh(float x) {
   return y;
 }
 
-// ---- matrix products of a warp: d += a * b, with d in float --------------------------------------------------------
-// a is 16 x K, b is K x 8; which lane holds what is PTX's affair (mma.m16n8k*). Bits of two 16-bit numbers, or of a
-// float, in each word. sm_80 and later.
+// ---- mma.m16n8k*: d += a * b by a warp, d in float -----------------------------------------------------------------
+// a is 16 x K, b is K x 8, in PTX's fragment layouts. A word holds two 16-bit numbers or one float. sm_80 and later.
 
 FUSED_RNN_DEVICE void multiply_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   float sum[4];
@@ -274,13 +270,13 @@ FUSED_RNN_DEVICE void multiply_half(float (&d)[4], const uint32_t (&a)[4], const
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(d[0]), "f"(d[1]), "f"(d[2]), "f"(d[3]));
   for (int i = 0; i < 4; ++i) d[i] = sum[i];
 }
-// The nearest float with 10 bits of mantissa in place of 23, ties away from zero: what tensor cores take for a float.
+// Rounds to TF32, 10 bits of mantissa, ties away from zero.
 FUSED_RNN_DEVICE uint32_t to_tf32(uint32_t bits) {
   uint32_t rounded;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
   return rounded;
 }
-// K = 8, of floats of which the last 13 bits are ignored.
+// K = 8; the operands' last 13 bits are ignored.
 FUSED_RNN_DEVICE void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   float sum[4];
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "

@@ -1,4 +1,4 @@
-// Elementwise kernels: which thread computes which element, and addresses.
+// Elementwise kernels: the mapping of threads to elements, and addressing.
 #pragma once
 #include "cells/cells.h"
 #include "core/problem.h"
@@ -20,7 +20,7 @@ FUSED_RNN_DEVICE S* at(void* array, int64_t offset) {
   return array ? static_cast<S*>(array) + offset : nullptr;
 }
 
-// f(i, j, k) for i < x, j < y, k < z: neighbouring threads have neighbouring i. Any grid covers any extent.
+// Grid-stride loop: f(i, j, k) for i < x, j < y, k < z; consecutive threads have consecutive i.
 template <class F>
 FUSED_RNN_DEVICE void for_each(int64_t x, int64_t y, int64_t z, F f) {
   for (int64_t k = blockIdx.z; k < z; k += gridDim.z)
@@ -29,7 +29,7 @@ FUSED_RNN_DEVICE void for_each(int64_t x, int64_t y, int64_t z, F f) {
         f(i, j, k);
 }
 
-// A grid that gives each of them a thread of its own, as far as CUDA allows.
+// A grid of one thread for each element, up to CUDA's limits.
 inline Launch one_thread_each(int64_t x, int64_t y, int64_t z, void* stream) {
   constexpr int64_t kThreads = 128, kMost = 65535;
   const int64_t width = x <= 32 ? 32 : x <= 64 ? 64 : kThreads, height = kThreads / width;
@@ -43,24 +43,24 @@ inline Launch one_thread_each(int64_t x, int64_t y, int64_t z, void* stream) {
 
 FUSED_RNN_FN int64_t problems(const Layer& layer) { return layer.members * layer.directions; }
 
-// Whether h is projected, which the compiler knows of most cells.
+// Whether h is projected; false at compile time for cells that cannot be.
 template <class Cell>
 FUSED_RNN_DEVICE bool is_projected(const Layer& layer) {
   return Cell::kProjectable && projected(layer);
 }
 
-// One of two. An array among a kernel's parameters that is indexed at run time would be copied to slow memory first.
+// both[i], without run-time indexing: that would copy an array of kernel parameters to local memory.
 template <class T>
 FUSED_RNN_DEVICE T pick(const T (&both)[2], int64_t i) {
   return i == 0 ? both[0] : both[1];
 }
 
-// A row of one problem in a step.
+// One row of a problem in a step.
 struct Place {
   int64_t m, d;
   int64_t row;    // of [N]
   int64_t state;  // of [Q, B]
-  bool exists;    // packed input has no row for what is past its end
+  bool exists;    // false past the end of a packed row
   bool active;
 
   FUSED_RNN_DEVICE Place(const Layer& layer, const Step& step, int64_t problem, int64_t b)
@@ -71,18 +71,18 @@ struct Place {
         exists(b < pick(step.present, d)),
         active(exists && is_active(layer, m, pick(step.time, d), b)) {}
 
-  // Is the state zeroed before this step?
+  // Whether the state is zeroed before this step.
   FUSED_RNN_DEVICE bool is_cut(const Layer& layer, const Step& step, int64_t b) const {
     return b < pick(step.present_at_cut, d) && is_reset(layer, m, d, pick(step.time, d), b);
   }
-  // In [M, N, D], and in [M, D, N].
+  // Index in [M, N, D], and in [M, D, N].
   FUSED_RNN_DEVICE int64_t by_row(const Layer& layer) const { return (m * layer.rows + row) * layer.directions + d; }
   FUSED_RNN_DEVICE int64_t by_direction(const Layer& layer) const {
     return (m * layer.directions + d) * layer.rows + row;
   }
 };
 
-// What a step saved of one unit; `saved` points to the unit's first number in the row (core/saved_row.h).
+// Loads one unit's saved values; `saved` points to the unit's first value in the row (core/saved_row.h).
 template <class Cell, class S, class T>
 FUSED_RNN_DEVICE void load_saved(const Layer& layer, const S* saved, T* kept, T* state) {
   FUSED_RNN_UNROLL
@@ -91,7 +91,7 @@ FUSED_RNN_DEVICE void load_saved(const Layer& layer, const S* saved, T* kept, T*
   if (Cell::kStates > 1) state[1] = load(saved[entering_c(layer, Cell::kSaved)]);
 }
 
-// What grad_clip leaves of dL/dh; NaN stays NaN.
+// Clamps dL/dh to grad_clip; NaN stays NaN.
 template <class T>
 FUSED_RNN_DEVICE T clipped(T most, T dh) {
   return dh > most ? most : dh < -most ? -most : dh;

@@ -8,7 +8,7 @@ namespace fused_rnn::cuda {
 namespace {
 
 struct Numbers {
-  static constexpr int64_t kMost = 256;  // kernel parameters may have 4 KB
+  static constexpr int64_t kMost = 256;  // kernel parameters are limited to 4 KB
   int64_t count, number[kMost];
 };
 __global__ void store_numbers(int64_t* to, const Numbers numbers) {

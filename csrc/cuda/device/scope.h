@@ -1,11 +1,10 @@
-// How far an acquire reaches.
+// The memory scope of an acquire.
 #pragma once
 
 namespace fused_rnn::cuda {
 
-// Of a wait for numbers that other blocks of a cluster store into this block's shared memory. By the memory model only
-// the cluster's scope is right for them, but it may cost an invalidation of L1 at every poll. The block's is for a GPU
-// that has been shown to need no more.
+// Of a wait for data that other blocks of a cluster store into this block's shared memory. The memory model requires
+// cluster scope, which may invalidate L1 at every poll; block scope is for GPUs on which it has been shown to suffice.
 enum class AcquireScope : int { kCluster, kBlock };
 
 }  // namespace fused_rnn::cuda

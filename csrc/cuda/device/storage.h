@@ -1,4 +1,4 @@
-// Numbers from memory and to it in device code, as cpu/storage.h has them for the CPU.
+// Loads and stores of each storage format, converted to and from the type of arithmetic.
 #pragma once
 #include "core/formats.h"
 #include "cuda/device/device.h"
@@ -19,7 +19,7 @@ FUSED_RNN_DEVICE void store(float& to, float x) { to = x; }
 FUSED_RNN_DEVICE void store(double& to, double x) { to = x; }
 FUSED_RNN_DEVICE void store(BFloat16& to, float x) {
 #if __CUDA_ARCH__ >= 800
-  uint32_t pair;  // the conversion of two runs at the full rate, that of one does not
+  uint32_t pair;  // converting two runs at full rate, converting one does not
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(0.f), "f"(x));
   to.bits = static_cast<uint16_t>(pair);
 #else

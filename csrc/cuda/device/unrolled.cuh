@@ -1,4 +1,4 @@
-// A loop whose counter is a constant in every round.
+// A loop whose counter is a compile-time constant.
 #pragma once
 #include <utility>
 
@@ -8,7 +8,7 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// std::integral_constant's conversion is for the host.
+// std::integral_constant's conversion is host code.
 template <int value>
 struct Constant {
   FUSED_RNN_FN constexpr operator int() const { return value; }

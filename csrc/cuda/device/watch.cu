@@ -13,15 +13,14 @@ namespace {
 constexpr int kMostDevices = 128;
 
 using Word = unsigned long long;
-std::atomic<Word*> words[kMostDevices] = {};  // as the host sees them; never freed, as graphs may hold them
+std::atomic<Word*> words[kMostDevices] = {};  // host addresses; never freed, as captured graphs may use them
 
 std::atomic<Word*>& word_of(int32_t device) {
   FUSED_RNN_CHECK(0 <= device && device < kMostDevices, "fused_rnn: no device ", device);
   return words[device];
 }
 
-// In the first call that may need it. A stream that is being captured, this thread's or another's, does not mind: the
-// allocation is no part of any graph.
+// On first use. Relaxed capture mode permits the allocation while this thread or another one captures a stream.
 Word* allocate_word(int32_t device) {
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
@@ -29,10 +28,10 @@ Word* allocate_word(int32_t device) {
   if (Word* const there = word) return there;
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   void* memory = nullptr;
-  check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "setting the mode of captures");
+  check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "setting the stream capture mode");
   const cudaError_t error = cudaHostAlloc(&memory, sizeof(Word), cudaHostAllocMapped);
-  check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "setting the mode of captures");
-  check_cuda(error, "allocating memory of the host");
+  check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "setting the stream capture mode");
+  check_cuda(error, "allocating host memory");
   *static_cast<Word*>(memory) = 0;
   return word = static_cast<Word*>(memory);
 }
@@ -43,18 +42,17 @@ void raise_report(int32_t device) {
   Word* const word = word_of(device);
   if (!word || !*const_cast<volatile Word*>(word)) return;
   const Report report = {__atomic_exchange_n(word, 0, __ATOMIC_RELAXED)};
-  if (!report.word) return;  // another thread has raised it
+  if (!report.word) return;  // another thread raises it
   fail("fused_rnn: an earlier call on CUDA device ", device,
-       ", on some stream of this process, has failed, its results are NaN where they are not right: block ",
+       ", on some stream of this process, has timed out; results that it could not compute are NaN: block ",
        report.rank(), " of group ", report.group(), " of the persistent kernel (",
        kCudaEngines[kFirstOfBlocks + report.blocks()], report.is_back() ? ", backward" : ", forward",
-       ") waited in vain for what others compute in step ", report.step(),
-       ", for as long as FUSED_RNN_CUDA_WAIT_S says");
+       ") waited for data of step ", report.step(), " for longer than FUSED_RNN_CUDA_WAIT_S");
 }
 
 Watch make_watch(int32_t device, void* given_up) {
   void* on_device = nullptr;
-  check_cuda(cudaHostGetDevicePointer(&on_device, allocate_word(device), 0), "asking for the host's memory");
+  check_cuda(cudaHostGetDevicePointer(&on_device, allocate_word(device), 0), "mapping host memory");
   return {wait_nanoseconds(), static_cast<Word*>(on_device), static_cast<uint32_t*>(given_up)};
 }
 

@@ -16,7 +16,7 @@ class BackwardLoop : Arrays {
 
   void run() {
     begin();
-    persistent_ ? persistent_.run(arrays_, 0, g_.steps) : walk();
+    persistent_ ? persistent_.run(arrays_, 0, g_.steps) : run_stepwise();
     launch_backward_end(on_device_, arrays_, machine_.stream);
     if (g_.grad_input) input_gradient();
     for (int64_t d = 0; d < g_.directions; ++d) weight_gradients(d);
@@ -57,19 +57,19 @@ class BackwardLoop : Arrays {
     arrays_.wide_h = take(kS, rows * H);
   }
 
-  // Back through time: gradients of the gates, of the initial states, of the norms.
-  void walk() {
+  // The time loop: gradients of the gates and of the initial states, norms.
+  void run_stepwise() {
     StepProduct through_gates = gates_product(), through_projection = projection_product();
-    const auto hand_on = [&](int64_t rows) {
+    const auto multiply_gates = [&](int64_t rows) {
       if (!cell_.recurrent) return;
       through_gates.run(rows);
       arrays_.through_gates_rows = rows;
     };
     int64_t rows = 0, present_before = 0;
     for (int64_t number = 0; number < g_.steps; ++number) {
-      if (number > 0) hand_on(rows);
+      if (number > 0) multiply_gates(rows);
       Step step = times_.step(number, true);
-      // With the rows of the step before: what they hand on has to go somewhere.
+      // Includes the previous step's rows, whose gradients are still to be added to dh.
       rows = std::max(step.rows, present_before);
       present_before = step.rows;
       step.rows = rows;
@@ -80,7 +80,7 @@ class BackwardLoop : Arrays {
       launch_backward_step(on_device_, step, arrays_, machine_.stream);
       if (g_.grad_norms) launch_norms(on_device_, step, arrays_, machine_.stream);
     }
-    hand_on(rows);
+    multiply_gates(rows);
   }
 
   StepProduct gates_product() {
@@ -103,7 +103,7 @@ class BackwardLoop : Arrays {
     });
   }
 
-  // One product for both directions: their gates lie side by side, and sums of them are rounded once.
+  // One product for both directions, whose gates are adjacent: so the sum over both is rounded once.
   void input_gradient() {
     const int64_t N = g_.rows, I = g_.input_size, width = g_.directions * gate_rows();
     const Matrices ih = weights(&Weights::ih, gate_rows(), I);
@@ -112,8 +112,7 @@ class BackwardLoop : Arrays {
         .run();
   }
 
-  // ---- gradients of the weights: sums over all rows, or over those of each group
-  // ----------------------------------------
+  // ---- gradients of the weights: sums over the rows of each group ---------------------------------------------------
 
   // [M, K, rows of a group, columns]
   struct Operand {
@@ -121,11 +120,11 @@ class BackwardLoop : Arrays {
     int64_t member_stride, group_stride, row_stride;
   };
 
-  // `may_be_anything`: padding too, NaN even, which no zero gradient would keep out of a sum.
+  // `unset_padding`: padding may hold anything, NaN included, and must not be multiplied, not even by zero gradients.
   Operand by_group(const void* data, int64_t member_stride, int64_t row_stride, int64_t columns,
-                   bool may_be_anything = false) const {
+                   bool unset_padding = false) const {
     const int64_t K = g_.weight_groups, N = g_.rows;
-    const bool mask = may_be_anything && on_device_.lengths;
+    const bool mask = unset_padding && on_device_.lengths;
     if (!mask && K == 1) return {data, member_stride, 0, row_stride};
     if (!mask && K == g_.batch) return {data, member_stride, row_stride, g_.batch * row_stride};
     const bool shared = member_stride == 0 && (!mask || g_.lengths_member_stride == 0);
@@ -135,7 +134,7 @@ class BackwardLoop : Arrays {
     return {gathered, shared ? 0 : N * columns, N / K * columns, columns};
   }
 
-  // to[m, k] = left[m, k]^T right[m, k], [rows, columns], in float before it is rounded.
+  // to[m, k] = left[m, k]^T right[m, k], [rows, columns], accumulated in T and rounded once.
   void multiply(const Operand& left, int64_t rows, const Operand& right, int64_t columns, void* to) const {
     const int64_t M = g_.members, K = g_.weight_groups, size = rows * columns;
     void* const sums = is_wide() ? take(kT, M * K * size) : to;
@@ -151,7 +150,7 @@ class BackwardLoop : Arrays {
     if (is_wide()) copy(to, kS, sums, kT, M * K * size);
   }
 
-  // Sums of the gates' gradients over the rows, for whichever bias wants them: in pieces, then the pieces.
+  // Sums the gates' gradients over the rows, into the biases that are not null: in pieces, then the pieces.
   void sum_gates(const void* gates, void* one, void* other) const {
     if (!one && !other) return;
     constexpr int64_t kRowsOfAPiece = 64, kMostPieces = 256;
@@ -166,7 +165,7 @@ class BackwardLoop : Arrays {
         launch_sum_rows(g_.dtype, {M * K, 1, 1, 1, pieces, GH, bias, kS, sums, pieces * GH, GH}, machine_.stream);
   }
 
-  // dL/dW_ih of one-hot rows: added up as [I, G*H], where neighbouring threads have neighbouring numbers.
+  // dL/dW_ih of one-hot rows: summed as [I, G*H], which makes accesses coalesced, then transposed.
   void sum_by_token(const void* gates, void* to) const {
     const int64_t count = g_.members * g_.weight_groups, I = g_.input_size, GH = gate_rows();
     const int64_t width = g_.directions * GH;
@@ -221,7 +220,7 @@ class BackwardLoop : Arrays {
 
 }  // namespace
 
-void stepwise_backward(const Backward& g, const Machine& machine) {
+void run_backward(const Backward& g, const Machine& machine) {
   raise_report(g.device);
   BackwardLoop(g, machine).run();
 }

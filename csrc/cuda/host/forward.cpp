@@ -6,7 +6,6 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// Of inputs projected ahead of a run of steps.
 std::atomic<int64_t> ahead_bytes = kAheadBytes;
 
 class ForwardLoop : Arrays {
@@ -58,7 +57,7 @@ class ForwardLoop : Arrays {
     arrays_.x_rows = steps_ahead_ * f_.batch;
     if (!f_.primal) arrays_.x = take(kT, problems_ * arrays_.x_rows * gate_rows());
     if (cell_.recurrent && !persistent_) arrays_.r = take(kT, QB * gate_rows());
-    arrays_.h = f_.h_n;  // the state is where it is wanted in the end
+    arrays_.h = f_.h_n;  // updated in place, so that it ends as the result
     copy(arrays_.h, kS, f_.h0, kS, QB * f_.output_size);
     if (cell_.states > 1) {
       arrays_.c = is_wide() ? take(kT, QB * f_.hidden) : f_.c_n;
@@ -69,7 +68,7 @@ class ForwardLoop : Arrays {
     arrays_.projected = take(kT, QB * f_.output_size);
   }
 
-  // W_ih x, for a run of steps at once: it does not wait for h.
+  // W_ih x for a chunk of steps at once, as it does not depend on h.
   void project_inputs(int64_t first, int64_t end) {
     const int64_t I = f_.input_size, GH = gate_rows();
     for (int64_t d = 0; d < f_.directions; ++d) {
@@ -120,7 +119,7 @@ class ForwardLoop : Arrays {
 
 }  // namespace
 
-void stepwise_forward(const Forward& f, const Machine& machine) {
+void run_forward(const Forward& f, const Machine& machine) {
   raise_report(f.device);
   ForwardLoop(f, machine).run();
 }

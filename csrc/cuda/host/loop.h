@@ -1,4 +1,4 @@
-// What both passes of the stepwise engine are built from.
+// Shared by the time loops of both passes.
 #pragma once
 #include <algorithm>
 #include <functional>
@@ -10,23 +10,23 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// The same for kernels, which cannot read what packed input has on the host: Step tells them.
+// The arguments for kernels, which cannot read packed input's lengths and offsets in host memory (see Step).
 template <class Args>
 Args on_device(Args args) {
   if (args.offsets) args.offsets = args.lengths = nullptr;
   return args;
 }
 
-// Where steps lie in a layer's rows.
+// Maps steps to a layer's rows.
 class Times {
  public:
   explicit Times(const Layer& layer) : layer_(layer) {}
 
-  // Of step t; t = T: the end.
+  // t = T: the end.
   int64_t first_row(int64_t t) const { return t == layer_.steps ? layer_.rows : row_of(layer_, t, 0); }
   int64_t rows(int64_t t) const { return 0 <= t && t < layer_.steps ? first_row(t + 1) - first_row(t) : 0; }
 
-  // Step `number` of the walk through time; direction 1 goes the other way, as both do when going back.
+  // Step `number` of the time loop; direction 1 runs the other way, as both do in the backward pass.
   Step step(int64_t number, bool back) const {
     Step step = {};
     for (int64_t d = 0; d < layer_.directions; ++d) {
@@ -44,7 +44,7 @@ class Times {
   const Layer& layer_;
 };
 
-// Of a step's rows: made anew only when their number changes, which it does when input is packed.
+// A product over a step's rows, made again only when their number changes (packed input).
 class StepProduct {
  public:
   explicit StepProduct(std::function<Product(int64_t rows)> make) : make_(std::move(make)) {}
@@ -61,7 +61,7 @@ class StepProduct {
   int64_t rows_ = 0;
 };
 
-// Arrays of one call.
+// Allocation and conversion of one call's arrays.
 class Arrays {
  public:
   Arrays(const Layer& layer, const Machine& machine)
@@ -82,12 +82,12 @@ class Arrays {
     return array ? static_cast<Byte*>(array) + count * bytes(format) : nullptr;
   }
 
-  // count numbers; zeros where `from` is null.
+  // Converts `count` numbers; fills with zeros if `from` is null.
   void copy(void* to, Format to_format, const void* from, Format from_format, int64_t count) const {
     launch_copy(layer_.dtype, {1, count, to, to_format, count, from, from_format, count}, machine_.stream);
   }
 
-  // The weights of all problems, [Q, rows, columns]: directions have theirs in arrays of their own.
+  // The weights of all problems as one array, [Q, rows, columns]: copied if there are two directions.
   Matrices weights(const void* Weights::* which, int64_t rows, int64_t columns) const {
     const int64_t size = rows * columns;
     const Matrices one = {layer_.weights[0].*which, size, columns, 1};

@@ -1,4 +1,4 @@
-// A pass by the persistent kernel, as the loop over time calls it: whole runs of steps in place of single ones.
+// The persistent kernel, as the time loops call it: a launch runs many steps.
 #pragma once
 #include "cuda/device/fill.h"
 #include "cuda/host/loop.h"
@@ -7,7 +7,7 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// What keeps a layer from the persistent kernel; null: nothing does.
+// Why the persistent kernel cannot run a layer; null if it can.
 inline const char* obstacle(const Layer& layer) {
   if (projected(layer)) return kProjectionObstacle;
   if (layer.rows > INT32_MAX) return "the sequence has more than 2^31 rows";
@@ -18,7 +18,7 @@ inline const char* obstacle(const Backward& g) {
   return obstacle(static_cast<const Layer&>(g));
 }
 
-// Second derivatives and what they need go step by step, whichever engine is wanted for the first ones.
+// Second derivatives are always stepwise, whichever engine is set.
 inline bool is_of_second_order(const Forward& f) { return f.primal; }
 inline bool is_of_second_order(const Backward& g) { return g.trace_states || g.saved_tangent; }
 
@@ -31,7 +31,7 @@ class PersistentRuns {
     memory_ = {machine.scratch(ring_bytes(plan_, args.dtype, std::min(args.steps, most_steps()))),
                machine.scratch(weight_bytes(plan_, args)),
                {}};
-    if (plan_.shape->blocks != Blocks::kOne) {  // which waits for nobody
+    if (plan_.shape->blocks != Blocks::kOne) {  // which never waits
       memory_.watch = make_watch(args.device, machine.scratch(sizeof(uint32_t)));
       launch_fill(memory_.watch.given_up, 0, sizeof(uint32_t), machine.stream);
     }
@@ -60,8 +60,7 @@ class PersistentRuns {
     return plan;
   }
 
-  // Numbers of the host travel as kernel parameters: a copy would make the host wait, or a captured graph read memory
-  // that is gone.
+  // By kernel parameters: a copy from pageable memory could synchronize, and a captured one would read freed memory.
   const int64_t* on_gpu(const int64_t* numbers, int64_t count) const {
     auto* const to = static_cast<int64_t*>(machine_.scratch(count * static_cast<int64_t>(sizeof(int64_t))));
     launch_store_numbers(to, numbers, count, machine_.stream);

@@ -33,7 +33,7 @@ template <class... Arguments>
 void call(const char* operation, const char* overload, const Arguments&... arguments) {
   std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(operation, overload, stack.data(), TORCH_ABI_VERSION));
-  (void)torch::stable::detail::to<Tensor>(stack[0]);  // the result once more, which is to be let go
+  (void)torch::stable::detail::to<Tensor>(stack[0]);  // releases the returned handle
 }
 
 }  // namespace
@@ -56,7 +56,7 @@ void Product::run() {
     call("aten::bmm", "out", a_, b_, result_);
   } else if (!a_.is_cpu()) {
     call("aten::bmm", "dtype_out", a_, b_, result_.scalar_type(), result_);
-  } else {  // torch's CPU multiplies 16-bit numbers into such only
+  } else {  // torch's CPU bmm has no float output for 16-bit operands
     const ScalarType wide = result_.scalar_type();
     call("aten::bmm", "out", torch::stable::to(a_, wide), torch::stable::to(b_, wide), result_);
   }

@@ -1,5 +1,4 @@
-// Products of matrices, which are torch's: on the device, in the precision that torch is set to (TF32), on the current
-// stream.
+// Matrix products by torch, on the current stream and in the precision that torch is set to (TF32).
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -8,14 +7,14 @@
 
 namespace fused_rnn::cuda {
 
-// Where the engine computes: a CUDA device and its stream, or, in tests that execute its PTX, the CPU.
+// Where the engine runs: a CUDA device and stream, or the CPU in tests that execute the PTX in software.
 struct Machine {
   torch::stable::Device device;
   void* stream;
   const Scratch& scratch;
 };
 
-// An array as a batch of matrices; distances in numbers.
+// A batch of matrices; strides in elements.
 struct Matrices {
   const void* data;
   int64_t batch_stride, row_stride, column_stride;
@@ -23,8 +22,8 @@ struct Matrices {
   Matrices transposed() const { return {data, batch_stride, column_stride, row_stride}; }
 };
 
-// result[i] = a[i] * b[i], i < batch; a [rows, depth], b [depth, columns], in the layer's dtype. The result's numbers
-// of a row lie side by side. Made once and run every step: nothing in it but the numbers may change.
+// result[i] = a[i] * b[i], i < batch; a [rows, depth], b [depth, columns], in the layer's dtype. The result's rows are
+// contiguous. Made once and run at every step, with the same addresses.
 class Product {
  public:
   struct Sizes {

@@ -6,7 +6,7 @@ namespace fused_rnn::cuda {
 Gpu gpu_of(int32_t device) {
   const auto ask = [&](cudaDeviceAttr what) {
     int value = 0;
-    check_cuda(cudaDeviceGetAttribute(&value, what, device), "asking for what the GPU has");
+    check_cuda(cudaDeviceGetAttribute(&value, what, device), "querying the GPU");
     return value;
   };
   const int capability = 10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor);

@@ -1,4 +1,4 @@
-// What Python asks about plans, through ctypes; also of GPUs that are not there.
+// Plans for Python, through ctypes; also for GPUs that this machine does not have.
 #include <cstring>
 
 #include "core/export.h"
@@ -7,7 +7,7 @@
 using namespace fused_rnn;
 using namespace fused_rnn::cuda;
 
-// Fills `gpu` with what plans depend on: capability, multiprocessors, shared_bytes, most_cluster_blocks.
+// Fills `gpu` with the fields of Gpu: capability, multiprocessors, shared_bytes, most_cluster_blocks.
 FUSED_RNN_EXPORT int64_t fused_rnn_gpu(int64_t device, int64_t* gpu, char* reason, int64_t reason_size) {
   return !succeeds(reason, reason_size, [&] {
     const Gpu found = gpu_of(static_cast<int32_t>(device));
@@ -16,9 +16,9 @@ FUSED_RNN_EXPORT int64_t fused_rnn_gpu(int64_t device, int64_t* gpu, char* reaso
   });
 }
 
-// Fills `plan` with the plan's numbers: the kind of groups, by its place among kCudaEngines (-1: stepwise), units,
-// blocks, columns, groups, groups_at_once, the shape's number, whether that rounds to TF32, threads, registers for
-// weights, bytes of shared memory; `reason` says why, or why `wanted` cannot be had. Null wants what the engine would.
+// Fills `plan` with: the kind of groups as an index in kCudaEngines (-1: stepwise), units, blocks, columns, groups,
+// groups_at_once, the shape's number, whether it rounds to TF32, threads, registers for weights, bytes of shared
+// memory. `reason`: why this plan, or why `wanted` is not possible. `wanted` null: the current engine.
 FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_t backward, int64_t problems,
                                              int64_t batch, int64_t hidden, int64_t tf32, int64_t has_projection,
                                              int64_t capability, int64_t multiprocessors, int64_t shared_bytes,
@@ -52,8 +52,7 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_
   });
 }
 
-// Sets the engine of all calls from now on, by its place among kCudaEngines; -1: what the environment says. Returns
-// what was set before.
+// Sets the engine of later calls, as an index in kCudaEngines; -1: from the environment. Returns the previous value.
 FUSED_RNN_EXPORT int64_t fused_rnn_set_cuda_engine(int64_t number) {
   return set_engine_wanted(static_cast<int>(number));
 }

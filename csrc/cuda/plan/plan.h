@@ -1,5 +1,5 @@
-// Which kernel computes a pass, and how its work is cut. Chosen by `select`, a pure function: it knows the GPU by a few
-// numbers, so a test can ask it about any. No CUDA here.
+// Which kernel runs a pass, and how its work is divided. `select` is a pure function of the task and a few numbers that
+// describe the GPU, so tests can ask it about any GPU. No CUDA here.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -20,8 +20,8 @@ constexpr const char* name_of(Blocks blocks) { return kCudaEngines[kFirstOfBlock
 enum class Direction : int { kForward, kBackward };
 
 constexpr int kMostClusterBlocks = 16;  // of any GPU
-// Of a group that meets through memory. No GPU has more multiprocessors, so what is compiled for a cell ends with the
-// widest layer that they hold.
+// Of a group that exchanges through global memory; no GPU has more multiprocessors. Kernels are compiled for layers up
+// to what fits in so many blocks.
 constexpr int kMostGroupBlocks = 192;
 
 constexpr int64_t number_bytes(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
@@ -29,13 +29,13 @@ constexpr int64_t number_bytes(Dtype dtype) { return dtype == Dtype::kDouble ? 8
 struct Gpu {
   int capability;  // 90: sm_90
   int multiprocessors;
-  int64_t shared_bytes;  // that a block may have
+  int64_t shared_bytes;  // limit of a block
   int most_cluster_blocks;
 };
 
-// How the persistent kernel's warps share out rows and depth of a block's weights: `warps_m` the rows, `warps_k` the
-// depth. Each has `tiles_m` times 16 rows, and of the depth `held` times 32 in registers and `parked` in shared
-// memory; `tiles_n` times 8 columns of the batch.
+// How a block of the persistent kernel divides its weights among warps: `warps_m` along rows, `warps_k` along K. A warp
+// has 16 * `tiles_m` rows, and along K 32 * `held` in registers and 32 * `parked` in shared memory. The batch tile is
+// 8 * `tiles_n` columns.
 struct Tiles {
   int warps_m, warps_k, tiles_m, held, parked, tiles_n;
 
@@ -44,8 +44,7 @@ struct Tiles {
   constexpr int depth() const { return 32 * warps_k * (held + parked); }
   constexpr int columns() const { return 8 * tiles_n; }
   constexpr int threads() const { return 32 * warps_m * warps_k; }
-  // Units that a block may have: as many as its rows of weights allow, and two cells for a thread at most, as their
-  // state is in registers.
+  // Units of a block: limited by its rows of weights, and by two cells a thread, whose state is in registers.
   constexpr int most_units(int rows_of_unit) const {
     const int by_rows = rows() / rows_of_unit / 4 * 4, by_cells = 2 * threads() / columns() / 4 * 4;
     return by_rows < by_cells ? by_rows : by_cells;
@@ -57,34 +56,34 @@ struct Shape {
   Direction direction;
   Blocks blocks;
   Tiles tiles;
-  bool tf32 = false;  // float's factors rounded to 11 bits, for tensor cores
+  bool tf32 = false;  // operands rounded to TF32, for tensor cores
 
   constexpr bool operator==(const Shape&) const = default;
   constexpr bool tensor_cores() const { return format == Dtype::kHalf || tf32; }
-  // How much of K is read where so much is shown (warp_weights.cuh).
-  constexpr int64_t depth_read(int64_t shown) const {
+  // How much of K is read, for a slot with this many published values (warp_weights.cuh).
+  constexpr int64_t depth_read(int64_t published) const {
     const int64_t at_once = int64_t{32} * tiles.warps_k;
-    return tensor_cores() ? tiles.depth() : (shown + at_once - 1) / at_once * at_once;
+    return tensor_cores() ? tiles.depth() : (published + at_once - 1) / at_once * at_once;
   }
-  // Shared memory of a block: its slots, or what counts their bytes; two buffers of sums; parked weights; for products
-  // one by one a chunk for each warp, where slots are elsewhere.
+  // Shared memory of a block: the ring of slots and its mbarriers, if in shared memory; two buffers of sums; parked
+  // weights; without tensor cores, if the ring is in global memory, a staging chunk for each warp.
   constexpr int64_t shared_bytes() const {
     const bool ring_is_shared = blocks == Blocks::kCluster || blocks == Blocks::kOne;
     const int64_t number = number_bytes(format), chunks = number * 32 * tiles.warps_k;
     const int64_t ring = ring_is_shared ? 2 * number * tiles.depth() * tiles.columns() : 0;
-    const int64_t counters = blocks == Blocks::kCluster ? 128 : 0;
+    const int64_t mbarriers = blocks == Blocks::kCluster ? 128 : 0;
     const int64_t sums = 2 * std::max<int64_t>(number, 4) * tiles.warps_k * tiles.columns() * tiles.rows();
-    const int64_t shown = ring_is_shared || tensor_cores() ? 0 : chunks * tiles.warps_m * tiles.columns();
-    return counters + ring + sums + chunks * tiles.rows() * tiles.parked + shown;
+    const int64_t staging = ring_is_shared || tensor_cores() ? 0 : chunks * tiles.warps_m * tiles.columns();
+    return mbarriers + ring + sums + chunks * tiles.rows() * tiles.parked + staging;
   }
-  // Registers of a thread that hold weights: a thread has 255 for all it does.
+  // Registers that hold weights, of a thread's 255.
   constexpr int weight_registers() const {
     return static_cast<int>(tiles.held * tiles.tiles_m * 16 * number_bytes(format) / 4);
   }
 };
 
-// Every shape that is compiled. Half stands for both 16-bit formats. What compiles without spilling, and how many
-// registers it takes, `make cuda-check` says. Of those that fit a layer `select` takes the cheapest.
+// Every shape that is compiled; Half stands for both 16-bit formats. `select` takes the cheapest one that fits.
+// `make cuda-check` shows registers, and fails on spills.
 inline constexpr Shape kShapes[] = {
     {Dtype::kHalf, Direction::kForward, Blocks::kOne, {8, 1, 2, 2, 0, 1}},
     {Dtype::kHalf, Direction::kForward, Blocks::kCluster, {4, 2, 2, 2, 0, 1}},
@@ -125,7 +124,7 @@ inline constexpr Shape kShapes[] = {
     {Dtype::kDouble, Direction::kBackward, Blocks::kFlags, {1, 8, 1, 2, 6, 1}},
 };
 
-// What of a shape a cell of so many gates needs: no more depth than its widest layer has.
+// The shape as compiled for cells with this many gates: no deeper than the widest layer needs.
 constexpr Shape for_gates(Shape shape, int gates) {
   constexpr int kMostBlocks[] = {1, kMostClusterBlocks, kMostGroupBlocks, kMostGroupBlocks};
   const bool forward = shape.direction == Direction::kForward;
@@ -137,7 +136,7 @@ constexpr Shape for_gates(Shape shape, int gates) {
   tiles.parked = chunks - tiles.held;
   return shape;
 }
-// Whether it needs this one of kShapes at all: none before it comes to the same.
+// Whether this one of kShapes is compiled for them: not if an earlier one comes out the same.
 constexpr bool is_of_use(size_t number, int gates) {
   for (size_t i = 0; i < number; ++i)
     if (for_gates(kShapes[i], gates) == for_gates(kShapes[number], gates)) return false;
@@ -146,23 +145,23 @@ constexpr bool is_of_use(size_t number, int gates) {
 
 struct Plan {
   std::optional<Shape> shape;                   // none: stepwise
-  size_t number = 0;                            // of kShapes; `shape` is what the cell needs of that
+  size_t number = 0;                            // index in kShapes; `shape` is for_gates of that
   int units = 0, blocks = 0;                    // of a block; of a group
   int depth = 0;                                // of a slot
   int columns = 0, groups = 0;                  // of a group; of a problem
-  int groups_at_once = 0;                       // that a launch may have
+  int groups_at_once = 0;                       // in one launch
   AcquireScope scope = AcquireScope::kCluster;  // of a cluster's waits
   std::string why;
 };
 
-// How a launch's work is cut, for the kernel.
+// How a launch's work is divided, as a kernel parameter.
 struct Cut {
   int units;        // of a block; a multiple of 4
   int blocks;       // of a group
   int depth;        // of a slot
-  int columns;      // of a group; the last one of a problem may have fewer
+  int columns;      // of a group; a problem's last group may have fewer
   int groups;       // of a problem
-  int first_group;  // that this launch begins with, of all problems'
+  int first_group;  // of this launch, among the groups of all problems
   int first_step, end_step;
   AcquireScope scope;   // of a cluster's waits
   const void* weights;  // packed (pack_weights.cuh)
@@ -171,35 +170,32 @@ struct Cut {
   Watch watch;
 };
 
-// What a plan depends on.
 struct Task {
   int64_t cell;
   Dtype dtype;
   Direction direction;
   int64_t problems, batch, hidden;
   bool tf32;             // float32 may be rounded to TF32
-  const char* obstacle;  // what is asked for that only the stepwise engine does; null: nothing
+  const char* obstacle;  // why only the stepwise engine can run it, or null
 };
 
 constexpr const char* kProjectionObstacle = "a projection has a product of its own in every step";
 
-// What this GPU has, asked of CUDA.
 Gpu gpu_of(int32_t device);
 
-// Whether torch.backends.cuda.matmul lets products of float32 round their factors to TF32.
+// torch.backends.cuda.matmul.allow_tf32
 bool tf32_allowed();
 
-// The engine that was set, else FUSED_RNN_CUDA_ENGINE, else what is taken where neither is.
+// The engine that was set, otherwise FUSED_RNN_CUDA_ENGINE, otherwise the default.
 const char* engine_wanted();
-// From now on, by its number; -1: none. Returns what was set before.
+// Sets the engine by its number; -1: none. Returns the previous value.
 int set_engine_wanted(int number);
 
-// What a cluster's waits acquire, by FUSED_RNN_CUDA_MBARRIER_SCOPE: cluster, which is the default, or cta. Throws at
-// anything else.
+// FUSED_RNN_CUDA_MBARRIER_SCOPE: cluster (default) or cta. Throws for anything else.
 AcquireScope scope_wanted();
 
-// `wanted`: stepwise, persistent, or the persistent kernel with one, cluster, polling or flags; best: whichever is
-// estimated to be fastest. Throws when it cannot be had.
+// `wanted`: one of kCudaEngines. persistent: any kind of group; best: whichever is estimated to be fastest. Throws if
+// that engine cannot run the task.
 Plan select(const Task& task, const Gpu& gpu, const std::string& wanted);
 
 }  // namespace fused_rnn::cuda

@@ -7,9 +7,8 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// at::globalContext() and at::Context::allowTF32CuBLAS() const, which no stable header has and the library must not
-// link to: looked up by name. Where they are not found, nothing is rounded; nor where the precision was set in the
-// newer way (fp32_precision), of which the older question is refused.
+// at::globalContext() and at::Context::allowTF32CuBLAS() const, which are not in the stable ABI: looked up by name.
+// TF32 is off if they are not found, or if they throw because the precision was set by the newer fp32_precision.
 using GetContext = const void* (*)();
 using Allows = bool (*)(const void* context);
 

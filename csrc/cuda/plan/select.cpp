@@ -14,20 +14,20 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 Dtype format_of(Dtype dtype) { return dtype == Dtype::kBFloat16 ? Dtype::kHalf : dtype; }
 
-// Microseconds of a step, estimated: nothing here has been measured yet. What counts is the order.
+// Estimated microseconds of a step, not yet measured; only the ranking matters.
 double step_cost(const Plan& plan) {
-  constexpr double kMeeting[] = {0.1, 0.3, 0.5, 1.0};
+  constexpr double kExchange[] = {0.1, 0.3, 0.5, 1.0};  // by Blocks
   const Tiles& tiles = plan.shape->tiles;
-  // 16 rows of each warp, or of each of those along K, by 32 of K and 8 columns: 32768 products of a multiprocessor,
-  // which one by one has 128 in a cycle, or 64 in double.
-  const double one_by_one = plan.shape->format == Dtype::kFloat ? 0.14 : 0.28;
-  const double piece = plan.shape->tf32 ? 0.04 : plan.shape->tensor_cores() ? 0.02 : one_by_one;
+  // A chunk: 16 rows x 32 of K x 8 columns by each of 8 warps, 32768 multiply-adds of a multiprocessor, which does 128
+  // a cycle without tensor cores, or 64 in double.
+  const double without_tensor_cores = plan.shape->format == Dtype::kFloat ? 0.14 : 0.28;
+  const double chunk_cost = plan.shape->tf32 ? 0.04 : plan.shape->tensor_cores() ? 0.02 : without_tensor_cores;
   const int chunks = plan.depth / (32 * tiles.warps_k), parked = std::max(chunks - tiles.held, 0);
-  const double work = tiles.tiles_m * (piece * chunks + 0.02 * parked) * tiles.tiles_n;
-  return kMeeting[static_cast<int>(plan.shape->blocks)] + 0.2 + 0.1 * tiles.tiles_n + work;
+  const double work = tiles.tiles_m * (chunk_cost * chunks + 0.02 * parked) * tiles.tiles_n;
+  return kExchange[static_cast<int>(plan.shape->blocks)] + 0.2 + 0.1 * tiles.tiles_n + work;
 }
 
-// One product and one kernel.
+// Estimated microseconds of a step: one product and one kernel.
 double stepwise_cost(const Task& task, int64_t gates) {
   const double numbers = double(gates) * task.hidden * task.hidden * task.problems;
   const double products = number_bytes(task.dtype) == 2 ? 3e8 : 4e7;
@@ -45,34 +45,35 @@ int most_blocks(Blocks blocks, const Gpu& gpu) {
   }
 }
 
-// How a shape would serve the task, if it can.
+// The plan with this shape, if it fits.
 std::optional<Plan> fit(size_t number, const Task& task, const Gpu& gpu, const CellTraits& cell) {
   const int gates = static_cast<int>(cell.gates);
   const Shape shape = for_gates(kShapes[number], gates);
   const Tiles& tiles = shape.tiles;
   const bool forward = task.direction == Direction::kForward;
-  const int64_t parts = forward ? cell.gates : 1, shown = forward ? 1 : cell.gates;
+  // Per unit: rows of weights, and published values.
+  const int64_t rows = forward ? cell.gates : 1, published = forward ? 1 : cell.gates;
   if (shape.format != format_of(task.dtype) || shape.direction != task.direction) return {};
   if (!is_of_use(number, gates)) return {};
   if (shape.blocks == Blocks::kCluster && gpu.capability < 90) return {};
   if (shape.tf32 && !task.tf32) return {};
-  if (shape.tensor_cores() && gpu.capability < 80) return {};  // its tensor cores know neither bfloat16 nor TF32
+  if (shape.tensor_cores() && gpu.capability < 80) return {};  // older tensor cores have neither bfloat16 nor TF32
   if (shape.shared_bytes() > gpu.shared_bytes) return {};
-  const int64_t most = tiles.most_units(static_cast<int>(parts));
+  const int64_t most = tiles.most_units(static_cast<int>(rows));
   if (most == 0) return {};
   Plan plan;
   plan.shape = shape;
   plan.number = number;
-  // The fewest blocks, evenly filled; a few more where units that fill up to a multiple of 4 would not fit the depth.
+  // The fewest blocks, evenly filled; more if rounding units up to a multiple of 4 exceeds the depth.
   for (plan.blocks = static_cast<int>(ceil_div(task.hidden, most));; ++plan.blocks) {
     if (plan.blocks > most_blocks(shape.blocks, gpu)) return {};
     plan.units = static_cast<int>(ceil_div(ceil_div(task.hidden, plan.blocks), 4) * 4);
     if (ceil_div(task.hidden, plan.units) < plan.blocks) continue;
-    if (shown * plan.units * plan.blocks <= tiles.depth()) break;
+    if (published * plan.units * plan.blocks <= tiles.depth()) break;
   }
-  plan.depth = static_cast<int>(shape.depth_read(shown * plan.units * plan.blocks));
-  const int64_t all = gpu.multiprocessors / plan.blocks;  // groups that are resident together, one block each
-  // As many groups as there is room for, so that each has few columns.
+  plan.depth = static_cast<int>(shape.depth_read(published * plan.units * plan.blocks));
+  const int64_t all = gpu.multiprocessors / plan.blocks;  // resident groups, with one block a multiprocessor
+  // As many groups as fit, so that each has few columns.
   const int64_t least = ceil_div(task.batch, tiles.columns());
   plan.groups = static_cast<int>(std::clamp<int64_t>(all / std::max<int64_t>(task.problems, 1), least,
                                                      std::max<int64_t>(least, ceil_div(task.batch, 8))));
@@ -92,7 +93,7 @@ double cost_of(const Plan& plan, const Task& task) {
 
 namespace {
 
-std::atomic<int> engine_set = -1;  // of the process: a backward pass runs in threads of its own
+std::atomic<int> engine_set = -1;  // not thread-local: backward passes run in autograd's threads
 
 }  // namespace
 
@@ -100,7 +101,7 @@ int set_engine_wanted(int number) {
   return engine_set.exchange(0 <= number && number < static_cast<int>(std::size(kCudaEngines)) ? number : -1);
 }
 
-// Until the persistent kernel has run on a GPU it has to be asked for.
+// The persistent kernel must be requested until it has been run on a GPU.
 const char* engine_wanted() {
   if (const int set = engine_set; set >= 0) return kCudaEngines[set];
   const char* wanted = std::getenv("FUSED_RNN_CUDA_ENGINE");
@@ -127,7 +128,7 @@ Plan select(const Task& task, const Gpu& gpu, const std::string& wanted) {
   if (wanted == "stepwise") return stepwise;
 
   const CellTraits cell = traits_of(task.cell);
-  std::string because = task.obstacle ? task.obstacle : "there is nothing to compute again and again";
+  std::string because = task.obstacle ? task.obstacle : "the layer has no recurrent product, or is empty";
   std::optional<Plan> best;
   if (!task.obstacle && cell.recurrent && task.batch > 0 && task.hidden > 0) {
     for (size_t number = 0; number < std::size(kShapes); ++number) {
@@ -143,7 +144,7 @@ Plan select(const Task& task, const Gpu& gpu, const std::string& wanted) {
     return stepwise;
   }
   if (best_of_all && stepwise_cost(task, cell.gates) < cost_of(*best, task)) {
-    stepwise.why = "so many rows keep matrix products busy";
+    stepwise.why = "it is estimated to be faster for this size";
     return stepwise;
   }
   best->why = best_of_all ? "the weights stay on the chip for the whole sequence" : "it was asked for";

@@ -1,4 +1,4 @@
-// One step back. A thread has one unit of one row of one problem.
+// One step of the backward pass; one thread for each unit, row and problem.
 #pragma once
 #include "cells/dual.h"
 #include "cuda/device/each_unit.cuh"
@@ -14,14 +14,14 @@ FUSED_RNN_DEVICE T incoming_dh(const Backward& g, const BackwardArrays& a, int64
   return b < a.through_gates_rows ? direct + *at<T>(a.through_gates, i) : direct;
 }
 
-// What joins the gradient of the h that entered this step.
+// Backward::added_h.
 template <class S>
 FUSED_RNN_DEVICE Arithmetic<S> added_dh(const Backward& g, const Place& p, const Step& step, int64_t b, int64_t unit) {
   if (!g.added_h || p.is_cut(g, step, b)) return Arithmetic<S>(0);
   return load(*at<S>(g.added_h, p.by_row(g) * g.output_size + unit));
 }
 
-// The whole gradient of h in this step, where the row takes part; else what comes is left for the step that it ends at.
+// The whole gradient of h after this step. If the row is inactive, dh keeps the gradient for a later step of the loop.
 template <class S>
 FUSED_RNN_DEVICE Arithmetic<S> whole_dh(const Backward& g, const Place& p, const Step& step, const BackwardArrays& a,
                                         int64_t b, int64_t unit) {
@@ -46,7 +46,7 @@ __global__ void backward_projection(const Backward g, const Step step, const Bac
   });
 }
 
-// A row that does not take part hands on nothing, and padding has no gradient.
+// Zero gradients, for an inactive row.
 template <class Cell, class S>
 FUSED_RNN_DEVICE void clear_unit(const Backward& g, const Place& p, const BackwardArrays& a, int64_t unit) {
   using T = Arithmetic<S>;
@@ -61,8 +61,8 @@ FUSED_RNN_DEVICE void clear_unit(const Backward& g, const Place& p, const Backwa
   if (Cell::kStates > 1 && a.whole[1]) *at<T>(a.whole[1], p.state * H + unit) = T(0);
 }
 
-// In place of Cell::backward: how its results change when what was saved and the states' gradients do. dnext: tangents
-// of these, in and out.
+// The tangent of Cell::backward, along those of the saved values and of the states' gradients. dnext: tangents, in and
+// out.
 template <class Cell, class S, class T>
 FUSED_RNN_DEVICE void tangent_backward(const Backward& g, const Place& p, int64_t unit, const T* kept, const T* state,
                                        const T* params, T* dnext, T* dx, T* dr, T* dstate, T* dparams) {
@@ -163,7 +163,7 @@ __global__ void backward_end(const Backward g, const BackwardArrays a) {
 FUSED_RNN_DEVICE float square_root(float x) { return sqrtf(x); }
 FUSED_RNN_DEVICE double square_root(double x) { return sqrt(x); }
 
-// A block has one state of one problem: every thread its share of the squares, then pairs, always in the same order.
+// One block for each state and problem: a tree reduction, so that the order is fixed.
 constexpr unsigned kNormThreads = 256;
 
 template <class T>

@@ -1,4 +1,4 @@
-// One step forward. A thread has one unit of one row of one problem.
+// One step of the forward pass; one thread for each unit, row and problem.
 #pragma once
 #include "cells/dual.h"
 #include "cuda/device/each_unit.cuh"
@@ -6,7 +6,7 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// The step's h becomes the state and the output; the h that entered it is saved.
+// Saves the entering h, then stores the new one as state and output.
 template <class S>
 FUSED_RNN_DEVICE void store_h(const Forward& f, const Place& p, const ForwardArrays& a, int64_t kept, int64_t unit,
                               bool cut, Arithmetic<S> value) {
@@ -25,7 +25,7 @@ FUSED_RNN_DEVICE void clear_h(const Forward& f, const Place& p, int64_t kept, in
   if (f.saved) store(*at<S>(f.saved, p.by_direction(f) * f.saved_width + entering_h(f, kept) + unit), Arithmetic<S>(0));
 }
 
-// Padding that kernels write: zeros.
+// Zeros, for padding.
 template <class Cell, class S>
 FUSED_RNN_DEVICE void clear_unit(const Forward& f, const Place& p, int64_t unit) {
   using T = Arithmetic<S>;
@@ -37,7 +37,7 @@ FUSED_RNN_DEVICE void clear_unit(const Forward& f, const Place& p, int64_t unit)
   if (Cell::kStates > 1) store(saved[entering_c(f, Cell::kSaved)], T(0));
 }
 
-// What the cell leaves: for the backward pass, the next step and the user.
+// Stores the cell's results: saved values, state and output.
 template <class Cell, class S>
 FUSED_RNN_DEVICE void leave(const Forward& f, const Place& p, const ForwardArrays& a, int64_t unit, bool cut,
                             const Arithmetic<S>* kept, const Arithmetic<S>* state, const Arithmetic<S>* next) {
@@ -89,7 +89,7 @@ __global__ void forward_step(const Forward f, const Step step, const ForwardArra
   });
 }
 
-// In place of forward_step for a tangent (problem.h): how all that changes when x, r and the states do.
+// Instead of forward_step for a tangent (problem.h).
 template <class Cell, class S>
 __global__ void tangent_step(const Forward f, const Step step, const ForwardArrays a) {
   using T = Arithmetic<S>;

@@ -1,4 +1,4 @@
-// Every kernel of the stepwise engine that is compiled: by cell and dtype.
+// Every instantiation of the stepwise engine's kernels, by cell and dtype.
 #include "core/dispatch.h"
 #include "cuda/stepwise/backward.cuh"
 #include "cuda/stepwise/forward.cuh"

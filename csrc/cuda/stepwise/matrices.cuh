@@ -1,4 +1,4 @@
-// Copies and sums of whole matrices: see kernels.h.
+// Copies and sums of matrices: see kernels.h.
 #pragma once
 #include "cuda/device/each_unit.cuh"
 #include "cuda/stepwise/kernels.h"

@@ -21,14 +21,14 @@ __global__ void look_up(const Forward f, const LookUp l) {
   });
 }
 
-// A thread has one gate row, and of the ids every kShares-th: each looks at all rows' ids, but adds few of them.
+// Each thread has one gate row and every kShares-th id: it reads the ids of all rows and sums those that are its own.
 constexpr int64_t kShares = 32;
 
 template <class S>
 __global__ void sum_by_token(const Backward g, const SumByToken s) {
   using T = Arithmetic<S>;
   const int64_t K = g.weight_groups;
-  const bool together = K == 1 && !g.lengths;  // packed rows too, which lie by no rule
+  const bool together = K == 1 && !g.lengths;  // packed rows too
   const int64_t outer = together ? 1 : g.steps, inner = together ? g.rows : g.batch / K;
   for_each(s.gate_rows, kShares, g.members * K, [&](int64_t j, int64_t share, int64_t i) {
     const int64_t m = i / K, first = i % K * inner;

@@ -36,14 +36,14 @@ void forward(const Forward& f, const Scratch&) {
   const Scratch scratch = [&](int64_t bytes) { return held.take(bytes); };
   Forward on_machine = f;
   on_machine.device = kDevice;
-  cuda::stepwise_forward(on_machine, {{DeviceType::CPU}, nullptr, scratch});
+  cuda::run_forward(on_machine, {{DeviceType::CPU}, nullptr, scratch});
 }
 void backward(const Backward& g, const Scratch&) {
   FencedScratch held;
   const Scratch scratch = [&](int64_t bytes) { return held.take(bytes); };
   Backward on_machine = g;
   on_machine.device = kDevice;
-  cuda::stepwise_backward(on_machine, {{DeviceType::CPU}, nullptr, scratch});
+  cuda::run_backward(on_machine, {{DeviceType::CPU}, nullptr, scratch});
 }
 
 // Weights are packed on the CPU only.

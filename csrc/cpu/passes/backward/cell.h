@@ -19,11 +19,11 @@ class BackwardCells {
  public:
   BackwardCells(const ThisRun& run, const BackwardStep& step) : r_(run), step_(step) {}
 
-  // Row i's gradients of r in the step the walk came from; zeros if it hands on nothing.
+  // Row i's gradients of r in the previous step of the loop; zeros if none flow on from there.
   const E* incoming_gates(int64_t i) const {
     const Row row(*this, i);
     if (!row.arrives || row.cut) return r_.state.zeros;
-    return r_.state.gates_r + (step_.from_slot + row.b) * r_.state.gate_stride;
+    return r_.state.gates_r + (step_.previous_slot + row.b) * r_.state.gate_stride;
   }
   // With a projection: row i's gradient of h.
   const E* output_gradient(int64_t i) const {
@@ -57,7 +57,7 @@ class BackwardCells {
       if (row.arrives) {
         if (Cell::kReadsH && !row.cut) dh = dh + load_vector(handed_on(r_.state.dh, row) + first);
         if (g.added_h && !row.cut)
-          dh = dh + load_vector(at<S>(g.added_h, r_.by_row(step_.from_t, row.b, P) + first), units.count);
+          dh = dh + load_vector(at<S>(g.added_h, r_.by_row(step_.previous_t, row.b, P) + first), units.count);
       } else if (g.grad_h_n) {
         dh = load_vector(at<S>(g.grad_h_n, r_.by_problem(row.b, P) + first), units.count);
       }
@@ -102,17 +102,17 @@ class BackwardCells {
   // Row i of the run in this step.
   struct Row {
     int64_t b;
-    bool active;   // it takes part; if not, its walk ends here
-    bool arrives;  // it took part in the step the walk came from; if not, its walk begins here
-    bool cut;      // that step zeroed its state when it began: nothing flows back through it
+    bool active;   // in this step; if not, its gradients are those of the initial states
+    bool arrives;  // active in the previous step of the loop
+    bool cut;      // that step began with a reset: nothing flows back through it
 
     FUSED_RNN_INLINE Row(const BackwardCells& cells, int64_t i) {
       const ThisRun& r = cells.r_;
       const BackwardStep& step = cells.step_;
       b = r.run.batch_row(i);
       active = i < step.rows;
-      arrives = i < step.from_rows;
-      cut = r.g.reset && arrives && is_reset(r.g, r.run.m, r.run.d, step.from_t, b);
+      arrives = i < step.previous_rows;
+      cut = r.g.reset && arrives && is_reset(r.g, r.run.m, r.run.d, step.previous_t, b);
     }
   };
 

@@ -1,4 +1,4 @@
-// After the walk back: sums over the batch of what each row kept to itself.
+// After the loop: sums over the batch of what was accumulated by row.
 #pragma once
 #include <math.h>
 

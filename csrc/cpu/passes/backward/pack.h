@@ -1,4 +1,4 @@
-// What comes before the walk back: the weights into panels, and whatever no step writes.
+// Before the loop: packs the weights into panels, and writes whatever no step writes.
 #pragma once
 #include "cpu/passes/backward/state.h"
 

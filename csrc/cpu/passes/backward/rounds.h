@@ -1,5 +1,5 @@
-// The backward pass goes back through time in rounds of some hundred rows: the gradients of the gates of one round are
-// used for the weights while they are still cached.
+// The backward pass runs in rounds of some hundred rows: weight gradients take the gates' gradients of one round while
+// they are still cached.
 #pragma once
 #include "core/problem.h"
 #include "cpu/gemm/element.h"
@@ -16,7 +16,7 @@ inline int64_t steps_of_round(const Backward& g) {
 }
 inline int64_t count_rounds(const Backward& g) { return (g.steps + steps_of_round(g) - 1) / steps_of_round(g); }
 
-// Step `step` of the walk that direction d takes back through time.
+// The time of step `step` of direction d's loop.
 inline int64_t time_back(const Backward& g, int64_t d, int64_t step) { return d == 0 ? g.steps - 1 - step : step; }
 
 }  // namespace

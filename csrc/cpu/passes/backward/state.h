@@ -1,8 +1,8 @@
-// What the phases of the backward pass hand on to each other, and what a walk knows of its run.
+// What the phases of the backward pass share, and what its loop knows of its run.
 #pragma once
+#include "core/dispatch.h"
 #include "cpu/gemm/amx.h"
 #include "cpu/passes/backward/rounds.h"
-#include "cpu/passes/numbers.h"
 #include "cpu/passes/run.h"
 #include "cpu/passes/workspace.h"
 #include "cpu/schedule/team.h"
@@ -19,25 +19,25 @@ struct BackwardState {
 
   E *ih, *hh, *hr;  // [Q] weights in panels
   T* params;
-  // Of the steps of a round and the one before it: step s of a walk lies in slot s % slots.
+  // Of the steps of a round and the one before it: step s of the loop is in slot s % slots.
   E *gates_x, *gates_r;  // [Q, slots, B, G*H] gradients of x and r; one array when they are equal
   E *outputs, *wide_h;   // with a projection: [Q, slots, B, P] dL/dh, and [Q, slots, B, H] h before it
   T *dh, *dc;            // [Q, B, H] what a step hands on besides the gates: h's direct part (kReadsH), and c
   T* row_params;         // [Q, B, kParams, H] gradients of the per-unit parameters
   T* norms;              // [Q, kStates, T, B, panels] sums of squares over the units of a panel
-  E* zeros;              // in the place of a row that hands on nothing
-  T* zero_sums;          // and of its products
+  E* zeros;              // the row of one from which nothing flows on
+  T* zero_sums;          // its products
   Team::Member* teams;   // [Q * runs, members]
-  CellNumbers cell;
+  CellTraits cell;
   int64_t slots, gate_stride, output_stride, wide_stride, unit_stride, norm_panels;
 
-  static Plain<E> input_weights(const Backward& g) { return {numbers_of(g).gates * g.hidden, g.input_size}; }
-  static Plain<E> hidden_weights(const Backward& g) { return {numbers_of(g).gates * g.hidden, g.output_size}; }
+  static Plain<E> input_weights(const Backward& g) { return {traits_of(g.cell).gates * g.hidden, g.input_size}; }
+  static Plain<E> hidden_weights(const Backward& g) { return {traits_of(g.cell).gates * g.hidden, g.output_size}; }
   static Plain<E> projection(const Backward& g) { return {g.output_size, g.hidden}; }
 
   BackwardState(const Backward& g, const Plan& plan, Carver& carve) {
     const int64_t Q = problems(g);
-    cell = numbers_of(g);
+    cell = traits_of(g.cell);
     slots = steps_of_round(g) + 1;
     gate_stride = row_stride<E>(cell.gates * g.hidden);
     output_stride = row_stride<E>(g.output_size);
@@ -58,7 +58,7 @@ struct BackwardState {
     norms = carve.take<T>(g.grad_norms ? Q * cell.states * g.steps * g.batch * norm_panels : 0);
     zeros = carve.take<E>(maximum(gate_stride, output_stride));
     zero_sums = carve.take<T>(kMostVectors * kLanes);
-    teams = carve.take<Team::Member>(count_walks(g, plan));
+    teams = carve.take<Team::Member>(count_loops(g, plan));
   }
 
   // Where the rows of step `step` begin in `gates_x`, `gates_r`, `outputs` and `wide_h`.
@@ -70,7 +70,7 @@ struct BackwardState {
   }
 };
 
-// Everything about one walk that stays the same from step to step.
+// What stays the same from step to step.
 template <class S>
 struct BackwardRun {
   using T = Arithmetic<S>;
@@ -97,11 +97,11 @@ struct BackwardRun {
   int64_t saved_at(int64_t t, int64_t b) const { return (run.problem * g.rows + row_of(g, t, b)) * g.saved_width; }
 };
 
-// A step as the walk meets it. The step it came from has handed on gradients for its rows; rows that do not take part
-// in this one end here: theirs are the gradients of the initial states. The step after the last one has no rows.
+// A step of the loop; the previous one is at a later time, or, in the reverse direction, an earlier one. Rows that were
+// active there and are not here have reached their initial states. After the last step comes one without rows.
 struct BackwardStep {
-  int64_t number, t, rows, slot;         // slot: BackwardState::first_row
-  int64_t from_t, from_rows, from_slot;  // of the step the walk came from
+  int64_t number, t, rows, slot;  // slot: BackwardState::first_row
+  int64_t previous_t, previous_rows, previous_slot;
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Where weight gradients are accumulated, and the operands of their products.
 #pragma once
-#include "cpu/passes/numbers.h"
+#include "core/dispatch.h"
 #include "cpu/passes/run.h"
 #include "cpu/passes/weight_grads/strip.h"
 
@@ -52,20 +52,20 @@ struct WeightGradState {
   T *ih, *hh, *hr;       // [Q, ...] in SumLayout, if elsewhere; of tokens, always, ih is [Q, K, I, G*H]
   T *bias_ih, *bias_hh;  // [Q, K, G*H]
 
-  static Layout layout_ih(const Backward& g) { return {g, numbers_of(g).gates * g.hidden, g.input_size}; }
-  static Layout layout_hh(const Backward& g) { return {g, numbers_of(g).gates * g.hidden, g.output_size}; }
+  static Layout layout_ih(const Backward& g) { return {g, traits_of(g.cell).gates * g.hidden, g.input_size}; }
+  static Layout layout_hh(const Backward& g) { return {g, traits_of(g.cell).gates * g.hidden, g.output_size}; }
   static Layout layout_hr(const Backward& g) { return {g, g.output_size, g.hidden}; }
 
   static bool adds_by_token(const Backward& g) { return g.tokens && (g.grads[0].ih || g.grads[1].ih); }
 
   WeightGradState(const Backward& g, const Plan&, Carver& carve) {
     const int64_t Q = problems(g), QK = Q * g.weight_groups, rows = operand_rows(g);
-    const int64_t GH = numbers_of(g).gates * g.hidden, I = g.input_size, P = g.output_size;
+    const int64_t GH = traits_of(g.cell).gates * g.hidden, I = g.input_size, P = g.output_size;
     x = carve.take<E>(g.tokens ? 0 : Q * Plain<E>{rows, I}.size());
-    h = carve.take<E>(numbers_of(g).recurrent ? Q * Plain<E>{rows, P}.size() : 0);
+    h = carve.take<E>(traits_of(g.cell).recurrent ? Q * Plain<E>{rows, P}.size() : 0);
     wide_h = carve.take<E>(projected(g) ? Q * Plain<E>{rows, g.hidden}.size() : 0);
     ih = carve.take<T>(adds_by_token(g) ? QK * GH * I : g.tokens ? 0 : Q * layout_ih(g).size());
-    hh = carve.take<T>(numbers_of(g).recurrent ? Q * layout_hh(g).size() : 0);
+    hh = carve.take<T>(traits_of(g.cell).recurrent ? Q * layout_hh(g).size() : 0);
     hr = carve.take<T>(projected(g) ? Q * layout_hr(g).size() : 0);
     bias_ih = carve.take<T>(QK * GH);
     bias_hh = carve.take<T>(QK * GH);

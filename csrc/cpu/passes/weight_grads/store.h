@@ -16,7 +16,7 @@ class WeightGradStores {
   // From [I, G*H], by tokens.
   void store_token_grads() const {
     const Backward& g = t_.g;
-    const int64_t K = g.weight_groups, GH = numbers_of(g).gates * g.hidden, size = GH * g.input_size;
+    const int64_t K = g.weight_groups, GH = traits_of(g.cell).gates * g.hidden, size = GH * g.input_size;
     const Range own = t_.share_of(GH);
     for (int64_t group = 0; t_.out.ih && group < K; ++group)
       store_transposed(at<S>(t_.out.ih, (t_.m * K + group) * size), t_.sums.ih + (t_.problem * K + group) * size,
@@ -50,7 +50,7 @@ class WeightGradStores {
   }
 
   void copy(void* out, const T* sums) const {
-    const int64_t n = t_.g.weight_groups * numbers_of(t_.g).gates * t_.g.hidden;
+    const int64_t n = t_.g.weight_groups * traits_of(t_.g.cell).gates * t_.g.hidden;
     if (out) store_row(at<S>(out, t_.m * n), sums + t_.problem * n, n);
   }
 

@@ -6,28 +6,28 @@ namespace fused_rnn::cpu {
 namespace {
 
 template <class Cell, class S>
-class BackwardWalk {
+class BackwardLoop {
   using T = Arithmetic<S>;
   using E = Element<S>;
   using State = BackwardState<S>;
 
  public:
-  BackwardWalk(const Backward& g, const Plan& plan, void* buffer, int64_t task)
+  BackwardLoop(const Backward& g, const Plan& plan, void* buffer, int64_t task)
       : w_(g, plan, buffer, task / plan.unit_chunks), member_(task % plan.unit_chunks) {}
 
   void run(int64_t round) {
     const Backward& g = w_.g;
     const int64_t stretches = projected(g) ? 2 : 1;  // of a step
     const int64_t first = round * steps_of_round(g), end = minimum(g.steps, first + steps_of_round(g));
-    const int64_t last = end == g.steps ? end : end - 1;  // step g.steps closes the walk
+    const int64_t last = end == g.steps ? end : end - 1;  // step g.steps: gradients of the initial states
     w_.team.join(member_);
     step_ = first > 0 ? step_before(first) : BackwardStep{};
     for (step_.number = first; step_.number <= last; ++step_.number) {
-      step_.from_t = step_.t;
-      step_.from_rows = step_.rows;
-      step_.from_slot = step_.slot;
+      step_.previous_t = step_.t;
+      step_.previous_rows = step_.rows;
+      step_.previous_slot = step_.slot;
       step_.t = step_.number < g.steps ? time_back(g, w_.run.d, step_.number) : -1;
-      step_.rows = step_.number < g.steps ? w_.run.active(step_.t, step_.from_rows) : 0;
+      step_.rows = step_.number < g.steps ? w_.run.active(step_.t, step_.previous_rows) : 0;
       step_.slot = w_.state.first_row(g, w_.run.problem, step_.number);
       const int64_t stretch = step_.number * stretches;
       w_.team.together(member_, stretch, [&](int64_t share) { hidden(share); });
@@ -51,15 +51,15 @@ class BackwardWalk {
     return panels_of(part_of(matrix.panels(), w_.plan.unit_chunks, share), back);
   }
 
-  // dL/dh of one share of h: W_hh^T times the gates' gradients of the step the walk came from. Without a projection the
-  // cell follows after each tile.
+  // dL/dh of one share of h: W_hh^T times the gates' gradients of the previous step. Without a projection the cell is
+  // the epilogue of each tile.
   void hidden(int64_t share) const {
     const Plain<E> hh = State::hidden_weights(w_.g);
-    const int64_t rows = maximum(step_.rows, step_.from_rows);
+    const int64_t rows = maximum(step_.rows, step_.previous_rows);
     const PanelRange range = share_of(hh, share, step_.number % 2 == 1);
     const BackwardCells<Cell, S> cells(w_, step_);
     const auto use = [&](int64_t panel, int64_t i, const T* sums) { cells.hidden(hh, panel, i, sums); };
-    if (Cell::kRecurrent && step_.from_rows > 0) {
+    if (Cell::kRecurrent && step_.previous_rows > 0) {
       const auto row = [&](int64_t i) { return cells.incoming_gates(i); };
       const auto fetch = [&](int64_t panel, int64_t i) { cells.fetch(hh, panel, i); };
       return multiply(hh, w_.state.hh + w_.run.problem * hh.size(), range, LeftRows{rows, row, 1, w_.g.batch == 1},
@@ -75,7 +75,7 @@ class BackwardWalk {
     const BackwardCells<Cell, S> cells(w_, step_);
     const auto row = [&](int64_t i) { return cells.output_gradient(i); };
     multiply(hr, w_.state.hr + w_.run.problem * hr.size(), share_of(hr, share, false),
-             LeftRows{maximum(step_.rows, step_.from_rows), row, 1, w_.g.batch == 1}, FetchNothing{},
+             LeftRows{maximum(step_.rows, step_.previous_rows), row, 1, w_.g.batch == 1}, FetchNothing{},
              [&](int64_t panel, int64_t i, const T* sums) { cells.before_projection(hr, panel, i, sums); });
   }
 

@@ -7,7 +7,7 @@ namespace fused_rnn::cpu {
 namespace {
 
 template <class Cell, class S>
-class ForwardWalk {
+class ForwardLoop {
   using T = Arithmetic<S>;
   using E = Element<S>;
   using Choices = ForwardChoices<Cell, S>;
@@ -16,7 +16,7 @@ class ForwardWalk {
   static constexpr int64_t kLanes = Vec<T>::kLanes;
 
  public:
-  ForwardWalk(const Forward& f, const Plan& plan, void* buffer, int64_t task)
+  ForwardLoop(const Forward& f, const Plan& plan, void* buffer, int64_t task)
       : w_(f, plan, buffer, task / plan.unit_chunks),
         member_(task % plan.unit_chunks),
         team_(w_.state.team, plan.unit_chunks) {

@@ -1,0 +1,69 @@
+"""``install`` and ``uninstall``: torch.nn's names stand for this library's layers."""
+
+from __future__ import annotations
+
+import copyreg
+
+from torch import nn
+
+from . import dynamo
+from .kinds import OURS
+from .recurrent import Recurrent
+from .stock import NAMES_LOCK, STOCK, Bindings, bind, bindings_of
+
+_before: Bindings = {}  # what the names were bound to; empty unless installed
+
+
+class Installation:
+    """What :func:`install` returns; as a context manager it undoes that call, if it was the one that installed."""
+
+    def __init__(self, is_first: bool):
+        self._is_first = is_first
+
+    def __enter__(self) -> Installation:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._is_first:
+            uninstall()
+
+    def __repr__(self) -> str:
+        return f"fused_rnn is {'installed' if _before else 'not installed'}"
+
+
+def install() -> Installation:
+    """From now on ``torch.nn.LSTM``, ``GRU``, ``RNN`` and their cells are this library's, until :func:`uninstall`.
+
+    Packages imported afterwards build and subclass our layers, and models that they load or unpickle have them. Names
+    that a module took before, by ``from torch.nn import LSTM``, keep their classes: install first, or use
+    :func:`swap`. Layers made meanwhile go on working after :func:`uninstall`. Calling it twice changes nothing more.
+
+        with fused_rnn.install():
+            model = PPO.load("agent.zip")
+    """
+    with NAMES_LOCK:
+        if _before:
+            return Installation(is_first=False)
+        dynamo.admit(Recurrent)
+        _before.update(bind(bindings_of({kind.__name__: ours for kind, ours in OURS.items()})))
+        for kind in STOCK.values():
+            copyreg.pickle(kind, _reduce_stock)  # their own names lead elsewhere meanwhile
+    return Installation(is_first=True)
+
+
+def uninstall() -> None:
+    """Undoes :func:`install`: torch.nn's names stand for what they stood for before."""
+    with NAMES_LOCK:
+        bind(_before)
+        _before.clear()
+        for kind in STOCK.values():
+            copyreg.dispatch_table.pop(kind, None)
+
+
+def _reduce_stock(module: nn.Module) -> tuple:
+    return new_stock, (type(module).__name__,), module.__getstate__()
+
+
+def new_stock(name: str) -> nn.Module:
+    """An empty layer of torch's own class, for pickle."""
+    return STOCK[name].__new__(STOCK[name])

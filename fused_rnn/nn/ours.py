@@ -1,0 +1,94 @@
+"""``Ours``: how layers and cells behave in what knows torch.nn's: print, TorchScript, fx, ONNX, torch.ao."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+from torch import nn
+from torch.fx import Proxy
+
+from ..ops import torch_private
+from .stock import STOCK
+
+_BETWEEN = ("torch", "fused_rnn", "typing_extensions")
+
+
+def _level_of_user() -> int:
+    """For a warning: the stacklevel, seen from the caller, of the code that called torch."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+class Ours:
+    """A base before torch.nn's own class."""
+
+    def _get_name(self) -> str:
+        name, module = type(self).__name__, type(self).__module__
+        return f"fused_rnn.{name}" if module == "fused_rnn" else f"{name}[fused_rnn]"
+
+    def _call_module_node(self, input: Proxy, **options) -> Proxy:
+        """For ``torch.fx.symbolic_trace``: a call of this module, which is a leaf as torch.nn's layers are."""
+        given = {name: option for name, option in options.items() if option is not None and option is not False}
+        tracer = input.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
+
+    def _slow_forward(self, *args, **kwargs):
+        """What torch.jit.trace calls for ``forward``."""
+        if not torch_private.in_onnx_trace():
+            return super()._slow_forward(*args, **kwargs)
+        if any(option is not None and option is not False for name, option in kwargs.items() if name != "hx"):
+            raise NotImplementedError(
+                f"torch.onnx.export(dynamo=False) cannot export the options of {self._get_name()}; dynamo=True exports "
+                "lengths"
+            )
+        return self._stock_class().forward(self, *args, **kwargs)  # whose operators that exporter knows
+
+    def _stock_class(self) -> type[nn.Module]:
+        return next(base for base in type(self).__mro__ if base in STOCK.values())
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """torch.nn's layer or cell with the same parameters, as TorchScript cannot compile ours."""
+        kind = self._stock_class()
+        own = next(base for base in type(self).__mro__ if base.__module__ == "fused_rnn")
+        if type(self).forward is not own.forward:
+            raise NotImplementedError(
+                f"torch.jit.script cannot compile {type(self).__name__}, whose own forward calls that of "
+                f"fused_rnn.{own.__name__}. Derive it from torch.nn.{kind.__name__}, or use torch.jit.trace"
+            )
+        warnings.warn(
+            f"torch.jit.script replaces {self._get_name()} by torch.nn.{kind.__name__}, in the model itself too: the "
+            "same parameters, torch.nn's speed, and no lengths, reset_mask or other options. fused_rnn.restore(model) "
+            "before it does the same without this warning; torch.jit.trace and torch.export keep fused_rnn's layers",
+            stacklevel=_level_of_user(),
+        )
+        stock = kind.__new__(kind)
+        stock.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_runner"})
+        if isinstance(stock, nn.RNNBase):
+            stock._flat_weights = [getattr(stock, name, None) for name in stock._flat_weights_names]
+        return stock
+
+    # torch.ao.quantization looks for torch.nn's very classes, passes over ours in silence, and sets `qconfig` on all
+    # modules that it passes over.
+
+    @property
+    def qconfig(self):
+        if "qconfig" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no attribute 'qconfig'")
+        return self.__dict__["qconfig"]
+
+    @qconfig.setter
+    def qconfig(self, value) -> None:
+        self.__dict__["qconfig"] = value
+        if any(isinstance(self, kind) for kind in torch_private.types_to_quantize() & set(STOCK.values())):
+            warnings.warn(
+                f"torch.ao.quantization does not know {self._get_name()}, which stays as it is; to quantize "
+                "torch.nn's layer in its place, call fused_rnn.restore(model) before",
+                stacklevel=_level_of_user(),
+            )
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        self.__dict__.pop("qconfig", None)

@@ -1,0 +1,65 @@
+"""What ``torch.utils.flop_counter`` counts for a layer: its matrix products, as it does for torch's operators."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import torch
+
+from .calls import BackwardCall, ForwardCall
+from .late_import import after_import
+from .layer import Layer, Wanted, stack_of
+
+
+def _products(layer: Layer, wanted: int | None = None) -> int:
+    """Of the forward pass, or of the gradients ``wanted`` and those that pass from step to step."""
+    cell, directions, hidden, width, members, rows = layer.sizes
+    gates = cell.gates * hidden
+    input_size = 0 if layer.reads_tokens else layer.input.shape[-1]  # ids are looked up
+    recurrent = width if cell.recurrent else 0
+    projected = layer.weight_kinds[-1] is Wanted.WEIGHT_HR
+    multiplied = {
+        Wanted.WEIGHT_IH: gates * input_size,
+        Wanted.WEIGHT_HH: gates * recurrent,
+        Wanted.WEIGHT_HR: hidden * width if projected else 0,
+    }
+    if wanted is None:
+        each = sum(multiplied.values())
+    else:
+        to_weights = sum(size for kind, size in multiplied.items() if wanted & kind)
+        to_input = multiplied[Wanted.WEIGHT_IH] if wanted & Wanted.INPUT else 0
+        each = to_weights + to_input + multiplied[Wanted.WEIGHT_HH] + multiplied[Wanted.WEIGHT_HR]
+    return 2 * each * directions * math.prod(members) * math.prod(rows)
+
+
+def _forward(*args, out_val=None, **kwargs) -> int:
+    return _products(ForwardCall(*args, **kwargs).layer)
+
+
+def _backward(*args, out_val=None, **kwargs) -> int:
+    call = BackwardCall(*args, **kwargs)
+    return _products(call.layer, call.wanted)
+
+
+def _infer(code, input, h0, c0, weights, *_, out_val=None, **__) -> int:
+    cell, num_layers, bias, bidirectional, _ = stack_of(code)
+    per_layer, count = len(weights) // num_layers, 0
+    rows = input
+    for k in range(num_layers):
+        own = tuple(weights[k * per_layer : (k + 1) * per_layer])
+        layer = Layer(cell, bias, bidirectional, rows, None, None, None, None, None, own)
+        count += _products(layer)
+        _, directions, _, width, _, sizes = layer.sizes
+        rows = own[0].new_empty((*sizes, directions * width), device="meta")
+    return count
+
+
+def _register(counter: ModuleType) -> None:
+    operators = torch.ops.fused_rnn
+    formulas = {operators.layer_forward: _forward, operators.layer_backward: _backward, operators.infer: _infer}
+    for operator, formula in formulas.items():
+        counter.register_flop_formula(operator, get_raw=True)(formula)
+
+
+after_import("torch.utils.flop_counter", _register)

@@ -1,0 +1,201 @@
+"""torch.jit.trace and script, torch.fx, and ONNX's exporters: each keeps our layers, or says what it does."""
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import fused_rnn
+from support.modules import F64
+
+LAYERS = ("LSTM", "GRU", "RNN")
+FORMS = [{}, {"batch_first": True}, {"bidirectional": True, "batch_first": True}, {"num_layers": 2, "bias": False}]
+
+
+class Net(nn.Module):
+    """A layer and a cell between others."""
+
+    def __init__(self, name, **options):
+        super().__init__()
+        self.enter = nn.Linear(3, 3, dtype=F64)
+        self.rnn = getattr(fused_rnn, name)(3, 4, dtype=F64, **options)
+        self.cell = getattr(fused_rnn, f"{name}Cell")(4 * (1 + self.rnn.bidirectional), 4, dtype=F64)
+
+    def forward(self, x):
+        output, hidden = self.rnn(self.enter(x))
+        state = self.cell(output[0])
+        return output, hidden, state
+
+
+def tensors(results):
+    return [t for r in results for t in (tensors(r) if isinstance(r, (tuple, list)) else [r])]
+
+
+def saved_and_loaded(trace):
+    file = io.BytesIO()
+    torch.jit.save(trace, file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_a_trace_is_saved_runs_at_other_sizes_and_trains(name, form, with_gradients):
+    model = Net(name, **form)
+    with torch.set_grad_enabled(with_gradients):
+        trace = saved_and_loaded(torch.jit.trace(model, torch.randn(5, 2, 3, dtype=F64)))
+    for steps, batch in ((5, 2), (7, 3), (1, 1)):
+        x = torch.randn(steps, batch, 3, dtype=F64)
+        gradients = []
+        for module in (trace, model):
+            module.zero_grad()
+            results = tensors(module(x))
+            sum(result.square().sum() for result in results).backward()
+            gradients.append([parameter.grad for parameter in module.parameters()])
+            with torch.no_grad():
+                torch.testing.assert_close(tensors(module(x)), results)
+        torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_frozen_layer_traces(form):
+    layer = fused_rnn.freeze(fused_rnn.LSTM(3, 4, **form).requires_grad_(False))
+    with torch.no_grad():
+        trace = saved_and_loaded(torch.jit.trace(layer, torch.randn(5, 2, 3)))
+        x = torch.randn(6, 3, 3)
+        torch.testing.assert_close(tensors(trace(x)), tensors(layer(x)))
+
+
+def test_states_and_options_of_a_call_are_traced():
+    layer = fused_rnn.GRU(3, 4, dtype=F64)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x, h, lengths):
+            return self.layer(x, h, lengths=lengths)
+
+    def arguments(steps, batch):
+        lengths = torch.randint(1, steps + 1, (batch,))
+        return torch.randn(steps, batch, 3, dtype=F64), torch.randn(1, batch, 4, dtype=F64), lengths
+
+    trace = torch.jit.trace(Net(), arguments(5, 2))
+    given = arguments(7, 4)
+    torch.testing.assert_close(trace(*given), Net()(*given))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_a_call_refuses_is_refused_while_tracing(name):
+    layer = getattr(fused_rnn, name)(3, 4, batch_first=True)
+    with pytest.raises(RuntimeError, match=r"input.size\(-1\)"):
+        torch.jit.trace(layer, torch.randn(5, 2, 7))
+    torch.jit.trace(layer, torch.randn(5, 2, 3))
+
+
+def test_the_functional_interface_traces():
+    weights = [p.detach() for p in nn.GRU(3, 4).parameters()]
+    trace = torch.jit.trace(lambda x: fused_rnn.functional.gru(x, None, weights)[0], torch.randn(5, 2, 3))
+    x = torch.randn(7, 3, 3)
+    torch.testing.assert_close(trace(x), fused_rnn.functional.gru(x, None, weights)[0])
+
+
+# ---- TorchScript -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_script_takes_torchs_layers_with_the_same_parameters_and_says_so(name):
+    model, x = Net(name, num_layers=2, bidirectional=True), torch.randn(5, 2, 3, dtype=F64)
+    fused_rnn.freeze(model)
+    with torch.no_grad():
+        expected = tensors(model(x))
+    fused_rnn.thaw(model)
+    with pytest.warns(UserWarning, match=rf"replaces fused_rnn.{name}(Cell)? by torch.nn.{name}.*restore") as caught:
+        scripted = saved_and_loaded(torch.jit.script(model))
+    replaced = [warning for warning in caught if "torch.jit.script replaces" in str(warning.message)]
+    assert [warning.filename for warning in replaced] == [__file__] * 2
+    torch.testing.assert_close(tensors(scripted(x)), expected)
+    assert type(fused_rnn.swap(model).rnn) is getattr(fused_rnn, name)
+
+
+def test_script_refuses_what_torch_has_no_layer_for():
+    class Doubles(fused_rnn.LSTM):
+        def forward(self, input):
+            return super().forward(2 * input)
+
+    with pytest.raises(NotImplementedError, match="cannot compile Doubles"):
+        torch.jit.script(nn.Sequential(Doubles(3, 4)))
+    with pytest.raises(NotImplementedError, match=r"cannot compile fused_rnn.Stack"):
+        torch.jit.script(fused_rnn.Stack("lstm", 3, [4]))
+
+
+# ---- torch.fx --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_fx_sees_a_leaf(name):
+    model, x = Net(name), torch.randn(5, 2, 3, dtype=F64)
+    graph = torch.fx.symbolic_trace(model)
+    called = [node.target for node in graph.graph.nodes if node.op == "call_module"]
+    assert called == ["enter", "rnn", "cell"]
+    torch.testing.assert_close(tensors(graph(x)), tensors(model(x)))
+
+
+def test_fx_keeps_the_options_of_a_call():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = fused_rnn.LSTM(3, 4)
+
+        def forward(self, x, states, mask):
+            output, _, cells = self.rnn(x, states, reset_mask=mask, return_cells=True)
+            return output, cells
+
+    model = Net()
+    states = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+    given = torch.randn(5, 2, 3), states, torch.rand(5, 2) < 0.5
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(*given), model(*given))
+
+
+# ---- ONNX, without a table -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.filterwarnings("ignore")  # both exporters say much of themselves
+def test_onnx_exporters_need_no_table(name, dynamo, tmp_path):
+    pytest.importorskip("onnxscript", reason="torch.onnx.export needs it")
+    runtime = pytest.importorskip("onnxruntime", reason="it runs what was exported")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = getattr(fused_rnn, name)(3, 4, 2, bidirectional=True, batch_first=True)
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    model, x, file = Net().eval(), torch.randn(2, 5, 3), str(tmp_path / "model.onnx")
+    torch.onnx.export(model, (x,), file, dynamo=dynamo)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(x).detach())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_by_tracing_refuses_options_by_name():
+    pytest.importorskip("onnxscript", reason="torch.onnx.export needs it")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = fused_rnn.GRU(3, 4)
+
+        def forward(self, x, lengths):
+            return self.rnn(x, lengths=lengths)[0]
+
+    with pytest.raises(NotImplementedError, match="cannot export the options of fused_rnn"):
+        torch.onnx.export(Net(), (torch.randn(5, 2, 3), torch.tensor([5, 2])), io.BytesIO(), dynamo=False)
