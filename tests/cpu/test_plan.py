@@ -69,7 +69,7 @@ def test_every_plan_can_be_carried_out(problems, dtype):
             2,
             1,
             1,
-        ),  # too few weights to pay for a barrier each step
+        ),  # too few weights for a barrier a step
         ({"threads": 2, "batch": 7, "hidden": 128, "cell": "rnn_tanh"}, 2, 2, 1),
         ({"threads": 2, "batch": 1, "hidden": 192, "cell": "rnn_tanh"}, 2, 1, 2),
         ({"threads": 2, "batch": 2, "hidden": 192, "cell": "rnn_tanh"}, 2, 2, 1),

@@ -150,7 +150,6 @@ if __name__ == "__main__":
         check(*args)
         if dist.get_rank() == 0:
             print("passed", name, flush=True)
-    time.sleep(
-        0.2
-    )  # gloo's threads free Python objects when they end, and abort the process if the interpreter is gone
+    # gloo's threads free Python objects when they end, and abort the process if the interpreter is gone.
+    time.sleep(0.2)
     dist.destroy_process_group()
