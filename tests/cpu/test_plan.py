@@ -64,12 +64,7 @@ def test_every_plan_can_be_carried_out(problems, dtype):
         ({"threads": 8, "batch": 1, "hidden": 128}, 8, 1, 2),  # at least 64 units a chunk
         ({"threads": 2, "batch": 1, "hidden": 127}, 2, 1, 1),
         ({"threads": 2, "batch": 7, "hidden": 127}, 2, 2, 1),
-        (
-            {"threads": 2, "batch": 1, "hidden": 128, "cell": "rnn_tanh"},
-            2,
-            1,
-            1,
-        ),  # too few weights for a barrier a step
+        ({"threads": 2, "batch": 1, "hidden": 128, "cell": "rnn_tanh"}, 2, 1, 1),  # too few weights for a barrier
         ({"threads": 2, "batch": 7, "hidden": 128, "cell": "rnn_tanh"}, 2, 2, 1),
         ({"threads": 2, "batch": 1, "hidden": 192, "cell": "rnn_tanh"}, 2, 1, 2),
         ({"threads": 2, "batch": 2, "hidden": 192, "cell": "rnn_tanh"}, 2, 2, 1),

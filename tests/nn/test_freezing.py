@@ -252,9 +252,8 @@ def test_compiled(backend):
         compiled(input)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"
-)  # inside torch.export
+# Inside torch.export.
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
 def test_an_exported_frozen_layer_can_be_loaded():
     layer, input = fused_rnn.freeze(fused_rnn.LSTM(3, 4, num_layers=2)), torch.randn(5, 2, 3)
     file = io.BytesIO()

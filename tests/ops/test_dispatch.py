@@ -305,13 +305,8 @@ def test_weight_groups_equal_parts_of_the_batch(cell, projected, members, poison
 def test_only_wanted_gradients_are_computed(cell, projected, poisoned):
     layer = random_layer(cell, projected)
     _, whole, grads = run_raw(layer)
-    kinds = [
-        Wanted.INPUT,
-        None,
-        None,
-        None,
-        *layer.weight_kinds,
-    ]  # the states' gradients and the norms are always computed
+    # None: the states' gradients and the norms are always computed.
+    kinds = [Wanted.INPUT, None, None, None, *layer.weight_kinds]
     for wanted in (*Wanted, Wanted(0)):
         gradients = run_raw(layer, grads, wanted)[1]
         for kind, found, full in zip(kinds, gradients, whole, strict=True):

@@ -81,9 +81,7 @@ def test_steps_fit_into_their_time():
         steps = GPU_CHECK["chosen"](mode, [])
         assert sum(step.reserved for step in steps) < seconds / 2
         for step in steps:
-            assert not re.search(
-                r"(?<!\$)\{", step.text(mode, out="/out", left=1)
-            )  # all fields are filled in; ${ is the shell's
+            assert not re.search(r"(?<!\$)\{", step.text(mode, out="/out", left=1))  # but for the shell's ${
     assert [step.name for step in GPU_CHECK["chosen"]("full", ["benchmark", "build"])] == ["build", "benchmark"]
     with pytest.raises(SystemExit, match="no step is called bench: machine, build"):
         GPU_CHECK["chosen"]("full", ["bench"])

@@ -39,12 +39,10 @@ stepwise_cases = st.builds(
 
 KINDS = ("one", "cluster", "polling", "flags")
 DTYPES_AND_KINDS = [(torch.float32, kind) for kind in KINDS]
-DTYPES_AND_KINDS += [
-    (dtype, kind) for dtype in SIXTEEN_BITS for kind in KINDS[:3]
-]  # every GPU that has these dtypes can poll
-DTYPES_AND_KINDS += [
-    (torch.float64, kind) for kind in KINDS if kind != "polling"
-]  # polling marks unwritten words with all ones, which half of a double may be
+# Every GPU that has the 16-bit formats can poll. Polling marks unwritten words with all ones, which half of a double
+# may be.
+DTYPES_AND_KINDS += [(dtype, kind) for dtype in SIXTEEN_BITS for kind in KINDS[:3]]
+DTYPES_AND_KINDS += [(torch.float64, kind) for kind in KINDS if kind != "polling"]
 
 # Around a block's units, a chunk of 32 and a publication of 4. One block has room for 64 units, 32 in double.
 narrow = st.integers(1, 9) | st.sampled_from([31, 32])
