@@ -5,15 +5,14 @@ import torch
 import fused_rnn
 import ptx
 from fused_rnn import reference
-from fused_rnn.autograd import functions, steps
-from fused_rnn.ops import arguments, library
-from fused_rnn.ops import layer as ops_layer
+from fused_rnn.ops import library
 from support.gpu import tf32
+from support.machine import take_over
 
 # The same examples on every run: a failure in CI is a failure at home. More of them: --hypothesis-profile=thorough
 hypothesis.settings.register_profile("default", max_examples=200, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
-# For tests that are to fail: the first example that does is enough.
+# For tests that must fail: the first failing example is enough, without shrinking.
 hypothesis.settings.register_profile(
     "no_shrinking", parent=hypothesis.settings.get_profile("default"), phases=[hypothesis.Phase.generate]
 )
@@ -27,7 +26,7 @@ def fixed_seed():
 
 @pytest.fixture
 def no_reference(monkeypatch):
-    """Makes the plain PyTorch reference raise: what passes nevertheless ran on the kernels."""
+    """The plain PyTorch reference raises, so a test that passes ran on the kernels."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("the reference was called on a path that must run on the kernels")
@@ -37,18 +36,12 @@ def no_reference(monkeypatch):
 
 @pytest.fixture(scope="module")
 def machine():
-    """Everything runs on the CUDA engine, whose kernels' PTX is executed on the CPU, and finds NaN in fresh memory."""
+    """Every call runs on the CUDA engine, whose PTX is executed on the CPU; fresh memory is filled with NaN."""
     machine = ptx.load()
-    operators = torch.ops.fused_rnn_emulated
     machine.fill_memory(True)
     library.fill_memory(True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functions, "_FORWARD", operators.layer_forward.default)
-        patch.setattr(functions, "_BACKWARD", operators.layer_backward.default)
-        patch.setattr(arguments, "_infer", operators.infer.default)
-        patch.setattr(steps, "_forward", operators.step_forward.default)
-        patch.setattr(steps, "_backward", operators.step_backward.default)
-        patch.setattr(ops_layer, "_operators", operators)
+        take_over(patch.setattr)
         yield machine
     machine.fill_memory(False)
     library.fill_memory(False)
@@ -58,7 +51,7 @@ def machine():
 
 @pytest.fixture
 def plans(monkeypatch):
-    """What Python asks about plans, it asks the machine's engine: the library may have been built without CUDA."""
+    """Plans come from the software GPU's engine, since the library may have been built without CUDA."""
     emulated = ptx.load().library
     library.declare_cuda(emulated)
     monkeypatch.setattr(library, "compiled", emulated)
@@ -67,7 +60,7 @@ def plans(monkeypatch):
 
 @pytest.fixture(params=["LSTM", "GRU", "RNN"])
 def layer(request):
-    """Ours, torch.nn's with the same weights, and an input."""
+    """This library's layer, torch.nn's with the same weights, and an input."""
     ours = getattr(fused_rnn, request.param)(3, 4, 2, bidirectional=True, dtype=torch.float64)
     theirs = getattr(torch.nn, request.param)(3, 4, 2, bidirectional=True, dtype=torch.float64)
     theirs.load_state_dict(ours.state_dict())
@@ -76,7 +69,7 @@ def layer(request):
 
 @pytest.fixture
 def poisoned():
-    """All memory comes filled with NaN; torch's number of threads is put back."""
+    """New memory is filled with NaN; afterwards torch has its number of threads back."""
     before = torch.get_num_threads()
     library.fill_memory(True)
     yield
@@ -86,7 +79,7 @@ def poisoned():
 
 @pytest.fixture
 def forgetful():
-    """Nothing compiled before counts, and nothing compiled here stays."""
+    """Clears torch.compile's caches before and after."""
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -94,6 +87,6 @@ def forgetful():
 
 @pytest.fixture
 def without_tf32():
-    """On a GPU: what is left between two results is the rounding of float32."""
+    """On a GPU, so that results differ by the rounding of float32 alone."""
     with tf32(False):
         yield

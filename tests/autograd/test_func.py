@@ -1,4 +1,4 @@
-"""torch.func's grad, vmap, jacrev and their nests over a layer, in float64."""
+"""torch.func's grad, vmap, jacrev and their combinations on a layer, in float64."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_vmap_over_lengths_and_masks(layer):
     torch.testing.assert_close(one_mask, expected(mask=masks[0]))
     only_masks = torch.vmap(lambda m: run(functional, xs[0], lengths[0], m))(masks)
     torch.testing.assert_close(only_masks, expected(length=lengths[0], x=xs[0]))
-    # An ensemble whose members see sequences of other lengths.
+    # An ensemble whose members have different lengths.
     stacked = [torch.stack([w * (1 + 0.1 * i) for i in range(6)]) for w in weights]
     found = torch.vmap(lambda n, m, w: run(functional, xs[0], n, m, w))(lengths, masks, stacked)
     for i in range(6):
@@ -102,7 +102,7 @@ def test_vmap_over_weights(layer, no_reference, inputs_too):
 
 @pytest.mark.parametrize("over", ["inputs", "weights", "both", "samples"])
 def test_calls_of_the_operators(layer, over, monkeypatch):
-    """Whatever is mapped over, each layer is one call forward and one back."""
+    """Whatever is mapped over, each layer calls each operator once."""
     ours, *_ = layer
     calls = []
     for name in ("layer_forward", "layer_backward"):

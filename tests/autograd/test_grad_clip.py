@@ -1,4 +1,4 @@
-"""grad_clip: the kernels' gradients are those of the reference with the same clip; what cannot have it says so."""
+"""grad_clip: the kernels' gradients equal the reference's with the same clip; unsupported uses are refused."""
 
 import math
 from dataclasses import replace
@@ -33,8 +33,8 @@ def test_equals_reference(name, dtype, case, strided, empty_rows, threads):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_the_reference_is_clipped_as_hooks_on_every_step_clip(name):
-    """By steps that the user chains, each h with torch's own hook."""
+def test_the_reference_clips_as_hooks_on_every_step_do(name):
+    """Single steps chained by hand, with a hook that clips the gradient of each h."""
     problem = problem_of(CELLS[name], Case("steps", steps=6, batch=3), F64)
     cell = getattr(functional, f"{name}_cell")
 
@@ -65,7 +65,7 @@ def test_the_reference_is_clipped_as_hooks_on_every_step_clip(name):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_modules_take_it(kind, no_reference):
+def test_modules_take_grad_clip(kind, no_reference):
     module, _ = make_pair(kind, **DEEP)
     weights, input, states = list(module.parameters()), make_input(module), make_states(module)
     options = {"nonlinearity": module.nonlinearity} if isinstance(module, fused_rnn.RNN) else {}
@@ -85,7 +85,7 @@ def test_modules_take_it(kind, no_reference):
 
 
 def test_nan_is_not_clipped(no_reference):
-    """It is no large number, and has to be seen."""
+    """NaN must reach the user."""
     rnn, x = fused_rnn.RNN(3, 4), torch.randn(5, 2, 3, requires_grad=True)
     output, _ = rnn(x, grad_clip=LIMIT)
     (grad,) = torch.autograd.grad(output, x, torch.full_like(output, torch.nan))
@@ -104,7 +104,7 @@ def test_norms_are_those_of_clipped_gradients(no_reference):
 
 
 def test_gradient_flow_shows_clipped_gradients():
-    """Of the real loss; "last" asks what the network would hand back, whatever is cut off."""
+    """Probe "all" shows the loss's gradients, which are clipped; "last" those of a probe, which are not."""
     rnn, x = fused_rnn.RNN(3, 4, dtype=F64), torch.randn(5, 2, 3, dtype=F64)
     norms = {}
     for probe in ("all", "last"):
@@ -125,7 +125,7 @@ def loss_of(weights, input, api=functional, hx=None):
 
 @pytest.mark.parametrize("ensemble", [False, True])
 def test_vmap_of_gradients(ensemble, no_reference, monkeypatch):
-    """Per-sample gradients, and members of an ensemble: each as if it were alone."""
+    """Per-sample gradients and ensemble members: each as if alone."""
     weights = [w.detach() for w in fused_rnn.GRU(3, 4, dtype=F64).parameters()]
     inputs = torch.randn(6, 5, 2, 3, dtype=F64)
     stacked = [torch.stack([w * (1 + i) / 3 for i in range(6)]) for w in weights] if ensemble else weights
@@ -186,7 +186,7 @@ def test_refused(name, no_reference):
 
 
 def test_create_graph_alone_is_allowed(no_reference):
-    """Only what follows such a graph back is refused."""
+    """Only a backward pass through that graph is refused."""
     weights = [w.detach() for w in fused_rnn.GRU(3, 4, dtype=F64).parameters()]
     x = torch.randn(5, 2, 3, dtype=F64, requires_grad=True)
     results = [torch.autograd.grad(loss_of(weights, x), x, create_graph=graph)[0] for graph in (False, True)]
@@ -196,7 +196,7 @@ def test_create_graph_alone_is_allowed(no_reference):
 # ---- compile, export -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # as in test_compile.py
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile instantiates them
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_compiled(kind, forgetful, no_reference):
     module, x = getattr(fused_rnn, kind)(3, 4, **DEEP), torch.randn(5, 2, 3)
@@ -217,7 +217,7 @@ def test_compiled(kind, forgetful, no_reference):
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("strict", [True, False])
-def test_an_exported_model_keeps_it(strict, no_reference, tmp_path):
+def test_an_exported_model_keeps_grad_clip(strict, no_reference, tmp_path):
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -278,8 +278,8 @@ def test_the_raw_operator_has_the_same_gradient():
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_nothing_is_passed_when_it_is_off(monkeypatch):
-    """So that it costs nothing."""
+def test_no_argument_is_passed_without_grad_clip(monkeypatch):
+    """grad_clip costs nothing when it is off."""
     seen = []
 
     def watch(wanted, groups, norms, grad_clip, *args, backward=functions.layer_backward):
@@ -293,7 +293,7 @@ def test_nothing_is_passed_when_it_is_off(monkeypatch):
     assert seen == [None, 1.0]
 
 
-def test_every_schedule_of_threads_gives_the_same_bits():
+def test_same_bits_for_any_number_of_threads():
     problem = problem_of(CELLS["lstm"], Case("threads", steps=9, batch=8, hidden=200, grad_clip=0.05), torch.float32)
     results = []
     for threads in (1, 2, 3):

@@ -42,7 +42,7 @@ def test_finite_differences(cell, case):
 
     along = not case.packed  # torch's packing has no forward-mode AD
     assert torch.autograd.gradcheck(run, tensors, check_forward_ad=along)
-    # Random projections of the second derivative: all its entries are checked once per cell and form, below.
+    # Random projections of the second derivative; the test below checks all of its entries.
     assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True, check_fwd_over_rev=along)
 
 
@@ -63,7 +63,7 @@ def test_saturated_gates_give_finite_gradients(cell, dtype):
     for sign in (120.0, -120.0):
         case = Case("saturated", saturate=sign)
         problem = make_problem(CELLS[cell], case, dtype, "cpu")
-        # One bias of one sign everywhere too: then every gate is at the same flat end.
+        # Also with all biases of one sign, so that every gate saturates on the same side.
         for tensors in (problem.tensors, [t + sign * (t.dim() == 1) for t in problem.tensors]):
             problem.tensors = tensors
             found = outputs_and_gradients(problem, functional, dtype)
@@ -85,7 +85,7 @@ def test_saturated_gates_give_finite_gradients_in_16_bits(cell, dtype):
             assert relative_error(ours, theirs) <= fused_rnn.tools.verify.TOLERANCE[dtype]
 
 
-# ---- ways through autograd -------------------------------------------------------------------------------------------
+# ---- double backward, batched gradients ------------------------------------------------------------------------------
 
 
 def gradient_penalty(module, x):
@@ -117,7 +117,7 @@ def test_double_backward_under_checkpoint(layer):
 
 
 def test_batched_gradients(layer, no_reference):
-    """is_grads_batched has a vmap of its own, which the vectorized jacobian uses too."""
+    """is_grads_batched uses a vmap of its own, and so does the vectorized jacobian."""
     ours, theirs, x = layer
     grads = torch.randn(7, 5, 2, 8, dtype=torch.float64)
     results = []
@@ -159,7 +159,7 @@ def test_vmap_saves_only_what_is_needed(layer, monkeypatch, frozen):
     assert saves[4:] == [True] * 2
 
 
-def test_function_twins_refuse_weights_with_a_member_dimension():
+def test_the_functional_api_refuses_weights_with_a_member_dimension():
     gru = fused_rnn.GRU(3, 4)
     stacked = [torch.stack([p] * 3) for p in gru.parameters()]
     with pytest.raises(ValueError, match=r"weights\[0\] \(weight_ih\) must be 2-D, got \[3, 12, 3\]"):

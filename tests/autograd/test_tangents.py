@@ -41,7 +41,7 @@ def problem_of(cell, form, size, dtype=torch.float64):
 
 
 def call(problem, api, tensors):
-    """Packed data is given as such: torch's packing has no forward-mode AD."""
+    """Builds the PackedSequence from its data: torch's packing has no forward-mode AD."""
     if not problem.case.packed:
         return tuple(problem.call(api, tensors))
     packed = pack_padded_sequence(problem.tensors[0].double(), problem.lengths, enforce_sorted=False)
@@ -57,8 +57,8 @@ def call(problem, api, tensors):
 
 
 def derivatives(problem, api, tensors, changes, vectors, vector_changes):
-    """Along ``changes``: of the outputs, and of their gradients for ``vectors``; then, of <changes, gradients>, the
-    gradients."""
+    """Tangents, along ``changes``, of the outputs and of the gradients for ``vectors``; then the gradients of
+    <changes, gradients>."""
 
     def run(*tensors):
         return call(problem, api, tensors)
@@ -104,9 +104,7 @@ def test_operators_equal_the_formula(cell, form, size, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    "cell", [name for name in CELLS if name != "rnn_relu"]
-)  # rounded across 0 it has another slope
+@pytest.mark.parametrize("cell", [name for name in CELLS if name != "rnn_relu"])  # its slope jumps at 0
 def test_operators_in_other_dtypes(cell, dtype, monkeypatch):
     problem = problem_of(cell, "lengths and resets", "small", dtype)
     compare(problem, dtype, TOLERANCE[dtype], monkeypatch)
@@ -221,7 +219,7 @@ def test_tangent_of_per_sample_gradients(layer):
     torch.testing.assert_close(*results)
 
 
-# ---- what people do with second derivatives --------------------------------------------------------------------------
+# ---- uses of second derivatives --------------------------------------------------------------------------------------
 
 
 def gradient_penalty(module, x):
@@ -238,7 +236,7 @@ def hessian_vector_product(module, x):
 
 
 def learn_to_learn(module, x, steps=2):
-    """MAML: the gradient, by the first weights, of the loss after some steps of descent."""
+    """MAML: the gradient, with respect to the first weights, of the loss after some steps of gradient descent."""
     first = dict(module.named_parameters())
     weights = first
 
@@ -281,7 +279,7 @@ def calls_of(cell, members):
     problem = problem_of(cell, "lengths and resets", "small")
     layers = []
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(plain, "states_of", lambda *args: None)  # the general way, not infer
+        patch.setattr(plain, "states_of", lambda *args: None)  # layer_forward, not infer
         patch.setattr(functions, "layer_forward", lambda *args: layers.append(layer_of(args[2:])) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             problem.call(functional, problem.tensors)
@@ -323,7 +321,7 @@ def test_operators_refuse_what_does_not_fit(what):
         torch.ops.fused_rnn.layer_tangent(*arguments)
 
 
-# ---- the CUDA kernels; last, as the machine stays until the end of this file -----------------------------------------
+# ---- the CUDA kernels; last, since the machine stays until the end of this file --------------------------------------
 
 
 @pytest.mark.parametrize("size", ["small", "tails"])
@@ -334,6 +332,6 @@ def test_cuda_kernels_equal_the_formula(machine, cell, form, size, monkeypatch):
     compare(problem_of(cell, form, size), torch.float64, 1e-10, monkeypatch)
 
 
-def test_an_engine_that_is_forced_computes_the_first_derivatives(machine, monkeypatch):
+def test_a_forced_engine_computes_first_derivatives(machine, monkeypatch):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "one")
     compare(problem_of("gru", "lengths and resets", "small"), torch.float64, 1e-10, monkeypatch)

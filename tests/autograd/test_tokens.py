@@ -1,4 +1,4 @@
-"""Ids in place of input under torch.func's transforms and in second derivatives: as one-hot rows."""
+"""Token ids under torch.func's transforms and in second derivatives: as one-hot rows."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ SECOND_ORDER = {
 
 @pytest.mark.parametrize("name", SECOND_ORDER)
 def test_second_derivatives_and_tangents(name):
-    """By way of one-hot rows, of which no derivative is asked."""
+    """Computed by one-hot rows that need no derivative."""
     weights, ids = gru_weights(), torch.randint(0, VOCABULARY, (4, 2))
     derivative = SECOND_ORDER[name]
     torch.testing.assert_close(derivative(weights, ids), derivative(weights, one_hot(ids, VOCABULARY, F64)))

@@ -1,6 +1,6 @@
-"""torch.func's transforms, one in another: each pair, and some in threes, give what torch.nn or the formula gives.
+"""Nested transforms of torch.func, every pair and some triples, against torch.nn or the reference.
 
-Where one takes a derivative of another's, the layer meets levels that are active, that are over, and both at once.
+In nested derivatives a layer meets active levels, finished ones, and both at once.
 """
 
 import itertools
@@ -21,7 +21,7 @@ def squares(f):
 
 
 def pull_back(f):
-    """Called when its level is over, perhaps inside of another's."""
+    """Called after its level has ended, perhaps inside of another one."""
 
     def pulled(x):
         output, pull = vjp(f, x)
@@ -76,7 +76,7 @@ def test_one_in_another(names, frozen):
     torch.testing.assert_close(results(lambda x: ours(x)[0], parameters, x, names), expected)
 
 
-# ---- plain autograd and forward_ad among them ------------------------------------------------------------------------
+# ---- mixed with plain autograd and forward_ad ------------------------------------------------------------------------
 
 
 def tangent_of_gradient(run, x, change):
@@ -142,7 +142,7 @@ def test_mixed_with_plain_autograd(kind, mixture):
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_autocast_leaves_derivatives_alone(kind):
-    """What is given has its dtype already: the second derivative is the same inside autocast and outside."""
+    """Saved tensors have their dtype already: the second derivative is the same inside and outside of autocast."""
     layer = getattr(fused_rnn, kind)(2, 3)
     x, change = torch.randn(2, 3, 2, 2)
     results = []

@@ -127,8 +127,8 @@ def test_gradients_are_derivatives(cell):
     assert torch.autograd.gradgradcheck(run, differentiable(layer), fast_mode=True)
 
 
-def test_the_module_of_the_page():
-    """CONTRIBUTING's, against the reference in the same weights; and it learns."""
+def test_the_module_of_contributing_md():
+    """The module of CONTRIBUTING.md equals the reference with the same weights, and learns."""
     from fused_rnn.nn.peephole_lstm import PeepholeLSTM
 
     torch.manual_seed(0)
@@ -155,7 +155,7 @@ def test_the_module_of_the_page():
 @pytest.mark.parametrize("mapped", ["samples", "weights"])
 @pytest.mark.parametrize("cell", ADDED)
 def test_vmapped_gradients_are_those_of_a_loop(cell, mapped):
-    """Per-sample gradients, which the kernels give as weight groups, and ensembles, which they run as members."""
+    """Per-sample gradients, which the kernels compute as weight groups, and ensembles, which they run as members."""
     layer = random_layer(cell, projected=cell.projectable)
     batch_dim = {"input": 1, "h0": 1, "c0": 1, "lengths": 0, "reset_mask": 1}
     given = {name: getattr(layer, name) for name in batch_dim if getattr(layer, name) is not None}

@@ -1,4 +1,4 @@
-// Holds every cell to the contract of csrc/cells/cells.h. Prints one line per cell and check, "cell check number":
+// Checks every cell against the contract of csrc/cells/cells.h. Prints one line per cell and check, "cell check number":
 // the worst error or the count of violations, which test_contract.py compares with its limit.
 #include <math.h>
 
@@ -9,59 +9,7 @@
 #include <vector>
 
 #include "every_cell.h"
-
-// As an engine's vector type would: in a namespace of its own, its functions found through the argument alone.
-namespace simd {
-
-constexpr int kLanes = 8;
-
-struct Float8 {
-  float lane[kLanes];
-
-  Float8() = default;
-  explicit Float8(float x) { std::fill_n(lane, kLanes, x); }
-};
-
-template <class F>
-Float8 map(Float8 a, F f) {
-  for (float& x : a.lane) x = f(x);
-  return a;
-}
-template <class F>
-Float8 map(Float8 a, const Float8& b, F f) {
-  for (int i = 0; i < kLanes; ++i) a.lane[i] = f(a.lane[i], b.lane[i]);
-  return a;
-}
-
-Float8 operator-(const Float8& a) {
-  return map(a, [](float x) { return -x; });
-}
-Float8 operator+(const Float8& a, const Float8& b) {
-  return map(a, b, [](float x, float y) { return x + y; });
-}
-Float8 operator-(const Float8& a, const Float8& b) {
-  return map(a, b, [](float x, float y) { return x - y; });
-}
-Float8 operator*(const Float8& a, const Float8& b) {
-  return map(a, b, [](float x, float y) { return x * y; });
-}
-Float8 operator/(const Float8& a, const Float8& b) {
-  return map(a, b, [](float x, float y) { return x / y; });
-}
-Float8 exp(const Float8& a) {
-  return map(a, [](float x) { return fused_rnn::exp(x); });
-}
-Float8 tanh(const Float8& a) {
-  return map(a, [](float x) { return fused_rnn::tanh(x); });
-}
-Float8 relu(const Float8& a) {
-  return map(a, [](float x) { return fused_rnn::relu(x); });
-}
-Float8 positive(const Float8& a) {
-  return map(a, [](float x) { return fused_rnn::positive(x); });
-}
-
-}  // namespace simd
+#include "float8.h"
 
 namespace fused_rnn {
 namespace {
@@ -84,7 +32,7 @@ T& lane(T& x, int) {
 }
 float& lane(Float8& x, int i) { return x.lane[i]; }
 
-// What enters one step of one unit, and the gradient that reaches the state from outside.
+// The inputs of one step of one unit, and the gradients of its results.
 template <class Cell>
 struct Inputs {
   double x[Cell::kGates], r[Cell::kGates], state[Cell::kStates], params[Cell::kParams + 1], gradient[Cell::kStates];
@@ -111,7 +59,7 @@ struct Step {
     for (int i = 0; i < kLanesOf<T>; ++i)
       for (int s = 0; s < kStates; ++s) lane(dstate_next[s], i) = inputs[i].gradient[s];
 
-    // A cell without parameters must not look for any.
+    // A cell without parameters must not read any.
     const T* const given = kParams ? params : nullptr;
     Cell::forward(x, r, state, given, state_next, saved);
     Cell::advance(saved, state, advanced);
@@ -131,7 +79,7 @@ struct Step {
     f(dparams, kParams, true);
   }
 
-  // What the step wrote, one number after another.
+  // Everything that the step wrote, as one list.
   std::vector<double> outputs(int i = 0) {
     std::vector<double> all;
     each_output([&](T* array, int count, bool written) {
@@ -141,7 +89,7 @@ struct Step {
   }
 };
 
-// Largest |a - b| / (1 + |b|); infinity where one of them is no number.
+// Largest |a - b| / (1 + |b|); infinity if either is NaN.
 double distance(const std::vector<double>& a, const std::vector<double>& b) {
   double worst = 0;
   for (size_t i = 0; i < a.size(); ++i) {
@@ -151,7 +99,7 @@ double distance(const std::vector<double>& a, const std::vector<double>& b) {
   return worst;
 }
 
-// Is every number of a that of b, bit for bit?
+// Whether a and b are bitwise equal.
 bool same(const std::vector<double>& a, const std::vector<double>& b) { return distance(a, b) == 0; }
 
 template <class Cell>
@@ -161,7 +109,7 @@ struct Check {
 
   void report(const char* check, double value) const { printf("%s %s %.3g\n", name, check, value); }
 
-  // Float's numbers, so that float and double start equal. Saturated: biases of +-120 push gates to their ends.
+  // Float values, so that float and double start equal. Saturated: biases of +-120.
   Inputs<Cell> draw(bool saturated) {
     std::normal_distribution<float> normal(0.f, 1.5f);
     Inputs<Cell> in;
@@ -169,7 +117,7 @@ struct Check {
       do {
         in.x[g] = normal(random);
         in.r[g] = normal(random);
-      } while (::fabs(in.x[g] + in.r[g]) < 1e-2);  // finite differences do not see a kink
+      } while (::fabs(in.x[g] + in.r[g]) < 1e-2);  // no finite difference across a kink
       if (saturated) in.x[g] += 120. * (int(random() % 3) - 1);
     }
     for (double& s : in.state) s = normal(random);
@@ -218,7 +166,7 @@ struct Check {
     return worst;
   }
 
-  // Tangents of what a step saves, and with them of its states and gradients, along any direction but the parameters'.
+  // Tangents of saved values, states and gradients, along any direction but the parameters'.
   double tangents(bool saturated) {
     double worst = 0;
     for (int draws = 0; draws < kDraws; ++draws) {
@@ -291,7 +239,7 @@ struct Check {
     return worst;
   }
 
-  // How often advance() does not repeat forward's states, bit for bit.
+  // How often advance() and forward differ in a bit of the states.
   template <class T>
   int advance() {
     int wrong = 0;
@@ -303,7 +251,7 @@ struct Check {
     return wrong;
   }
 
-  // Lanes whose numbers are not those of scalar float, bit for bit.
+  // Lanes that differ in a bit from scalar float.
   int vector() {
     int wrong = 0;
     for (int draws = 0; draws < kDraws; ++draws) {
@@ -324,7 +272,7 @@ struct Check {
     return worst;
   }
 
-  // Outputs that are not written, or written where there is none.
+  // Outputs that are not written, and writes where there is no output.
   int written() {
     const Inputs<Cell> in = draw(false);
     Step<Cell, double> step(&in);
@@ -336,7 +284,7 @@ struct Check {
     return wrong;
   }
 
-  // Gates whose NaN does not reach h_next.
+  // Gates whose NaN is lost before h_next.
   template <class T>
   int lost_nans() {
     int lost = 0;
@@ -348,7 +296,7 @@ struct Check {
     return lost;
   }
 
-  // The promises, each counted as often as it is broken.
+  // How often each of the contract's promises is broken.
   int recurrent() {
     int wrong = 0;
     for (int g = 0; g < Cell::kGates; ++g) {

@@ -1,4 +1,4 @@
-// The library's cells, and some that are not its own.
+// The library's cells, and those of the tests.
 #pragma once
 #include "cells/cells.h"
 #include "cells/dual.h"

@@ -4,8 +4,8 @@
 namespace fused_rnn {
 namespace {
 
-// No cell of the library: an LSTM whose output is not squashed, h_next = o * c_next. It proves that nothing but the
-// cell knows what h is before a projection.
+// A test's cell: an LSTM whose output is not squashed, h_next = o * c_next. It proves that only the cell knows what h
+// is before a projection.
 struct LinearLstm : Lstm {
   template <class T>
   FUSED_RNN_FN static void forward(const T* x, const T* r, const T* state, const T* params, T* state_next, T* saved) {

@@ -1,4 +1,4 @@
-// No cell of the library: it proves the contract's room for a cell without a recurrent matrix (csrc/cells/cells.h).
+// A test's cell: it proves that the contract (csrc/cells/cells.h) allows a cell without a recurrent matrix.
 #pragma once
 #include "cells/math.h"
 
@@ -14,7 +14,7 @@ struct MinGru {
   static constexpr int kSaved = 2;
   static constexpr int kParams = 0;
   static constexpr bool kRecurrent = false;
-  static constexpr int kSharedGates = kGates;  // there is no dr to keep
+  static constexpr int kSharedGates = kGates;  // there is no dr
   static constexpr bool kReadsH = true;
   static constexpr bool kProjectable = false;
 

@@ -1,11 +1,11 @@
-// No cell of the library: it proves the contract's room for per-unit parameters (csrc/cells/cells.h).
+// A test's cell: it proves that the contract (csrc/cells/cells.h) allows per-unit parameters.
 #pragma once
 #include "cells/math.h"
 
 namespace fused_rnn {
 namespace {
 
-// LSTM whose gates also see the memory, each unit its own.
+// LSTM whose gates also see the unit's own c.
 //   i, f   = sigmoid(x + r + p * c)    g = tanh(x + r)    o = sigmoid(x + r + p * c_next)
 //   c_next = f * c + i * g             h_next = o * tanh(c_next)
 // Gate order i, f, g, o; states h, c; parameters p of i, f, o.

@@ -1,4 +1,4 @@
-"""A copy of the source tree with more cells in it: right ones must just work, one with a wrong formula must be seen."""
+"""A copy of the source tree with more cells: correct ones must work, and a wrong formula must be detected."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import pytest
 from ptx import building
 from support.paths import ROOT, TESTS
 
-# setup.py as it is; on a machine of another kind it builds the baseline instruction set only, a fifth of the work.
+# setup.py as it is, but told another platform: it then builds the baseline instruction set only, a fifth of the work.
 BUILD = """
 import platform, runpy, sys
 platform.machine = lambda: "other"
@@ -36,7 +36,7 @@ def linear_lstm_step(x, r, h, c):
 
 
 def copy_tree(to):
-    """What a build needs: the sources, and the files beside setup.py, which pyproject.toml names."""
+    """Copies what a build needs: the sources, setup.py and the files beside it."""
     for folder in ("csrc", "fused_rnn"):
         shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for file in ROOT.iterdir():
@@ -60,7 +60,7 @@ CELLS = {
 
 
 def add_cells(tree):
-    """The steps of CONTRIBUTING.md, whose example is one of them."""
+    """Follows the steps of CONTRIBUTING.md, whose example is one of the cells."""
     for name in CELLS:
         shutil.copy(TESTS / f"cells/{name}.h", tree / "csrc/cells")
     cells = tree / "csrc/cells/cells.h"
@@ -95,13 +95,13 @@ def tree(tmp_path_factory):
 
 
 def run_python(tree, *arguments, **variables):
-    """Python with ``tree`` first on its path, as ``-m`` and ``-c`` put the current folder there."""
+    """Runs Python in ``tree``, which ``-m`` and ``-c`` put first on its path."""
     command = [sys.executable, *arguments]
     environment = ENVIRONMENT | variables
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_verify_sees_a_wrong_sign(tree):
+def test_verify_detects_a_wrong_sign(tree):
     done = run_python(tree, "-m", "fused_rnn", "verify", "--quick", "--cell", "wrong_gru")
     assert done.returncode == 1, done.stdout + done.stderr
     table = [line for line in done.stdout.splitlines() if line.startswith("wrong_gru ")]
@@ -111,7 +111,7 @@ def test_verify_sees_a_wrong_sign(tree):
 
 
 @pytest.mark.parametrize(("api", "passes"), [("functional", False), ("reference", True)])
-def test_finite_differences_see_it_too(tree, api, passes):
+def test_finite_differences_detect_a_wrong_sign(tree, api, passes):
     script = f"""
 import torch
 from fused_rnn import {api}
@@ -127,7 +127,7 @@ torch.autograd.gradcheck(lambda *t: tuple(problem.call({api}, t)), tensors)
     assert passes or "GradcheckError: Jacobian mismatch" in done.stderr
 
 
-def test_verify_passes_without_it(tree):
+def test_verify_passes_for_correct_cells(tree):
     done = run_python(tree, "-m", "fused_rnn", "verify", "--quick", "--cell", "gru")
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 failed" in done.stdout
@@ -141,7 +141,7 @@ def test_added_cells_agree_with_reference(tree):
 
 
 def test_added_cells_agree_on_the_stepwise_cuda_engine(tree):
-    """Which has no cell with parameters or without a recurrent matrix otherwise."""
+    """Where no other cell has parameters of its own or lacks a recurrent matrix."""
     if reason := building.why_not():
         pytest.skip(reason)
     shutil.copy(TESTS / "cells/added_cells.py", tree)

@@ -4,7 +4,7 @@
 namespace fused_rnn {
 namespace {
 
-// No cell of the library: a GRU whose gradient has a wrong sign, which every check must see.
+// A test's cell: a GRU whose gradient has a wrong sign, which every check must detect.
 struct WrongGru : Gru {
   template <class T>
   FUSED_RNN_FN static void backward(const T* saved, const T* state, const T* state_next, const T* params,

@@ -1,4 +1,4 @@
-// What the checks in C++ share: random numbers, a way to say what is wrong, arrays that nothing reads past.
+// What the C++ checks share: random numbers, error messages, arrays that end at an inaccessible page.
 #pragma once
 #include <stdint.h>
 #include <stdio.h>
@@ -23,7 +23,7 @@ char problem[256];
     return problem;                                 \
   }
 
-// An array of NaN that ends where a page begins that may not be touched: what reads or writes past its end dies.
+// An array of NaN that ends at an inaccessible page: reading or writing past its end crashes.
 template <class T>
 class Guarded {
  public:

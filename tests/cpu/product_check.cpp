@@ -28,7 +28,7 @@ const char* check_multiply(int64_t cases) {
     const int vectors = int(between(1, kMostVectors));
     const int64_t width = vectors * kLanes;
     const bool lone = count == 1 && between(0, 1), transposed = between(0, 1);
-    // A as rows, some of them further apart than they are long; or as columns, walked with a step.
+    // A by rows, whose stride may exceed their length; or by columns, read with a stride.
     const int64_t lead = transposed ? count + between(0, 3) : depth + between(0, 3), step = transposed ? lead : 1;
     const int64_t size = transposed  ? depth > 0 ? (depth - 1) * lead + count : 0
                          : count > 0 ? (count - 1) * lead + depth
@@ -56,7 +56,7 @@ const char* check_multiply(int64_t cases) {
   return nullptr;
 }
 
-// The bits of a sum do not depend on which rows it was computed beside.
+// A row's sums have the same bits whichever rows it is computed with.
 template <class T>
 const char* check_order(int64_t cases) {
   constexpr int64_t kLanes = Vec<T>::kLanes;

@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-// Every access to what members share, and every wait, gives the scheduler below its chance.
+// Every access to shared memory, and every wait, lets the scheduler below switch.
 #ifdef FUSED_RNN_FIBERS
 static void switch_point();
 #define __atomic_load_n(from, order) (switch_point(), __atomic_load_n(from, order))
@@ -35,7 +35,7 @@ static char problem[256];
 // ---- real threads ---------------------------------------------------------------------------------------------------
 
 // Stretch s: share i writes the sum of all that stretch s - 1 wrote, times i + 1. Plain numbers: what was not ordered
-// by the team is a race, and a sanitizer of threads sees it.
+// by the team is a race, which ThreadSanitizer reports.
 extern "C" const char* check_threads(int64_t members, int64_t stretches, uint64_t seed, int64_t sleepy) {
   problem[0] = 0;
   std::vector<Team::Member> shared(members);
@@ -78,14 +78,14 @@ extern "C" const char* check_threads(int64_t members, int64_t stretches, uint64_
   return problem[0] ? problem : nullptr;
 }
 
-// ---- one thread that plays many, in an order that a seed decides ---------------------------------------------------
+// ---- many members on one thread, in an order given by a seed --------------------------------------------------------
 
 #ifdef FUSED_RNN_FIBERS
 
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
-  int64_t asleep_until = 0;  // in points of switching
+  int64_t asleep_until = 0;  // in switch points
   bool finished = false;
 };
 
@@ -102,7 +102,7 @@ static void switch_to(int next) {
   if (last != next) swapcontext(&fibers[last].context, &fibers[next].context);
 }
 
-// Someone who is awake; when nobody is, until somebody wakes up. -1: all have finished.
+// A member that is awake; if none is, time goes on until one wakes up. -1: all have finished.
 static int someone() {
   std::vector<int> awake;
   int first = -1;
@@ -154,8 +154,8 @@ static void run_member(int member) {
   setcontext(&fibers[next].context);
 }
 
-// Members 0 .. coming - 1 of a team of `members` take part, at once or up to `late` points of switching later; they
-// sleep for up to `sleep` points. `points`: how many it took.
+// Members 0 .. coming - 1 of a team of `members` take part, at once or up to `late` switch points later, and sleep
+// for up to `sleep` points. `points`: how many it took.
 extern "C" const char* check_schedule(int64_t members, int64_t coming, int64_t stretches, uint64_t seed, int64_t late,
                                       int64_t sleep, int64_t* points) {
   problem[0] = 0;

@@ -1,7 +1,7 @@
-"""Products of bfloat16 as such (avx512_bf16, amx) against those of the same numbers as floats (avx512), and those of
-floats in three parts (amx) against float64.
+"""bfloat16 products (avx512_bf16, amx) against the same numbers as floats (avx512), and split-float products (amx)
+against float64.
 
-The instruction set is chosen once in a process, so each is computed in one of its own.
+A process chooses its instruction set once, so each one runs in a process of its own.
 """
 
 import os
@@ -21,7 +21,7 @@ KINDS = {
     "rnn relu": partial(fused_rnn.RNN, nonlinearity="relu"),
 }
 PLAIN = "avx512"
-# Sizes at, below and above those of tiles (16 rows, 32 numbers deep, 16 columns) and of pairs.
+# Sizes at, below and above those of tiles (16 rows, depth 32, 16 columns) and of pairs.
 SIZES = {  # T, B, I, H
     "ones": (1, 1, 1, 1),
     "one step": (1, 5, 32, 16),
@@ -38,7 +38,7 @@ SIZES = {  # T, B, I, H
 
 
 def results(kind, T, B, inputs, H, options, variant, dtype):
-    """Outputs, states and gradients of a layer and a sequence that are the same in every process."""
+    """Outputs, states and gradients of a layer and a sequence drawn alike in every process."""
     random = torch.Generator().manual_seed(T + B + inputs + H)
     layer = KINDS[kind](inputs, H, dtype=dtype, **options)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def results(kind, T, B, inputs, H, options, variant, dtype):
 
 
 def ensemble(dtype):
-    """The members of an ensemble under vmap, and gradients of single rows: groups of rows of their own."""
+    """An ensemble's gradients under vmap, and per-sample gradients."""
     random = torch.Generator().manual_seed(0)
     layer = fused_rnn.GRU(35, 20, dtype=dtype)
     input = torch.randn(4, 5, 35, generator=random).to(dtype)
@@ -138,14 +138,14 @@ def test_products_of_bfloat16(isa, plain, tmp_path):
         largest = max(theirs.norm() for theirs in expected)
         for ours, theirs in zip(found[case], expected, strict=True):
             assert ours.isfinite().all(), case
-            # h and here also the gradients of the gates are rounded to 8 bits once a step, and may cancel in a sum.
+            # h and the gates' gradients are rounded to 8 bits once a step, and may cancel in a sum.
             assert (ours - theirs).norm() <= 2e-2 * theirs.norm() + 5e-3 * largest, case
             differs = differs or not torch.equal(ours, theirs)
-    assert differs, "computed in floats"
+    assert differs, "bfloat16 products were not used"
 
 
-def test_floats_in_parts(tmp_path):
-    """As near to float64 as products of floats are."""
+def test_split_floats(tmp_path):
+    """As close to float64 as float products."""
     found = computed("amx", tmp_path, "float32")
     plain, exact = (computed(PLAIN, tmp_path, dtype) for dtype in ("float32", "float64"))
     differs = False
@@ -155,4 +155,4 @@ def test_floats_in_parts(tmp_path):
             allowed = 2 * (floats - theirs).norm() + 5e-7 * theirs.norm() + 1e-7 * largest
             assert (ours - theirs).norm() <= allowed, case
             differs = differs or not torch.equal(ours, floats)
-    assert differs, "computed by products of floats"
+    assert differs, "split-float products were not used"

@@ -1,4 +1,4 @@
-"""Every instruction set this processor has, and the engine without vectors: ops/test_engine.py with verify in it."""
+"""ops/test_engine.py, which includes verify, on every instruction set of this processor and without vectors."""
 
 import os
 import platform
@@ -21,7 +21,6 @@ ISAS = ("baseline", "avx2", "avx512", "amx") if platform.machine() in ("x86_64",
 BEST = fused_rnn.info()["CPU instruction set"]
 
 
-# verify is one of the tests in there.
 SCRIPT = """
 import sys, pytest, fused_rnn
 info = fused_rnn.info()
@@ -31,7 +30,7 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1]]))
 
 
 def start(*command, isa, package):
-    """Python with the folder ``package`` is in first on its path."""
+    """Starts Python with ``package``, the folder that holds fused_rnn, first on its path."""
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=package,
@@ -44,14 +43,14 @@ def start(*command, isa, package):
 
 @pytest.fixture(scope="module")
 def started():
-    """{"isa": its running tests}, side by side; what they print is little."""
+    """{isa: its tests, running in parallel}; they print too little to block."""
     package = Path(fused_rnn.__file__).resolve().parent.parent
     command = ["-c", SCRIPT, str(ENGINE_TESTS)]
     return {isa: start(*command, isa=isa, package=package) for isa in ISAS if isa != BEST}
 
 
 def test_without_vectors(started, tmp_path):
-    """The engine compiled with vectors of one number, in the place of the plain one."""
+    """The engine compiled with vectors of one lane, in place of the baseline one."""
     cxx = shlex.split(os.environ.get("CXX", "g++"))
     if shutil.which(cxx[0]) is None:
         pytest.skip(f"{cxx[0]} is not installed")

@@ -1,4 +1,4 @@
-"""How a call is spread over threads: ``select``, a pure function of sizes."""
+"""How a call is split over threads: ``select``, a pure function of sizes."""
 
 import itertools
 
@@ -18,9 +18,9 @@ ON_TILES = fused_rnn.info()["CPU instruction set for large float32 layers"] == "
 
 
 def plan(problems=1, batch=16, hidden=256, threads=4, steps=100, cell="lstm", packed=False, dtype=torch.float64):
-    """For a layer of as many inputs as units; ``problems`` are told as directions, which spread like members.
+    """For a layer with as many inputs as units; ``problems`` are given as directions, which are split like members.
 
-    Of float64, which no processor has special products for.
+    By default in float64, for which no processor has special products.
     """
     return cpu_plan(
         CELLS[cell].id,
@@ -43,14 +43,14 @@ def test_every_plan_can_be_carried_out(problems, dtype):
         given = {"batch": batch, "hidden": hidden, "threads": threads, "steps": steps}
         found = plan(problems, dtype=dtype, **given)
         assert found.threads in (1, threads), given
-        assert 1 <= found.row_chunks <= max(batch, 1), given  # no run without rows
-        assert 1 <= found.unit_chunks <= max(hidden // 64, 1), given  # no share of a few units
+        assert 1 <= found.row_chunks <= max(batch, 1), given  # no empty chunk
+        assert 1 <= found.unit_chunks <= max(hidden // 64, 1), given  # at least 64 units a chunk
         assert 1 in (found.row_chunks, found.unit_chunks), given
         if found.threads == 1:
             assert found.row_chunks == found.unit_chunks == 1, given
         pieces = problems * found.row_chunks * found.unit_chunks
         assert pieces >= threads or found.threads == 1 or hidden < 64 * threads, given
-        assert problems < threads or pieces == problems, given  # no cut that nobody waits for
+        assert problems < threads or pieces == problems, given  # no split without need
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,12 @@ def test_every_plan_can_be_carried_out(problems, dtype):
         ({"threads": 1}, 1, 1, 1),
         ({"threads": 4}, 4, 4, 1),
         ({"threads": 2, "batch": 8}, 2, 2, 1),
-        ({"threads": 2, "batch": 7}, 2, 1, 2),  # too few rows for tiles of their own
+        ({"threads": 2, "batch": 7}, 2, 1, 2),  # too few rows for full tiles
         ({"threads": 2, "batch": 1, "hidden": 128}, 2, 1, 2),
-        ({"threads": 8, "batch": 1, "hidden": 128}, 8, 1, 2),  # 64 units are the least
+        ({"threads": 8, "batch": 1, "hidden": 128}, 8, 1, 2),  # at least 64 units a chunk
         ({"threads": 2, "batch": 1, "hidden": 127}, 2, 1, 1),
         ({"threads": 2, "batch": 7, "hidden": 127}, 2, 2, 1),
-        ({"threads": 2, "batch": 1, "hidden": 128, "cell": "rnn_tanh"}, 2, 1, 1),  # too few weights to meet after each
+        ({"threads": 2, "batch": 1, "hidden": 128, "cell": "rnn_tanh"}, 2, 1, 1),  # too few weights for a barrier
         ({"threads": 2, "batch": 7, "hidden": 128, "cell": "rnn_tanh"}, 2, 2, 1),
         ({"threads": 2, "batch": 1, "hidden": 192, "cell": "rnn_tanh"}, 2, 1, 2),
         ({"threads": 2, "batch": 2, "hidden": 192, "cell": "rnn_tanh"}, 2, 2, 1),
@@ -73,7 +73,7 @@ def test_every_plan_can_be_carried_out(problems, dtype):
         ({"threads": 4, "batch": 32, "problems": 2}, 4, 2, 1),
         ({"threads": 4, "batch": 32, "problems": 3}, 4, 2, 1),
         ({"threads": 4, "batch": 32, "problems": 5}, 4, 1, 1),
-        ({"threads": 4, "batch": 1, "hidden": 64, "steps": 5}, 1, 1, 1),  # over before another thread has woken up
+        ({"threads": 4, "batch": 1, "hidden": 64, "steps": 5}, 1, 1, 1),  # done before another thread wakes up
         ({"threads": 4, "batch": 0}, 1, 1, 1),
     ],
     ids=str,
@@ -93,7 +93,7 @@ def test_plans(given, threads, runs, shares):
         (256, torch.float16, 2),
     ],
 )
-def test_weights_are_packed_for_some_rows_or_when_they_are_already(hidden, dtype, least):
+def test_weights_are_packed_from_some_rows_on_or_if_packed_already(hidden, dtype, least):
     for threads in (1, 4):
         layer = {"hidden": hidden, "dtype": dtype, "threads": threads}
         for rows in (1, least - 1, least, least + 1):
@@ -104,7 +104,7 @@ def test_weights_are_packed_for_some_rows_or_when_they_are_already(hidden, dtype
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_work_counts_by_a_cell_s_gates(cell):
-    """A call that is worth a second thread for some gates is not for fewer."""
+    """A call that pays for a second thread with some gates does not with fewer."""
     steps = next(t for t in range(1, 1000) if plan(steps=t, hidden=16, batch=8, cell=cell).threads > 1)
     assert steps == -(-250_000 // (8 * 16 * 32 * CELLS[cell].gates))
 
@@ -116,19 +116,19 @@ def test_work_counts_by_a_cell_s_gates(cell):
         ({"threads": 2, "batch": 16, "hidden": 128}, 2, 1),  # 8 rows each
         ({"threads": 2, "batch": 64, "hidden": 256}, 2, 1),
         ({"threads": 2, "batch": 16, "hidden": 256}, 1, 2),  # tiles stay full
-        ({"threads": 2, "batch": 64, "hidden": 512}, 1, 2),  # half of the weights each
+        ({"threads": 2, "batch": 64, "hidden": 512}, 1, 2),  # each reads half of the weights
         ({"threads": 16, "batch": 64, "hidden": 128}, 8, 1),
     ],
     ids=str,
 )
-def test_floats_on_tiles(given, runs, shares):
+def test_split_floats_on_tiles(given, runs, shares):
     found = plan(dtype=torch.float32, **given)
     assert (found.instruction_set, found.row_chunks, found.unit_chunks) == ("amx", runs, shares)
 
 
 @pytest.mark.skipif(not ON_TILES, reason="this processor has no tiles, or FUSED_RNN_ISA says which instructions to use")
 def test_small_calls_stay_off_tiles():
-    """Whatever the number of threads: no bit of a result may depend on it."""
+    """For any number of threads: results must not depend on it."""
     for threads, (batch, hidden, steps, packed, expected) in itertools.product(
         THREADS,
         [

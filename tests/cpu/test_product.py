@@ -25,7 +25,7 @@ CHECKS = [
 ]
 
 
-# In a process of its own, which what reads past an end takes down.
+# In another process: reading past an end crashes it.
 SCRIPT = """
 import ctypes, sys
 library, what, is_double, cases = sys.argv[1:]

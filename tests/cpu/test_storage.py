@@ -39,7 +39,7 @@ def short(dtype):
 
 
 def assert_same_bits(found, expected, integers):
-    """Equal bit for bit, the sign of zero included; of NaN only that it is one."""
+    """Bitwise equal, signs of zero included; any NaN equals any other."""
     assert torch.equal(found.isnan(), expected.isnan())
     numbers = ~expected.isnan()
     assert torch.equal(found[numbers].view(integers), expected[numbers].view(integers))
@@ -60,23 +60,25 @@ def test_load_of_store(library, dtype):
 
 
 def random_floats():
-    """Random bits: every exponent, both signs, NaN and infinity among them."""
+    """Random bits: every exponent, both signs, NaN and infinity."""
     seed = torch.Generator().manual_seed(0)
     return torch.randint(-(1 << 31), 1 << 31, (1 << 22,), generator=seed).to(torch.int32).view(torch.float32)
 
 
 def halfway_floats(dtype):
-    """What lies halfway between any neighbours of the 16-bit format, and the two floats beside it."""
+    """Halfway points between neighbours of the 16-bit format, and the two floats next to each."""
     values = EVERY_16_BITS.view(dtype).double()
     values = values[values.isfinite()].unique()
     halfway = ((values[1:] + values[:-1]) / 2).float()
-    assert torch.equal(halfway.double() * 2, values[1:] + values[:-1]), "halfway has one bit more than the format"
+    assert torch.equal(halfway.double() * 2, values[1:] + values[:-1]), (
+        "a halfway point has one bit more than the format"
+    )
     infinity = torch.tensor(torch.inf)
     return torch.cat([halfway, halfway.nextafter(infinity), halfway.nextafter(-infinity)])
 
 
 def edge_floats(dtype):
-    """Around the largest number, where infinity begins, the smallest ones, and zero."""
+    """Around the largest number, where rounding goes to infinity, the smallest ones, and zero."""
     info = torch.finfo(dtype)
     spacing = info.max * info.eps / 2
     centres = [0.0, info.max, info.tiny, info.smallest_normal * info.eps, torch.finfo(torch.float32).max]

@@ -1,4 +1,4 @@
-"""csrc/cpu/schedule/team.h: every share of every stretch once and in order, whoever comes late or falls asleep."""
+"""csrc/cpu/schedule/team.h: every share of every stretch runs once and in order, even if members are late or sleep."""
 
 import ctypes
 from pathlib import Path
@@ -20,7 +20,7 @@ def check_threads(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def schedule(tmp_path_factory):
-    """Plays one schedule; how many accesses to shared memory it took, time in which members slept included."""
+    """Runs one schedule; returns how many accesses to shared memory it took, including those while members slept."""
     library = compile_library(tmp_path_factory.mktemp("fibers"), SOURCE, "-O1 -DFUSED_RNN_FIBERS -pthread")
     library.check_schedule.restype = ctypes.c_char_p
     library.check_schedule.argtypes = [*[ctypes.c_int64] * 3, ctypes.c_uint64, *[ctypes.c_int64] * 2, ctypes.c_void_p]
@@ -43,7 +43,7 @@ def test_real_threads(check_threads, members, sleepy):
 
 @pytest.mark.parametrize("members", range(1, 9))
 def test_schedules(schedule, members):
-    """Sleep of 30000 points is longer than a team is patient: shares of sleepers are taken, and begun ones awaited."""
+    """A sleep of 30000 points exceeds the team's patience: others take over its shares, and wait for those begun."""
     for seed in range(60):
         for coming in {members, max(1, members // 2), 1}:
             schedule(members, coming, 1 + seed % 7, seed)
@@ -56,5 +56,5 @@ def test_schedules(schedule, members):
 
 @pytest.mark.parametrize("members", [2, 3, 8])
 def test_one_thread_alone_does_not_wait(schedule, members):
-    """A few accesses for each share and no more: it has no patience for those who have not come."""
+    """A few accesses for each share: it does not wait for members that have not come."""
     assert schedule(members, 1, 100, seed=0) <= 12 * members * 100

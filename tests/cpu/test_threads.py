@@ -1,4 +1,4 @@
-"""Threads of Python, threads of torch, forked processes: the numbers are those of one thread, bit for bit."""
+"""Python threads, torch threads, forked processes: the same bits as on one thread."""
 
 import multiprocessing
 import threading
@@ -13,7 +13,7 @@ import fused_rnn
 from fused_rnn.ops.cells import CELLS
 from fused_rnn.ops.layer import Layer
 
-# Of a size that the engine spreads over threads, which `test_number_of_threads` makes sure of.
+# Large enough for several threads, which `test_number_of_threads` checks.
 STEPS, INPUT, HIDDEN = 60, 20, 47
 LAYERS = {
     "lstm": partial(fused_rnn.LSTM, INPUT, HIDDEN),
@@ -22,14 +22,14 @@ LAYERS = {
     "rnn tanh": partial(fused_rnn.RNN, INPUT, HIDDEN),
     "rnn relu": partial(fused_rnn.RNN, INPUT, HIDDEN, nonlinearity="relu"),
 }
-# So wide that threads share the hidden units of a few rows, projected ones and others.
+# Wide enough that threads split the hidden units of a few rows, with and without projection.
 TEAMS = {
     "team lstm": partial(fused_rnn.LSTM, INPUT, 150),
     "team lstm projected": partial(fused_rnn.LSTM, INPUT, 200, proj_size=131),
     "team gru": partial(fused_rnn.GRU, INPUT, 131),
     "team rnn": partial(fused_rnn.RNN, INPUT, 520),
 }
-SECONDS = 120  # far more than anything here takes: what is not done by then hangs
+SECONDS = 120  # far more than anything here takes
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def threads():
 
 
 def problem(name, seed=0, batch=7, dtype=torch.float32, bidirectional=True):
-    """A layer, an input and what else goes in; the same for the same arguments."""
+    """A layer, its input and options; the same for the same arguments."""
     random = torch.Generator().manual_seed(seed)
     layer = (LAYERS | TEAMS)[name](num_layers=2, bidirectional=bidirectional, dtype=dtype)
     with torch.no_grad():
@@ -88,7 +88,7 @@ def in_threads(work, count=4):
 
 @pytest.mark.parametrize("name", TEAMS)
 def test_python_threads_with_teams(name):
-    """More members than cores, so that teams wait for members whose core another one has."""
+    """More members than cores, so that teams wait for members without a core."""
     torch.set_num_threads(4)
     options = {"batch": 2, "bidirectional": False}
     expected = [training_step(name, seed=seed, **options) for seed in range(4)]
@@ -108,7 +108,7 @@ def test_python_threads(name):
 
 
 def test_threads_share_one_module():
-    """Gradients of one set of weights from several threads at once, as Hogwild training takes them."""
+    """Gradients of the same weights from several threads at once, as in Hogwild training."""
     layer = LAYERS["lstm"](bidirectional=True)
     inputs = [torch.randn(STEPS, 7, INPUT) for _ in range(4)]
 
@@ -126,7 +126,7 @@ def test_threads_share_one_module():
 @pytest.mark.parametrize("batch", [1, 7, 24])
 @pytest.mark.parametrize("name", LAYERS)
 def test_number_of_threads(name, batch, dtype):
-    """7 rows on 2 or more threads are cut unevenly; 24 are whole tiles of rows on one thread and not on four."""
+    """7 rows are split unevenly; 24 rows are whole tiles on one thread but not on four."""
     expected = None
     for threads in (1, 2, 3, 4):
         torch.set_num_threads(threads)
@@ -140,7 +140,7 @@ def test_number_of_threads(name, batch, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("batch", "bidirectional"), [(1, False), (3, True), (7, False)])
 @pytest.mark.parametrize("name", TEAMS)
-def test_number_of_threads_that_share_units(name, batch, bidirectional, dtype):
+def test_number_of_threads_that_split_units(name, batch, bidirectional, dtype):
     options = {"batch": batch, "bidirectional": bidirectional, "dtype": dtype}
     torch.set_num_threads(1)
     expected = training_step(name, **options)
@@ -148,7 +148,7 @@ def test_number_of_threads_that_share_units(name, batch, bidirectional, dtype):
     for threads in (2, 3, 4, 8):
         torch.set_num_threads(threads)
         shared = "shares of the hidden units" in str(fused_rnn.explain(layer, input))
-        assert shared == (4 * -(-threads // (1 + bidirectional)) > max(batch, 4)), "not the case this tests"
+        assert shared == (4 * -(-threads // (1 + bidirectional)) > max(batch, 4)), "threads do not split units here"
         if not shared:
             continue
         assert_identical(training_step(name, **options), expected)
@@ -187,7 +187,7 @@ def test_gradient_norms_with_number_of_threads():
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_no_row_reaches_the_last_steps(kind):
-    """Where the way back begins there is nothing to add up, for any thread."""
+    """The backward pass starts with steps in which no row is active."""
     layer, x = getattr(fused_rnn, kind)(32, 128), torch.randn(100, 16, 32)
     results = []
     for count in (1, 2, 3):
@@ -211,7 +211,7 @@ def in_forked_process(work):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python's, on any fork beside threads
         process.start()
-    sending.close()  # so that a child that dies ends the wait
+    sending.close()  # so that the wait ends if the child dies
     try:
         assert receiving.poll(SECONDS), "the forked process hangs"
         result, error = receiving.recv()
@@ -224,7 +224,7 @@ def in_forked_process(work):
 
 @pytest.mark.parametrize("name", [*LAYERS, *TEAMS])
 def test_fork(name):
-    """As torch does it in DataLoader's workers: the child of a process with several threads goes on with one."""
+    """As in DataLoader's workers: the child of a process with several threads runs on one."""
     torch.set_num_threads(2)
     options = {"bidirectional": name in LAYERS}
     expected = training_step(name, **options)
@@ -238,7 +238,7 @@ def test_fork(name):
 
 
 class Encoded(torch.utils.data.Dataset):
-    """Rows of numbers that went through a layer, in whichever process asks for them."""
+    """Rows that went through a layer, in the process that asks for them."""
 
     def __init__(self, layer):
         self.layer = layer
@@ -271,7 +271,7 @@ def test_data_loader():
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "RNN"])
-def test_more_steps_than_16_bits_count(kind):
+def test_more_than_65536_steps(kind):
     ours = getattr(fused_rnn, kind)(1, 1, dtype=torch.float64)
     theirs = getattr(nn, kind)(1, 1, dtype=torch.float64)
     theirs.load_state_dict(ours.state_dict())

@@ -1,4 +1,4 @@
-"""csrc/cpu/gemm/split.h and amx.h: floats in three parts, and their products on tiles, against plain loops."""
+"""csrc/cpu/gemm/split.h and amx.h: split floats and their products on tiles against plain loops."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ AMX = (
 )
 CHECKS = {"parts": 20_000, "rows": 2_000, "panel_rows": 100, "multiply": 150, "second": 60, "order": 60}
 
-# In a process of its own, which what reads past an end takes down.
+# In another process: reading past an end crashes it.
 SCRIPT = """
 import ctypes, sys
 library, what, cases = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""csrc/cpu/simd/vector.h: the vectorized exp, tanh and sigmoid against float64 ones, to the last units of precision."""
+"""csrc/cpu/simd/vector.h: vectorized exp, tanh and sigmoid against float64, to a few eps."""
 
 import ctypes
 import math
@@ -55,7 +55,7 @@ def call(library, name, kind, x):
 
 
 def every_size(dtype):
-    """Random numbers and both ends of every exponent, denormals included, both signs; densest where gates live."""
+    """Random numbers and both ends of every exponent, denormals and both signs included; densest around 0."""
     info = torch.finfo(dtype)
     bits = torch.int32 if dtype == torch.float32 else torch.int64
     mantissa_bits = round(-math.log2(info.eps))
@@ -68,7 +68,7 @@ def every_size(dtype):
 
 
 def exactly(name, x):
-    """In double, or for double in the widest numbers there are: where that is double too, its error is one eps."""
+    """In double, or for double in long double; where that is double too, its error is one eps."""
     if x.dtype == torch.float32:
         return EXACT[name](x.double()).numpy()
     wide = x.numpy().astype(np.longdouble)
@@ -79,16 +79,16 @@ def exactly(name, x):
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize("name", ["exp", "tanh", "sigmoid"])
 def test_error_bound(library, name, kind):
-    """What vector.h states: within 4 eps of the exact number, also of the tiny ones around tanh 0."""
+    """As vector.h states: within 4 eps of the exact result, also for tiny ones around tanh 0."""
     x = every_size(DTYPES[kind])
     if name == "exp":
         x = x[x.abs() < (87 if kind == "float" else 707)]
     found, expected = call(library, name, kind, x).numpy(), exactly(name, x)
     info = torch.finfo(x.dtype)
     error = np.abs(found - expected)
-    # Denormals have a unit of their own, the smallest of them.
+    # The unit of denormals is the smallest of them.
     in_units = np.asarray(error / np.maximum(np.abs(expected) * info.eps, info.tiny * info.eps), dtype=float)
-    if name == "sigmoid":  # far out it ends at e^-87 (float) where it ought to go on to 0: both are nothing beside 1
+    if name == "sigmoid":  # far out it stays at e^-87 (float) instead of going to 0: nothing beside 1
         far = x.numpy() < (-87 if kind == "float" else -707)
         assert error[far].max() <= 2 * info.tiny
         in_units[far] = 0
@@ -99,11 +99,11 @@ def test_error_bound(library, name, kind):
 @pytest.mark.parametrize("kind", DTYPES)
 @pytest.mark.parametrize(("name", "low", "high"), [("sigmoid", 0, 1), ("tanh", -1, 1)])
 def test_range_and_monotony(library, name, low, high, kind):
-    """1 - y * y and y * (1 - y) become no gradients of the wrong sign; a larger argument has no smaller result."""
+    """1 - y * y and y * (1 - y) are never negative; results never decrease."""
     dtype = DTYPES[kind]
     some = torch.linspace(-25, 25, 200_003, dtype=torch.float64).to(dtype)
     far = torch.logspace(1, 38, 1_003, dtype=torch.float64).to(dtype)
-    # Runs of neighbours, where results are far from flat and where they become so.
+    # Runs of neighbouring numbers, where the functions are steep and where they flatten.
     near = [
         torch.tensor(x, dtype=dtype).nextafter(torch.tensor(torch.inf)) * (1 + torch.finfo(dtype).eps * n)
         for x in (1e-3, 0.17, 1.0, 3.7, 8.5, 15.0, 17.5, 18.5)
@@ -140,14 +140,14 @@ def test_ends(library, kind):
         torch.testing.assert_close(call(library, name, kind, x), EXACT[name](x), equal_nan=True, rtol=0, atol=0)
 
 
-# ---- short functions, of a build for bfloat16 alone ------------------------------------------------------------------
+# ---- short functions, for bfloat16 only ------------------------------------------------------------------------------
 
 SHORT = 2.0**-13
 
 
 @pytest.fixture(scope="module")
 def short_library(tmp_path_factory):
-    """As they are on every instruction set: only AVX-512 has estimates of its own."""
+    """The same on every instruction set; only AVX-512 has its own estimates."""
     flags = f"{FLAGS.get('native', FLAGS['baseline'])} -DFUSED_RNN_BFLOAT16_PRODUCTS=1"
     return compile_library(tmp_path_factory.mktemp("short"), SOURCE, flags)
 

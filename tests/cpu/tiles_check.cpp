@@ -1,5 +1,5 @@
-// Called by test_tiles.py: csrc/cpu/gemm/split.h and csrc/cpu/gemm/amx.h, compiled for floats in three parts. Each
-// function returns what is wrong, or null. Arrays end where a page begins that may not be touched.
+// Called by test_tiles.py: csrc/cpu/gemm/split.h and csrc/cpu/gemm/amx.h, compiled for split floats. Each function
+// returns what is wrong, or null. Arrays end at an inaccessible page.
 #include <math.h>
 #include <sys/syscall.h>
 
@@ -14,7 +14,7 @@ namespace {
 
 float normal() { return std::normal_distribution<float>()(randoms); }
 
-// Of every magnitude, and those at the ends of the range.
+// Floats of every magnitude, and those at the ends of the range.
 float any_float() {
   const float special[] = {0.f,      -0.f, 1.f, 0x1p-126f, 0x1p-149f, 3.3895e38f, 3.3961e38f, 3.402823466e38f,
                            INFINITY, NAN};
@@ -50,7 +50,7 @@ const char* check_parts(int64_t cases) {
   return nullptr;
 }
 
-// Numbers at any place of a row: what lies beside them stays.
+// Numbers stored anywhere in a row; their neighbours must not change.
 const char* check_rows(int64_t cases) {
   for (int64_t n = 0; n < cases; ++n) {
     const int64_t chunks = between(1, 4), size = chunks * kSplitChunk;
@@ -167,7 +167,7 @@ const char* check_multiply(int64_t cases) {
             const double exact = j < columns ? dot(a, order[i], b, j, &size) : 0;
             if (whole_numbers || j >= columns)
               right = right && sums[v] == exact;
-            else  // of what a sum of floats may be off by
+            else  // relative to the error that a float sum may have
               worst = fmax(worst, fabs(sums[v] - exact) / (size * (0x1p-23 + 0x1p-24 * sqrt(double(depth)))));
           }
         },
@@ -181,7 +181,7 @@ const char* check_multiply(int64_t cases) {
   return nullptr;
 }
 
-// Of a second product the first vectors of a panel join those of the first one.
+// The first vectors of a second product's panel are accumulated into the first product's sums.
 const char* check_second(int64_t cases) {
   constexpr int kShared = 2;
   for (int64_t n = 0; n < cases; ++n) {
@@ -207,7 +207,7 @@ const char* check_second(int64_t cases) {
   return nullptr;
 }
 
-// The bits of a sum do not depend on which rows it was computed beside.
+// A row's sums have the same bits whichever rows it is computed with.
 const char* check_order(int64_t cases) {
   for (int64_t n = 0; n < cases; ++n) {
     const int64_t count = some_rows(), columns = between(1, 100);

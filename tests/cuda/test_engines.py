@@ -1,4 +1,4 @@
-"""A CUDA engine chosen in a program, on the machine: which one then runs, and for how long it is chosen."""
+"""``cuda_engine`` on the machine: which engine runs, and for how long it is chosen."""
 
 import threading
 
@@ -18,7 +18,7 @@ def on_machine(machine, plans, monkeypatch):
 
 
 def kind_of_plan(**sizes):
-    """Of a call that asks for no engine itself."""
+    """The engine of a call that does not name one."""
     return plans.cuda_plan(CELLS["lstm"].id, torch.float32, HOPPER, hidden=64, **sizes).blocks_kind
 
 
@@ -42,7 +42,7 @@ def test_contexts_nest_and_come_before_the_environment(on_machine, monkeypatch):
 
 
 def test_calls_run_on_the_engine(on_machine):
-    """Seen by what it refuses; in other threads too, where gradients on a GPU are computed."""
+    """Detected by what an engine refuses; also in other threads, which compute gradients on a GPU."""
     layer, input = fused_rnn.LSTM(3, 65), torch.randn(2, 1, 3)
     loss = layer(input)[0].sum()
     refused = []
@@ -63,7 +63,7 @@ def test_calls_run_on_the_engine(on_machine):
 
 def test_explain_takes_an_engine(on_machine):
     layer = fused_rnn.GRU(3, 64)
-    with torch._subclasses.FakeTensorMode():  # tensors of a GPU that is not there
+    with torch._subclasses.FakeTensorMode():  # fake tensors of a GPU
         input = torch.empty(5, 2, 3, device="cuda")
         for name, parameter in list(layer.named_parameters()):
             setattr(layer, name, torch.nn.Parameter(torch.empty(parameter.shape, device="cuda")))

@@ -1,4 +1,4 @@
-"""``gradient_flow`` on the CUDA engine, run by the machine: the norms that the CPU finds."""
+"""``gradient_flow`` on the CUDA engine, run by the machine: the same norms as on the CPU."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ MASKS = 3
 
 
 def masks_of(number):
-    """Made anew, so that they lie in memory that the machine knows."""
+    """New tensors, in memory that the machine knows."""
     lengths = torch.tensor([6, 2, 6, 0, 4])
     resets = torch.zeros(6, 5, dtype=torch.bool)
     resets[[0, 3, 1, 5, 3], [0, 0, 1, 2, 4]] = True
@@ -26,7 +26,7 @@ def norms_of(module, input, probe, masks):
 
 @pytest.fixture(scope="module")
 def expected():
-    """By kind, dtype, probe and masks; before the machine takes over."""
+    """The CPU's norms by kind, dtype, probe and masks, computed before the machine takes over."""
     found = {}
     for kind in LAYERS:
         for dtype in TOLERANCE:
@@ -43,7 +43,7 @@ def expected():
 @pytest.mark.parametrize("probe", ["last", "all"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_step_by_step(expected, machine, kind, dtype, probe, masks):
+def test_stepwise(expected, machine, kind, dtype, probe, masks):
     torch.manual_seed(0)
     module, _ = make_pair(kind, dtype=dtype, **DEEP)
     found = norms_of(module, make_input(module, 6, 5, dtype), probe, masks_of(masks))
@@ -52,8 +52,8 @@ def test_step_by_step(expected, machine, kind, dtype, probe, masks):
         assert relative_error(found[name], norms) <= TOLERANCE[dtype], name
 
 
-def test_the_persistent_kernel_has_no_norms(expected, machine, monkeypatch):
-    """Asked for by name it says so; left to choose, the engine takes the backward pass step by step."""
+def test_persistent_kernels_have_no_norms(expected, machine, monkeypatch):
+    """Chosen by name it refuses; "best" runs the backward pass stepwise."""
     torch.manual_seed(0)
     module, _ = make_pair("gru", dtype=F64, **DEEP)
     input = make_input(module, 6, 5)

@@ -15,22 +15,22 @@ from support.modules import LAYERS, as_leaves, make_pair, results_of
 from support.problems import assert_near
 
 pytestmark = on_a_gpu
-# The inputs of a comparison are small; what is left must be rounding, not TF32.
+# Results are compared with the rounding of float32, so TF32 must be off.
 exact = pytest.mark.usefixtures("without_tf32")
 
 
 def copied(data):
-    """By a layer whose output is its input where that is not negative."""
+    """A copy made by a layer: an RNN with ReLU, W_ih = 1 and W_hh = 0."""
     weights = [torch.tensor([[weight]], device="cuda") for weight in (1.0, 0.0)]
     return functional.rnn(data.view(1, -1, 1), None, weights, nonlinearity="relu")[0].view(-1)
 
 
 def filled_late(reader=None):
-    """A copy, made on `reader` or else on the same stream, of what a stream writes after a pause of 0.1 s."""
+    """Copies, on `reader` or on the same stream, what a stream writes after 0.1 s."""
     writer, data = torch.cuda.Stream(), torch.empty(1 << 20, device="cuda")
     reader = reader or writer
     torch.cuda.synchronize()
-    with torch.cuda.stream(reader):  # once before: loading a kernel or new memory may wait for the GPU
+    with torch.cuda.stream(reader):  # warm up: loading a kernel or allocating may wait for the GPU
         copied(data.fill_(1))
     torch.cuda.synchronize()
     with torch.cuda.stream(writer):
@@ -87,7 +87,7 @@ def ragged_call(kind, dtype=torch.float32):
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("engine", ["one", "cluster", "polling", "flags"])
 def test_persistent_kernel_in_every_way(engine, cell, dtype, sizes):
-    """Each way in which its blocks exchange, beside the stepwise engine."""
+    """Each kind of exchange between blocks, against the stepwise engine."""
     steps, batch, hidden = sizes
     layer = getattr(fused_rnn, cell)(hidden, hidden, bidirectional=True, dtype=dtype, device="cuda")
     input = torch.randn(steps, batch, hidden, dtype=dtype, device="cuda")
@@ -114,7 +114,7 @@ def test_same_bits_every_time(kind, dtype):
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_graph(kind):
-    """Captured forward and backward give, replayed on other numbers, what a plain call gives."""
+    """Replays of a captured forward and backward pass equal plain calls on the new numbers."""
     layer, input, masks = ragged_call(kind)
     parameters = list(layer.parameters())
     held = input.clone().requires_grad_()
@@ -154,7 +154,7 @@ def test_packed_input_in_a_graph():
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_streams_and_threads(kind):
-    """Two Python threads, each on a stream of its own, that share a layer."""
+    """Two Python threads, each on its own stream, share a layer."""
     layer, input, masks = ragged_call(kind)
     inputs = [input, -input]
     expected = [results_of(layer, one, **masks) for one in inputs]
@@ -181,7 +181,7 @@ def test_streams_and_threads(kind):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_no_synchronization_and_memory_is_given_back(kind):
     layer, input, masks = ragged_call(kind)
-    results_of(layer, input, **masks)  # what stays: cuBLAS's workspace
+    results_of(layer, input, **masks)  # cuBLAS keeps its workspace
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.set_sync_debug_mode("error")
@@ -197,7 +197,7 @@ def test_no_synchronization_and_memory_is_given_back(kind):
 
 
 def test_long_sequence():
-    """More steps than any dimension of a grid but the first may have blocks."""
+    """More than 65535 steps, the limit of a grid's second and third dimension."""
     layer = fused_rnn.GRU(1, 2).cuda()
     with torch.no_grad():
         found, _ = layer(torch.ones(70_000, 1, 1, device="cuda"))

@@ -1,4 +1,4 @@
-"""What the CPU engine is asked, asked of a GPU: random layers, torch's own cases, finite differences; every engine."""
+"""The CPU engine's tests on a GPU, for every engine: random layers, torch's own cases, finite differences."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_equals_torch(kind, batch_first, dtype, engine):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"])
 def test_torchs_own_cases(name, training):
-    """In float64: in float32 two orders of the same sums differ by more where little is left of them."""
+    """In float64: in float32, cancellation makes different summation orders differ too much."""
     inventory = pytest.importorskip("support.inventory", reason="torch's list of module cases needs expecttest")
     inventory.assert_every_case_gives_what_torch_gives(getattr(torch.nn, name), training, torch.float64, DEVICE)
 
@@ -83,8 +83,8 @@ def test_finite_differences(name, form, engine):
 
 @pytest.mark.parametrize("engine", ["stepwise", "persistent"])
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
-def test_operators_are_as_many_for_1000_steps_as_for_10(kind, engine):
-    """Those that torch dispatches; the step's product of the stepwise engine is below that, the persistent has none."""
+def test_number_of_operators_is_independent_of_steps(kind, engine):
+    """As dispatched by torch: the stepwise engine's products per step are not, and the persistent one has none."""
     layer, _ = make_pair(kind, num_layers=2, bidirectional=True)
     layer.to(DEVICE)
     counts = []

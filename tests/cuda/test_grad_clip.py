@@ -14,14 +14,14 @@ from support.problems import assert_equals_reference, clipped
 @pytest.mark.parametrize("name", CELLS)
 @given(case=clipped(stepwise_cases), empty_rows=st.booleans(), schedule=st.sampled_from(SCHEDULES))
 @settings(max_examples=10)
-def test_step_by_step(machine, name, dtype, case, empty_rows, schedule):
+def test_stepwise(machine, name, dtype, case, empty_rows, schedule):
     machine.schedule(schedule)
     assert_equals_reference(name, case, dtype, False, empty_rows)
 
 
 @pytest.mark.parametrize(("dtype", "kind"), DTYPES_AND_KINDS, ids=short)
 @pytest.mark.parametrize("name", CELLS)
-def test_in_one_launch(machine, monkeypatch, name, dtype, kind):
+def test_persistent(machine, monkeypatch, name, dtype, kind):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
 
     @given(case=clipped(persistent_cases(narrow)), schedule=st.sampled_from(SCHEDULES))

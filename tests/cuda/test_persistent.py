@@ -35,7 +35,7 @@ def test_equals_reference(machine, monkeypatch, name, dtype, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_nan_may_enter(machine, monkeypatch, kind):
-    """A NaN of all ones is no mark of something not yet written: nobody waits for it forever."""
+    """A NaN whose bits are all ones is not taken for the mark of an unwritten value: no block waits forever."""
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
     weights = fused_rnn.GRU(3, 33).all_weights[0]
     h0 = torch.zeros(1, 2, 33)
@@ -61,7 +61,7 @@ def test_same_bits_in_every_order(machine, monkeypatch, dtype, kind):
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_warps_that_run_ahead(machine, monkeypatch, kind):
-    """Wide enough that warps of a block wait for different blocks, and several of them have cells."""
+    """Wide enough that a block's warps wait for different blocks, and several of them compute cells."""
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
     problem = problem_of(CELLS["rnn_tanh"], Case("wide", steps=5, batch=3, input_size=2, hidden=128), torch.float32)
     expected = outputs_and_gradients(problem, reference, torch.float64)
@@ -70,8 +70,8 @@ def test_warps_that_run_ahead(machine, monkeypatch, kind):
         assert_near(outputs_and_gradients(problem, functional, torch.float32), expected, torch.float32)
 
 
-# Kind, and widths at which chunks of the weights are parked in shared memory forward, and backward; a little more than
-# what registers hold, and a little less than all that fits.
+# Kind, and widths at which parts of the weights are parked in shared memory, forward and backward: slightly more than
+# registers hold, and slightly less than fits.
 PARKED = [
     (torch.float32, "rnn_tanh", "polling", 1060),
     (torch.float32, "rnn_tanh", "polling", 1530),
@@ -95,19 +95,18 @@ def test_parked_weights(machine, monkeypatch, dtype, name, kind, hidden):
 
 @pytest.mark.parametrize(("name", "hidden"), [("lstm", 530), ("gru", 550)])
 def test_wide_in_float(machine, monkeypatch, name, hidden):
-    """The shapes for the widest layers in float32: two tiles of rows forward, most of K parked backward."""
+    """The widest float32 layers: two tiles of rows forward, most of K parked backward."""
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "polling")
     problem = problem_of(CELLS[name], Case("wide", steps=2, batch=2, input_size=2, hidden=hidden), torch.float32)
     expected = outputs_and_gradients(problem, reference, torch.float64)
     assert_near(outputs_and_gradients(problem, functional, torch.float32), expected, torch.float32)
 
 
-# Of a product's two factors each is off by 2^-11 of itself at most, so the product by 2^-10; results of few steps are
-# off by no more, times the steps that lie between.
+# TF32 rounds each factor by at most 2^-11, so a product is off by 2^-10, and a result by that times the steps.
 TF32_ERROR = 2**-10
 
 
-# Of each kind at least one pass is estimated to be faster so.
+# Of each kind, at least one pass is estimated to be faster with TF32.
 @pytest.mark.parametrize(
     ("kind", "name", "hidden"),
     [
@@ -128,14 +127,14 @@ def test_tf32_where_torch_allows_it(machine, monkeypatch, kind, name, hidden):
         found = outputs_and_gradients(problem, functional, torch.float32)
     errors = [relative_error(one, other) for one, other in zip(found, expected, strict=True)]
     assert max(errors) <= case.steps * TF32_ERROR
-    assert max(errors) > TOLERANCE[torch.float32]  # so it was TF32
+    assert max(errors) > TOLERANCE[torch.float32]  # TF32 was used
     with tf32(False):
         found = outputs_and_gradients(problem, functional, torch.float32)
     assert_near(found, expected, torch.float32)
 
 
 def test_precision_set_in_the_newer_way(machine, monkeypatch):
-    """torch then refuses to say whether TF32 is allowed: nothing is rounded, and nothing raised."""
+    """torch then refuses to say whether TF32 is allowed: it is not used, and nothing is raised."""
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "cluster")
     problem = problem_of(CELLS["gru"], Case("newer", steps=2, batch=3, input_size=2, hidden=97), torch.float32)
     before = torch.backends.cuda.matmul.fp32_precision

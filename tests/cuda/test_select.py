@@ -1,4 +1,4 @@
-"""Which kernel the CUDA engine takes: asked about GPUs that are not there."""
+"""Which kernel the CUDA engine selects, also for GPUs that are not there."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from fused_rnn.tools.explain import explain_cuda
 from support.gpu import tf32
 
 KB = 1024
-GPUS = {  # by architecture: one of each kind that is sold
+GPUS = {  # one GPU of each architecture
     75: Gpu(75, 40, 64 * KB, 1),
     80: Gpu(80, 108, 163 * KB, 1),
     86: Gpu(86, 84, 99 * KB, 1),
@@ -37,7 +37,7 @@ def plan(name, dtype, gpu=HOPPER, wanted="best", **sizes):
 
 @pytest.mark.parametrize("capability", GPUS)
 def test_every_plan_can_be_run(capability):
-    """Blocks have room for all units and rows, and no more of them wait for each other than are resident together."""
+    """Blocks cover all units and rows, and blocks that wait for each other are resident together."""
     gpu = GPUS[capability]
     seen = set()
     for name, dtype, hidden, batch, problems, backward in itertools.product(
@@ -53,7 +53,7 @@ def test_every_plan_can_be_run(capability):
         assert found.columns * (found.groups - 1) < batch <= found.columns * found.groups
         assert found.groups_at_once >= 1
         assert found.shared_bytes <= gpu.shared_bytes
-        assert found.threads <= 1024 and found.weight_registers <= 160  # of 255, beside all else
+        assert found.threads <= 1024 and found.weight_registers <= 160  # of 255, besides all else
         if found.blocks_kind == "one":
             assert found.blocks == 1
         elif found.blocks_kind == "cluster":
@@ -63,12 +63,12 @@ def test_every_plan_can_be_run(capability):
     kinds = {kind for dtype, kind in seen if dtype == torch.bfloat16}
     assert kinds == ({None} if capability < 80 else kinds)
     doubles = {kind for dtype, kind in seen if dtype == torch.float64}
-    assert "polling" not in doubles  # half of a double may be all ones
+    assert "polling" not in doubles  # polling marks unwritten words with all ones, which half of a double may be
     assert doubles == ({None, "one", "cluster", "flags"} if capability == 90 else doubles)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "widest"),  # by cell: backward every gate of every unit is shown
+    ("dtype", "widest"),  # by cell: backward exchanges every gate of every unit
     [
         (torch.float32, {"lstm": 1152, "gru": 1536, "rnn_tanh": 2112}),
         (torch.float64, {"lstm": 512, "gru": 672, "rnn_tanh": 2048}),
@@ -98,7 +98,7 @@ def test_tf32_where_it_is_allowed(hidden, backward, kind):
     assert (allowed.blocks_kind, allowed.tf32, without.tf32) == (kind, True, False)
     for dtype in (torch.float64, torch.bfloat16):
         assert plan("lstm", dtype, tf32=True, **sizes) == plan("lstm", dtype, **sizes)
-    turing = GPUS[75]  # no TF32 in its tensor cores
+    turing = GPUS[75]  # its tensor cores have no TF32
     assert plan("lstm", torch.float32, turing, tf32=True, **sizes) == plan("lstm", torch.float32, turing, **sizes)
 
 
@@ -115,7 +115,7 @@ def test_wanted_engines():
 
 
 def test_many_rows_share_out_the_gpu():
-    """As many groups as are resident together, before columns grow and before launches follow each other."""
+    """First as many groups as are resident together, then more columns a group, then several launches."""
     few, many, most = (plan("lstm", torch.bfloat16, hidden=256, batch=b) for b in (16, 64, 128))
     assert (few.groups, many.groups, most.groups) == (2, 8, 16)
     assert {few.columns, many.columns, most.columns} == {8}
@@ -145,7 +145,7 @@ def test_explanations():
 
 
 def test_shared_memory_bounds_the_shapes():
-    """This one parks weights there: 160 KB, which no GPU of architecture 120 has for a block."""
+    """This shape parks 160 KB of weights in shared memory, more than a block has on architecture 120."""
     sizes = {"hidden": 2048, "batch": 8, "wanted": "polling"}
     assert plan("lstm", torch.bfloat16, **sizes).blocks_kind == "polling"
     with pytest.raises(RuntimeError, match="'polling' was asked for, but no shape"):
@@ -153,7 +153,7 @@ def test_shared_memory_bounds_the_shapes():
 
 
 def test_this_gpu(monkeypatch):
-    """The one in software; and the engine that is taken unless another is asked for."""
+    """The software GPU, and the engine that is the default on it."""
     assert plans.gpu(torch.device("cuda", 0)) == HOPPER
     monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
     assert plan("lstm", torch.bfloat16, hidden=64, wanted=None).blocks_kind is None

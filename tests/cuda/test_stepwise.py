@@ -39,7 +39,7 @@ def test_equals_reference(machine, name, dtype, case, strided, empty_rows, sched
 )
 @settings(max_examples=10)
 def test_vmapped_gradients(machine, name, count, steps, batch, ragged, ensemble, schedule):
-    """Over weights too, members of an ensemble; over inputs alone, per-sample gradients of one layer."""
+    """Over weights and inputs (an ensemble), and over inputs alone (per-sample gradients)."""
     machine.schedule(schedule)
     dtype = torch.float64
     problem = problem_of(CELLS[name], Case("random", steps, batch, 3, 5, states=False, lengths=ragged), dtype)
@@ -60,7 +60,7 @@ def test_vmapped_gradients(machine, name, count, steps, batch, ragged, ensemble,
         assert_near([w[i] for w in found[0]] + [found[1][i]], [*expected[0], expected[1]], dtype)
 
 
-# ---- the operators themselves: what they are asked for beyond a module's needs ---------------------------------------
+# ---- the raw operators: arguments and results that modules do not use ------------------------------------------------
 
 OPTIONS = (
     *("bidirectional", "bias", "projected", "states", "cells", "norms", "reset"),
@@ -81,14 +81,14 @@ calls = st.builds(
 
 
 def value_by_value(saved, cell, hidden):
-    """``saved`` in the order of the CUDA engines. The CPU's has all that a cell keeps of 16 units in one place."""
+    """``saved`` in the CUDA engines' order. The CPU engine keeps everything of 16 units together."""
     blocks = saved[..., : cell.saved * hidden].split(16 * cell.saved, -1)
     kept = [block.unflatten(-1, (cell.saved, -1)) for block in blocks]
     return torch.cat([torch.cat(kept, -1).flatten(-2), saved[..., cell.saved * hidden :]], -1)
 
 
 def run_operators(operators, cell, call, dtype):
-    """Everything that the two operators return, as one list; the same random numbers every time."""
+    """All results of both operators as one list, for the same random numbers every time."""
     seed = torch.Generator().manual_seed(0)
     has = SimpleNamespace(**{"clip": False, "tokens": False} | call.options)
     members = () if call.members is None else (call.members,)
@@ -122,7 +122,7 @@ def run_operators(operators, cell, call, dtype):
             past_end = torch.arange(steps)[:, None] >= lengths[..., None, :]
             input[past_end.expand(input.shape[:-1])] = torch.nan
     wanted = call.wanted
-    if has.tokens and call.input_size > 0:  # they have no gradient, and padding may hold anything too
+    if has.tokens and call.input_size > 0:  # no gradient, and padding may hold anything
         padding, wanted = input.isnan().any(-1), wanted & ~1
         input = torch.randint(0, call.input_size, input.shape[:-1], generator=seed).masked_fill(padding, -1)
     own = members if has.own_reset else ()
@@ -155,7 +155,7 @@ def test_operators_equal_those_of_the_cpu(machine, cell, dtype, call, schedule):
     found = run_operators(torch.ops.fused_rnn_emulated, cell, call, dtype)
     expected = run_operators(torch.ops.fused_rnn, cell, call, dtype)
     tolerance = TOLERANCE[dtype]
-    if dtype in SIXTEEN_BITS:  # rounded alike, but not at the same places
+    if dtype in SIXTEEN_BITS:  # rounded equally often, but in other places
         found, expected = ([torch.cat([t.flatten().double() for t in side])] for side in (found, expected))
     for i, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert (one.shape, one.dtype) == (other.shape, other.dtype), f"result {i}"

@@ -1,4 +1,4 @@
-"""Ids in place of input on the CUDA kernels, run by the machine."""
+"""Token ids as input on the CUDA kernels, run by the machine."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from support.one_hot import assert_equals_one_hot
 
 
 def with_vocabulary(cases):
-    """Around the shares that ids are dealt into, too."""
+    """Vocabularies around the sizes in which ids are split, too."""
     sizes = st.integers(1, 9) | st.sampled_from([31, 33, 70])
     return st.builds(lambda case, size: Case(**case.__dict__ | {"input_size": size}), cases, sizes)
 
@@ -22,14 +22,14 @@ def with_vocabulary(cases):
 @pytest.mark.parametrize("name", [name for name in CELLS if name != "rnn_relu"])
 @given(case=with_vocabulary(stepwise_cases), empty_rows=st.booleans(), schedule=st.sampled_from(SCHEDULES))
 @settings(max_examples=12)
-def test_step_by_step(machine, name, dtype, case, empty_rows, schedule):
+def test_stepwise(machine, name, dtype, case, empty_rows, schedule):
     machine.schedule(schedule)
     assert_equals_one_hot(name, case, dtype, empty_rows, exact=False)
 
 
 @pytest.mark.parametrize(("dtype", "kind"), DTYPES_AND_KINDS, ids=short)
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh"])
-def test_in_one_launch(machine, monkeypatch, name, dtype, kind):
+def test_persistent(machine, monkeypatch, name, dtype, kind):
     monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
 
     @given(case=with_vocabulary(persistent_cases(narrow)), schedule=st.sampled_from(SCHEDULES))

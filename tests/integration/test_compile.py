@@ -1,4 +1,4 @@
-"""torch.compile sees one operator per layer: one graph, any T and B, the eager numbers."""
+"""torch.compile: one operator per layer, one graph for any T and B, the results of eager calls."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ def assert_same(compiled, call, weights, *args, **options):
 
 
 def assert_same_without_gradients(compiled, call, *args, **options):
-    """Where an eager call goes another way."""
+    """Without gradients an eager call takes the fast path, a compiled one does not."""
     with torch.no_grad():
         torch.testing.assert_close(tensors_of(compiled(*args, **options)), tensors_of(call(*args, **options)))
 
@@ -56,8 +56,8 @@ class Tagger(nn.Module):
     ("kind", "dynamic", "graphs"),
     [("LSTM", True, 1), ("LSTM", None, 2), ("GRU", None, 2), ("RNN", None, 2)],
 )
-def test_any_steps_and_rows_in_one_graph(kind, dynamic, graphs):
-    """Where nobody says that sizes change, torch.compile learns it from the second call."""
+def test_one_graph_for_any_sizes(kind, dynamic, graphs):
+    """Without ``dynamic``, torch.compile learns from the second call that sizes change."""
     model = Tagger(kind)
     compiled = Compiled(model, dynamic=dynamic)
     sizes = [(7, 3), (5, 4), (9, 2), (4, 6)]
@@ -85,14 +85,14 @@ def test_packed_input_in_and_out(enforce_sorted, states, resets):
         hx = make_states(layer, len(lengths)) if states else None
         masks = {"reset_mask": torch.rand(max(lengths), len(lengths)) < 0.2} if resets else {}
         assert_same(compiled, layer, list(layer.parameters()), packed, hx, **masks)
-    assert compiled.graphs == 2, "the first sizes, then any"
+    assert compiled.graphs == 2, "one graph for the first sizes, one for any"
     found = compiled(packed, hx, **masks)[0]
     assert isinstance(found, nn.utils.rnn.PackedSequence)
     assert all(a is b for a, b in zip(found[1:], packed[1:], strict=True))
 
 
 def test_states_that_do_not_fit_a_packed_sequence_are_refused():
-    """The graph takes the number of rows from them; the operator has the last word."""
+    """The graph takes the number of rows from the states; the operator checks it."""
     layer, _ = make_pair("gru", **DEEP)
     compiled = Compiled(layer)
     packed = make_packed([5, 3, 2], enforce_sorted=True)

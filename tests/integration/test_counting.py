@@ -1,4 +1,4 @@
-"""What counts operations or looks for torch.nn's classes: torch's FLOP counter, torch.ao.quantization."""
+"""Tools of torch that count operations or look for torch.nn's classes: the FLOP counter, torch.ao.quantization."""
 
 import warnings
 
@@ -19,7 +19,7 @@ def flops(call):
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}], ids=str)
-def test_flops_are_those_of_torchs_layer(name, options):
+def test_flops_equal_those_of_torchs_layer(name, options):
     ours, theirs = (getattr(library, name)(3, 4, **options, dtype=F64) for library in (fused_rnn, nn))
     x = torch.randn(5, 2, 3, dtype=F64, requires_grad=True)
     own, output = flops(lambda: ours(x)[0])
@@ -27,7 +27,7 @@ def test_flops_are_those_of_torchs_layer(name, options):
     assert own == other
     backward, _ = flops(lambda: output.sum().backward())
     assert backward == 2 * own
-    # torch.nn spares the products that lead to an initial state that was not given.
+    # torch.nn skips the gradient of an initial state that was not given.
     assert backward >= flops(lambda: other_output.sum().backward())[0] >= 0.8 * backward
     with torch.no_grad():
         assert flops(lambda: ours(x))[0] == other
@@ -46,7 +46,7 @@ def test_flops_of_projections_and_ids():
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
-def test_dynamic_quantization_that_passes_over_our_layers_says_so():
+def test_dynamic_quantization_warns_of_skipped_layers():
     quantize = torch.ao.quantization.quantize_dynamic
     model = nn.Sequential(fused_rnn.LSTM(3, 4))
     with pytest.warns(UserWarning, match="does not know fused_rnn.LSTM, which stays as it is.*restore"):

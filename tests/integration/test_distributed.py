@@ -19,7 +19,7 @@ def torchrun(*command) -> str:
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """All checks in one launch: torch takes its time to start."""
+    """All checks in one launch, since torch starts slowly."""
     printed = torchrun("--module", "support.distributed_worker", tmp_path)
     assert printed.splitlines() == [f"passed {name}" for name in CHECKS]
 
@@ -33,7 +33,7 @@ def losses_in(printed: str) -> list[float]:
 
 @pytest.fixture
 def example(monkeypatch, capsys):
-    """Runs the example in this process, on one thread as torchrun has it, and gives what it prints."""
+    """Runs the example in this process, on one thread as under torchrun, and returns what it prints."""
     monkeypatch.syspath_prepend(EXAMPLE.parent)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

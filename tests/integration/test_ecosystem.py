@@ -24,7 +24,7 @@ FORWARD = torch.ops.fused_rnn.layer_forward.default
 
 
 def ways_of(kind):
-    """(module, what it is called with, options) in every form of ragged rows; layers with dropout between them."""
+    """(module, arguments, options) for every form of ragged rows, with dropout between layers."""
     if kind in CELLS:
         module, _ = make_pair(kind)
         return [(module, make_input(module), {})]
@@ -36,7 +36,7 @@ def ways_of(kind):
 
 
 def gradients(call, module, input, options, seed=1):
-    """Of the input and of every parameter; dropout draws from ``seed``."""
+    """Gradients of the input and every parameter; dropout draws from ``seed``."""
     torch.manual_seed(seed)
     module.zero_grad()
     (data,) = tensors_of(input)
@@ -64,7 +64,7 @@ def deterministic():
 @every_kind
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_ragged_rows_under_checkpoint(kind, use_reentrant):
-    """To the bit, the dropout's numbers included: checkpoint restores the random state when it computes again."""
+    """Bitwise equal, dropout included: checkpoint restores the random state when it recomputes."""
     for way in ways_of(kind):
         found = gradients(partial(checkpoint, use_reentrant=use_reentrant), *way)
         assert_close(found, gradients(plainly, *way), tolerance=0)
@@ -82,7 +82,7 @@ class Count(TorchDispatchMode):
 
 @pytest.mark.parametrize(("policy", "runs"), [("MUST_SAVE", 2), ("MUST_RECOMPUTE", 4)])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_selective_checkpoint_keeps_what_its_policy_says(kind, policy, runs):
+def test_selective_checkpoint_follows_its_policy(kind, policy, runs):
     def choose(ctx, op, *args, **kwargs):
         return CheckpointPolicy[policy if op is FORWARD else "PREFER_RECOMPUTE"]
 
@@ -90,12 +90,12 @@ def test_selective_checkpoint_keeps_what_its_policy_says(kind, policy, runs):
     for way in ways_of(kind):
         with Count() as count:
             found = gradients(partial(checkpoint, use_reentrant=False, context_fn=contexts), *way)
-        assert count.runs == runs  # of two layers
+        assert count.runs == runs  # two layers
         assert_close(found, gradients(plainly, *way), tolerance=0)
 
 
 @every_kind
-def test_anomaly_mode_changes_nothing_where_all_is_well(kind):
+def test_anomaly_mode_changes_no_result(kind):
     for way in ways_of(kind):
         expected = gradients(plainly, *way)
         with pytest.warns(UserWarning, match="Anomaly Detection"), torch.autograd.detect_anomaly():
@@ -108,7 +108,7 @@ def test_anomaly_mode_names_the_function_that_made_a_nan(kind):
     module, _ = make_pair(kind)
     for parameter in module.parameters():
         parameter.data.abs_()
-    # Saturated gates: finite results, but the weights' gradients are zero times infinity.
+    # Saturated gates: results are finite, but the weights' gradients are 0 * inf.
     input = torch.full_like(make_input(module), torch.inf)
     if kind.startswith("rnn_relu"):
         input = -input
@@ -117,12 +117,12 @@ def test_anomaly_mode_names_the_function_that_made_a_nan(kind):
         assert output.isfinite().all()
         with pytest.raises(RuntimeError, match="'LayerForwardBackward' returned nan values"):
             output.sum().backward()
-    assert "output = tensors_of(module(input))[0]" in str(caught[-1].message)  # where it was called
+    assert "output = tensors_of(module(input))[0]" in str(caught[-1].message)  # the line of the call
 
 
 @every_kind
 def test_same_seed_same_bits(kind, deterministic):
-    """Under deterministic algorithms too, which fill uninitialised memory with NaN and refuse what cannot keep this."""
+    """Also with deterministic algorithms, which fill new memory with NaN and refuse nondeterministic operators."""
     for module, input, options in ways_of(kind):
         found = gradients(plainly, module, input, options)
         assert_close(gradients(plainly, module, input, options), found, tolerance=0)

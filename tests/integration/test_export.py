@@ -13,7 +13,7 @@ from support.modules import DEEP, F64, make_packed, make_pair, make_states, tens
 
 pytestmark = [
     pytest.mark.usefixtures("no_reference"),
-    # torch.export uses what torch deprecates.
+    # torch.export uses deprecated parts of torch.
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),
 ]
 STEPS, ROWS, PACKED = (Dim(name, min=2, max=1000) for name in ("steps", "rows", "packed"))
@@ -111,7 +111,7 @@ def test_a_cell_exported(strict):
 
 @torch.no_grad()
 @strictly
-def test_a_frozen_layer_is_exported_with_its_plain_weights(strict):
+def test_a_frozen_layer_is_exported_with_unpacked_weights(strict):
     layer, _ = make_pair("gru")
     input = torch.randn(5, 2, 3, dtype=F64)
     program = torch.export.export(fused_rnn.freeze(layer), (input,), strict=strict)
@@ -120,7 +120,7 @@ def test_a_frozen_layer_is_exported_with_its_plain_weights(strict):
 
 
 def test_packaged_by_aot_inductor(tmp_path):
-    """The package calls the operator, so the library must be loaded where it runs."""
+    """The package calls the operator, so a process that runs it must load the library."""
     model = Tagger("LSTM")
     with torch.no_grad():
         program = export(model, strict=False)

@@ -1,4 +1,4 @@
-"""Layers exported to ONNX: one node each, and from the graph the results of this library, at any T and B."""
+"""Layers exported to ONNX: one node each; the graph gives this library's results for any T and B."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ onnx = pytest.importorskip("onnx", reason="torch.onnx.export needs it")
 pytest.importorskip("onnx.reference")
 onnxruntime = pytest.importorskip("onnxruntime", reason="it runs what was exported")
 
-# Of torch.export, which copies a structure that torch itself calls deprecated.
+# torch.export copies a structure that torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
 
 DYNAMIC = torch.export.Dim.DYNAMIC
@@ -29,7 +29,7 @@ def make_module(kind, **options):
 
 
 def export(model, *args, table=True, **options):
-    """The exported model, which onnx itself finds valid."""
+    """The exported model, checked by onnx."""
     options["custom_translation_table"] = fused_rnn.onnx.translations() if table else None
     exported = torch.onnx.export(model, args, dynamo=True, verbose=False, **options).model_proto
     onnx.checker.check_model(exported, full_check=True)
@@ -37,7 +37,7 @@ def export(model, *args, table=True, **options):
 
 
 def assert_runs_as_here(exported, module, inputs):
-    """``inputs``: by name, as ``module`` takes them."""
+    """``inputs``: the arguments of ``module`` by name."""
     feed = {value.name: t.numpy() for value, t in zip(exported.graph.input, tensors_of(inputs.values()), strict=True)}
     if inputs["input"].dtype == F64:  # ONNX Runtime has no kernels for it
         evaluator = onnx.reference.ReferenceEvaluator(exported)
@@ -49,8 +49,8 @@ def assert_runs_as_here(exported, module, inputs):
     assert_close(dict(enumerate(found)), dict(enumerate(expected)))
 
 
-# The runtime puts the weights in order where there are 48 units, the exporter where they are few.
-# onnx's own evaluator, for float64, knows neither two directions nor lengths.
+# With 48 units the runtime reorders the weights, with few the exporter does.
+# onnx's evaluator, used for float64, has neither two directions nor lengths.
 @pytest.mark.parametrize(
     ("kind", "given", "options"),
     [
@@ -107,7 +107,7 @@ def test_cells(kind):
 
 
 def test_frozen_layer_and_plain_graph():
-    """What is packed for this process stays out. ``optimize=False`` keeps every node as it was translated."""
+    """Packed weights are not exported. ``optimize=False`` keeps every node as translated."""
     module = fused_rnn.freeze(make_module("gru", num_layers=2))
     inputs = {"input": torch.randn(4, 2, 3), "lengths": torch.tensor([4, 2])}
     for context in (torch.no_grad(), torch.enable_grad()):
@@ -138,7 +138,7 @@ def ensemble(*weights):
 
 
 def operator(*weights, input=None, batch_sizes=None, cells=False):
-    """As programs may have it that were traced elsewhere."""
+    """As in programs traced elsewhere."""
     input = X if input is None else input
     return torch.ops.fused_rnn.layer_forward(
         0, False, False, input, None, None, weights, None, batch_sizes, None, False, cells

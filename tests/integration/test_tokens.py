@@ -1,4 +1,4 @@
-"""Ids in place of input under torch.compile, torch.export and ONNX."""
+"""Token ids as input under torch.compile, torch.export and ONNX."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""torch.jit.trace and script, torch.fx, and ONNX's exporters: each keeps our layers, or says what it does."""
+"""torch.jit.trace and script, torch.fx, and ONNX's exporters: each keeps our layers, or says what it does instead."""
 
 import io
 
@@ -42,7 +42,7 @@ def saved_and_loaded(trace):
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("with_gradients", [True, False])
-def test_a_trace_is_saved_runs_at_other_sizes_and_trains(name, form, with_gradients):
+def test_a_saved_trace_runs_at_other_sizes_and_trains(name, form, with_gradients):
     model = Net(name, **form)
     with torch.set_grad_enabled(with_gradients):
         trace = saved_and_loaded(torch.jit.trace(model, torch.randn(5, 2, 3, dtype=F64)))
@@ -89,7 +89,7 @@ def test_states_and_options_of_a_call_are_traced():
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_what_a_call_refuses_is_refused_while_tracing(name):
+def test_tracing_raises_the_errors_of_a_call(name):
     layer = getattr(fused_rnn, name)(3, 4, batch_first=True)
     with pytest.raises(RuntimeError, match=r"input.size\(-1\)"):
         torch.jit.trace(layer, torch.randn(5, 2, 7))
@@ -107,7 +107,7 @@ def test_the_functional_interface_traces():
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_script_takes_torchs_layers_with_the_same_parameters_and_says_so(name):
+def test_script_uses_torchs_layers_with_the_same_parameters_and_warns(name):
     model, x = Net(name, num_layers=2, bidirectional=True), torch.randn(5, 2, 3, dtype=F64)
     fused_rnn.freeze(model)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_script_refuses_what_torch_has_no_layer_for():
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_fx_sees_a_leaf(name):
+def test_fx_treats_a_layer_as_a_leaf(name):
     model, x = Net(name), torch.randn(5, 2, 3, dtype=F64)
     graph = torch.fx.symbolic_trace(model)
     called = [node.target for node in graph.graph.nodes if node.op == "call_module"]
@@ -165,7 +165,7 @@ def test_fx_keeps_the_options_of_a_call():
 
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.filterwarnings("ignore")  # both exporters say much of themselves
+@pytest.mark.filterwarnings("ignore")  # both exporters warn a lot
 def test_onnx_exporters_need_no_table(name, dynamo, tmp_path):
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs it")
     runtime = pytest.importorskip("onnxruntime", reason="it runs what was exported")

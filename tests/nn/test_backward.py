@@ -1,4 +1,4 @@
-"""What a backward pass through a module does, held against torch.nn."""
+"""Backward passes through a module, compared with torch.nn."""
 
 import copy
 import itertools
@@ -33,7 +33,7 @@ pytestmark = [
 
 
 @every_kind
-def test_outputs_may_be_edited_in_place_before_the_backward(kind):
+def test_outputs_may_be_edited_in_place_before_backward(kind):
     for ours, theirs, args in layouts_of(kind):
         for edited in range(len(tensors_of(ours(*args)))):
             results = []
@@ -45,7 +45,7 @@ def test_outputs_may_be_edited_in_place_before_the_backward(kind):
                     outputs[edited].mul_(3).add_(1)
                     unchanged = [torch.equal(a, b) for a, b in zip(outputs, before, strict=True)]
                     assert unchanged == [i != edited for i, _ in enumerate(outputs)]
-                else:  # some of torch.nn's own layers cannot do it in place
+                else:  # not all of torch.nn's layers allow it in place
                     outputs[edited] = outputs[edited] * 3 + 1
                 loss = sum(output.square().sum() for output in outputs)
                 grads = torch.autograd.grad(loss, [*tensors_of(leaves), *module.parameters()])
@@ -55,7 +55,7 @@ def test_outputs_may_be_edited_in_place_before_the_backward(kind):
 
 @every_kind
 @pytest.mark.parametrize("edited", ["weight", "input"])
-def test_edits_in_place_of_what_the_backward_needs_are_noticed(kind, edited):
+def test_in_place_edits_of_saved_tensors_are_detected(kind, edited):
     for ours, theirs, args in layouts_of(kind):
         noticed = []
         for module in (ours, theirs):
@@ -69,13 +69,13 @@ def test_edits_in_place_of_what_the_backward_needs_are_noticed(kind, edited):
             except RuntimeError as error:
                 assert "modified by an inplace operation" in str(error)
                 noticed.append(True)
-        # With batch_first the layers work on a copy of the input: then there is nothing to notice.
+        # With batch_first the layers work on a copy of the input, so editing the input is harmless.
         assert noticed[0] == noticed[1]
         assert noticed[0] or edited == "input"
 
 
 @every_kind
-def test_tensors_of_inference_mode_are_used_outside_as_those_of_torch(kind):
+def test_inference_mode_tensors_behave_outside_as_in_torch(kind):
     ours, theirs = make_pair(kind)
     with torch.inference_mode():
         args = input_and_states(theirs)
@@ -86,7 +86,7 @@ def test_tensors_of_inference_mode_are_used_outside_as_those_of_torch(kind):
     assert_same_error(*(lambda output=output: (output * nn.Parameter(output.clone())).sum() for output in outputs))
     assert_same_error(ours, theirs, *args)
     plain = torch.utils._pytree.tree_map(torch.clone, args)
-    if kind in LAYERS:  # some of torch's cells save none of such weights, and run
+    if kind in LAYERS:  # some of torch's cells do not save these weights, and run
         assert_same_error(*made_inside, *plain)
     assert_same_results(ours, theirs, *plain)
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_a_second_backward_needs_a_retained_graph(kind):
 
 
 @every_kind
-def test_gradients_of_some_outputs_only(kind):
+def test_gradients_of_any_subset_of_outputs(kind):
     for ours, theirs, args in layouts_of(kind):
         count = len(tensors_of(theirs(*args)))
         for chosen in itertools.chain.from_iterable(
@@ -150,7 +150,7 @@ def test_gradients_of_some_outputs_only(kind):
 
 
 @every_kind
-def test_any_part_of_inputs_and_weights_may_be_frozen(kind):
+def test_any_subset_may_require_gradients(kind):
     draw = random.Random(0)
     for ours, theirs, args in layouts_of(kind):
         names = [name for name, _ in theirs.named_parameters()]
@@ -175,7 +175,7 @@ def test_any_part_of_inputs_and_weights_may_be_frozen(kind):
 
 
 class ForwardCalls(TorchDispatchMode):
-    """Notes of every call of the operator whether it was asked to save what a backward needs."""
+    """Records the ``save`` argument of every call of layer_forward."""
 
     def __init__(self):
         super().__init__()
@@ -188,7 +188,7 @@ class ForwardCalls(TorchDispatchMode):
 
 
 @every_kind
-def test_nothing_is_saved_when_no_gradient_is_asked_for(kind):
+def test_nothing_is_saved_without_gradients(kind):
     for ours, _, args in layouts_of(kind):
         with ForwardCalls() as calls:
             with torch.no_grad():
@@ -213,7 +213,7 @@ def test_backward_in_eval_mode(kind):
 
 
 @every_kind
-def test_saved_tensors_may_live_elsewhere(kind):
+def test_saved_tensors_may_be_offloaded(kind):
     for ours, _, args in layouts_of(kind):
         expected = results_of(ours, *args)
         with torch.autograd.graph.save_on_cpu():
@@ -229,7 +229,7 @@ def test_checkpointing(kind, use_reentrant):
             self.inner = inner
 
         def forward(self, input, hx):
-            # A reentrant checkpoint sees only tensors that are arguments or results themselves.
+            # A reentrant checkpoint sees tensors only as direct arguments and results, not inside tuples.
             def flat(input, *states):
                 return tuple(tensors_of(self.inner(input, states if len(states) > 1 else states[0])))
 

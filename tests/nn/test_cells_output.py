@@ -16,16 +16,15 @@ both = pytest.mark.parametrize("kind", ["lstm", "lstm_projected"])
 
 
 class Reference(nn.Module):
-    """The same parameters, run by the reference."""
+    """The reference on a module's parameters."""
 
     def __init__(self, module):
         super().__init__()
         self.module = module
 
     def forward(self, input, hx=None, *, return_cells=True, **masks):
-        results = self.module._run(input, hx, **masks, cells=return_cells, runner=reference.RUNNER)
-        output, h_n, c_n, *cells = results
-        return output, (h_n, c_n), *cells
+        options = {name: getattr(self.module, name) for name in ("num_layers", "bidirectional", "batch_first")}
+        return reference.lstm(input, hx, list(self.module.parameters()), **options, return_cells=return_cells, **masks)
 
 
 def assert_like_reference(module, *args, **masks):
@@ -37,8 +36,8 @@ def assert_like_reference(module, *args, **masks):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_a_loop_over_torchs_cells(num_layers, bidirectional):
-    """c of the last layer, and the gradient that comes through it alone."""
+def test_equals_a_loop_over_torch_lstm_cells(num_layers, bidirectional):
+    """The last layer's c, and gradients through it alone."""
     layer, _ = make_pair("lstm", num_layers=num_layers, bidirectional=bidirectional)
     input = make_input(layer, steps=6, batch=3).requires_grad_()
     below, expected = input, []
@@ -135,7 +134,7 @@ def test_unbatched(kind):
 @pytest.mark.parametrize("frozen", [False, True])
 @both
 def test_inference(kind, frozen, mode):
-    """No plain call: a frozen layer computes it from its plain weights."""
+    """``return_cells`` is not part of the fast inference call: a frozen layer uses its unpacked weights."""
     layer, _ = make_pair(kind, num_layers=2, bidirectional=True)
     input = make_input(layer)
     expected = tensors_of(layer(input, return_cells=True))
@@ -193,7 +192,7 @@ def test_vmap():
 
 
 @pytest.mark.parametrize("kind", ["gru", "rnn_tanh"])
-def test_cells_of_one_state_have_none(kind):
+def test_gru_and_rnn_refuse_return_cells(kind):
     layer, _ = make_pair(kind)
     input = make_input(layer)
     with pytest.raises(TypeError, match="return_cells"):

@@ -1,4 +1,4 @@
-"""Constructors, attributes and public methods, held against torch.nn's."""
+"""Constructors, attributes and public methods, compared with torch.nn's."""
 
 import inspect
 
@@ -80,7 +80,7 @@ def attributes(module):
         ("RNNCell", (3, 4, False, "relu", "cpu", F64)),
     ],
 )
-def test_positional_arguments_mean_what_they_mean_to_torch(name, arguments):
+def test_positional_arguments_are_torchs(name, arguments):
     for count in range(2, len(arguments) + 1):
         ours, theirs = (getattr(library, name)(*arguments[:count]) for library in (fused_rnn, nn))
         assert attributes(ours) == attributes(theirs)
@@ -91,7 +91,7 @@ def test_positional_arguments_mean_what_they_mean_to_torch(name, arguments):
 
 
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
-def test_cells_have_the_signature_of_torch(name):
+def test_cells_have_torchs_signature(name):
     ours, theirs = (inspect.signature(getattr(library, name)).parameters for library in (fused_rnn, nn))
     assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
 
@@ -126,11 +126,11 @@ def test_same_seed_gives_bit_identical_weights(kind):
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
-def test_everything_public_of_torch_is_there(name):
+def test_has_every_public_attribute_of_torch(name):
     assert set(dir(getattr(torch.nn, name))) <= set(dir(getattr(fused_rnn, name)))
 
 
-def test_public_helpers_work():
+def test_public_helpers_equal_torchs():
     ours, theirs = (module.LSTM(3, 5, 2, proj_size=4) for module in (fused_rnn, torch.nn))
     x = torch.randn(6, 2, 3)
     assert ours.get_expected_cell_size(x, None) == theirs.get_expected_cell_size(x, None)

@@ -1,4 +1,4 @@
-"""``swap`` and ``restore``: a model's layers change their class and nothing else."""
+"""``swap`` and ``restore``: layers change their class and nothing else."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ class OwnLSTM(nn.LSTM):
 
 
 class Tagger(nn.Module):
-    """What a real model has: an encoder, a cell in a loop, a submodule in two places, a layer that cannot be swapped."""
+    """A realistic model: encoder, cell in a loop, a submodule used twice, a layer that cannot be swapped."""
 
     def __init__(self):
         super().__init__()
@@ -56,13 +56,13 @@ def swap(model):
 
 
 def train(model, swap_at=None, restore_at=None, steps=8):
-    """Losses and final parameters of a run that may swap and restore in its middle, under one and the same Adam."""
+    """Losses and final parameters of a run that may swap and restore midway, under the same Adam."""
     draw = torch.Generator().manual_seed(1)
     words = torch.randint(11, (4, 6), generator=draw)
     labels = torch.randint(3, (4,), generator=draw)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
-    torch.manual_seed(2)  # of the dropout
+    torch.manual_seed(2)  # for dropout
     for step in range(steps):
         if step == swap_at:
             swap(model)
@@ -77,12 +77,12 @@ def train(model, swap_at=None, restore_at=None, steps=8):
 
 
 @pytest.mark.parametrize(("swap_at", "restore_at"), [(0, None), (4, None), (3, 6)])
-def test_training_goes_on_as_if_nothing_had_been_swapped(model, swap_at, restore_at):
+def test_training_continues_unchanged_after_swap(model, swap_at, restore_at):
     swapped = Tagger().double()
     swapped.load_state_dict(model.state_dict())
     expected = train(model)
     assert expected["losses"][-1] < expected["losses"][0]
-    # Adam divides by the root of the second moment: rounding of a tiny gradient shows undiminished in its step.
+    # Adam normalises gradients, so the rounding of a tiny one shows in full.
     assert_close(train(swapped, swap_at, restore_at), expected, tolerance=1e-8)
     assert type(swapped.encoder) is (fused_rnn.LSTM if restore_at is None else nn.LSTM)
 
@@ -108,7 +108,7 @@ def test_swap_changes_classes_and_nothing_else(model):
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
 
 
-def test_swap_names_what_it_passes_over(model):
+def test_swap_warns_of_skipped_layers(model):
     with pytest.warns(UserWarning, match=WARNING) as caught:
         fused_rnn.swap(model)
     message = str(caught[0].message)
@@ -119,7 +119,7 @@ def test_swap_names_what_it_passes_over(model):
         fused_rnn.swap(OwnLSTM(3, 4))
 
 
-def test_swap_twice_changes_nothing_more(model):
+def test_swap_and_restore_are_idempotent(model):
     classes = {name: type(module) for name, module in swap(model).named_modules()}
     assert {name: type(module) for name, module in swap(model).named_modules()} == classes
     assert fused_rnn.restore(fused_rnn.restore(model)) is model
@@ -127,7 +127,7 @@ def test_swap_twice_changes_nothing_more(model):
 
 
 @every_kind
-def test_the_root_module_itself_is_swapped(kind):
+def test_a_layer_itself_is_swapped(kind):
     our_class, torch_class, options = KINDS[kind]
     module, twin = (torch_class(3, 4, **options, dtype=F64) for _ in range(2))
     twin.load_state_dict(module.state_dict())
@@ -142,7 +142,7 @@ def test_the_root_module_itself_is_swapped(kind):
     assert torch.equal(module(input)[0], twin(input)[0])
 
 
-def test_our_own_layers_restore_too_and_subclasses_of_them_stay():
+def test_restore_converts_our_layers_but_not_subclasses():
     class OwnGRU(fused_rnn.GRU):
         pass
 
@@ -154,7 +154,7 @@ def test_our_own_layers_restore_too_and_subclasses_of_them_stay():
     assert type(model[1]) is OwnGRU
 
 
-def test_hooks_stay_through_swap_and_restore():
+def test_hooks_survive_swap_and_restore():
     module = nn.GRU(3, 4, num_layers=2)
     calls = []
     module.register_forward_pre_hook(lambda *_: calls.append("forward pre"))

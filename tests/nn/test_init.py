@@ -1,4 +1,4 @@
-"""fused_rnn.init: what the weights are afterwards, and what the layer then does; what is refused."""
+"""fused_rnn.init: the weights afterwards, how the layer then behaves, and what is refused."""
 
 import copy
 
@@ -53,12 +53,12 @@ def zero(module):
     return module
 
 
-# ---- biases of gates -------------------------------------------------------------------------------------------------
+# ---- gate biases -----------------------------------------------------------------------------------------------------
 
 
 @gated
 @both
-def test_sum_of_the_two_biases_is_set_and_nothing_else(kind, ours):
+def test_only_the_sum_of_the_two_biases_is_set(kind, ours):
     module = make(kind, ours)
     before = snapshot(module)
     assert OPENS[kind.split("_")[0]](module, 1.5) is module
@@ -75,8 +75,8 @@ def test_sum_of_the_two_biases_is_set_and_nothing_else(kind, ours):
 
 @gated
 @pytest.mark.parametrize("tied", [False, True])
-def test_so_much_of_the_memory_is_kept_in_a_step(kind, tied):
-    """All other weights being zero: of the LSTM's c, of the GRU's h, in every layer and direction."""
+def test_share_of_the_memory_kept_in_a_step(kind, tied):
+    """With all other weights zero, a step keeps that share of the LSTM's c or the GRU's h, in every layer."""
     module = zero(make(kind))
     if tied:
         for name in named(module, "bias_ih"):
@@ -90,13 +90,13 @@ def test_so_much_of_the_memory_is_kept_in_a_step(kind, tied):
 
 @gated
 @both
-def test_chrono_spreads_memory_up_to_the_longest(kind, ours):
+def test_chrono_spreads_memory_up_to_the_maximum(kind, ours):
     module = make_pair(kind, 3, 500, **({"proj_size": 4} if kind == "lstm_projected" else {}))[0 if ours else 1]
     assert init.chrono_(module, 100, torch.Generator().manual_seed(0)) is module
     gates = 4 if kind.startswith("lstm") else 3
     (bias_ih,), (bias_hh,) = named(module, "bias_ih").values(), named(module, "bias_hh").values()
     keep = bias_ih.detach().chunk(gates)[1]
-    steps = keep.exp()  # drawn evenly from 1 to 99
+    steps = keep.exp()  # uniform from 1 to 99
     assert 1 <= steps.min() < 3 and 97 < steps.max() <= 99 and 45 < steps.mean() < 55
     if kind.startswith("lstm"):
         assert torch.equal(bias_ih.chunk(4)[0], -keep)
@@ -120,7 +120,7 @@ def test_each_gates_block_is_orthogonal(kind, ours):
     assert len(blocks) == gates * (1 if kind in CELLS else 4)
     for block in blocks:
         torch.testing.assert_close(block.T @ block, 1.5**2 * torch.eye(block.shape[1], dtype=F64))
-    assert len({block[0, 0].item() for block in blocks}) == len(blocks), "each is drawn by itself"
+    assert len({block[0, 0].item() for block in blocks}) == len(blocks), "blocks are drawn independently"
     again = init.orthogonal_(copy.deepcopy(module), 1.5, torch.Generator().manual_seed(0))
     assert unchanged(again, snapshot(module))
     for name, parameter in module.named_parameters():
@@ -147,7 +147,7 @@ def test_identity(kind, ours):
             assert torch.equal(parameter, before[name] if name.startswith("weight_ih") else torch.zeros(4, dtype=F64))
 
 
-def test_identity_adds_up_what_comes_in():
+def test_identity_sums_the_inputs():
     module = fused_rnn.RNN(4, 4, nonlinearity="relu", dtype=F64)
     init.identity_(module).weight_ih_l0.data.copy_(torch.eye(4))
     x = torch.rand(6, 2, 4, dtype=F64)
@@ -159,7 +159,7 @@ def test_identity_without_biases():
     assert torch.equal(module.weight_hh_l0, torch.eye(4))
 
 
-# ---- which modules ---------------------------------------------------------------------------------------------------
+# ---- modules ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_layer_of_a_model():
@@ -197,7 +197,7 @@ def test_other_cells_are_refused(name, kind, ours):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_is_no_layer_is_refused(name):
+def test_other_modules_are_refused(name):
     call, _ = ALL[name]
     with pytest.raises(TypeError, match=f"{name}: Linear is no recurrent layer or cell, and has none"):
         call(nn.Linear(3, 4))
@@ -205,7 +205,7 @@ def test_what_is_no_layer_is_refused(name):
         call(torch.zeros(3))
 
 
-def test_a_refusal_changes_no_layer_before_it():
+def test_a_refusal_changes_no_layer():
     model = nn.Sequential(fused_rnn.LSTM(3, 4), fused_rnn.GRU(4, 4))
     before = snapshot(model)
     with pytest.raises(TypeError, match=r"but 1 \(GRU\) is gru"):
@@ -236,7 +236,7 @@ def test_computed_weights_are_refused(how, ours):
     how(layer, "weight_hh_l1")
     with pytest.raises(RuntimeError, match=r"weight_hh_l1 of this .*LSTM is no parameter"):
         init.orthogonal_(layer)
-    init.forget_bias_(layer, 1.0)  # of which nothing is computed
+    init.forget_bias_(layer, 1.0)  # not computed
     assert (layer.bias_ih_l1.chunk(4)[1] == 1).all()
 
 
@@ -290,7 +290,7 @@ def test_initial_state_of_a_stack(cell):
     torch.testing.assert_close(tensors_of(compiled(2)), tensors_of(initial(2)))
 
 
-def test_initial_state_of_something_else_is_refused():
+def test_initial_state_of_other_modules_is_refused():
     with pytest.raises(TypeError, match=r"InitialState is for a layer, a cell or a fused_rnn\.Stack, got Linear"):
         init.InitialState(nn.Linear(3, 4))
 

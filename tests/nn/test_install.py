@@ -1,4 +1,4 @@
-"""``install``: torch.nn's names stand for ours, in all that reads them, until they do not."""
+"""``install``: torch.nn's names mean this library's classes until it is undone."""
 
 import copy
 import pickle
@@ -26,7 +26,7 @@ def undone():
     assert bound() == before
 
 
-def test_names_stand_for_ours_and_then_for_torchs_again():
+def test_names_are_replaced_and_restored():
     before = bound()
     with fused_rnn.install() as installed:
         assert all(getattr(place, name) is getattr(fused_rnn, name) for place in PLACES for name in NAMES)
@@ -36,7 +36,7 @@ def test_names_stand_for_ours_and_then_for_torchs_again():
     assert bound() == before
 
 
-def test_it_is_undone_once_however_often_it_was_done():
+def test_nested_installs_are_undone_once():
     fused_rnn.install()
     with fused_rnn.install():
         pass
@@ -46,7 +46,7 @@ def test_it_is_undone_once_however_often_it_was_done():
     assert nn.LSTM is STOCK["LSTM"]
 
 
-def test_a_name_that_was_bound_to_something_else_comes_back():
+def test_a_name_bound_to_another_class_is_restored():
     class Own(nn.LSTM):
         pass
 
@@ -65,7 +65,7 @@ def test_an_exception_uninstalls():
     assert nn.LSTM is STOCK["LSTM"]
 
 
-def test_threads_leave_it_as_it_was():
+def test_threads_may_install_concurrently():
     def work():
         for _ in range(200):
             fused_rnn.install()
@@ -80,7 +80,7 @@ def test_threads_leave_it_as_it_was():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_built_and_derived_meanwhile_is_ours_and_stays(name):
+def test_modules_and_subclasses_made_meanwhile_stay_ours(name):
     with fused_rnn.install():
         layer = getattr(nn, name)(3, 4)
 
@@ -114,14 +114,14 @@ def test_pickles_and_copies():
         torch.testing.assert_close(layer(input)[0], stock(input)[0])
 
 
-def test_swap_and_restore_meanwhile():
+def test_swap_and_restore_while_installed():
     model = nn.Sequential(nn.GRU(3, 4))
     with fused_rnn.install():
         assert type(fused_rnn.swap(model)[0]) is fused_rnn.GRU
         assert type(fused_rnn.restore(model)[0]) is STOCK["GRU"]
 
 
-def test_scripts_meanwhile():
+def test_script_while_installed():
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Our classes are true subclasses of torch.nn's, under torch.compile too, where torch's own stay as they are."""
+"""Our classes are subclasses of torch.nn's, also under torch.compile, where torch's own behave as before."""
 
 import copy
 import pickle
@@ -15,7 +15,7 @@ import fused_rnn
 # torch.compile instantiates autograd functions itself, against torch's own advice.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    # Of torch.export, which copies a structure that torch itself calls deprecated.
+    # torch.export copies a structure that torch deprecates.
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
 ]
 
@@ -44,7 +44,7 @@ def test_ours_is_a_subclass_and_prints_as_ours(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("normed", [False, True])
-def test_a_compiled_function_sees_what_it_is(name, normed):
+def test_isinstance_in_a_compiled_function(name, normed):
     layer = getattr(fused_rnn, name)(3, 4)
     if normed:
         parametrizations.weight_norm(layer, "weight_hh_l0")
@@ -59,7 +59,7 @@ def test_a_compiled_function_sees_what_it_is(name, normed):
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("installed", [False, True])
-def test_stock_layers_are_refused_by_dynamo_as_ever_and_run_eagerly(name, installed):
+def test_dynamo_still_refuses_torchs_layers_and_runs_them_eagerly(name, installed):
     stock = getattr(nn, name)(3, 4)
     ours, x = getattr(fused_rnn, name)(3, 4), torch.randn(50, 2, 3)
     graphs = []
@@ -85,7 +85,7 @@ def test_stock_layers_are_refused_by_dynamo_as_ever_and_run_eagerly(name, instal
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
-def test_stock_layers_script_and_export_as_ever():
+def test_torchs_layers_still_script_and_export():
     fused_rnn.LSTM(3, 4)
     model, x = nn.Sequential(nn.LSTM(3, 4)), torch.randn(5, 2, 3)
     torch.testing.assert_close(torch.jit.script(model)(x)[0], model(x)[0])

@@ -1,4 +1,4 @@
-"""Shapes, layouts, dropout and dtypes of a module's calls, held against torch.nn."""
+"""Shapes, layouts, dropout and dtypes of a module's calls, compared with torch.nn."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_states_of_an_lstm_may_be_a_list(proj_size, batch):
 
 
 @every_kind
-def test_results_can_be_viewed_where_those_of_torch_can(kind):
+def test_results_have_torchs_strides(kind):
     for ours, theirs, args in layouts_of(kind):
         for found, expected in zip(tensors_of(ours(*args)), tensors_of(theirs(*args)), strict=True):
             assert found.stride() == expected.stride()
@@ -97,7 +97,7 @@ def test_empty_batch_takes_empty_lengths(kind):
 
 
 def strided(tensor):
-    """The same numbers in memory that is neither contiguous nor dense."""
+    """The same numbers, neither contiguous nor dense."""
     wide = torch.full((*tensor.shape, 3), float("nan"), dtype=tensor.dtype)
     wide[..., 1] = tensor
     return wide[..., 1]
@@ -124,7 +124,7 @@ def test_expanded_input_and_output_gradients(kind):
     for module in (ours, theirs):
         leaf = input.detach().requires_grad_()
         outputs = tensors_of(module(leaf))
-        sum(output.sum() for output in outputs).backward()  # sum()'s gradient is one number, expanded
+        sum(output.sum() for output in outputs).backward()  # the gradient of sum() is an expanded scalar
         results.append({"input": leaf.grad} | {n: p.grad for n, p in module.named_parameters()})
     assert_close(*results)
 
@@ -144,7 +144,7 @@ def test_non_contiguous_weights_of_float32(kind):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("layout", ["padded", "batch_first", "unbatched", "packed"])
 @pytest.mark.parametrize("dropout", [0.4, 1.0])
-def test_dropout_draws_the_numbers_that_torch_draws(kind, training, layout, dropout):
+def test_dropout_draws_torchs_random_numbers(kind, training, layout, dropout):
     for bidirectional in (False, True):
         options = {"num_layers": 3, "dropout": dropout, "bidirectional": bidirectional}
         ours, theirs = make_pair(kind, **options, batch_first=layout == "batch_first")

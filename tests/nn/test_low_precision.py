@@ -26,8 +26,8 @@ def to(nested, *args, **options):
 @both_dtypes
 @every_device
 @every_kind
-def test_autocast_computes_what_a_module_of_its_dtype_computes(kind, device, dtype):
-    """Input, states and weights are cast, each from whatever of float32 and 16 bits it was; so are the results."""
+def test_autocast_equals_a_module_of_that_dtype(kind, device, dtype):
+    """Input, states and weights are cast, each from float32 or 16 bits; results have the autocast dtype."""
     ours, _ = make_pair(kind, dtype=F32, **{"num_layers": 2} if kind in LAYERS else {})
     ours.to(device)
     input, states = to((make_input(ours, dtype=F32), make_states(ours, dtype=F32)), device)
@@ -63,14 +63,14 @@ def test_autocast_refuses_integers_as_torch_does(kind):
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
-# How much less the loss may have fallen than in float32, as a share of that: roundings of 8 or 11 bits, of gradients
-# and, where the weights have 16 bits too, of what is left of a small step.
+# How much less the loss may fall than in float32, relative to that: gradients are rounded to 8 or 11 bits and, where
+# weights have 16 bits too, so are small steps.
 MARGIN = {torch.bfloat16: 0.005, torch.float16: 0.001}
 
 
 @functools.cache
 def losses(kind, device, weights=F32, autocast=None, scaled=False):
-    """Of steps on a small task, always the same one."""
+    """Losses of steps on a small task, always the same one."""
     torch.manual_seed(0)
     ours, _ = make_pair(kind, 4, 8, dtype=F32)
     head = nn.Linear(make_states(ours)[0].shape[-1], 1)
@@ -109,7 +109,7 @@ def test_training_in_16_bits_keeps_up_with_float32(kind, device, how, dtype):
 
 
 @every_kind
-def test_a_scaler_passes_over_a_step_that_overflows(kind):
+def test_a_scaler_skips_a_step_that_overflows(kind):
     ours, _ = make_pair(kind, dtype=F32)
     before = copy.deepcopy(ours.state_dict())
     optimizer, scaler = torch.optim.SGD(ours.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**20)
@@ -123,5 +123,7 @@ def test_a_scaler_passes_over_a_step_that_overflows(kind):
         scales.append(scaler.get_scale())
         scaler.update()
         assert all(weight.isfinite().all() for weight in ours.parameters())
-    assert scales[-1] < scales[0], "float16 has no gradient of 2 ** 20"
-    assert not torch.equal(ours.get_parameter(next(iter(before))), next(iter(before.values()))), "then it went on"
+    assert scales[-1] < scales[0], "2 ** 20 overflows in float16"
+    assert not torch.equal(ours.get_parameter(next(iter(before))), next(iter(before.values()))), (
+        "the next step was taken"
+    )

@@ -48,10 +48,10 @@ def through_save(module):
 
 @every_kind
 @pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle, through_save])
-def test_copies_work_and_are_apart_from_the_original(kind, copied):
+def test_copies_are_independent_of_the_original(kind, copied):
     ours, theirs = make_pair(kind, **DEEP if kind in LAYERS else {})
     args = input_and_states(theirs)
-    ours(*args)  # a module that has been used
+    ours(*args)  # copy a module that has run
     copied_module = copied(ours)
     assert type(copied_module) is type(ours)
     assert_same_results(copied_module, theirs, *args)
@@ -63,7 +63,7 @@ def test_copies_work_and_are_apart_from_the_original(kind, copied):
 
 
 @every_kind
-def test_state_dict_goes_through_a_file_both_ways(kind):
+def test_state_dicts_are_exchanged_through_a_file(kind):
     ours, theirs = make_pair(kind)
     for source, target in ((ours, theirs), (theirs, ours)):
         with torch.no_grad():
@@ -77,7 +77,7 @@ def test_state_dict_goes_through_a_file_both_ways(kind):
 
 
 @every_kind
-def test_wrong_state_dict_is_refused_as_torch_refuses_it(kind):
+def test_wrong_state_dict_raises_torchs_error(kind):
     ours, theirs = make_pair(kind)
     other, _ = make_pair(kind, 5, 6)
     assert_same_error(ours.load_state_dict, theirs.load_state_dict, other.state_dict())
@@ -114,7 +114,7 @@ def test_meta_module_takes_a_state_dict_by_assignment(kind):
 
 
 @every_kind
-def test_to_empty_gives_a_meta_module_its_memory(kind):
+def test_to_empty_materializes_a_meta_module(kind):
     our_class, _, options = KINDS[kind]
     _, theirs = make_pair(kind)
     ours = our_class(3, 4, **options, device="meta", dtype=F64).to_empty(device="cpu")
@@ -134,7 +134,7 @@ def test_to_empty_gives_a_meta_module_its_memory(kind):
         (lambda m: m.to(device="cpu", dtype=torch.float32), torch.float32),
     ],
 )
-def test_converted_modules_compute_in_their_new_dtype(kind, convert, dtype):
+def test_converted_modules_compute_in_the_new_dtype(kind, convert, dtype):
     ours, _ = make_pair(kind)
     ours(make_input(ours))
     convert(ours)
@@ -171,7 +171,7 @@ def test_replaced_parameters_are_used(kind):
 
 
 @unprojected
-def test_tied_weights_gather_their_gradients(kind):
+def test_tied_weights_accumulate_gradients(kind):
     ours, theirs = make_pair(kind, 4, 4, num_layers=2)
     for module in (ours, theirs):
         for name in ("weight_ih", "weight_hh", "bias_ih"):
@@ -195,9 +195,9 @@ def test_parametrized_weights(kind, name):
         getattr(parametrizations, name)(module, weight_hh(module))
     theirs.load_state_dict(ours.state_dict())
     args = input_and_states(theirs)
-    for _ in range(2):  # the second time with other parameters underneath
+    for _ in range(2):  # the second time with updated parameters
         assert any("parametrizations" in key for key in results_of(ours, *args))
-        results_of(theirs, *args)  # spectral_norm takes a step each time
+        results_of(theirs, *args)  # spectral_norm iterates in each call
         assert_same_results(ours, theirs, *args)
         sgd_step(ours)
         sgd_step(theirs)
@@ -232,7 +232,7 @@ def test_pruned_weights(kind):
 
 @every_kind
 def test_dropped_weights(kind):
-    """As AWD-LSTM does it: the weight is deleted and set again, before each call, to a tensor with a history."""
+    """As in AWD-LSTM: before each call the weight, no longer a parameter, is set to a dropped-out copy of another."""
     ours, theirs = make_pair(kind)
     name = weight_hh(ours)
     mask = (torch.rand(getattr(ours, name).shape) < 0.5).double() * 2
@@ -264,7 +264,7 @@ def test_functional_call(kind):
 
 
 def seen_by_hooks(module, args):
-    """All that every kind of hook is shown in one forward and backward."""
+    """The tensors that every kind of hook sees in one forward and backward pass."""
     seen = {}
 
     def note(name):
@@ -286,7 +286,7 @@ def seen_by_hooks(module, args):
 
 
 @every_kind
-def test_every_hook_is_shown_what_torch_shows(kind):
+def test_hooks_see_the_same_as_in_torch(kind):
     ours, theirs = make_pair(kind)
     args = input_and_states(theirs)
     found, expected = seen_by_hooks(ours, args), seen_by_hooks(theirs, args)

@@ -1,4 +1,4 @@
-"""Random layers on random sequences against torch.nn holding the same weights: all outputs, all gradients."""
+"""Random layers on random sequences against torch.nn with the same weights: all outputs, all gradients."""
 
 import warnings
 
@@ -24,11 +24,11 @@ CELLS = {
     "RNN tanh": (nn.RNNCell, fused_rnn.RNNCell, {"nonlinearity": "tanh"}),
     "RNN relu": (nn.RNNCell, fused_rnn.RNNCell, {"nonlinearity": "relu"}),
 }
-# float64: each result by itself; what differs is the order of sums. float32: all results together against torch.nn in
-# float64, since a single gradient may be what a cancellation leaves (1 - y * y at y = 0.999, with one unit).
-# The 16-bit formats likewise, with the limit that `verify` has for them.
+# float64: each result alone; only the order of sums differs. float32: all results together, against torch.nn in
+# float64, since a single gradient may be left by cancellation (1 - y * y at y = 0.999, with one unit). 16 bits:
+# likewise, with `verify`'s tolerance.
 LIMIT = {**TOLERANCE, torch.float64: 1e-11, torch.float32: 1e-5}
-# One rounded argument that changes sign changes all that a ReLU passes on; `verify` has fixed cases for it in 16 bits.
+# A ReLU's argument that changes sign by rounding changes all later results; `verify` covers ReLU in 16 bits.
 DTYPES_OF_RELU = (torch.float64, torch.float32)
 
 layers = st.fixed_dictionaries(
@@ -148,7 +148,7 @@ def make_inputs(module, layer, sequence):
 
 
 def run(module, inputs, sequence, dtype):
-    """Outputs, then gradients of everything not frozen, with output gradients from a fixed seed."""
+    """Outputs, then gradients of everything that requires them, for output gradients from a fixed seed."""
     x, states, lengths = inputs
     form, batch_first = sequence["form"], module.batch_first
     tensors = [t.detach().to(dtype) for t in (x, *states)] + list(module.parameters())
@@ -165,7 +165,7 @@ def run(module, inputs, sequence, dtype):
     torch.manual_seed(1)  # dropout
     output, state = module(x, hx, **options)
     if isinstance(output, PackedSequence):
-        if form == "lengths":  # torch.nn's way to what ours does without packing
+        if form == "lengths":  # torch.nn has lengths only by packing
             output = nn.utils.rnn.pad_packed_sequence(output, batch_first, total_length=sequence["steps"])[0]
         else:
             assert all(a is b for a, b in zip(output[1:], x[1:], strict=True))

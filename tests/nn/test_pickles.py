@@ -37,7 +37,7 @@ def load(name):
     return pickle.loads((DATA / name).read_bytes())
 
 
-def test_there_are_files_of_both_kinds():
+def test_there_are_files_of_both_formats():
     assert {Path(name).suffix for name in FILES} == {".pickle", ".pt"}
 
 
@@ -48,7 +48,7 @@ def test_an_old_model_loads_and_computes_the_same(file, model):
     module, inputs, expected = load(file)[model]
     with torch.no_grad():
         torch.testing.assert_close(module(*inputs), expected)
-    if model == "frozen LSTM":  # its mark was pickled, not its packed weights: they are packed anew
+    if model == "frozen LSTM":  # only the mark is pickled; loading packs the weights again
         with pytest.raises(RuntimeError, match=r"a frozen layer has no gradients.*fused_rnn.thaw"):
             module(*inputs)
         fused_rnn.thaw(module)
@@ -76,7 +76,7 @@ def one_of_each():
     yield next(fused_rnn.tbptt(lstm, lambda output, target: output.sum(), [(x, None)]))
 
 
-def test_public_classes_are_of_the_package_itself():
+def test_public_classes_are_pickled_by_their_public_names():
     found = set()
     for thing in one_of_each():
         kind = type(thing)
@@ -86,15 +86,17 @@ def test_public_classes_are_of_the_package_itself():
         assert not any(f"fused_rnn.{folder}".encode() in pickled for folder in ("nn", "ops", "autograd", "tools"))
         assert type(pickle.loads(pickled)) is kind
         found.add(kind)
-    assert found == {value for value in vars(fused_rnn).values() if isinstance(value, type)}, "none is left out"
+    assert found == {value for value in vars(fused_rnn).values() if isinstance(value, type)}, (
+        "some public class has no example"
+    )
 
 
-def test_the_package_shows_what_is_public():
+def test_dir_lists_public_names():
     assert dir(fused_rnn) == sorted(fused_rnn.__all__)
     assert all(hasattr(fused_rnn, name) for name in fused_rnn.__all__)
 
 
-# ---- the modules' old names, by which those pickles find them --------------------------------------------------------
+# ---- old module names, which those pickles refer to ------------------------------------------------------------------
 
 OLD_NAMES = [
     ("modules", "LSTM"),
@@ -127,18 +129,18 @@ def test_an_old_name_is_importable_and_warns(module, name):
         assert getattr(old, name) is getattr(fused_rnn, name)
 
 
-def test_every_old_name_is_tried():
+def test_every_old_module_is_tested():
     assert {module for module, _ in OLD_NAMES} == set(fused_rnn._old_names.MOVED)
 
 
-def test_an_old_module_has_nothing_else():
+def test_an_old_module_has_no_other_names():
     with pytest.raises(AttributeError, match=r"module 'fused_rnn.modules' has no attribute 'Transformer'"):
         fused_rnn.modules.Transformer  # noqa: B018
     with pytest.raises(ImportError, match=r"cannot import name 'Transformer'"):
         exec("from fused_rnn.modules import Transformer")
 
 
-def test_importing_the_package_warns_of_nothing():
+def test_importing_the_package_does_not_warn():
     command = "import fused_rnn, fused_rnn.modules, inspect; inspect.stack(); inspect.getmodule(inspect.stack()[0][0])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

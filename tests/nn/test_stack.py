@@ -1,4 +1,4 @@
-"""fused_rnn.Stack against the same layers of torch.nn, put together by hand."""
+"""fused_rnn.Stack against torch.nn layers stacked by hand."""
 
 import copy
 import itertools
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("no_reference")
 
 
 class ByHand(nn.Module):
-    """Padded or unbatched input through layers of torch.nn, made from nothing of ``stack`` but its weights."""
+    """Padded or unbatched input through torch.nn layers with the weights of ``stack``."""
 
     def __init__(self, cell, input_size, sizes, skip, bidirectional=False, **options):
         super().__init__()
@@ -51,7 +51,7 @@ def make_pair(cell, skip, *, input_size=3, sizes=None, bidirectional=False, **op
     sizes = sizes or SIZES[skip]
     ours = fused_rnn.Stack(cell, input_size, sizes, skip=skip, bidirectional=bidirectional, dtype=F64, **options)
     theirs = ByHand(cell, input_size, sizes, skip, bidirectional, **options)
-    theirs.load_state_dict(ours.state_dict())  # the same names, and nothing more
+    theirs.load_state_dict(ours.state_dict())  # the same names, no others
     return ours, theirs
 
 
@@ -68,7 +68,7 @@ def equal(ours, theirs, *args):
     assert_close(results_of(ours, *args), results_of(theirs, *args))
 
 
-# ---- the same numbers ------------------------------------------------------------------------------------------------
+# ---- same results ----------------------------------------------------------------------------------------------------
 
 
 @every_cell
@@ -104,7 +104,7 @@ def test_any_sizes(cell, skip, sizes, input_size, steps, batch, bidirectional, b
     x = torch.randn(batch, steps, input_size, dtype=F64).transpose(0, 1)  # not contiguous
     if batch:
         equal(ours, theirs, x, make_states(ours, batch))
-    else:  # which torch.nn does not take
+    else:  # torch.nn does not take them
         output, _ = ours(x, make_states(ours, 0))
         assert output.shape == (steps, 0, sizes[-1] * (1 + bidirectional))
 
@@ -135,7 +135,7 @@ def test_a_class_as_cell():
 @every_skip
 @both_directions
 def test_lengths_packing_and_single_rows_agree(cell, skip, bidirectional):
-    """With an input as wide as the outputs, so that the first layer has a residual, and NaN behind the rows' ends."""
+    """Input as wide as the outputs, so that the first layer has a residual; padding is NaN."""
     width = 4 * (1 + bidirectional)
     lengths = torch.tensor([3, 6, 1, 5])
     for batch_first in (False, True):
@@ -217,7 +217,7 @@ def test_gradcheck(cell, skip, bidirectional):
 @every_cell
 @every_skip
 def test_gradients_are_clipped_in_each_layer(cell, skip):
-    """As when the layers are called one after the other."""
+    """As if the layers were called one after the other."""
     stack, _ = make_pair(cell, skip, sizes=[4, 4], input_size=4)
     x = torch.randn(5, 3, 4, dtype=F64, requires_grad=True)
     around = {"residual": torch.add, "dense": lambda x, y: torch.cat([x, y], -1), None: lambda x, y: y}[skip]
@@ -233,7 +233,7 @@ def test_gradients_are_clipped_in_each_layer(cell, skip):
 
 @every_cell
 def test_dropout_without_skips_is_that_of_torch(cell):
-    """One layer of torch.nn in several: the same random numbers at the same places."""
+    """The same random numbers in the same places as one multi-layer torch.nn module."""
     ours = fused_rnn.Stack(cell, 3, [4, 4, 4], dropout=0.5)
     theirs = CELLS[cell](3, 4, 3, dropout=0.5)
     theirs.load_state_dict(
@@ -252,7 +252,7 @@ def test_dropout_without_skips_is_that_of_torch(cell):
     assert not torch.allclose(results[0], ours(x)[0])
 
 
-def test_dropout_goes_not_on_the_path_around():
+def test_dropout_leaves_the_skip_path_alone():
     stack = fused_rnn.Stack("gru", 4, [4, 4], skip="residual", dropout=1.0)
     x = torch.randn(5, 2, 4)
     torch.testing.assert_close(stack(x)[0], stack.layers[1](x)[0] + x)
@@ -262,7 +262,7 @@ def test_dropout_goes_not_on_the_path_around():
 
 @pytest.mark.parametrize(("cell", "skip"), [("lstm", "residual"), ("gru", "dense"), ("rnn", None)])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_compiles_whole(cell, skip):
+def test_compiles_to_one_graph(cell, skip):
     torch._dynamo.reset()
     stack, _ = make_pair(cell, skip, input_size=8, sizes=[4, 4], bidirectional=True)
     compiled = torch.compile(stack, fullgraph=True, backend="aot_eager")
@@ -319,10 +319,10 @@ def test_autocast_and_precision():
     assert stack.half()(torch.randn(5, 2, 3, dtype=torch.float16))[0].dtype == torch.float16
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_residual_wants_equal_widths():
+def test_residual_needs_equal_widths():
     message = r"the output of layer 2 must be as wide as its input, but its output is 10 wide, its input 8"
     with pytest.raises(ValueError, match=message):
         fused_rnn.Stack("lstm", 3, [4, 4, 5], skip="residual", bidirectional=True)
@@ -365,7 +365,7 @@ def test_wrong_states(cell):
         stack(x, (None, (torch.zeros(1, 2, 4),) * 2 if cell == "lstm" else torch.zeros(1, 2, 4)))
 
 
-def test_a_state_for_some_layers_only():
+def test_states_for_some_layers_only():
     stack, _ = make_pair("gru", None)
     x, states = torch.randn(5, 2, 3, dtype=F64), make_states(stack, 2)
     for given_ in itertools.product([True, False], repeat=3):

@@ -1,4 +1,4 @@
-"""``swap`` of subclasses and parametrized layers, what it reports, and the way back."""
+"""``swap`` and ``restore`` of subclasses and parametrized layers, and their warnings."""
 
 import abc
 import copy
@@ -74,7 +74,7 @@ def weight_norm(module, name="weight_hh_l0"):
         (lambda: weight_norm(nn.RNNCell(3, 4, dtype=F64), "weight_ih"), fused_rnn.RNNCell),
     ],
 )
-def test_subclasses_become_ours_and_keep_what_is_theirs(make, ours, input, no_reference):
+def test_swapped_subclasses_keep_their_own_attributes(make, ours, input, no_reference):
     module = make()
     former, expected = type(module), output_of(module, input)
     fused_rnn.swap(module)
@@ -98,7 +98,7 @@ def test_a_swapped_subclass_has_its_methods_and_ours(input):
     assert "Encoder[fused_rnn](3, 4)" in repr(module)
 
 
-def test_the_same_class_comes_of_the_same_class():
+def test_swapping_a_class_twice_gives_the_same_class():
     first, second = (fused_rnn.swap(Encoder(3, 4)) for _ in range(2))
     assert type(first) is type(second)
 
@@ -116,7 +116,7 @@ def test_a_swapped_subclass_is_copied_and_pickled(again, input):
         torch.testing.assert_close(again(module)(input)[0], expected)
 
 
-def test_a_parametrized_layer_is_copied_and_may_change_meanwhile(input):
+def test_a_parametrized_layer_is_copied_and_may_change_while_swapped(input):
     module = fused_rnn.swap(weight_norm(nn.GRU(3, 4, dtype=F64)))
     twin = copy.deepcopy(module)
     expected = module(input)[0]
@@ -155,7 +155,7 @@ def test_a_parametrized_layer_trains_as_before(input):
         torch.testing.assert_close(own.grad, other.grad)
 
 
-# ---- what is passed over, and what is said ---------------------------------------------------------------------------
+# ---- skipped layers, warnings ----------------------------------------------------------------------------------------
 
 
 def hooked():
@@ -173,7 +173,7 @@ def hooked():
         (lambda: torch.jit.script(nn.GRU(3, 4)), r"GRU\): it is compiled by TorchScript"),
     ],
 )
-def test_what_cannot_be_swapped_is_named_with_the_reason(make, reason):
+def test_skipped_layers_are_named_with_the_reason(make, reason):
     model = nn.ModuleList([make(), nn.RNN(3, 4)])
     former, lines = type(model[0]), []
     with pytest.warns(UserWarning, match=r"passed over 0 \(" + reason) as caught:
@@ -185,7 +185,7 @@ def test_what_cannot_be_swapped_is_named_with_the_reason(make, reason):
     assert lines[1] == "swapped 1 (RNN)"
 
 
-def test_a_class_that_python_cannot_combine_is_passed_over():
+def test_a_class_that_python_cannot_combine_is_skipped():
     class Meta(type):
         def mro(cls):
             if len(cls.__bases__) > 1:
@@ -199,7 +199,7 @@ def test_a_class_that_python_cannot_combine_is_passed_over():
         fused_rnn.swap(Single(3, 4))
 
 
-def test_a_swap_that_changes_nothing_says_so():
+def test_a_swap_that_changes_nothing_warns():
     with pytest.warns(UserWarning, match="changed nothing: Linear has no recurrent layer"):
         fused_rnn.swap(nn.Linear(3, 4))
-    fused_rnn.swap(fused_rnn.LSTM(3, 4))  # is ours already: nothing to warn of
+    fused_rnn.swap(fused_rnn.LSTM(3, 4))  # already ours: no warning

@@ -1,4 +1,4 @@
-"""Ids in place of input: in every way a layer can be called they are one-hot rows, to the bit; others are refused."""
+"""Token ids as input: however a layer is called they equal one-hot rows, to the bit; invalid ids are refused."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ LAYOUTS = {
     "batch first": {"batch_first": True},
     "deep": DEEP,
 }
-vocabularies = st.integers(1, 40) | st.sampled_from([97, 300, 1000])  # some with more ids than rows look up
+vocabularies = st.integers(1, 40) | st.sampled_from([97, 300, 1000])  # some larger than the number of rows
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -34,7 +34,7 @@ vocabularies = st.integers(1, 40) | st.sampled_from([97, 300, 1000])  # some wit
 @settings(max_examples=20)
 def test_equals_one_hot(name, dtype, case, empty_rows, threads):
     torch.set_num_threads(threads)
-    # A call of a row or two sums one-hot rows in another order than a longer one, which a look-up has none of.
+    # A call of a row or two sums one-hot rows in another order than a longer one; a look-up sums nothing.
     assert_equals_one_hot(name, case, dtype, empty_rows)
 
 
@@ -46,7 +46,7 @@ def test_equals_one_hot(name, dtype, case, empty_rows, threads):
 )
 @settings(max_examples=10)
 def test_equals_one_hot_with_relu(dtype, case, threads):
-    """Of few steps: where sums of positive numbers grow, 16 bits end."""
+    """Few steps: positive sums overflow 16 bits."""
     torch.set_num_threads(threads)
     assert_equals_one_hot("rnn_relu", Case(**case.__dict__ | {"steps": min(case.steps, 2)}), dtype, False)
 
@@ -57,7 +57,7 @@ def make_ids(module, steps=5, batch=2):
 
 
 def assert_same_module_results(module, ids, *args, **options):
-    """With gradients, without (straight to the operator), frozen: as with one-hot rows."""
+    """Equals one-hot rows with gradients, without them (the fast path) and frozen."""
     rows = one_hot(ids, module.input_size, module.weight_ih_l0.dtype)
     results = []
     for input in (ids, rows):
@@ -89,7 +89,7 @@ def test_modules(kind, layout, no_reference):
 
 
 def test_few_rows_of_a_frozen_layer(no_reference):
-    """One step, with batch_first too: what a generator of text does."""
+    """One step, with batch_first too, as in text generation."""
     for options in ({}, {"batch_first": True}):
         module = fused_rnn.freeze(fused_rnn.GRU(VOCABULARY, 4, **options))
         ids = torch.tensor([[3]])
@@ -124,7 +124,7 @@ def test_autocast_leaves_ids_alone(no_reference):
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_the_same_bits_whatever_the_threads(kind):
+def test_same_bits_for_any_number_of_threads(kind):
     module, _ = make_pair(kind, 50, 130, dtype=torch.float32, **DEEP)
     ids, results, before = torch.randint(0, 40, (60, 9)), [], torch.get_num_threads()
     for threads in (1, 2, 3):
@@ -135,13 +135,13 @@ def test_the_same_bits_whatever_the_threads(kind):
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
     weight = dict(zip(dict(module.named_parameters()), results[0][1:], strict=True))["weight_ih_l0"]
-    assert (weight[:, 40:] == 0).all() and (weight[:, :40] != 0).any()  # ids that do not occur
+    assert (weight[:, 40:] == 0).all() and (weight[:, :40] != 0).any()  # of ids that do not occur
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (40, 3)])
 def test_frozen_layers_of_a_large_vocabulary(kind, shape):
-    """Fewer ids than there are columns, and more: what is packed serves both."""
+    """Fewer ids than vocabulary entries, and more."""
     module, ids = getattr(fused_rnn, kind)(300, 5), torch.randint(0, 300, shape)
     with torch.no_grad():
         expected = module(ids)[0]
@@ -149,7 +149,7 @@ def test_frozen_layers_of_a_large_vocabulary(kind, shape):
     torch.testing.assert_close(found, expected)
 
 
-# ---- refused ---------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 
 every_mode = pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
@@ -188,8 +188,8 @@ def test_ids_out_of_range(kind, bad, mode):
 @every_mode
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_integers_that_are_no_ids(kind, dtype, mode):
-    """With a dimension for the numbers of a row: the errors that torch.nn has for them."""
+def test_integers_with_a_feature_dimension(kind, dtype, mode):
+    """Integers with a feature dimension raise torch.nn's errors."""
     module, _ = make_pair(kind, VOCABULARY, 4)
     packed = PackedSequence(torch.zeros(4, VOCABULARY, dtype=dtype), torch.tensor([2, 2]))
     with mode():
@@ -216,7 +216,7 @@ def test_other_integers(dtype, mode):
 
 @every_mode
 @pytest.mark.parametrize("kind", CELL_KINDS)
-def test_cells_take_numbers_only(kind, mode):
+def test_cells_refuse_ids(kind, mode):
     cell, _ = make_pair(kind, VOCABULARY, 4)
     with mode():
         with pytest.raises(ValueError, match=r"RNN input dtype \(torch.int64\) does not match"):

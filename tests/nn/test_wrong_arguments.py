@@ -77,7 +77,7 @@ def test_lstm_refuses_what_torch_refuses(proj_size, wrong):
 
 @every_layer
 @pytest.mark.parametrize("wrong", ["input size", "float32 input", "batch of hx", "layers of hx", "width of hx"])
-def test_packed_input_gets_the_clear_errors_of_padded_input(kind, wrong):
+def test_packed_input_raises_the_errors_of_padded_input(kind, wrong):
     ours, theirs = make_pair(kind, **DEEP)
     input, *hx = WRONG_FOR_LAYERS[wrong](theirs)
     for enforce_sorted in (False, True):
@@ -123,7 +123,7 @@ def test_rnn_cell_of_unknown_nonlinearity_fails_when_called():
     assert_same_error(ours, theirs, torch.ones(2, 3))
 
 
-# Where torch.nn's own message is a raw one from inside, ours names what is wrong.
+# Where torch.nn raises an internal error, ours names the argument.
 @pytest.mark.parametrize(
     ("kind", "arguments", "exception", "message"),
     [
@@ -172,7 +172,7 @@ def test_unsupported_dtype_is_named(kind):
         ("xpu", NotImplementedError, "runs on cpu and cuda, not on xpu"),
     ],
 )
-def test_unsupported_device_is_named_with_a_way_out(monkeypatch, device, exception, message):
+def test_unsupported_device_is_named_with_a_remedy(monkeypatch, device, exception, message):
     monkeypatch.setattr(fused_rnn.ops.library, "cuda_archs", list)
     with pytest.raises(exception, match=message):
         fused_rnn.ops.checks.check_device(torch.device(device))

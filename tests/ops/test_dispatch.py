@@ -1,4 +1,4 @@
-"""Operators dispatched, memory saved, memory read; and what the raw operators return beyond a module's needs."""
+"""Operators dispatched, memory saved, uninitialised memory; results of the raw operators that modules do not use."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from support.operators import Recorder, count_operators
 
 
 def sequence(form, steps):
-    """Arguments of a layer of input_size 3, and what it is called with besides."""
+    """Input and options for a layer of input_size 3."""
     input = torch.randn(steps, 3, 3, dtype=F64, requires_grad=True)
     lengths = torch.tensor([steps, 2, steps - 3])
     if form == "packed":
@@ -29,7 +29,7 @@ def sequence(form, steps):
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("form", ["padded", "packed", "lengths", "reset_mask", "lengths and reset_mask"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_operators_are_as_many_for_1000_steps_as_for_10(kind, form, backward):
+def test_number_of_operators_is_independent_of_steps(kind, form, backward):
     layer, _ = make_pair(kind, num_layers=2, bidirectional=True)
     counts = []
     for steps in (10, 1000):
@@ -51,7 +51,7 @@ def test_operators_are_as_many_for_1000_steps_as_for_10(kind, form, backward):
     assert profiled[f"fused_rnn::{operator}"] >= 2
 
 
-def test_the_count_sees_a_loop_over_time():
+def test_the_count_detects_a_loop_over_time():
     layer, _ = make_pair("rnn_tanh")
 
     def count(steps):
@@ -66,7 +66,7 @@ def test_the_count_sees_a_loop_over_time():
 
 
 def saved_sizes(run):
-    """How many numbers each call of layer_forward keeps for a backward pass."""
+    """How many numbers each call of layer_forward saves for backward."""
     with Recorder() as recorder:
         run()
     forward = torch.ops.fused_rnn.layer_forward.default
@@ -121,7 +121,7 @@ def test_no_memory_is_read_before_it_is_written(cell, threads, poisoned):
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_padding_may_hold_anything(kind, reset, poisoned):
-    """NaN behind a row's end, in the input and in the output's gradient, and resets there, change nothing."""
+    """NaN and resets past a row's end, in the input and the output's gradient, change nothing."""
     layer, _ = make_pair(kind, num_layers=2, bidirectional=True)
     lengths = torch.tensor([4, 0, 6, 1])
     padding = torch.arange(6).unsqueeze(1) >= lengths
@@ -151,7 +151,7 @@ raw = pytest.mark.parametrize(("cell", "projected"), CELLS_AND_PROJECTION)
 
 
 def random_layer(name, projected=False, members=(), shared=(), packed=False):
-    """A bidirectional layer with all it can have. ``shared`` names what all members have in common."""
+    """A bidirectional layer with every option. ``shared`` names the arguments without a member dimension."""
     cell, width = CELLS[name], WIDTH if projected else HIDDEN
     sizes = [4, 4, 2, 1, 1, 1]
 
@@ -182,7 +182,7 @@ def random_grads(outputs):
 
 
 def run_raw(layer, grads=None, wanted=EVERYTHING, groups=1):
-    """Everything the two operators return, the gradients' norms included, and the gradients that were put in."""
+    """All results of both operators, gradient norms included, and the output gradients they were given."""
     outputs = layer.forward(save=True, cells=layer.c0 is not None)
     grads = grads or random_grads(outputs)
     return outputs, layer.backward(grads, outputs[4], wanted, groups, norms=True), grads
@@ -209,7 +209,7 @@ def test_second_state_after_every_step(projected, packed, poisoned):
 
 
 def norms_by_autograd(layer, grads):
-    """[D, S, T]: the reference's steps one by one, each h and c a tensor that keeps its gradient."""
+    """[D, S, T], from the reference's steps one by one, with every h and c retaining its gradient."""
     active = (torch.arange(STEPS).unsqueeze(1) < layer.lengths).unsqueeze(-1)
     cuts = layer.reset_mask.unsqueeze(-1) & active
     per_direction = len(layer.weights) // 2
@@ -261,7 +261,7 @@ def test_gradient_norms_are_float32_or_wider(dtype):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("shared", [(), ("input",), ("lengths", "reset_mask"), ("input", "lengths", "reset_mask")])
 @raw
-def test_members_are_layers_side_by_side(cell, projected, shared, packed, poisoned):
+def test_members_equal_separate_layers(cell, projected, shared, packed, poisoned):
     layer = random_layer(cell, projected, (3,), shared, packed)
     outputs, gradients, grads = run_raw(layer)
     for m in range(3):
@@ -278,7 +278,7 @@ def test_members_are_layers_side_by_side(cell, projected, shared, packed, poison
 
 @pytest.mark.parametrize("members", [(), (3,)])
 @raw
-def test_weight_groups_are_parts_of_the_batch(cell, projected, members, poisoned):
+def test_weight_groups_equal_parts_of_the_batch(cell, projected, members, poisoned):
     layer = random_layer(cell, projected, members)
     _, whole, grads = run_raw(layer)
     for groups in (2, 4):
@@ -302,10 +302,11 @@ def test_weight_groups_are_parts_of_the_batch(cell, projected, members, poisoned
 
 
 @raw
-def test_only_what_is_wanted(cell, projected, poisoned):
+def test_only_wanted_gradients_are_computed(cell, projected, poisoned):
     layer = random_layer(cell, projected)
     _, whole, grads = run_raw(layer)
-    kinds = [Wanted.INPUT, None, None, None, *layer.weight_kinds]  # the states' gradients and the norms always come
+    # None: the states' gradients and the norms are always computed.
+    kinds = [Wanted.INPUT, None, None, None, *layer.weight_kinds]
     for wanted in (*Wanted, Wanted(0)):
         gradients = run_raw(layer, grads, wanted)[1]
         for kind, found, full in zip(kinds, gradients, whole, strict=True):

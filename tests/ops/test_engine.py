@@ -1,4 +1,4 @@
-"""The kernels against the reference on random layers and sequences; `cpu/test_isa.py` repeats it on each path."""
+"""The kernels against the reference on random layers and sequences; `cpu/test_isa.py` runs it on every ISA."""
 
 import pytest
 import torch
@@ -26,8 +26,8 @@ def test_kernels_equal_reference(name, dtype, case, strided, empty_rows, threads
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", CELLS)
-def test_no_inputs(name, dtype):
-    """Which only the functions allow: what the weights make of nothing is zero, not what memory holds."""
+def test_input_size_zero(name, dtype):
+    """input_size 0, which only the functional API allows: W_ih x is zero, not uninitialised memory."""
     for steps, batch in ((1, 1), (2, 1), (5, 3)):
         case = Case("no inputs", steps=steps, batch=batch, input_size=1, hidden=20)
         problem = problem_of(CELLS[name], case, dtype)
@@ -52,7 +52,7 @@ def test_no_inputs(name, dtype):
 )
 @settings(max_examples=8)
 def test_members_and_weight_groups(name, dtype, count, steps, batch, input_size, hidden, ragged, ensemble, threads):
-    """vmap(grad): over weights too, members of an ensemble; over inputs alone, per-sample gradients of one layer."""
+    """vmap(grad) over weights and inputs (an ensemble), and over inputs alone (per-sample gradients)."""
     torch.set_num_threads(threads)
     case = Case("random", steps, batch, input_size, hidden, states=False, lengths=ragged)
     problems = [problem_of(CELLS[name], case, dtype) for _ in range(count)]

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("no_reference")
 
 
 def operator_arguments(layers=2, layout=0, input=(5, 2, 3), states=(4, 2, 4), **changes):
-    """Of ``infer``, of a bidirectional stack of H = 4."""
+    """Arguments of ``infer`` for a bidirectional stack of H = 4."""
     gates = BY_ID[0].gates
     shapes = [(4 * gates, 3), (4 * gates, 4), (4 * gates,), (4 * gates,)] * 2
     shapes += [(4 * gates, 8), (4 * gates, 4), (4 * gates,), (4 * gates,)] * 2 * (layers - 1)
@@ -68,7 +68,7 @@ def test_shapes_without_data(args):
         ({"reset_mask": torch.zeros(2, 5, dtype=torch.bool)}, r"reset_mask must be \[5, 2\]"),
         ({"bias": False}, "weights must hold"),
     ],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else " and ".join(given),
 )
 def test_the_operator_refuses(changes, message):
     with pytest.raises(RuntimeError, match=message):

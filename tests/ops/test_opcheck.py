@@ -8,7 +8,7 @@ from fused_rnn.tools.verify import Case, make_problem
 
 
 def operator_arguments(cell, requires_grad, **options):
-    # Short: what is traced holds the double backward, unrolled in time.
+    # Few steps: the trace contains the double backward, unrolled in time.
     case = Case("", steps=2, bidirectional=True, **options)
     problem = make_problem(CELLS[cell], case, torch.float32, "cpu")
     tensors = [t.requires_grad_(requires_grad) for t in problem.tensors]
@@ -48,7 +48,7 @@ def test_opcheck_backward(cell, options, requires_grad):
     arguments = (*shared, *grads, *tensors, saved, 127, groups, not requires_grad)
     checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
     if options.get("packed") and requires_grad:
-        checks.pop()  # the double backward reads batch_sizes, which a trace with unknown values cannot
+        checks.pop()  # the double backward reads batch_sizes, which a trace with symbolic values cannot
     torch.library.opcheck(torch.ops.fused_rnn.layer_backward.default, arguments, test_utils=checks)
 
 
@@ -60,7 +60,7 @@ def test_raw_operator_refuses_tangents():
             torch.ops.fused_rnn.layer_forward(*shared, dual, *tensors, False, False)
 
 
-def test_raw_operator_says_that_nothing_was_saved():
+def test_backward_without_saved_values_names_save():
     shared, tensors = operator_arguments("gru", True)
     output = torch.ops.fused_rnn.layer_forward(*shared, *tensors, False, False)[0]
     with pytest.raises(RuntimeError, match="save=True"):

@@ -1,4 +1,4 @@
-"""Tensors that no layer takes are refused in words that say what to do, wherever they stand; none gives numbers."""
+"""Unsupported kinds of tensors are refused in every argument, with a message that says what to do."""
 
 import copy
 
@@ -15,12 +15,12 @@ from support.modules import LAYERS, make_input, make_pair, make_states, tensors_
 
 pytestmark = [
     pytest.mark.usefixtures("no_reference"),
-    # torch says so of what it makes for these tests.
+    # torch's warnings about the tensors made for these tests.
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
     pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor.* are deprecated:UserWarning"),
 ]
-# (how one is made, what is said of it)
+# kind: (how to make one, its error)
 KINDS = {
     "nested": (
         lambda t: torch.nested.nested_tensor(list(t)),
@@ -39,7 +39,7 @@ every_mode = pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 
 @pytest.fixture(scope="module")
 def process_group(tmp_path_factory):
-    """Of this process alone."""
+    """A DTensor of this process alone."""
     if not torch.distributed.is_available():
         pytest.skip("this torch has no torch.distributed")
     file = tmp_path_factory.mktemp("group") / "file"
@@ -56,7 +56,7 @@ def distributed(tensor):
 
 
 def arguments_of(module):
-    """(name, tensor, a call with another in its place) for each argument of the module and of the function behind."""
+    """(name, tensor, a call with another one in its place) for each tensor argument of a module and its function."""
     input, hx = make_input(module, dtype=torch.float32), make_states(module, dtype=torch.float32)
     weights, kind = [weight.detach() for weight in module.parameters()], type(module).__name__.lower()
     yield "input", input, module
@@ -91,7 +91,7 @@ def test_other_kinds_of_tensors(kind, refused, mode, process_group):
     for name, tensor, call in arguments_of(module):
         try:
             other = make(tensor)
-        except (RuntimeError, ValueError, IndexError):  # no kind is there for every dtype and number of dimensions
+        except (RuntimeError, ValueError, IndexError):  # no kind supports every dtype and number of dimensions
             continue
         with mode(), pytest.raises(TypeError, match=f"{name} must be a plain dense tensor, got .*{message}"):
             call(other)
@@ -99,7 +99,7 @@ def test_other_kinds_of_tensors(kind, refused, mode, process_group):
     assert {"weights", "input" if refused != "sparse rows" else "weights"} <= tried
 
 
-# What says of itself what it is: the usual checks of dtypes and devices.
+# Ordinary tensors of a wrong dtype or on a wrong device: the usual checks.
 @every_mode
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
 @every_kind
@@ -123,7 +123,7 @@ def test_complex_input_and_weights(mode):
 @pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=on_a_gpu)])
 @every_kind
 def test_tensors_on_another_device(kind, device, mode):
-    """One argument on meta once was enough for results that were never written."""
+    """Regression: one argument on meta gave results that were never written."""
     module, _ = make_pair(kind, dtype=torch.float32)
     for name, tensor, call in arguments_of(module):
         if device == "cuda" and name in ("lengths", "reset_mask"):
@@ -165,7 +165,7 @@ def test_operators_refuse_one_argument_on_meta(operator):
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_parameters_of_fully_sharded_modules_are_taken(kind, process_group):
-    """Distributed between calls, plain inside of them."""
+    """DTensors between calls, plain tensors inside of them."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor

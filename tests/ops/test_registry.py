@@ -1,4 +1,4 @@
-"""The registry of cells: every row agrees with the compiled library, with torch.nn and with the formulas."""
+"""The registry of cells: every row agrees with the compiled library, torch.nn and the reference."""
 
 import math
 
@@ -19,7 +19,7 @@ def test_cells_are_found_by_id_name_and_mode():
 
 
 @cells
-def test_gates_are_as_many_as_the_library_says(cell):
+def test_number_of_gates_agrees_with_the_library(cell):
     names = [gate.name for gate in cell.named_gates]
     assert len(names) == cell.gates
     assert [cell.gate(name) for name in names] == list(range(cell.gates))
@@ -37,7 +37,7 @@ def test_gates_lie_in_their_ranges(cell):
 
 
 @cells
-def test_classes_and_functions_have_the_rows_names(cell):
+def test_classes_and_functions_have_the_registrys_names(cell):
     options = {} if cell.nonlinearity is None else {"nonlinearity": cell.nonlinearity}
     for library in (torch.nn, fused_rnn):
         layer = getattr(library, cell.layer_name)(3, 4, **options)
@@ -47,7 +47,7 @@ def test_classes_and_functions_have_the_rows_names(cell):
     assert callable(getattr(functional, cell.layer.lower()))
 
 
-def test_no_other_module_has_a_cell():
+def test_other_modules_have_no_cell():
     assert cell_of(torch.nn.Linear(3, 4)) is None
     assert cell_of(torch.nn.RNNCellBase(3, 4, True, 2)) is None
     assert {ours.__name__ for ours in OURS.values()} == {n for c in BY_ID for n in (c.layer_name, c.step_name)}

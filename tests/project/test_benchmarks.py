@@ -1,4 +1,4 @@
-"""The benchmarks' own code: every line can be built and agrees, and what is shown follows from the result files."""
+"""The benchmarks' own code: every line can be built and agrees with its peers, and reports follow from result files."""
 
 import os
 import shlex
@@ -119,7 +119,7 @@ def test_peer_agrees_with_torch_nn(peer, layer):
 
 
 def test_frozen_layer_is_a_side_of_inference(monkeypatch):
-    """Whether or not the library can freeze layers yet."""
+    """Whether or not the library has freeze."""
     monkeypatch.setattr(fused_rnn, "freeze", lambda module: module, raising=False)
     found = {work.mode: set(problem.build(work).sides()) for work in EVERY_KIND[:2]}
     assert found == {"inference": {"ours", "frozen", "torch.nn"}, "training": {"ours", "torch.nn"}}
@@ -220,7 +220,7 @@ def test_results_survive_the_file(measured, tmp_path):
         assert Results.load(one.save(tmp_path)) == one
 
 
-def test_frozen_meets_onnx_runtime():
+def test_frozen_layers_are_compared_with_onnx_runtime():
     sides = {"ours": {"ms": 2.0}, "frozen": {"ms": 1.0}, "torch.nn": {"ms": 3.0}, "ONNX Runtime": {"ms": 0.5}}
     line = Line(EVERY_KIND[0], sides, {"ms": 0.25})
     assert (line.ratio("torch.nn"), line.ratio("ONNX Runtime"), line.ratio("JAX")) == (1.5, 0.5, None)
@@ -234,7 +234,7 @@ def test_slower_lines_are_marked(measured):
     assert "SLOWER" in "".join(map(table.row, measured[0].lines))
 
 
-def test_summary_names_who_did_not_run(measured):
+def test_summary_names_missing_peers(measured):
     text = table.summary(measured[0])
     assert "ONNX Runtime did not run: not installed: onnxruntime" in text
     assert "JAX: float32 on the CPU only (left out of float64 inference)" in text

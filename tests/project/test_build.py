@@ -1,4 +1,4 @@
-"""What the build promises: one library for torch 2.11 and later and any Python 3, rebuilt only as needed."""
+"""The build: one library for torch 2.11 and later and any Python 3, rebuilt only as needed."""
 
 import importlib.util
 import os
@@ -27,7 +27,7 @@ def setup():
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of the source tree with what is built in it: a build there finds nothing to do."""
+    """A copy of the source tree with its build folder: a build there has nothing to do."""
     if not (ROOT / "build/native").exists():
         pytest.skip("built elsewhere: there is no build folder to look at")
     unrelated = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "lib.*", "dist", "__pycache__")
@@ -61,7 +61,7 @@ def test_library_uses_neither_torch_cpp_nor_python():
     assert [line for line in symbols.splitlines() if unstable.search(line)] == []
 
 
-def test_library_keeps_its_symbols_to_itself():
+def test_library_exports_no_symbols_of_its_own():
     symbols = output_of("nm", "-D", "-C", "--defined-only", str(LIBRARY))
     assert [line for line in symbols.splitlines() if "fused_rnn::" in line] == []
 
@@ -136,13 +136,13 @@ def test_cuda_archs_are_those_of_the_gpus_seen(setup, monkeypatch, tmp_path, gpu
     assert setup["cuda_archs"]() == archs
 
 
-def test_cuda_archs_rejects_what_it_does_not_understand(setup, monkeypatch):
+def test_cuda_archs_rejects_unknown_names(setup, monkeypatch):
     monkeypatch.setenv("FUSED_RNN_CUDA_ARCHS", "80 hopper")
     with pytest.raises(SystemExit, match="got 'hopper' in it"):
         setup["cuda_archs"]()
 
 
-def test_build_without_cuda_knows_nothing_of_cuda(setup):
+def test_build_without_cuda_mentions_no_cuda(setup):
     text = setup["ninja_file"](Path("/site-packages/torch"))
     for word in ("nvcc", "csrc/cuda", "FUSED_RNN_WITH_CUDA", ".cu"):
         assert word not in text
@@ -159,7 +159,7 @@ def test_build_with_cuda(setup):
 
 
 def test_portable_objects_come_first_in_the_link(setup):
-    """Of an inline function in several objects the linker takes the first, which must run on every CPU."""
+    """The linker keeps the first copy of an inline function, which must run on every CPU."""
     link = setup["ninja_file"](Path("/site-packages/torch")).splitlines()[-1]
     objects = [Path(name).name for name in link.split(": link ")[1].split()]
     portable = [name for name in objects if not re.search(r"\.(avx|amx)\w*\.o$", name)]

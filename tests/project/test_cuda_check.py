@@ -46,7 +46,7 @@ def test_cuda_check_fails_on_local_memory(tmp_path, body, passes):
     ("registers", "threads", "shared", "blocks", "limits"),
     [
         (32, 128, 0, 16, "registers and warps"),
-        (33, 128, 0, 12, "registers"),  # a warp takes 40 * 32, so that a quarter is enough for 12
+        (33, 128, 0, 12, "registers"),  # a warp takes 40 * 32 registers: 12 blocks of 4 warps fit
         (56, 128, 0, 9, "registers"),
         (128, 256, 0, 2, "registers"),
         (129, 256, 0, 1, "registers"),
@@ -96,8 +96,8 @@ int main() {
 
 
 @needs_nvcc
-def test_occupancy_is_that_of_cuda(tmp_path):
-    """Whose header is asked about a Hopper."""
+def test_occupancy_equals_cudas(tmp_path):
+    """cuda_occupancy.h, asked about a Hopper GPU."""
     source, program = tmp_path / "ask.cu", tmp_path / "ask"
     source.write_text(ASK_CUDA)
     subprocess.run(["nvcc", "-std=c++17", source, "-o", program], check=True)
@@ -138,7 +138,7 @@ template __global__ void persistent<Persistent<Walk, Flags, Scalars<double, 1>, 
 
 
 @needs_nvcc
-def test_cuda_check_knows_how_kernels_are_launched(tmp_path):
+def test_cuda_check_finds_launch_sizes(tmp_path):
     source = tmp_path / "kernels.cu"
     source.write_text(KERNELS.replace("PARKED", "6"))
     done = run_script("cuda_check.py", source)
@@ -164,7 +164,7 @@ def test_cuda_check_knows_how_kernels_are_launched(tmp_path):
 
 @needs_cxx
 @pytest.mark.parametrize(("threads", "bad"), [(256, 0), (288, 1)])
-def test_cuda_check_fails_where_no_block_fits(threads, bad, capsys):
+def test_cuda_check_fails_if_no_block_fits(threads, bad, capsys):
     report = (
         "ptxas info    : Compiling entry function 'kernel' for 'sm_90a'\n"
         "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"

@@ -25,7 +25,7 @@ def test_training_reaches_nan_without_clipping_and_learns_with_it():
     printed = run_python(EXAMPLES / "clipping.py", "--quick")
     losses = dict(re.findall(r"(without clipping|clipped) +\d+ updates, loss (\S+)", printed))
     assert losses["without clipping"] in ("nan", "inf")
-    assert float(losses["clipped"]) < 0.75, "always saying the mean: 1"
+    assert float(losses["clipped"]) < 0.75, "predicting the mean has loss 1"
 
 
 def test_the_wall_throws_the_step_out_of_the_valley(clipping):
@@ -45,7 +45,7 @@ def test_the_figure_is_drawn(clipping, tmp_path):
     assert path.stat().st_size > 10_000
 
 
-# The recipes, one a line: the file's name and what it leaves.
+# Each recipe, and the files that it writes.
 RECIPES = {
     "captioning": "captioning.png",
     "char_lm": "char_lm.svg",
@@ -60,13 +60,13 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def left_behind(tmp_path_factory) -> Path:
-    """Where the recipes put what they leave: hidden_units finds the model of char_lm here."""
+    """Where the recipes put their files; hidden_units finds char_lm's model here."""
     return tmp_path_factory.mktemp("recipes")
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_keep_their_promises(name, left_behind):
-    """At ``--quick``. They exit with 1 where they miss what they promise."""
+    """With ``--quick``. A recipe exits with 1 if it misses what it promises."""
     pytest.importorskip("tqdm", reason="the recipes draw progress bars with tqdm")
     pytest.importorskip("matplotlib", reason="the recipes draw with matplotlib")
     run_python(EXAMPLES / f"{name}.py", "--quick", "--out", left_behind)
@@ -80,7 +80,7 @@ def example(monkeypatch):
     return importlib.import_module
 
 
-def test_a_saved_training_goes_on_as_if_it_had_not_stopped(example, tmp_path):
+def test_training_resumes_from_a_checkpoint_unchanged(example, tmp_path):
     pytest.importorskip("tqdm", reason="the recipes draw progress bars with tqdm")
     char_lm, cpu = example("char_lm"), torch.device("cpu")
     text = torch.randint(char_lm.VOCABULARY, (1300,))
@@ -112,7 +112,7 @@ def test_targets_of_the_search_for_units(example):
     source = 'if x:\n    y = "ab"  # c\n    z = f"{y}"\nz = 3\n'
     tracked = example("hidden_units").tracked(source)
     drawn = {name: "".join("#" if value else "." for value in values) for name, values in tracked.items()}
-    assert drawn == {  # at each character what holds after it
+    assert drawn == {  # at each character, the state after it
         "quotes": "." * 14 + "###" + "." * 15 + "#####" + "." * 8,
         "comments": "." * 20 + "###" + "." * 22,
         "place in the line": "#####." + "#" * 17 + "." + "#" * 14 + "." + "#####.",

@@ -1,4 +1,4 @@
-"""scripts/gpu_check.py, rehearsed where there is no GPU: time on one is scarce."""
+"""scripts/gpu_check.py, rehearsed without a GPU, since time on one is scarce."""
 
 import json
 import os
@@ -23,14 +23,14 @@ Step, run_steps = GPU_CHECK["Step"], GPU_CHECK["run_steps"]
 
 @pytest.fixture(scope="module")
 def floors():
-    """floors.cu as a program on the machine that executes PTX, built before a step's time runs."""
+    """floors.cu built for the software GPU, before any step's time starts."""
     if reason := building.why_not():
         pytest.skip(reason)
     return building.build_program(ROOT / "benchmarks/floors/floors.cu")
 
 
 def test_rehearsal(tmp_path, floors):
-    """Without expecttest, too, which such a machine need not have."""
+    """Also without expecttest, which a GPU machine may lack."""
     (tmp_path / "expecttest.py").write_text("raise ImportError('not on this machine')\n")
     environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)}
     out = tmp_path / "out"
@@ -53,7 +53,7 @@ def test_rehearsal(tmp_path, floors):
     assert not list(out.glob("*.new"))
 
 
-@pytest.mark.parametrize("order", range(1, 5))  # the rehearsal's is 0
+@pytest.mark.parametrize("order", range(1, 5))  # the rehearsal runs order 0
 def test_floors_in_other_orders(order, floors):
     program, environment = floors
     environment = os.environ | environment | {"FUSED_RNN_PTX_ORDER": str(order)}
@@ -63,8 +63,8 @@ def test_floors_in_other_orders(order, floors):
         assert done.returncode == 0 and word in done.stdout, done.stdout
 
 
-def test_calls_what_torch_has():
-    """The rehearsal skips these calls, and would not see a wrong name."""
+def test_torch_has_the_functions_called():
+    """The rehearsal skips these calls, and would not notice a wrong name."""
     files = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "fused_rnn").glob("*.py")]
     files += [ROOT / "tests/cuda/test_gpu.py", ROOT / "tests/support/gpu.py"]
     used = {name for file in files for name in re.findall(r"torch\.cuda\.(\w+)", file.read_text())}
@@ -81,13 +81,13 @@ def test_steps_fit_into_their_time():
         steps = GPU_CHECK["chosen"](mode, [])
         assert sum(step.reserved for step in steps) < seconds / 2
         for step in steps:
-            assert not re.search(r"(?<!\$)\{", step.text(mode, out="/out", left=1))  # but for the shell's own
+            assert not re.search(r"(?<!\$)\{", step.text(mode, out="/out", left=1))  # but for the shell's ${
     assert [step.name for step in GPU_CHECK["chosen"]("full", ["benchmark", "build"])] == ["build", "benchmark"]
     with pytest.raises(SystemExit, match="no step is called bench: machine, build"):
         GPU_CHECK["chosen"]("full", ["bench"])
 
 
-def test_failed_steps_stop_no_others(tmp_path):
+def test_failed_steps_do_not_stop_others(tmp_path):
     steps = [
         Step("fails", 9, "exit 3"),
         Step("hangs", 0.3, "trap '' TERM; sleep 60 & sleep 60"),
@@ -103,7 +103,7 @@ def test_failed_steps_stop_no_others(tmp_path):
     assert [step["result"] for step in json.loads((tmp_path / "steps.json").read_text())] == found
 
 
-def test_time_is_kept_for_the_benchmark(tmp_path):
+def test_time_is_reserved_for_the_benchmark(tmp_path):
     GPU_CHECK["stop"].__globals__["KILL_SECONDS"] = 0.1
     steps = [Step("slow", 60, "sleep 60"), Step("next", 60, "true"), Step("benchmark", 60, "true", reserved=1.5)]
     found = [outcome.result for outcome in run_steps(steps, "full", 2, tmp_path)]

@@ -18,7 +18,7 @@ from support.paths import ROOT
 
 
 def test_gpu_is_timed_by_its_events(monkeypatch):
-    """With events that advance a millisecond for every run recorded between them."""
+    """With fake events that advance a millisecond for every run between them."""
     ran = []
 
     class Event:
@@ -40,7 +40,7 @@ def test_gpu_is_timed_by_its_events(monkeypatch):
 
 
 def test_facts_of_a_gpu(monkeypatch):
-    """With the answers of an nvidia-smi, and without one."""
+    """With a fake nvidia-smi, and without one."""
     properties = SimpleNamespace(name="NVIDIA H200", multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     answer = "580.1, 1980 MHz, 1980 MHz, 3201 MHz, 31, 120.5 W\n"
@@ -57,7 +57,7 @@ def test_facts_of_a_gpu(monkeypatch):
     assert devices.Gpu().state() == {"nvidia-smi": "nvidia-smi"}
 
 
-def test_suite_is_the_full_cross_and_begins_with_a_spread():
+def test_suite_covers_all_combinations_and_starts_with_a_spread():
     plain = [work for work in SUITES["gpu"] if work.shape.steps == 128 and not work.packed and work.shape.batch != 16]
     assert len(plain) == 4 * 3 * 2 * len(GPU_HIDDEN) * len(GPU_BATCH)
     first = SUITES["gpu"][:60]
@@ -70,12 +70,12 @@ def test_suite_is_the_full_cross_and_begins_with_a_spread():
 
 @pytest.fixture(autouse=True)
 def settable_precision(monkeypatch):
-    """torch.testing._internal, once another test has imported it, forbids to set it for the rest of the process."""
+    """Lets these tests set allow_tf32, which torch.testing._internal forbids as soon as a test has imported it."""
     flags = torch.backends.disable_global_flags.__globals__  # torch.backends itself is another object
     monkeypatch.setitem(flags, "__allow_nonbracketed_mutation_flag", True)
 
 
-def test_precision_is_set_and_put_back():
+def test_precision_is_set_and_restored():
     work = next(work for work in SUITES["gpu"] if work.tf32)
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
@@ -98,7 +98,7 @@ def saved(folder):
     return Results.load(folder / "gpu-none.json")
 
 
-def test_line_that_fails_stops_no_others(tmp_path, monkeypatch):
+def test_a_failing_line_does_not_stop_others(tmp_path, monkeypatch):
     right = run_gpu.measure_line
 
     def sometimes_wrong(device, work, effort):
@@ -113,14 +113,14 @@ def test_line_that_fails_stops_no_others(tmp_path, monkeypatch):
     assert saved(tmp_path).failures == results.failures
 
 
-def test_wrong_line_has_the_time_of_torch_nn(tmp_path, monkeypatch):
+def test_a_wrong_line_keeps_the_time_of_torch_nn(tmp_path, monkeypatch):
     monkeypatch.setattr(run_gpu, "LARGEST_DIFFERENCE_TF32", 1e-30)
     (failure,) = measure(tmp_path).failures
     assert failure["why"].startswith("ours differs from torch.nn by")
     assert failure["sides"]["torch.nn"]["ms"] > 0 and "ours" not in failure["sides"]
 
 
-def test_another_process_goes_on_when_the_gpu_is_lost(tmp_path):
+def test_another_process_continues_after_the_gpu_is_lost(tmp_path):
     class Lost(devices.StandIn):
         def wait(self):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -132,7 +132,7 @@ def test_another_process_goes_on_when_the_gpu_is_lost(tmp_path):
     assert len(measure(tmp_path, resume=True).lines) == 5
 
 
-def test_run_that_is_cut_leaves_its_lines(tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_its_lines(tmp_path, monkeypatch):
     right, measured = run_gpu.measure_line, []
 
     def ends_at_the_third(device, work, effort):
@@ -150,11 +150,11 @@ def test_run_that_is_cut_leaves_its_lines(tmp_path, monkeypatch):
     assert len({line.work for line in saved(tmp_path).lines}) == len(saved(tmp_path).lines) == 6
 
 
-def test_no_line_begins_after_the_time(tmp_path):
+def test_no_line_starts_after_the_time_limit(tmp_path):
     assert measure(tmp_path, seconds=0).lines == saved(tmp_path).lines == []
 
 
-def test_another_process_goes_on(monkeypatch):
+def test_lost_processes_are_restarted_with_the_time_left(monkeypatch):
     commands = []
 
     def run(command, check):
@@ -169,7 +169,7 @@ def test_another_process_goes_on(monkeypatch):
     assert 50 >= left[0] > left[1] > left[2] > 40
 
 
-def test_line_that_hangs_ends_the_process(tmp_path):
+def test_a_hanging_line_ends_the_process(tmp_path):
     program = f"""
 import time
 from pathlib import Path

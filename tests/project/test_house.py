@@ -1,6 +1,6 @@
 """The rules of the house: who may import whom in ``fused_rnn``, where imports stand, and how long a file may be.
 
-Whatever is found is found in the text: nothing is imported, so a fault in one file does not hide those of others.
+All rules read the source text: nothing is imported, so a fault in one file hides no other.
 """
 
 import ast
@@ -13,7 +13,7 @@ from support.paths import ROOT
 
 PACKAGE = "fused_rnn"
 
-# What each folder, and each file beside them, may import of the others; what is not named here may not exist.
+# What each folder or top-level file may import from the others; nothing else may exist.
 MAY_SEE = {
     "_version": set(),
     "_old_names": set(),
@@ -28,14 +28,14 @@ MAY_SEE = {
 }
 MAY_SEE["__init__"] = MAY_SEE["__main__"] = {*MAY_SEE, "__init__"}
 
-# Packages that a user may be without: they are imported where they are needed.
+# Optional packages, imported where they are needed.
 OPTIONAL = {"matplotlib", "onnx_ir", "onnxscript"}
 
 MOST_LINES = 400
-FOLDERS_OF_SHORT_FILES = (PACKAGE,)
+FOLDERS_OF_SHORT_FILES = (PACKAGE, "tests")
 
 
-# ---- what is in the files --------------------------------------------------------------------------------------------
+# ---- reading the files -----------------------------------------------------------------------------------------------
 
 
 def modules(root: Path) -> dict[str, ast.Module]:
@@ -68,7 +68,7 @@ def imports(name: str, tree: ast.AST, known: dict[str, ast.Module]) -> Iterator[
 
 
 def unit(module: str) -> str:
-    """The folder, or the file beside the folders, that a module belongs to."""
+    """The folder or top-level file that a module belongs to."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
@@ -91,7 +91,7 @@ def forbidden_arrows(root: Path) -> list[str]:
 
 
 def circles(root: Path) -> list[str]:
-    """Modules that import each other, by whatever detour."""
+    """Modules that import each other, directly or not."""
     known = modules(root)
     sees = {name: {source for source, *_ in imports(name, tree, known)} & known.keys() for name, tree in known.items()}
     found, done = [], set()
@@ -128,7 +128,7 @@ def hidden_imports(root: Path) -> list[str]:
 
 
 def borrowed_private_names(root: Path) -> list[str]:
-    """Names with an underscore that are used outside of the file that they belong to."""
+    """Private names that are used outside of their file."""
     known = modules(root)
     found = []
     for name, tree in known.items():
@@ -161,16 +161,16 @@ def long_files(root: Path) -> list[str]:
 RULES = (forbidden_arrows, circles, hidden_imports, borrowed_private_names, long_files)
 
 
-def test_every_folder_and_file_has_its_place():
+def test_every_folder_and_file_has_a_rule():
     assert {unit(name) for name in modules(ROOT)} == MAY_SEE.keys()
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_house_is_in_order(rule):
+def test_rules_are_kept(rule):
     assert rule(ROOT) == []
 
 
-# ---- the rules themselves: each sees what it is there for ------------------------------------------------------------
+# ---- the rules themselves --------------------------------------------------------------------------------------------
 
 IN_FUNCTION = "\n\ndef _late():\n    {}\n"
 
@@ -196,7 +196,7 @@ IN_FUNCTION = "\n\ndef _late():\n    {}\n"
         (long_files, "ops/plans.py", "\n" * MOST_LINES, "plans.py has"),
     ],
 )
-def test_each_rule_sees_its_offender(tmp_path, rule, file, addition, found):
+def test_each_rule_finds_its_offender(tmp_path, rule, file, addition, found):
     for path in (ROOT / PACKAGE).rglob("*.py"):
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def test_each_rule_sees_its_offender(tmp_path, rule, file, addition, found):
     assert seen and found in seen[0], seen
 
 
-def test_what_is_optional_may_be_imported_late(tmp_path):
+def test_optional_packages_may_be_imported_late(tmp_path):
     (tmp_path / PACKAGE).mkdir()
     (tmp_path / PACKAGE / "onnx.py").write_text(IN_FUNCTION.format("from onnxscript import opset18"))
     assert hidden_imports(tmp_path) == []

@@ -78,7 +78,7 @@ def test_no_file_is_long():
         ("tricks/fast.h", "", "tricks/fast.h: no rule"),
     ],
 )
-def test_an_arrow_that_runs_back_is_seen(tmp_path, file, text, fault):
+def test_a_forbidden_include_is_found(tmp_path, file, text, fault):
     for name in ("cpu/simd/vector.h", "cpu/passes/saved.h", "cpu/gemm/panels.h"):
         (tmp_path / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "csrc" / name).touch()

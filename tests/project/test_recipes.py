@@ -1,4 +1,4 @@
-"""The examples for other libraries, those that are installed: the extra ``recipes`` has them all."""
+"""The examples for other libraries, where installed: the extra ``recipes`` has them all."""
 
 import importlib
 import re
@@ -13,14 +13,14 @@ from support.processes import run_python
 
 
 def losses_of(example: str, *options: str) -> list[float]:
-    """What the example prints, in a process of its own: these libraries keep much state, and warn a lot."""
+    """Losses that the example prints, in another process: these libraries keep global state, and warn a lot."""
     return [float(loss) for loss in re.findall(r"loss (\d\.\d{6})", run_python(EXAMPLES / example, *options))]
 
 
 @pytest.mark.parametrize(("library", "example"), [("lightning", "lightning_module"), ("accelerate", "accelerate_loop")])
-def test_libraries_train_as_the_plain_loop_does(library, example):
+def test_libraries_train_like_the_plain_loop(library, example):
     pytest.importorskip(library, reason=f"{library} is not installed")
-    steps = ("--steps", "5")  # so few that the plain loop's last loss is that of one step
+    steps = ("--steps", "5")  # few enough that the plain loop's last loss is that of one step
     (expected,) = losses_of("train_ddp.py", *steps)
     assert losses_of(f"{example}.py", *steps) == pytest.approx([expected], rel=1e-5)
 
@@ -32,7 +32,7 @@ def opacus_example(monkeypatch):
     return importlib.import_module("opacus_dp_sgd")
 
 
-def test_opacus_is_given_the_gradients_of_a_loop_over_rows(opacus_example, monkeypatch):
+def test_opacus_gets_the_gradients_of_a_loop_over_rows(opacus_example, monkeypatch):
     model = opacus_example.Adder(hidden=8)
     x, lengths, target = next(iter(torch.utils.data.DataLoader(opacus_example.Rows(6), batch_size=6)))
     losses, grads = [], []

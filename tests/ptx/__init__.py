@@ -4,9 +4,9 @@
     machine.options(seed=3, weak=True)  # in which order things happen, and what loads may see
     machine.change(kernel, {120: "bar.sync 0;"})  # lines of its text, from now on
 
-What it refuses, and says where: unknown opcodes, misaligned accesses, accesses outside of an allocation, shared memory
-that nobody has written, races, misuse of mbarriers, waiting for ever, and launches that a Hopper GPU would refuse. What
-it is not: ptxas and the machine code it makes, time, caches.
+It refuses, and says where: unknown opcodes, misaligned and out-of-bounds accesses, reads of uninitialised shared
+memory, races, misuse of mbarriers, deadlocks, and launches that a Hopper GPU would refuse. It does not model ptxas and
+SASS, time, or caches.
 """
 
 import ctypes
@@ -29,14 +29,14 @@ class Totals(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Of a kernel, by instruction. ``numbers`` has a column each: times executed, lanes, passes, passes at best."""
+    """A kernel's counts by instruction. Columns of ``numbers``: times executed, lanes, passes, passes at best."""
 
     lines: list[tuple[int, str, str, int]]  # of the PTX, opcode, source file and line; line 0: the end, not in the text
     numbers: np.ndarray
 
 
 class Machine:
-    """The module, and what Python asks about plans."""
+    """The compiled module, with a Python interface."""
 
     def __init__(self, module):
         self._module = module
@@ -58,7 +58,7 @@ class Machine:
 
     @contextmanager
     def silence(self, block, after):
-        """From its publication number ``after`` on, all that a block of a grid publishes is lost."""
+        """Drops everything that a block of a grid publishes, from its publication number ``after`` on."""
         self._module.set_silence(block, after)
         try:
             yield
@@ -66,9 +66,9 @@ class Machine:
             self._module.set_silence(-1, 0)
 
     def schedule(self, number):
-        """All orders in turn, with other random numbers each time around.
+        """The n-th order of events: all kinds in turn, with new random numbers each time around.
 
-        Every other time around a sequence is cut into runs of a few steps, as a long one is.
+        Every other time around, a sequence is cut into runs of a few steps, as long sequences are.
         """
         rounds, order = divmod(number, len(self.orders))
         self.options(seed=number, order=self.orders[order].name)
@@ -93,9 +93,9 @@ class Machine:
         allowed_shared=48 << 10,
         large_cluster=False,
     ):
-        """A kernel of a text of its own; ``arguments`` are numbers, or addresses of tensors.
+        """Launches a kernel of the given PTX; ``arguments`` are numbers, or addresses of tensors.
 
-        The last two are what host code asks for with cudaFuncSetAttribute.
+        The last two are set by cudaFuncSetAttribute on a GPU.
         """
         how = self._module.Launch(grid, block, shared_bytes, cluster, cooperative)
         allowed = self._module.Allowed(allowed_shared, large_cluster)
@@ -104,5 +104,5 @@ class Machine:
 
 @functools.cache
 def load() -> Machine:
-    """Builds and loads it once. Tensors made from then on lie between fences."""
+    """Builds and loads the machine, once. Tensors allocated from then on lie between guard areas."""
     return Machine(building.load_module())

@@ -1,4 +1,4 @@
-"""Builds the machine: a Python module of its sources, this library's own objects and a CUDA runtime that it brings."""
+"""Builds the machine: a Python module of its sources, a CUDA runtime of its own, and this library's object files."""
 
 import importlib.util
 import os
@@ -19,11 +19,11 @@ ROOT = MACHINE.parents[2]
 SETUP = runpy.run_path(str(ROOT / "setup.py"))
 NATIVE = ROOT / SETUP["BUILD"]
 TORCH = Path(torch.__file__).parent
-FOLDER = ROOT / "build/ptx"  # kept: the next run compiles what has changed since
-# Of the CUDA engine, what stands between torch's CUDA and the kernels: engine.cpp stands for it.
+FOLDER = ROOT / "build/ptx"  # kept between runs: only changed files are compiled again
+# Parts of the CUDA engine that need torch's CUDA; the machine's engine.cpp replaces them.
 OF_A_GPU = {"engine.cpp", "stream.cpp"}
 SHARED = ("arguments.cpp", "gradients.cpp", "infer.cpp", "memory.cpp", "packed.cpp", "step.cpp")
-OF_PYTHON = {"python.cpp", "engine.cpp", "tensor_memory.cpp"}  # of the machine, what programs go without
+OF_PYTHON = {"python.cpp", "engine.cpp", "tensor_memory.cpp"}  # parts of the machine that programs do not need
 NAMESPACE = "-DFUSED_RNN_LIBRARY=fused_rnn_emulated"
 
 
@@ -38,13 +38,13 @@ def engine_objects():
 
 
 def ptx_files():
-    """What nvcc made of the kernels for Hopper, on the way to the machine code in those same objects."""
+    """The kernels' PTX for Hopper, which nvcc left beside those objects."""
     files = [path for each in engine_objects() for path in sorted(Path(f"{each}.keep").glob("*.ptx"))]
     return [path for path in files if ".target sm_90a" in path.read_text()[:4000]]
 
 
 def cuda_include():
-    """Where the CUDA headers are that nvcc compiles with."""
+    """The folder of nvcc's CUDA headers."""
     said = subprocess.run(
         [SETUP["find_nvcc"](), "-dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
     )
@@ -53,7 +53,7 @@ def cuda_include():
 
 
 def why_not():
-    """What keeps the machine from being built here; None: nothing does."""
+    """Why the machine cannot be built here, or None."""
     if shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0]) is None:
         return "there is no C++ compiler"
     if SETUP["find_nvcc"]() is None:
@@ -64,11 +64,11 @@ def why_not():
 
 
 def compile_rule():
-    """Of C++ for the machine."""
+    """The ninja rule that compiles the machine's C++."""
     cxx = os.environ.get("CXX", "g++")
     flags = [
         "-std=c++20 -O3 -march=native -fPIC -fvisibility=hidden -Wall -Wextra",
-        "-ffp-contract=off -fno-strict-aliasing",  # numbers as PTX has them; registers of any type
+        "-ffp-contract=off -fno-strict-aliasing",  # arithmetic as in PTX; registers are read as any type
         f"-DFUSED_RNN_MACHINE={MODULE} {NAMESPACE} -DTORCH_TARGET_VERSION=0x{{:02x}}{{:02x}}000000000000".format(
             *SETUP["OLDEST_TORCH"]
         ),
@@ -80,17 +80,19 @@ def compile_rule():
 
 
 def compile_steps(sources):
-    """The text, and the names of the objects."""
+    """The build steps, and the names of their objects."""
     objects = [f"{source.name}.o" for source in sources]
     steps = (f"build {target}: cxx {source}\n" for source, target in zip(sources, objects, strict=True))
     return "".join(steps), objects
 
 
 def module_file(engine, target=f"{MODULE}.so"):
-    """build.ninja of the module, with the CUDA engine that these objects make up."""
+    """build.ninja of the module, linked with these objects of the CUDA engine."""
     steps, objects = compile_steps([*sorted(MACHINE.glob("*.cpp")), ROOT / "csrc/ops/ops.cpp"])
     cxx, libraries = os.environ.get("CXX", "g++"), f"-L{shlex.quote(str(TORCH / 'lib'))} -lc10 -ltorch_cpu -ldl"
-    link = f"{cxx} -shared -Wl,-Bsymbolic -o $out.new $in {libraries} && mv $out.new $out"  # a process may have it open
+    link = (
+        f"{cxx} -shared -Wl,-Bsymbolic -o $out.new $in {libraries} && mv $out.new $out"  # a process may have it loaded
+    )
     text = f"{compile_rule()}rule link\n  command = {link}\n{steps}"
     return f"{text}build {target}: link {' '.join([*objects, *map(str, engine)])}\n"
 
@@ -106,7 +108,7 @@ def program_file(source):
 
 
 def build(target, ninja_file):
-    """The path of what was built. What has not changed is kept."""
+    """Builds a target if it is out of date, and returns its path."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     file = FOLDER / f"{Path(target).name}.ninja"
     file.write_text(ninja_file)
@@ -117,7 +119,7 @@ def build(target, ninja_file):
 
 
 def build_program(source):
-    """A program, and the variable of the environment by which it finds its kernels."""
+    """A program, and the environment variable that names its kernels' PTX."""
     program = build(source.stem, program_file(source))
     (kernels,) = (FOLDER / f"{source.name}.o.keep").glob("*.ptx")
     return program, {"FUSED_RNN_PTX": str(kernels)}

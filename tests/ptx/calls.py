@@ -1,4 +1,4 @@
-"""Calls of the operators with everything that they can be asked for, on the machine and on the CPU's own engine."""
+"""Calls of the operators with all their options, on the machine and on the CPU engine."""
 
 import os
 from contextlib import contextmanager, suppress
@@ -145,7 +145,7 @@ def backward(operators, a: Arguments, grads, saved) -> list[Tensor]:
 
 
 def tangents(operators, a: Arguments, outputs, grads, saved) -> list[Tensor]:
-    """Along some direction: of the outputs, and of the gradients."""
+    """Tangents of the outputs and of the gradients along a random direction."""
     a.generator.manual_seed(1)
     gates, H = a.directions * a.cell.gates * a.call.hidden, a.directions * a.call.hidden
     x, r, added = a.random(*a.rows, gates), a.random(*a.rows, gates), a.random(*a.rows, a.directions * a.width)
@@ -171,14 +171,14 @@ def run(operators, call: Call) -> list[Tensor]:
 
 
 def what_is_wrong(call: Call) -> str | None:
-    """Where the machine's results differ from those of the CPU's engine, or what it refuses."""
+    """Where the machine's results differ from the CPU engine's, or the machine's error."""
     return differences(call.dtype, lambda: run(torch.ops.fused_rnn_emulated, call), run(torch.ops.fused_rnn, call))
 
 
 def differences(
     dtype: torch.dtype, compute, expected: list[Tensor], factor: float = 1, or_nan: bool = False
 ) -> str | None:
-    """``factor``: of the tolerance. ``or_nan``: results may be NaN in place of right."""
+    """``factor`` scales the tolerance. ``or_nan``: results may be NaN instead."""
     try:
         found = compute()
     except RuntimeError as failure:
@@ -188,7 +188,7 @@ def differences(
         if not any(one.isnan().any() for one in found):
             return "nothing is NaN"
         found = [torch.where(one.isnan(), other, one) for one, other in zip(found, expected, strict=True)]
-    if dtype.itemsize == 2:  # rounded alike, but not at the same places
+    if dtype.itemsize == 2:  # rounded equally often, but in other places
         found, expected = ([torch.cat([t.flatten() for t in side])] for side in (found, expected))
     errors = [relative_error(one, other) for one, other in zip(found, expected, strict=True)]
     most = factor * TOLERANCE[dtype]

@@ -1,4 +1,4 @@
-"""Layers that run on the machine, forward and back, against torch.nn in float64; and the sets that tests run."""
+"""Layers on the machine, forward and backward, against torch.nn in float64; and the sets of cases that tests run."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ CELLS = {
     "tanh": (2, nn.RNN, {}),
     "relu": (3, nn.RNN, {"nonlinearity": "relu"}),
 }
-# How blocks exchange what they compute, by dtype: half of a double may be all ones, so none polls.
+# Kinds of exchange by dtype; doubles do not poll, since half of a double may be all ones, the mark of unwritten words.
 PERSISTENT = [(dtype, way) for way in ("one", "cluster", "polling") for dtype in (F32, BF16, F16)]
 PERSISTENT += [(F32, "flags"), *((F64, way) for way in ("one", "cluster", "flags"))]
 ENGINES = [(dtype, "stepwise") for dtype in TOLERANCE] + PERSISTENT
@@ -98,7 +98,7 @@ def errors(case: Case) -> dict[str, float]:
 
 
 def what_is_wrong(case: Case) -> str | None:
-    """Errors above the tolerance, or what the machine refuses."""
+    """Errors above the tolerance, or the machine's error."""
     try:
         found = errors(case)
     except RuntimeError as failure:
@@ -112,7 +112,7 @@ def what_is_wrong(case: Case) -> str | None:
 
 
 def one_block(dtype, engine, hidden, most=None):
-    """A width that one block has room for."""
+    """A width that fits one block."""
     return (most or 13) if engine == "one" and dtype == F64 else hidden
 
 
@@ -128,7 +128,7 @@ def matrix():
 
 
 def sizes():
-    """Around what a publication, a chunk, a warp and a block hold."""
+    """Sizes around those of a publication, a chunk, a warp and a block."""
     for dtype, engine in PERSISTENT:
         for hidden in (1, 3, 4, 5, 31, 32, 33, 37, 64, 97, 130):
             if engine == "one" and hidden > (32 if dtype == F64 else 64):
@@ -138,14 +138,14 @@ def sizes():
 
 
 def orders(seed):
-    """For one order of lanes, warps and blocks."""
+    """Cases for one order of lanes, warps and blocks."""
     for dtype, engine in PERSISTENT:
         cell = "lstm" if seed % 2 else "gru"
         yield Case(dtype, engine, cell, 4, 5, 3, 21 if engine != "one" else 13, seed=seed)
 
 
 def weak(seed):
-    """For one choice of what loads from global memory see."""
+    """Cases for one choice of the values that loads from global memory see."""
     for dtype, engine in PERSISTENT:
         if engine in ("polling", "flags"):
             yield Case(dtype, engine, "lstm" if seed % 2 else "gru", 5, 5, 3, 21, seed=seed)
@@ -166,7 +166,7 @@ WIDE = [
     Case(F16, "polling", "lstm", 3, 40, 4, 1024, factor=2),
 ]
 
-# Where torch lets products of float32 round their factors to 11 bits.
+# With TF32 allowed, float32 products round their factors to 11 bits.
 TF32 = [
     Case(F32, engine, cell, 3, 5, 4, hidden, factor=2e3)
     for engine, cell, hidden in (
@@ -177,7 +177,7 @@ TF32 = [
 
 
 def rough():
-    """For approximations as bad as PTX lets them be."""
+    """Cases with approximations as inaccurate as PTX allows."""
     for dtype, engine in ENGINES:
         for cell in ("lstm", "gru"):
             yield Case(dtype, engine, cell, 20, 3, 5, one_block(dtype, engine, 29))

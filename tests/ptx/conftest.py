@@ -5,7 +5,7 @@ import ptx
 
 @pytest.fixture(scope="module")
 def machine():
-    """As it is made: fresh memory is NaN, kernels are unchanged. Tests here call its operators by name."""
+    """The machine with default options, unchanged kernels and NaN in fresh memory. Tests call its operators by name."""
     found = ptx.load()
     found.undo_changes()
     found.options()

@@ -1,4 +1,4 @@
-"""Small kernels that are right, and become wrong when one piece of their text is replaced."""
+"""Small correct kernels, each made wrong by replacing one piece of its text."""
 
 from typing import NamedTuple
 

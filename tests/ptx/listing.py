@@ -1,5 +1,4 @@
-"""A kernel's PTX statement by statement, each with the lines of source that it comes from: for tests that change it or
-report on it."""
+"""A kernel's PTX by statement, each with its source lines, for tests that change it or report on it."""
 
 import functools
 import re

@@ -1,6 +1,6 @@
-"""What opcodes of arithmetic mean, said once more in Python: a function of one thread's numbers for each name.
+"""Arithmetic opcodes defined again in Python: for each name, a function of one thread's operands.
 
-Integers have no limits here: a result's lowest bits count. None is a result that PTX leaves open.
+Integers are unbounded here: only a result's low bits count. None stands for a result that PTX leaves undefined.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""What a step of the persistent kernel costs in instructions: ceilings, so that it cannot grow unnoticed.
+"""Instructions that a step of the persistent kernel takes: ceilings, so that it cannot grow unnoticed.
 
-Counts are no times; no GPU has measured one yet. What polls repeat is not in them.
+Counts are no times; no GPU has measured one yet. Repeated polls are not counted.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Layers on the machine, forward and back, against torch.nn: every cell, dtype and engine, in every order of events."""
+"""Layers on the machine, forward and backward, against torch.nn: every cell, dtype, engine and order of events."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def test_orders(machine, order, seed):
 
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_weak_memory(machine, seed):
-    """What other blocks have stored is seen late; and that happens often enough to mean something."""
+    """Stores of other blocks are seen late, often enough for the test to mean something."""
     machine.options(seed=seed, weak=True)
     before = machine.totals().stale
     all_right(cases.weak(seed))
@@ -64,7 +64,7 @@ def test_tf32(machine):
 
 
 def test_rough_arithmetic(machine):
-    """Approximations may be as far off as PTX lets them be."""
+    """Approximations are as inaccurate as PTX allows."""
     machine.options(rough=True)
     all_right(cases.rough())
 
@@ -85,7 +85,7 @@ def test_runs_of_steps(machine, ahead):
 
 @pytest.mark.parametrize("order", ["shuffled", "block_ahead"])
 def test_many_steps(machine, order):
-    """In one launch, by several blocks: slots are written again and again."""
+    """In one launch of several blocks, which reuse their slots many times."""
     machine.options(seed=1, order=order)
     all_right(
         cases.Case(dtype, engine, "gru", 40, 2, 3, 70, factor=2)

@@ -1,4 +1,4 @@
-"""What the machine refuses of one block: each kernel here is right, and each fault makes it wrong."""
+"""Faults within one block that the machine refuses: each kernel is correct, and each fault makes it wrong."""
 
 import re
 
@@ -119,7 +119,7 @@ LOOP:
     leaves=[(i + 3) % 64 for i in range(64)],
     block=64,
 )
-# One thread speaks for all.
+# One thread publishes for all.
 TELL_ALL = Small(
     "tell_all",
     """
@@ -185,7 +185,7 @@ END:
     leaves=[5] * 64,
     block=64,
 )
-# A warp that has ended is not waited for.
+# Barriers do not wait for warps that have ended.
 ONE_ENDS = Small(
     "one_ends",
     """
@@ -268,7 +268,7 @@ BARRIER_FAULTS = {
 }
 
 
-# ---- lanes that part -------------------------------------------------------------------------------------------------
+# ---- divergence -------------------------------------------------------------------------------------------------
 
 # 1 + 2 + ... + i, in a loop that takes each lane another time; then of its neighbour.
 TRIANGLE = Small(

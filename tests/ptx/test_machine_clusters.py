@@ -1,4 +1,4 @@
-"""What the machine refuses of clusters: kernels that are right, each of which one fault makes wrong."""
+"""Faults in clusters that the machine refuses: correct kernels, each made wrong by one fault."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What the machine refuses of grids: of what they do to global memory, as weak as PTX has it, and of their sizes."""
+"""Faults in grids that the machine refuses, in global memory as weak as PTX allows, and launches of wrong sizes."""
 
 import ctypes
 import re
@@ -206,7 +206,7 @@ def test_faults_are_seen_in_weak_memory(machine, name):
 
 
 def test_loads_see_older_values(machine):
-    """Of the flag, again and again; and never without being asked."""
+    """Many loads of the flag see old values with ``weak``, and none without."""
     before = machine.totals().stale
     in_every_order(machine, PASS, PASS.text(), WEAK_SEEDS)
     assert machine.totals().stale == before
@@ -298,7 +298,7 @@ class Dim3(ctypes.Structure):
 
 
 def test_host_code_is_told(machine):
-    """By the runtime that it is linked with."""
+    """By the return codes of the CUDA runtime."""
     runtime, host = machine.library, ctypes.create_string_buffer(1)
     name = next(name for name in machine.names() if "store_numbers" in name).encode()
     runtime.cudaGetErrorString.restype = ctypes.c_char_p

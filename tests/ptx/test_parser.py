@@ -1,4 +1,4 @@
-"""PTX as text: what is declared, how operands are read, and errors that say where they are."""
+"""Parsing PTX: declarations, operands, and errors with their place."""
 
 import numpy as np
 import pytest

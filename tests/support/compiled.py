@@ -5,14 +5,14 @@ from torch._dynamo.backends.debugging import aot_eager
 
 
 class Compiled:
-    """A callable compiled whole, and how many graphs that took."""
+    """A callable compiled with ``fullgraph``, and how many graphs that took."""
 
     def __init__(self, call, **options):
         self.graphs = 0
         self.call = torch.compile(call, fullgraph=True, backend=self.compile, **options)
 
     def compile(self, graph, inputs):
-        compiled = aot_eager(graph, inputs)  # which may raise in order to begin anew
+        compiled = aot_eager(graph, inputs)  # may raise to restart the compilation
         self.graphs += 1
         return compiled
 

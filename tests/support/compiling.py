@@ -1,4 +1,4 @@
-"""Pieces of csrc compiled for a test, by themselves."""
+"""Compiles single headers of csrc for a test."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ from support.paths import ROOT, TESTS
 
 CSRC = ROOT / "csrc"
 BUILD_FLAGS = "-O3 -fno-math-errno -fno-trapping-math"  # setup.py's
-# Those of setup.py, this machine's own, and vectors of one number. Cells in Python run the best; these run each alone.
+# setup.py's flags, those of this machine, and vectors of one lane. The library picks one set; these try each.
 FLAGS = {"baseline": BUILD_FLAGS, "scalar": f"{BUILD_FLAGS} -DFUSED_RNN_VECTOR_BYTES=4 -fno-tree-vectorize"}
 if platform.machine() in ("x86_64", "AMD64"):
     if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
@@ -23,7 +23,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 
 def compile_library(folder, source, flags):
-    """C++ ``source``, which may include what is in csrc/, as a loaded shared library; skips where no compiler is."""
+    """Compiles C++ ``source``, which may include from csrc/, and loads it; skips the test if there is no compiler."""
     cxx = shlex.split(os.environ.get("CXX", "g++"))
     if shutil.which(cxx[0]) is None:
         pytest.skip(f"{cxx[0]} is not installed")

@@ -1,4 +1,4 @@
-"""What the CUDA engine is asked: sizes around those of its blocks, for each engine and dtype."""
+"""Random layers for the CUDA engines: sizes around those of their blocks."""
 
 import torch
 from hypothesis import strategies as st
@@ -39,11 +39,12 @@ stepwise_cases = st.builds(
 
 KINDS = ("one", "cluster", "polling", "flags")
 DTYPES_AND_KINDS = [(torch.float32, kind) for kind in KINDS]
-DTYPES_AND_KINDS += [(dtype, kind) for dtype in SIXTEEN_BITS for kind in KINDS[:3]]  # their GPUs can all poll
-DTYPES_AND_KINDS += [(torch.float64, kind) for kind in KINDS if kind != "polling"]  # half of a double may be all ones
+# Every GPU that has the 16-bit formats can poll. Polling marks unwritten words with all ones, which half of a double
+# may be.
+DTYPES_AND_KINDS += [(dtype, kind) for dtype in SIXTEEN_BITS for kind in KINDS[:3]]
+DTYPES_AND_KINDS += [(torch.float64, kind) for kind in KINDS if kind != "polling"]
 
-# Around what a block, a chunk of 32 and a publication of 4 units hold; one block has room for 64 units, or for 32 in
-# double.
+# Around a block's units, a chunk of 32 and a publication of 4. One block has room for 64 units, 32 in double.
 narrow = st.integers(1, 9) | st.sampled_from([31, 32])
 small = narrow | st.sampled_from([33, 37, 64])
 large = small | st.sampled_from([65, 97, 128])

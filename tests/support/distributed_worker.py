@@ -1,6 +1,6 @@
 """Run by integration/test_distributed.py under torchrun, in two processes: prints the names of its checks as they pass.
 
-Each check trains on this process's half of every batch and compares the weights with those of one that saw all rows.
+Each check trains on this process's half of every batch and compares the weights with those of a run on all rows.
 """
 
 import sys
@@ -19,13 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 from support.modules import KINDS
 
-OURS, TORCHS = 0, 1  # in a row of KINDS
+OURS, TORCHS = 0, 1  # index into a row of KINDS
 STEPS, BATCH = 5, 4
 FORMS = ("padded", "lengths", "packed", "checkpointed")
 
 
 class Model(nn.Module):
-    """Gives its loss, so that a wrapper sees one call."""
+    """Returns the loss, so that a wrapper sees one call of forward."""
 
     def __init__(self, kind: str, whose: int = OURS):
         super().__init__()
@@ -150,5 +150,6 @@ if __name__ == "__main__":
         check(*args)
         if dist.get_rank() == 0:
             print("passed", name, flush=True)
-    time.sleep(0.2)  # gloo's threads need Python to free what they held; one that finds it gone aborts the process
+    # gloo's threads free Python objects when they end, and abort the process if the interpreter is gone.
+    time.sleep(0.2)
     dist.destroy_process_group()

@@ -30,7 +30,7 @@ MASKS |= {
 
 
 class Loop:
-    """A module's layers as loops over time; ``states[k][d][t]`` are h (and c) after each step."""
+    """A module's layers as loops over time; ``states[k][d][t]`` holds h (and c) after step t, with gradients."""
 
     def __init__(self, module, input, lengths=None, reset_mask=None, detached=False):
         steps, batch = input.shape[:2]
@@ -82,7 +82,7 @@ class Loop:
 
 
 def loss_of(output):
-    """Of every step, each with a weight of its own."""
+    """A loss of every step's output, each with another weight."""
     return (output * torch.linspace(-1, 1, output.numel()).view_as(output).to(output)).sum()
 
 

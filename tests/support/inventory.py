@@ -1,4 +1,4 @@
-"""torch's own list of cases for its recurrent modules. To import it takes expecttest."""
+"""torch's own list of cases for its recurrent modules. Importing it needs expecttest."""
 
 from torch import nn
 from torch.testing._internal import common_modules
@@ -30,6 +30,6 @@ def assert_every_case_gives_what_torch_gives(torch_class, training, dtype, devic
             for cls in (torch_class, OURS[torch_class], torch_class)
         )
         ours.load_state_dict(first.state_dict())
-        theirs.load_state_dict(ours.state_dict())  # state dicts go both ways
+        theirs.load_state_dict(ours.state_dict())  # state dicts load in both directions
         assert not case.forward_input.kwargs
         assert_same_results(ours, theirs, *case.forward_input.args)

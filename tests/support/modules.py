@@ -105,7 +105,7 @@ def tensors_of(nested) -> list[Tensor]:
 
 
 def as_leaves(nested):
-    """The same tensors, same strides, as leaves that require gradients."""
+    """The same tensors, with the same strides, as leaves that require gradients."""
     if nested is None:
         return None
     if isinstance(nested, Tensor):
@@ -133,7 +133,7 @@ def results_of(module: nn.Module, *args, **options) -> dict[str, Tensor | None]:
 def assert_close(
     ours: dict[str, Tensor | None], theirs: dict[str, Tensor | None], tolerance: float | None = None
 ) -> None:
-    """Every tensor near its namesake: ||difference|| / ||expected|| within the tolerance of its dtype."""
+    """Compares tensors of the same name: ||difference|| / ||expected|| must be within the dtype's tolerance."""
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         found = ours[name]

@@ -1,4 +1,4 @@
-"""Ids in place of input, against one-hot rows."""
+"""Token ids as input, compared with one-hot rows."""
 
 import torch
 
@@ -11,12 +11,12 @@ VOCABULARY = 7
 
 
 def one_hot(ids, size, dtype):
-    """Zeros for what is no id: padding."""
+    """Padding, which is no id, becomes zeros."""
     return (ids.unsqueeze(-1) == torch.arange(size)).to(dtype)
 
 
 def ids_of(problem, garbage=False):
-    """For the rows of a problem; behind the ends of rows there may be anything."""
+    """Random ids for a problem's rows; ``garbage``: invalid ids as padding."""
     case, seed = problem.case, torch.Generator().manual_seed(1)
     ids = torch.randint(0, case.input_size, problem.tensors[0].shape[:2], generator=seed)
     if garbage and problem.lengths is not None and not case.packed:
@@ -33,7 +33,8 @@ def outputs_and_gradients(problem, api, input):
     return [o.detach() for o in outputs], list(torch.autograd.grad(outputs, leaves, grads))
 
 
-# There x and h may enter one sum together (forward.h), which a look-up joins at its end: another rounding.
+# On tiles, W_ih x and W_hh h may be accumulated into one sum (forward.h); a looked-up column is added at its end, and
+# so rounds differently.
 ON_TILES = (torch.float32, torch.bfloat16) if fused_rnn.info()["CPU instruction set for bfloat16"] == "amx" else ()
 
 

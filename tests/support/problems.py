@@ -42,7 +42,7 @@ def clipped(cases):
 def problem_of(cell, case, dtype, strided=False, empty_rows=False, device="cpu"):
     options = dict(case.__dict__)
     options["proj_size"] = min(case.proj_size, case.hidden - 1) if cell.projectable else 0
-    if case.batch == 0:  # of an empty batch nothing is packed, and no row is the longest
+    if case.batch == 0:  # an empty batch cannot be packed, and has no longest row
         options |= {"lengths": False, "packed": False}
     problem = make_problem(cell, Case(**options), dtype, device)
     if strided:
@@ -55,15 +55,15 @@ def problem_of(cell, case, dtype, strided=False, empty_rows=False, device="cpu")
 
 
 def keep_off_zero(problem):
-    """An argument of a ReLU that is rounded across 0 changes all that is passed on. Here none can be: every second unit
-    has weights that are all negative, the others have positive ones, and so is all that enters."""
+    """Keeps every ReLU's argument away from 0, where a rounding that changes its sign changes all later results: inputs
+    are positive, and a unit's weights are all negative or all positive."""
     problem.tensors = [t.abs() for t in problem.tensors]
     for weight in problem.tensors[1 + problem.case.states :]:
         weight[1::2] *= -1
 
 
 def assert_near(found, expected, dtype):
-    if dtype in SIXTEEN_BITS:  # all together, as verify does and for its reason
+    if dtype in SIXTEEN_BITS:  # all results as one vector, as verify does
         found, expected = ([torch.cat([t.flatten().double() for t in side])] for side in (found, expected))
     for i, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert one.shape == other.shape
@@ -72,7 +72,7 @@ def assert_near(found, expected, dtype):
 
 def assert_equals_reference(name, case, dtype, strided, empty_rows, device="cpu"):
     if name == "rnn_relu" and dtype == torch.float16:
-        case = Case(**{**case.__dict__, "steps": min(case.steps, 2)})  # sums of positive numbers grow out of its range
+        case = Case(**{**case.__dict__, "steps": min(case.steps, 2)})  # positive sums overflow in more steps
     problem = problem_of(CELLS[name], case, dtype, strided, empty_rows, device)
     found = outputs_and_gradients(problem, functional, dtype)
     assert_near(found, outputs_and_gradients(problem, reference, torch.float64), dtype)

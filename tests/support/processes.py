@@ -1,4 +1,4 @@
-"""Python in a process of its own."""
+"""Runs Python in another process."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from support.paths import TESTS
 
 
 def run_python(*command) -> str:
-    """What a process of its own prints, which has one thread, the library under test and ``support``."""
+    """Runs Python on one thread, with this library and ``support`` on its path, and returns what it prints."""
     path = f"{Path(fused_rnn.__file__).parents[1]}{os.pathsep}{TESTS}"
     done = subprocess.run(
         [sys.executable, *map(str, command)],

@@ -47,7 +47,7 @@ def test_info_command():
     assert done.returncode == 0, done.stderr
     shown, expected = info_shown(done.stdout), fused_rnn.info()
     assert shown.pop("threads").isdigit()
-    del expected["threads"]  # this process may have set its own
+    del expected["threads"]  # this process may have changed it
     assert shown == expected
 
 

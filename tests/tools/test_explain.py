@@ -49,7 +49,7 @@ def test_explain_says_none_where_a_call_computes_nothing(kind, monkeypatch):
 
 @every_kind
 def test_explain_names_the_cuda_engine(kind, plans, monkeypatch):
-    """Of a GPU that is not there."""
+    """For a GPU that is not there."""
     monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
     ours, _ = make_pair(kind)
     with torch._subclasses.FakeTensorMode():
@@ -60,7 +60,7 @@ def test_explain_names_the_cuda_engine(kind, plans, monkeypatch):
     assert "step by step" in found.reason
 
 
-def test_explain_asks_for_the_input():
+def test_explain_needs_the_input():
     with pytest.raises(TypeError, match=r"explain needs the input that forward would get"):
         fused_rnn.explain(fused_rnn.GRU(3, 4))
 
@@ -79,13 +79,13 @@ def test_explain_asks_for_the_input():
 )
 def test_explain_says_what_a_call_would_raise(inputs):
     module = fused_rnn.GRU(3, 4)
-    with pytest.raises(Exception) as raised:  # of any type: the message is compared
+    with pytest.raises(Exception) as raised:  # of any type; only the message matters
         module(*inputs)
     found = fused_rnn.explain(module, *inputs)
     assert (found.engine, found.reason) == ("none", str(raised.value))
 
 
-def test_explain_speaks_for_subclasses_whose_forward_is_inherited():
+def test_explain_of_subclasses():
     class Inherited(fused_rnn.GRU):
         pass
 
@@ -96,7 +96,7 @@ def test_explain_speaks_for_subclasses_whose_forward_is_inherited():
     input = torch.randn(5, 2, 3)
     assert fused_rnn.explain(Inherited(3, 4), input) == fused_rnn.explain(fused_rnn.GRU(3, 4), input)
     for module in (Own(3, 4), Inherited(3, 4)):
-        module.forward = module.forward  # of this object alone
+        module.forward = module.forward  # an attribute of this instance
         found = fused_rnn.explain(module, input)
         assert found.engine == "unknown"
         assert "has a forward of its own, which may compute anything" in found.reason
@@ -104,7 +104,7 @@ def test_explain_speaks_for_subclasses_whose_forward_is_inherited():
 
 
 @every_kind
-def test_explain_speaks_for_parametrized_layers(kind):
+def test_explain_of_parametrized_layers(kind):
     ours, theirs = make_pair(kind, dtype=torch.float32)
     input, plain = make_input(ours), fused_rnn.explain(ours, make_input(ours))
     name = "weight_hh_l0" if kind in LAYERS else "weight_hh"
@@ -115,7 +115,7 @@ def test_explain_speaks_for_parametrized_layers(kind):
 
 
 @pytest.mark.parametrize("module", [nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 4), nn.ReLU())])
-def test_explain_of_what_has_no_recurrent_layer(module):
+def test_explain_of_modules_without_recurrent_layers(module):
     found = fused_rnn.explain(module, torch.randn(5, 2, 3))
     assert (found.engine, found.reason) == (
         "unknown",
@@ -155,7 +155,7 @@ def test_explain_has_a_line_for_each_layer_of_a_model():
     assert layers["cell"] == fused_rnn.explain(model.cell, torch.randn(2, 4))
     assert "did not call" in layers["spare"].reason
     assert str(found).splitlines() == [f"{name}: {explanation}" for name, explanation in layers.items()]
-    # As the model was: its mode, its statistics, its hooks, and the random numbers.
+    # The model is unchanged: its mode, statistics and hooks, and the random state.
     assert model.training and model.norm.training and model.encoder.training
     assert torch.equal(after, before)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -185,12 +185,12 @@ def test_explain_of_a_model_that_fails():
     assert "raised before it was called: lengths must have one entry" in found["decoder"].reason
 
 
-def test_explain_says_nothing_of_second_derivatives():
+def test_explain_does_not_mention_second_derivatives():
     assert "plain PyTorch" not in str(fused_rnn.explain(fused_rnn.GRU(3, 4), torch.randn(5, 2, 3)))
 
 
 def explained(module, input, threads):
-    """(threads, directions, how many what) that explain tells of."""
+    """(threads, directions, count, what) in the reason that explain gives."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)

@@ -34,7 +34,9 @@ def test_every_layer_of_a_model_has_its_name():
         model(torch.randn(9, 2, 4))[0].sum().backward()
     lines = ["decoder.l0", "encoder.l0", "encoder.l0 reverse", "encoder.l1", "encoder.l1 reverse"]
     assert [line.name for line in flow.summary().lines] == lines
-    assert [name for name, _ in flow.norms()] == ["decoder.l0", "encoder.l1", "encoder.l0"], "as they came"
+    assert [name for name, _ in flow.norms()] == ["decoder.l0", "encoder.l1", "encoder.l0"], (
+        "in order of the backward pass"
+    )
     assert all(name in str(flow.summary()) for name in lines)
 
 
@@ -57,7 +59,7 @@ def test_several_calls_and_backward_passes():
     assert line["h"] == pytest.approx([d.square().mean().sqrt().item() for d in by_distance])
 
 
-def test_backward_after_the_context_counts():
+def test_backward_after_the_context_is_seen():
     module, _ = make_pair("gru")
     with fused_rnn.gradient_flow(module) as flow:
         loss = module(make_input(module))[0].sum()
@@ -69,7 +71,7 @@ def test_backward_after_the_context_counts():
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_calls_without_gradients_are_as_always(mode):
+def test_calls_without_gradients_are_unchanged(mode):
     module, _ = make_pair("gru", **DEEP)
     input = make_input(module)
     with mode():
@@ -90,10 +92,11 @@ def test_nothing_is_left_behind(monkeypatch):
 
     monkeypatch.setattr(norms_module, "run_layer", remember)
     module, _ = make_pair("lstm", **DEEP)
+    before = dict(vars(module))
     with fused_rnn.gradient_flow(module) as flow:
         loss = module(make_input(module))[0].sum()
         loss.backward()
-    assert "_runner" not in module.__dict__
+    assert vars(module) == before
     of_flow = weakref.ref(flow)
     del loss, flow
     gc.collect()
@@ -101,15 +104,19 @@ def test_nothing_is_left_behind(monkeypatch):
     assert of_flow() is None
     with pytest.raises(KeyError), fused_rnn.gradient_flow(module):
         raise KeyError
-    assert "_runner" not in module.__dict__
+    assert vars(module) == before
 
 
 def test_copies_are_not_watched():
     module, _ = make_pair("gru")
-    with fused_rnn.gradient_flow(module):
+    attributes = set(vars(module))
+    with fused_rnn.gradient_flow(module) as flow:
         for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-            assert "_runner" not in vars(other)
+            assert set(vars(other)) == attributes
+            other(make_input(other))[0].sum().backward()
         torch.save(module.state_dict(), io.BytesIO())
+    with pytest.raises(RuntimeError, match="seen no gradient"):
+        flow.norms()
 
 
 def test_checkpoints_and_hooks_on_saved_tensors():
@@ -193,7 +200,7 @@ def watch(*args, **options):
         pass
 
 
-def test_what_cannot_be_watched():
+def test_unsupported_models_are_refused():
     layer = fused_rnn.GRU(2, 3)
     with pytest.raises(ValueError, match='probe must be "last" or "all", got \'first\''):
         watch(layer, "first")
@@ -207,17 +214,17 @@ def test_what_cannot_be_watched():
     with pytest.warns(UserWarning, match=r"passes over cell \(GRUCell\), other \(LSTM\)") as caught:
         watch(model)
     assert caught[0].filename == __file__
-    model = nn.ModuleDict({"layer": layer})
+    model, before = nn.ModuleDict({"layer": layer}), dict(vars(layer))
     with fused_rnn.gradient_flow(layer), pytest.raises(RuntimeError, match="layer is watched already"):
         watch(model)
-    assert "_runner" not in vars(layer)
+    assert vars(layer) == before
     fused_rnn.freeze(layer)
     with pytest.raises(RuntimeError, match=r"the model is frozen.*thaw"):
         watch(layer)
 
 
 @both_probes
-def test_derivatives_that_would_say_nothing(probe):
+def test_unsupported_derivatives_are_refused(probe):
     module, _ = make_pair("gru")
     input = make_input(module).requires_grad_()
     tangent = torch.ones_like(input)

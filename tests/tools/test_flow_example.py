@@ -1,4 +1,4 @@
-"""``examples/gradient_flow.py``: the textbook's numbers, and that it runs."""
+"""``examples/gradient_flow.py``: it runs, and shows the textbook's numbers."""
 
 import importlib
 

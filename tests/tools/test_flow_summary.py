@@ -12,10 +12,10 @@ from support.modules import F64, has_two_states, make_input, make_pair
 
 
 def relu_chain(factor, steps=20, hidden=3):
-    """A ReLU network that never meets its flat side: a step back multiplies a gradient by ``factor``."""
+    """A ReLU network whose units are always active: a step back multiplies the gradient by ``factor``."""
     module = fused_rnn.RNN(1, hidden, nonlinearity="relu", bias=False, dtype=F64)
     with torch.no_grad():
-        module.weight_ih_l0.fill_(1e-200)  # not even where h grows as fast as the gradient
+        module.weight_ih_l0.fill_(1e-200)  # h stays finite even where it grows like the gradient
         module.weight_hh_l0.copy_(factor * torch.eye(hidden))
     with fused_rnn.gradient_flow(module) as flow:
         module(torch.ones(steps, 1, 1, dtype=F64))[0].sum().backward()
@@ -39,7 +39,7 @@ def test_verdicts(factor, verdict, half_life, says):
     assert says in line.reason and says in str(relu_chain(factor).summary())
 
 
-def test_verdicts_at_the_ends():
+def test_verdicts_of_extreme_cases():
     assert relu_chain(2.0, steps=1).summary().lines[0].verdict == "-"
     (line,) = relu_chain(0.0).summary().lines
     assert (line.verdict, line.ratio) == ("vanishing", 0)

@@ -62,7 +62,7 @@ def test_bound_of_the_vanilla_network(scale, says):
 
 
 def test_a_bound_below_one_holds():
-    """No gradient shrinks less than the largest singular value says."""
+    """Gradients shrink at least as fast as the largest singular value says."""
     module = fused_rnn.RNN(2, 8, dtype=F64)
     with torch.no_grad():
         module.weight_hh_l0.mul_(0.9 / torch.linalg.matrix_norm(module.weight_hh_l0, 2))
@@ -98,7 +98,7 @@ def test_spectrum_told_and_drawn(tmp_path):
 
 
 def gates_by_loop(module, input, hx, lengths, reset_mask):
-    """By name of layer, direction and gate: its values in every step that is taken; norms of the state by step."""
+    """{layer, direction and gate: its values in every active step}, and norms of the state by step."""
     kind, hidden = module.mode.split("_")[0].lower(), module.hidden_size
     steps, batch, _ = input.shape
     lengths = [steps] * batch if lengths is None else list(lengths)

@@ -1,4 +1,4 @@
-"""Ids in place of input, seen by the tools that look into a call."""
+"""Token ids in explain, gradient_flow, gate_statistics and Stack."""
 
 import pytest
 import torch

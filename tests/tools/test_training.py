@@ -45,7 +45,7 @@ def row_of(states, b):
 
 
 def explicit_loop(theirs, x, target, resets, size, state):
-    """Yields each chunk's loss, to go back from: row by row, and piece by piece between resets."""
+    """Yields each chunk's loss, computed row by row and piece by piece between resets."""
     states = [row_of(state, b) for b in range(x.shape[1])]
     for begin in range(0, len(x), size):
         end, loss = min(begin + size, len(x)), 0
@@ -87,13 +87,13 @@ def test_gradients_are_those_of_an_explicit_loop(kind, steps, batch, size, reset
         if not accumulate:
             ours.zero_grad()
             theirs.zero_grad()
-    assert next(expected, None) is None, "as many chunks"
+    assert next(expected, None) is None, "the number of chunks"
 
 
 @every_kind
 @pytest.mark.parametrize("at", [3, 4, 7, 8])
 def test_a_reset_at_a_chunks_border_or_within(kind, at):
-    """In the last step before a border, at it, in the last, short chunk: also told without the explicit loop."""
+    """In the last step before a chunk's border, at the border, and in the last, short chunk."""
     ours, theirs = make_pair(kind)
     x, target, mask = sequence(ours, 10, 2)
     mask[at] = True
@@ -102,14 +102,14 @@ def test_a_reset_at_a_chunks_border_or_within(kind, at):
         pass
     ends = sorted({0, 4, 8, 10, at})
     for begin, end in itertools.pairwise(ends):
-        # No gradient passes any of these: chunks end there, but for the reset, which leaves no state.
+        # No gradient passes these: chunks end there, and a reset leaves no state.
         output, state = theirs(x[begin:end], None if begin == at else mapped(torch.Tensor.detach, state))
         squares(output, target[begin:end]).backward()
     torch.testing.assert_close(gradients_of(ours), gradients_of(theirs))
 
 
 @every_kind
-def test_a_step_in_each_turn(kind):
+def test_an_optimizer_step_per_chunk(kind):
     ours, theirs = make_pair(kind)
     x, target, mask = sequence(ours, 11, 2, resets=0.2)
     optimizers = [torch.optim.SGD(module.parameters(), 0.01) for module in (ours, theirs)]
@@ -127,7 +127,7 @@ def make_zeros(module, batch):
 
 
 @every_kind
-def test_one_chunk_is_the_whole_way_back(kind):
+def test_one_chunk_is_full_backpropagation(kind):
     ours, theirs = make_pair(kind)
     x, target, _ = sequence(ours, 9, 2)
     (chunk,) = fused_rnn.tbptt(ours, squares, [(x, target)])
@@ -138,7 +138,7 @@ def test_one_chunk_is_the_whole_way_back(kind):
 
 
 @every_kind
-def test_layers_of_torch_where_nothing_is_reset(kind):
+def test_torch_layers_without_resets(kind):
     ours, theirs = make_pair(kind, num_layers=2)
     x, target, _ = sequence(ours, 10, 2)
     found = [list(fused_rnn.tbptt(module, squares, in_chunks(3, x, target))) for module in (ours, theirs)]
@@ -147,8 +147,8 @@ def test_layers_of_torch_where_nothing_is_reset(kind):
     torch.testing.assert_close(gradients_of(ours), gradients_of(theirs))
 
 
-def test_states_nested_at_will():
-    """Of a Stack, within a dict and a list; and what is handed out has no graph."""
+def test_nested_states():
+    """A Stack's states within a dict and a list; yielded states have no graph."""
     stack = fused_rnn.Stack("lstm", 3, [4, 4], skip="residual", dtype=F64)
     x, target, mask = torch.randn(9, 2, 3, dtype=F64), torch.randn(9, 2, 4, dtype=F64), torch.rand(9, 2) < 0.2
 
@@ -192,7 +192,7 @@ def test_carrying_on_from_a_state():
     torch.testing.assert_close(tensors_of([*first, *rest]), tensors_of(whole))
 
 
-def test_evaluation_takes_no_gradients():
+def test_evaluation_without_gradients():
     ours, _ = make_pair("lstm")
     x, target, mask = sequence(ours, 10, 2, resets=0.2)
     expected = [chunk.loss for chunk in fused_rnn.tbptt(ours, squares, in_chunks(4, x, target, mask))]
@@ -204,8 +204,8 @@ def test_evaluation_takes_no_gradients():
     assert all(parameter.grad is None for parameter in evaluated.parameters())
 
 
-def test_another_backward():
-    """As a GradScaler has it."""
+def test_custom_backward():
+    """As GradScaler needs it."""
     ours, theirs = make_pair("gru")
     x, target, _ = sequence(ours, 7, 2)
     for module, backward in ((ours, lambda loss: (8 * loss).backward()), (theirs, torch.Tensor.backward)):
@@ -232,12 +232,12 @@ def run(model=None, loss_fn=squares, chunks=None):
         ({"loss_fn": lambda output, target: 1.0}, "a tensor of one number, got float"),
     ],
 )
-def test_wrong_parts(wrong, message):
+def test_wrong_arguments(wrong, message):
     with pytest.raises(TypeError, match=f"tbptt: .*{message}"):
         run(**wrong)
 
 
-def test_layers_of_torch_know_no_masks():
+def test_torch_layers_refuse_masks():
     chunk = (torch.randn(4, 2, 3), torch.randn(4, 2, 4), torch.zeros(4, 2, dtype=torch.bool))
     with pytest.raises(TypeError, match="unexpected keyword argument 'reset_mask'"):
         run(nn.GRU(3, 4), chunks=[chunk])
@@ -290,7 +290,7 @@ def test_memory_does_not_grow_with_the_sequence():
 
 @pytest.fixture
 def shown(monkeypatch, capsys):
-    """What a terminal is shown on stderr while a function runs."""
+    """What a terminal shows of stderr while a function runs."""
 
     def watch(function):
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # only now is it that of the test itself
@@ -323,7 +323,7 @@ def test_bar(shown, make, options, expected):
         assert err == ""
     else:
         assert f"{expected} {losses[2]:.4g}" in err
-        assert err.endswith("\r\033[K"), "and leaves the line clean"
+        assert err.endswith("\r\033[K"), "the line is cleared"
 
 
 def test_a_bar_left_early_is_cleared(shown):

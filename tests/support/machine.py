@@ -1,0 +1,18 @@
+"""The CUDA engine in place of the CPU's: its kernels' PTX is executed on the CPU (ptx/)."""
+
+import torch
+
+from fused_rnn.autograd import functions, steps
+from fused_rnn.ops import arguments
+from fused_rnn.ops import layer as ops_layer
+
+
+def take_over(put=setattr):
+    """Every call runs the operators of the machine, which must be loaded. ``put``: how an attribute is set."""
+    operators = torch.ops.fused_rnn_emulated
+    put(functions, "_FORWARD", operators.layer_forward.default)
+    put(functions, "_BACKWARD", operators.layer_backward.default)
+    put(arguments, "_infer", operators.infer.default)
+    put(steps, "_forward", operators.step_forward.default)
+    put(steps, "_backward", operators.step_backward.default)
+    put(ops_layer, "_operators", operators)
