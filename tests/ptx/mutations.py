@@ -89,7 +89,9 @@ BLOCK_BARRIER = ((r"barrier\.cluster\.arrive\S*", ""), (r"barrier\.cluster\.wait
 EXPECTS_NOTHING = ((r"mbarrier\.arrive.*;", ""),)
 EXPECTS_LESS = ((r"(mbarrier\.arrive\S+ _, \S+) %\w+;", r"\1 16;"),)
 ALWAYS_COMPLETE = ((r"(selp\.u32 %\w+, )1, 0, p;", r"\g<1>1, 1, p;"),)
-OTHER_PHASE = ((r"(mbarrier\.try_wait\S+ p, \S+) (%\w+);", r"{ .reg .b32 %other; xor.b32 %other, \2, 1; \1 %other; }"),)
+OTHER_PHASE = (
+    (r"(@!?wide mbarrier\.try_wait\S+ p, \S+) (%\w+);", r"{ .reg .b32 %other; xor.b32 %other, \2, 1; \1 %other; }"),
+)
 BLOCK_SCOPE = ((r"acquire\.cluster\.shared", "acquire.cta.shared"),)
 HALF = (r"v4\.b32 (.*)\{(\S+, \S+), \S+, \S+\}", r"v2.b32 \1{\2}")  # of what is stored
 OTHER_FORMAT = ((r"f32\.bf16\.bf16\.f32", "f32.f16.f16.f32"),)
