@@ -356,9 +356,10 @@ __global__ void multiply_ones(float* out, int64_t* cycles, int steps) {
 __global__ void wait_in_vain(const Watch watch, const uint32_t* flag, uint64_t* out, int step) {
   Waiter waiter(watch, Blocks::kFlags, true, static_cast<int>(blockIdx.x), 0);
   const uint64_t since = global_nanoseconds();
-  Polls polls;
+  FirstLook first;
   while (load_acquire(flag) == 0)
-    if (!waiter.keep_waiting(polls, step)) break;
+    if (!waiter.keep_waiting(first)) break;
+  if (waiter.has_given_up()) waiter.report(step);
   out[blockIdx.x] = global_nanoseconds() - since;
 }
 

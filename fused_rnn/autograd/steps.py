@@ -1,5 +1,7 @@
-"""A cell's single step as an autograd function, for plain calls outside of transforms: a step of a small cell takes less
-time than what :class:`fused_rnn.autograd.functions.LayerForward` does around it."""
+"""A cell's single step as an autograd function, for plain calls outside of transforms.
+
+A step of a small cell takes less time than what :class:`fused_rnn.autograd.functions.LayerForward` does around it.
+"""
 
 from __future__ import annotations
 

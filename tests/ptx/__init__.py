@@ -65,6 +65,15 @@ class Machine:
         finally:
             self._module.set_silence(-1, 0)
 
+    @contextmanager
+    def hold_up(self, block):
+        """A block of a grid goes on only where no other one can, and what is stored asynchronously comes late."""
+        self._module.set_held_up(block)
+        try:
+            yield
+        finally:
+            self._module.set_held_up(-1)
+
     def schedule(self, number):
         """The n-th order of events: all kinds in turn, with new random numbers each time around.
 

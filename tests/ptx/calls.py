@@ -12,7 +12,7 @@ from fused_rnn.ops.layer import Wanted, weight_kinds
 from fused_rnn.tools.verify import TOLERANCE, relative_error
 
 EVERYTHING = 127  # bits of what layer_backward is asked for
-WAIT_S = "2e-6"  # while a block is silent, of the machine's clock: it counts instructions as nanoseconds
+WAIT_S = "2e-6"  # of waits that will be in vain; the machine's clock counts instructions as nanoseconds
 
 
 class Call(NamedTuple):
@@ -58,11 +58,10 @@ def engine(name: str):
 
 
 @contextmanager
-def silence(machine, block: int, after: int):
-    """All that this block publishes is lost, from its publication of this number on: what waits for it gives up soon.
-    Nobody is told of it later."""
+def in_vain(fault):
+    """While the machine has this fault, ``silence`` or ``hold_up``, waits soon give up. Nobody is told of it later."""
     try:
-        with variable("FUSED_RNN_CUDA_WAIT_S", WAIT_S), machine.silence(block, after):
+        with variable("FUSED_RNN_CUDA_WAIT_S", WAIT_S), fault:
             yield
     finally:  # the next call would be
         with suppress(RuntimeError):

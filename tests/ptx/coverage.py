@@ -25,7 +25,6 @@ LSTM, GRU, TANH, RELU = CELLS = range(4)
 REPORT = building.FOLDER / "coverage.txt"
 ENDS = int(Wanted.INPUT | Wanted.BIAS_IH)  # gradients that need no copies of large matrices
 NARROW = 300  # widths that are cheap
-SCOPE = "FUSED_RNN_CUDA_MBARRIER_SCOPE"
 
 # Widths at which each shape of the persistent kernel is taken, for cells of four, three and one gates; with a batch
 # where it takes many rows. Products one by one read no more of a slot than the width fills: the wider, the more of the
@@ -141,10 +140,8 @@ def what_is_wrong(machine, run: Pass, number: int) -> str | None:
         if call.hidden >= NARROW:  # for which it is the only call that is not packed
             call = call._replace(rows="lengths")
         compute, expected = computation(run._replace(call=call))
-        # With one group of blocks nothing is read that another block has stored, so either scope will do.
-        scope = "cta" if call.rows == "lengths" and not call.bidirectional else "cluster"
         for block, after in ((0, 0), (1, 1)) if call.hidden < NARROW else ((0, 0),):
-            with calls.silence(machine, block, after), calls.variable(SCOPE, scope):
+            with calls.in_vain(machine.silence(block, after)):
                 wrong = wrong or calls.differences(call.dtype, compute, expected, factor, or_nan=True)
         return wrong
 
@@ -165,15 +162,12 @@ def everything(machine) -> list[str]:
 CHUNKS = "chunks of K that no layer fills where this shape is taken, or only wider ones do"
 BEYOND_32_BITS = "division of numbers beyond 32 bits"
 NOT_OF_THE_CELL = "projections and tangents, which this cell or kernel does not have"
-OTHER_SCOPE = "the other scope of a cluster's waits, with which PTX lets nobody read what another block stored"
 REASONS = [
     (r"call |trap|exit;", "", "assertions that do not hold"),
     (r"(div|rem)\.[su]64", "", BEYOND_32_BITS),
-    (r"acquire\.cta", "", OTHER_SCOPE),
-    (r"", r"AcquireScope::kBlock", OTHER_SCOPE),
     (r"", r"multiply_numbers|multiply_pieces|WarpWeights|parked_\[|kPacksOfChunk", CHUNKS),
     (r"", r"clear_unit", "lengths and padding, where a call is packed"),
-    (r"", r"keep_waiting|others_gave_up|give_up|drain_after_timeout", "waits in vain where another one was before"),
+    (r"", r"keep_waiting|others_gave_up|report\(|drain_after_timeout", "waits in vain where another one was before"),
     (r"", r"is_missing|keep_polling|settle", "what was there at the first look"),
     (r"", r"kPeers|store_async|outlet", "more blocks in a cluster than these widths need"),
     (r"", r"is_reset|common\.resets|cut_", "resets, where a call has none"),
@@ -186,7 +180,7 @@ REASONS = [
     (r"", r"both\[", "the second direction, where a call has one"),
     (r"", r"tokens\.cuh|matrices\.cuh", "loops unrolled for more rows than these"),
 ]
-OUT_OF_REACH = {CHUNKS, BEYOND_32_BITS, NOT_OF_THE_CELL, OTHER_SCOPE}
+OUT_OF_REACH = {CHUNKS, BEYOND_32_BITS, NOT_OF_THE_CELL}
 UNKNOWN = "unknown"
 
 

@@ -15,7 +15,7 @@ from .calls import Call
 
 ATTEMPTS = 5  # orders of events, each with random numbers of its own
 PATIENCE = 300_000  # instructions without progress: of layers as small as these that is for ever
-WITH_A_SILENT_BLOCK = 3_000_000  # all warps look at the clock some times, and then wait for what is on its way
+IN_VAIN = 3_000_000  # all warps look at the clock some times, and then wait for what is on its way
 
 
 class Pass(NamedTuple):
@@ -27,11 +27,20 @@ class Pass(NamedTuple):
     tf32: bool = False
     silent: int | None = None  # a block, all of whose publications are lost
     after: int = 0  # or those from this one on
+    held_up: int | None = None  # a block that goes on only where no other one can
 
     def __str__(self):
         call = self.call
         name = f"{call.engine} {str(call.dtype).removeprefix('torch.')} {self.direction} {call.hidden}"
+        if self.held_up is not None:
+            return f"{name} with block {self.held_up} held up"
         return name if self.silent is None else f"{name} without block {self.silent}"
+
+    def fault(self, machine):
+        """What makes waits be in vain; None: nothing does."""
+        if self.held_up is not None:
+            return machine.hold_up(self.held_up)
+        return None if self.silent is None else machine.silence(self.silent, self.after)
 
 
 class Running:
@@ -48,7 +57,7 @@ class Running:
         self._expected = self._compute()
         machine.reset_counts()
         before = {name: machine.launches_of(name) for name in machine.names()}
-        self._compute_silently()
+        self._compute_with_fault()
         launched = [name for name, launches in before.items() if machine.launches_of(name) > launches]
         self.executed = {name: [s for s in listing.statements(machine, name) if s.executed] for name in launched}
         assert (wrong := self.seen()) is None, f"{which}, unchanged: {wrong}"
@@ -62,10 +71,11 @@ class Running:
                 return calls.backward(operators, self._arguments, self._grads, self._saved)
             return calls.tangents(operators, self._arguments, self._outputs, self._grads, self._saved)
 
-    def _compute_silently(self):
-        if self.which.silent is None:
+    def _compute_with_fault(self):
+        fault = self.which.fault(self.machine)
+        if fault is None:
             return self._compute()
-        with calls.silence(self.machine, self.which.silent, self.which.after):
+        with calls.in_vain(fault):
             return self._compute()
 
     def seen(self) -> str | None:
@@ -73,10 +83,10 @@ class Running:
         machine = self.machine
         for number in range(1, ATTEMPTS + 1):
             order = machine.orders[number % len(machine.orders)].name
-            dtype, or_nan = self.which.call.dtype, self.which.silent is not None
-            patience = WITH_A_SILENT_BLOCK if or_nan else PATIENCE
+            dtype, or_nan = self.which.call.dtype, self.which.fault(machine) is not None
+            patience = IN_VAIN if or_nan else PATIENCE
             machine.options(seed=number, order=order, weak=self.which.weak, patience=patience)
-            if wrong := calls.differences(dtype, self._compute_silently, self._expected, or_nan=or_nan):
+            if wrong := calls.differences(dtype, self._compute_with_fault, self._expected, or_nan=or_nan):
                 return wrong
         return None
 

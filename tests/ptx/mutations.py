@@ -21,9 +21,9 @@ def small(dtype, engine, hidden=13, rows="padded", reset=False, **options):
     return Call(dtype, LSTM, engine, rows=rows, reset=reset, **sizes, **options)
 
 
-def passes(dtype, engine, forward=13, backward=13, weak=False, silent=None, after=0, **options):
+def passes(dtype, engine, forward=13, backward=13, weak=False, silent=None, after=0, held_up=None, **options):
     return [
-        Pass(small(dtype, engine, hidden, **options), direction, weak, silent=silent, after=after)
+        Pass(small(dtype, engine, hidden, **options), direction, weak, silent=silent, after=after, held_up=held_up)
         for hidden, direction in ((forward, "forward"), (backward, "backward"))
     ]
 
@@ -46,6 +46,7 @@ FLAGS, FLAGS_BACK = passes(F32, "flags", 6, 18, weak=True)
 FLAGS_F64, FLAGS_F64_BACK = passes(F64, "flags", 6, 18, weak=True)
 # Some of whose blocks wait in vain.
 VAIN, VAIN_BACK = passes(F32, "cluster", 37, 37, silent=1, after=3)
+HELD_UP, HELD_UP_BACK = passes(F32, "cluster", 37, 37, held_up=1)
 VAIN_POLLING, VAIN_POLLING_BACK = passes(F32, "polling", 6, 18, weak=True, silent=1, after=1)
 VAIN_FLAGS, VAIN_FLAGS_BACK = passes(F32, "flags", 6, 18, weak=True, silent=1, after=1)
 TF32 = Pass(small(F32, "cluster", 45), "forward", tf32=True)
@@ -89,8 +90,11 @@ BLOCK_BARRIER = ((r"barrier\.cluster\.arrive\S*", ""), (r"barrier\.cluster\.wait
 EXPECTS_NOTHING = ((r"mbarrier\.arrive.*;", ""),)
 EXPECTS_LESS = ((r"(mbarrier\.arrive\S+ _, \S+) %\w+;", r"\1 16;"),)
 ALWAYS_COMPLETE = ((r"(selp\.u32 %\w+, )1, 0, p;", r"\g<1>1, 1, p;"),)
-OTHER_PHASE = ((r"(mbarrier\.try_wait\S+ p, \S+) (%\w+);", r"{ .reg .b32 %other; xor.b32 %other, \2, 1; \1 %other; }"),)
+OTHER_PHASE = (
+    (r"(@!?wide mbarrier\.try_wait\S+ p, \S+) (%\w+);", r"{ .reg .b32 %other; xor.b32 %other, \2, 1; \1 %other; }"),
+)
 BLOCK_SCOPE = ((r"acquire\.cluster\.shared", "acquire.cta.shared"),)
+STAYS_FOR_NOTHING = ((r", 100000;", ", 0;"),)
 HALF = (r"v4\.b32 (.*)\{(\S+, \S+), \S+, \S+\}", r"v2.b32 \1{\2}")  # of what is stored
 OTHER_FORMAT = ((r"f32\.bf16\.bf16\.f32", "f32.f16.f16.f32"),)
 OTHER_ROWS = ((r"(mma\.\S+\s+\{[^}]*\}, \{)(%\w+), (%\w+), (%\w+), (%\w+)", r"\1\3, \2, \5, \4"),)
@@ -140,6 +144,7 @@ def other_half(statements):
 
 
 SHOWN_SUMS, ZEROS = r"= \{\{c\[2 \* i\]", ((r", 0f7FFFFFFF;", ", 0f00000000;"),)
+LEAVES = r"end_run\(\);"
 EXPECT, CUT = r"if \(.*\) mbarrier_arrive_and_expect", r"state\[1\] = cut \? T\(0\)"
 NAMED = [
     # step by step
@@ -207,6 +212,8 @@ NAMED = [
     # blocks that wait in vain
     Mutation("cluster: sums are zeros where nothing came", VAIN, SHOWN_SUMS, ZEROS),
     Mutation("flags: sums are zeros where nothing came", VAIN_FLAGS, SHOWN_SUMS, ZEROS),
+    Mutation("cluster: a block leaves before others have stored to it", HELD_UP, LEAVES, NO_CLUSTER_BARRIER),
+    Mutation("cluster: a block leaves before what is on its way has come", HELD_UP, LEAVES, STAYS_FOR_NOTHING),
     # products
     Mutation("bfloat16 taken for float16", CLUSTER_BF, "", OTHER_FORMAT),
     Mutation("rows of a tile change places", CLUSTER_BF, "", OTHER_ROWS),
@@ -224,6 +231,7 @@ BY_ONE = [
     *(POLLING, POLLING_BACK, *passes(BF16, "polling", 10, 18, weak=True), CHUNKS),
     *(FLAGS, FLAGS_BACK, FLAGS_F64, FLAGS_F64_BACK),
     *(NORMS, NORMS_F64),
+    *(HELD_UP, HELD_UP_BACK, *passes(BF16, "cluster", 70, 70, held_up=0), *passes(F64, "cluster", 37, 37, held_up=0)),
     *(VAIN, VAIN_BACK, *passes(BF16, "cluster", 70, 70, silent=0, after=3)),
     *passes(F64, "cluster", 37, 37, silent=0, after=3),
     *(VAIN_POLLING, VAIN_POLLING_BACK, *passes(BF16, "polling", 10, 18, weak=True, silent=1, after=1)),
@@ -259,11 +267,6 @@ class Harmless(NamedTuple):
 
 
 HARMLESS = [
-    Harmless(
-        *("barrier.cluster.wait", "end_run();", "cluster"),
-        "Who has given up stays for another 100 us. To store to it after that a block must have stood still for as "
-        "long: here all go on in every order, and a nanosecond is an instruction of any of them.",
-    ),
     Harmless(
         *("fence.mbarrier_init", "mbarrier_init(", "cluster"),
         "The cluster's barrier that follows releases too: who has waited for it finds the mbarriers initialised.",

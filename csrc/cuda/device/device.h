@@ -167,25 +167,18 @@ FUSED_RNN_DEVICE void mbarrier_arrive_and_expect(uint64_t* mbarrier, unsigned by
                : "memory");
 }
 // Once this is true, the thread sees the data, provided that it acquires at the writers' scope (scope.h).
-template <AcquireScope kScope = AcquireScope::kCluster>
-FUSED_RNN_DEVICE bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity) {
+FUSED_RNN_DEVICE bool mbarrier_is_complete(uint64_t* mbarrier, unsigned parity,
+                                           AcquireScope scope = AcquireScope::kCluster) {
   uint32_t complete;
-  if constexpr (kScope == AcquireScope::kCluster)
-    asm volatile(
-        "{\n\t.reg .pred p;\n\t"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
-        "selp.u32 %0, 1, 0, p;\n\t}"
-        : "=r"(complete)
-        : "r"(shared_address(mbarrier)), "r"(parity)
-        : "memory");
-  else
-    asm volatile(
-        "{\n\t.reg .pred p;\n\t"
-        "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n\t"
-        "selp.u32 %0, 1, 0, p;\n\t}"
-        : "=r"(complete)
-        : "r"(shared_address(mbarrier)), "r"(parity)
-        : "memory");
+  asm volatile(
+      "{\n\t.reg .pred p, wide;\n\t"
+      "setp.eq.s32 wide, %3, 0;\n\t"
+      "@wide mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+      "@!wide mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n\t"
+      "selp.u32 %0, 1, 0, p;\n\t}"
+      : "=r"(complete)
+      : "r"(shared_address(mbarrier)), "r"(parity), "r"(static_cast<int>(scope))
+      : "memory");
   return complete;
 }
 

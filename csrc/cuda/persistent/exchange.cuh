@@ -6,10 +6,11 @@
 //   publish(..)          writes a quad of the next slot; called by all lanes of a warp, after gather_quad
 //   arrive(slot)         after a thread's last publish of a slot
 //   wait(slot)           before the first load of it, by all threads. false, to a whole warp and where kGivesUp: timed
-//                        out, and nothing but end_run may be called any more
+//                        out, which report(slot) tells the host; after it nothing but end_run may be called
 //   look_from(byte)      sets a lane's first byte in every slot; after the outlets
 //   begin()              that place in the current slot. load() reads 16 bytes of it, which may not be there yet where
 //                        kPolls (is_missing, keep_waiting); after a timeout they are NaN
+//   end_waits(slot)      after the last load where kPolls: a timeout is reported
 //   turn()               moves on to the next slot
 //   end_run()            after the last one
 //
@@ -167,13 +168,19 @@ class Cluster {
   }
   FUSED_RNN_DEVICE void arrive(int) {}
   template <int kParity>
-  FUSED_RNN_DEVICE bool wait(int slot) {
-    const bool there = group_.scope == AcquireScope::kCluster ? is_there<kParity, AcquireScope::kCluster>(slot)
-                                                              : is_there<kParity, AcquireScope::kBlock>(slot);
+  FUSED_RNN_DEVICE bool wait(int) {
+    FirstLook first;
+    group_.waiter.begin_step();
+    while (!all_lanes(mbarrier_is_complete(counters_ + kParity, phase_, group_.scope)))
+      if (!all_lanes(group_.waiter.keep_waiting(first))) {
+        group_.waiter.stop();  // for the lanes that would still have looked
+        return false;
+      }
     // For the slot after the next: its parts come from blocks that have ours of the next one.
-    if (there && arms_) mbarrier_arrive_and_expect(counters_ + kParity, group_.known_bytes);
-    return there;
+    if (arms_) mbarrier_arrive_and_expect(counters_ + kParity, group_.known_bytes);
+    return true;
   }
+  FUSED_RNN_DEVICE void report(int slot) const { group_.waiter.report(group_.first_step + slot); }
   FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ = keep_shared(ring_ + byte); }
   template <int kParity, int kSlotBytes>
   FUSED_RNN_DEVICE const unsigned char* begin() const {
@@ -198,17 +205,6 @@ class Cluster {
   }
 
  private:
-  template <int kParity, AcquireScope kScope>
-  FUSED_RNN_DEVICE bool is_there(int slot) {
-    Polls polls;
-    while (!all_lanes(mbarrier_is_complete<kScope>(counters_ + kParity, phase_)))
-      if (!all_lanes(group_.waiter.keep_waiting(polls, group_.first_step + slot))) {
-        group_.waiter.stop();  // for the lanes that would still have looked
-        return false;
-      }
-    return true;
-  }
-
   Group group_;
   uint64_t* counters_;
   unsigned char* ring_;
@@ -286,9 +282,12 @@ class Polling {
     for (int w = 0; w < 4; ++w) most = loaded[i].word[w] > most ? loaded[i].word[w] : most;
     return most == ~0u;
   }
-  FUSED_RNN_DEVICE bool keep_waiting(Polls& polls) {
-    const int slot = static_cast<int>(static_cast<unsigned>(ring_ - first_slot()) / group_.slot_bytes);
-    return group_.waiter.keep_waiting(polls, group_.first_step + slot);
+  FUSED_RNN_DEVICE bool keep_waiting(FirstLook& first) { return group_.waiter.keep_waiting(first); }
+  FUSED_RNN_DEVICE void end_waits(int slot) {
+    if (group_.waiter.has_given_up())
+      group_.waiter.report(group_.first_step + slot);
+    else
+      group_.waiter.begin_step();
   }
   template <int kParity>
   FUSED_RNN_DEVICE void turn() {
@@ -349,12 +348,16 @@ class Flags {
   template <int kParity>
   FUSED_RNN_DEVICE bool wait(int slot) {
     constexpr unsigned kNanoseconds = 20;
+    group_.waiter.begin_step();
     for (int i = threadIdx.x; i < group_.blocks && threadIdx.x < 32; i += 32) {
-      Polls polls;
+      FirstLook first;
       while (load_acquire(flags_ + i) < static_cast<uint32_t>(slot + 1))
-        if (!group_.waiter.keep_waiting(polls, group_.first_step + slot, kNanoseconds)) break;
+        if (!group_.waiter.keep_waiting(first, kNanoseconds)) break;
     }
     return __syncthreads_and(!group_.waiter.has_given_up());
+  }
+  FUSED_RNN_DEVICE void report(int slot) const {
+    if (group_.waiter.has_given_up()) group_.waiter.report(group_.first_step + slot);
   }
   FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ += byte; }
   template <int kParity, int kSlotBytes>

@@ -134,6 +134,7 @@ class Persistent {
     if (!link_.template wait<kParity>(slot)) return false;
     typename Weights::Sums warp_sums;
     weights_.multiply(link_, link_.template begin<kParity, kSlotBytes>(), chunks_, warp_sums);
+    if constexpr (Link::kPolls) link_.end_waits(slot);
     put_sums(kParity * kSumCount, [&](int tile, int tile_n, T(&c)[4]) {  //
       Products::finish(warp_sums[tile], tile_n, c);
     });
@@ -143,6 +144,8 @@ class Persistent {
   // The rest of a run after a timeout: the warp keeps up with the barriers of its block, whose other warps find NaN in
   // place of its sums, and publishes nothing more.
   FUSED_RNN_DEVICE void drain_after_timeout(int slot) {
+    if (slot == steps_) return;
+    link_.report(slot);
     FUSED_RNN_NO_UNROLL
     for (; slot < steps_; ++slot) {
       const int parity = slot % 2;

@@ -1,4 +1,5 @@
-// A bounded wait: a thread polls, and gives up after a timeout (watch.h).
+// Bounded waits: a thread polls, and gives up after a timeout (watch.h). Their loops are unrolled, many in a kernel, so
+// a timeout is reported behind them, once a step.
 #pragma once
 #include "cuda/device/device.h"
 #include "cuda/plan/plan.h"
@@ -6,10 +7,9 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// The state of one wait. Not touched if the first poll succeeds.
-struct Polls {
-  unsigned count = 0;
-  uint64_t since = 0;  // nanoseconds; 0: the clock has not been read yet
+// When a wait first looked at the clock, in nanoseconds.
+struct FirstLook {
+  uint64_t at = ~uint64_t{0};
 };
 
 class Waiter {
@@ -20,40 +20,44 @@ class Waiter {
         who_{Report::kIsThere | (back ? Report::kIsBack : 0) | uint64_t(blocks) << Report::kBlocks |
              uint64_t(group & 0xfffff) << Report::kGroup | uint64_t(rank) << Report::kRank} {}
 
-  // After a timeout, a thread's own or another's, nothing in this call is waited for any more.
-  FUSED_RNN_DEVICE bool has_given_up() const { return given_up_; }
-  FUSED_RNN_DEVICE void stop() { given_up_ = true; }
+  // Before the waits of a step.
+  FUSED_RNN_DEVICE void begin_step() { polls_left_ = kPollsBetween; }
 
-  // Called in every loop that waits, after a poll that failed: whether to poll again. `step`: the one waited for.
-  FUSED_RNN_DEVICE bool keep_waiting(Polls& polls, int step, unsigned nanoseconds = 0) {
-    constexpr unsigned kPollsBetween = 64;  // checks of the clock and of the abort word
-    if (given_up_) return false;
+  // After a timeout, a thread's own or another's, nothing in this call is waited for any more.
+  FUSED_RNN_DEVICE bool has_given_up() const { return polls_left_ <= 0; }
+  FUSED_RNN_DEVICE void stop() { polls_left_ = 0; }
+
+  // Called in every loop that waits, after a poll that failed: whether to poll again.
+  FUSED_RNN_DEVICE bool keep_waiting(FirstLook& first, unsigned nanoseconds = 0) {
     keep_polling(nanoseconds);
-    if (++polls.count % kPollsBetween > 0) return true;
-    const uint64_t now = global_nanoseconds();
-    if (polls.since == 0) polls.since = now;
-    if (others_gave_up())  // first, so that one of them reports
-      given_up_ = true;
-    else if (static_cast<int64_t>(now - polls.since) > static_cast<int64_t>(watch_.nanoseconds))
-      give_up(step);
-    return !given_up_;
+    if (--polls_left_ == 0) {
+      const uint64_t now = global_nanoseconds();
+      first.at = now < first.at ? now : first.at;
+      const bool is_late = now - first.at > watch_.nanoseconds;
+      polls_left_ = is_late | others_gave_up() ? 0 : kPollsBetween;
+    }
+    return !has_given_up();
+  }
+
+  // For who has given up in this step: tells the others and the host, unless somebody has.
+  FUSED_RNN_DEVICE void report(int step) const {
+    if (others_gave_up()) return;
+    *static_cast<volatile unsigned long long*>(watch_.report) = who_.word | static_cast<uint32_t>(step);
+    store_relaxed(watch_.given_up, Pack<1>{1});
   }
 
  private:
+  static constexpr int kPollsBetween = 16;
+
   FUSED_RNN_DEVICE bool others_gave_up() const {
     Pack<1> word;
     load_relaxed(word, watch_.given_up);
     return word.word[0] != 0;
   }
-  FUSED_RNN_DEVICE void give_up(int step) {
-    *static_cast<volatile unsigned long long*>(watch_.report) = who_.word | static_cast<uint32_t>(step);
-    store_relaxed(watch_.given_up, Pack<1>{1});
-    given_up_ = true;
-  }
 
   const Watch& watch_;
   Report who_;
-  bool given_up_ = false;
+  int polls_left_ = kPollsBetween;  // until it looks at the clock and the abort word; <= 0: has given up
 };
 
 }  // namespace

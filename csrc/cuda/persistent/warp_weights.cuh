@@ -95,14 +95,12 @@ class WarpWeights {
   // Polls until all are there: one round trip, if they are.
   template <int kCount, class Load>
   static FUSED_RNN_DEVICE void load_all(Link& link, Pack<4> (&loaded)[kCount], Load load) {
-    unrolled<kCount>([&](auto i) { loaded[i] = load(i); });
-    if constexpr (Link::kPolls) {
-      Polls polls;
-      while (Link::is_missing(loaded)) {
-        if (!link.keep_waiting(polls)) break;
-        unrolled<kCount>([&](auto i) { loaded[i] = load(i); });
-      }
-    }
+    FirstLook first;
+    bool again = false;
+    do {
+      unrolled<kCount>([&](auto i) { loaded[i] = load(i); });
+      if constexpr (Link::kPolls) again = Link::is_missing(loaded) && link.keep_waiting(first);
+    } while (again);
   }
 
   // On tensor cores a lane's loads are its part of a product.
@@ -193,9 +191,9 @@ class WarpWeights {
   }
   FUSED_RNN_DEVICE void show(Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) const {
     if constexpr (Link::kPolls) {  // without braces nvcc would take the loop below for a part of this, and drop it
-      Polls polls;
+      FirstLook first;
       while (Link::is_missing(own)) {
-        if (!link.keep_waiting(polls)) break;
+        if (!link.keep_waiting(first)) break;
         fetch(link, from, own);
       }
     }

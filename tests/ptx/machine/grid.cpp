@@ -9,6 +9,7 @@ namespace ptx {
 
 Options options;
 Silence silence;
+int64_t held_up = -1;
 Totals totals;
 
 namespace {

@@ -93,7 +93,8 @@ struct AsyncStore {
   uint32_t byte, mbarrier_byte;  // of shared memory
   bool remote;                   // from another block
   uint32_t words, data[4];
-  Clock heard;  // Knowledge::heard of the thread that sent it
+  Clock heard;       // Knowledge::heard of the thread that sent it
+  uint64_t sent_at;  // Grid::executed
 };
 
 struct Grid {

@@ -113,7 +113,7 @@ void store_async(Warp& w, const Instruction& i, uint32_t mask) {
     if (block != mbarrier_block) fail_at(w, i, "st.async with an mbarrier of another block than its data");
     if (!block->mbarriers.at(mbarrier_byte)) fail_at(w, i, "st.async with an mbarrier that is not initialised");
     if (block->mbarriers.overlap(byte, 4 * kWords)) fail_at(w, i, "a store over an mbarrier");
-    AsyncStore store = {block, byte, mbarrier_byte, block != w.block, kWords, {}, tell(w)};
+    AsyncStore store = {block, byte, mbarrier_byte, block != w.block, kWords, {}, tell(w), w.block->grid->executed};
     for (int k = 0; k < kWords; ++k) store.data[k] = get<uint32_t>(w, i.s[1 + k], lane);
     w.block->grid->on_the_way.push_back(store);
   });

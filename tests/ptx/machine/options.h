@@ -35,4 +35,8 @@ struct Silence {
 };
 extern Silence silence;
 
+// A block of every grid that is held up: it goes on only where no other one can, and then asynchronous stores take long
+// to arrive; -1: none.
+extern int64_t held_up;
+
 }  // namespace ptx

@@ -100,6 +100,7 @@ PYBIND11_MODULE(FUSED_RNN_MACHINE, m) {
       .value("block_behind", Order::kBlockBehind);
   m.def("set_options", &set_options, py::kw_only(), py::arg("seed"), py::arg("order"), py::arg("weak"),
         py::arg("rough"), py::arg("traffic"), py::arg("patience"));
+  m.def("set_held_up", [](int64_t block) { held_up = block; });
   m.def("set_silence", [](int64_t block, uint64_t after) { silence = {block, after}; });
   m.def("read_file", [](const std::string& path) { library().read(path); });
   m.def("names", [] { return library().names(); });

@@ -246,6 +246,7 @@ class Scheduler {
  private:
   void deliver_some() {
     if (g_.on_the_way.empty()) return;
+    if (held_up >= 0 && !g_.ready.empty()) return deliver_late();
     if (!is_shuffled()) {
       while (!g_.on_the_way.empty()) deliver(g_, 0);
       return;
@@ -253,6 +254,16 @@ class Scheduler {
     if (!g_.ready.empty() && g_.random() % 3 > 0) return;
     size_t count = 1 + g_.random() % std::min<size_t>(g_.on_the_way.size(), 64);
     while (count-- > 0 && !g_.on_the_way.empty()) deliver(g_, g_.random() % g_.on_the_way.size());
+  }
+
+  void deliver_late() {
+    constexpr uint64_t kInstructions = 50'000;
+    if (g_.random() % 64 > 0) return;  // that is often enough to look
+    for (size_t k = 0; k < g_.on_the_way.size();)
+      if (g_.executed - g_.on_the_way[k].sent_at > kInstructions)
+        deliver(g_, k);  // in its place there is another one now
+      else
+        ++k;
   }
 
   void take_turn() {
@@ -270,6 +281,7 @@ class Scheduler {
   }
 
   size_t next() {
+    if (held_up >= 0) return next_but_held_up();
     if (!is_shuffled()) return 0;
     if (options.order == Order::kBlockAhead || options.order == Order::kWarpAhead) {
       if (g_.random() % 64 == 0) favourite_ = g_.random();
@@ -278,6 +290,14 @@ class Scheduler {
     }
     if (options.order == Order::kBlockBehind && g_.ready.size() > 1) return next_of_others();
     return g_.random() % g_.ready.size();
+  }
+  size_t next_but_held_up() {
+    const size_t first = g_.random() % g_.ready.size();
+    for (size_t i = 0; i < g_.ready.size(); ++i) {
+      const size_t k = (first + i) % g_.ready.size();
+      if (g_.ready[k]->block->number != held_up) return k;
+    }
+    return first;
   }
   size_t next_of_others() {
     constexpr int kTries = 32;  // that find somebody, unless nearly all are polling
