@@ -54,12 +54,15 @@ class Problem:
     def sides(self) -> dict[str, Side]:
         """This library and torch.nn; see peers/ for the others."""
         found = {"ours": Side(self._call(self.ours)), "torch.nn": Side(self._call(self.theirs))}
-        if self.work.mode == "inference" and self.work.device == "cpu" and hasattr(fused_rnn, "freeze"):
+        freezes = self.work.mode == "inference" and self.work.device == "cpu" and not self.work.cell
+        if freezes and hasattr(fused_rnn, "freeze"):
             frozen = fused_rnn.freeze(copy.deepcopy(self.ours).requires_grad_(False).eval())
             found["frozen"] = Side(self._call(frozen))
         return found
 
     def _call(self, module: nn.Module) -> Callable[[], list[Tensor]]:
+        if self.work.cell:
+            return training_of_cell(module, self) if self.work.mode == "training" else inference_of_cell(module, self)
         return training(module, self) if self.work.mode == "training" else inference(module, self)
 
 
@@ -71,8 +74,11 @@ def build(work: Work) -> Problem:
     constructor = {"num_layers": work.num_layers, "bidirectional": work.bidirectional}
     if work.projected:
         constructor["proj_size"] = work.output_width
-    theirs = getattr(nn, work.layer)(hidden, hidden, **constructor, **options)
-    ours = getattr(fused_rnn, work.layer)(hidden, hidden, **constructor, **options)
+    if work.cell:
+        constructor = {}
+    name = f"{work.layer}Cell" if work.cell else work.layer
+    theirs = getattr(nn, name)(hidden, hidden, **constructor, **options)
+    ours = getattr(fused_rnn, name)(hidden, hidden, **constructor, **options)
     ours.load_state_dict(theirs.state_dict())
 
     input = torch.randn(steps, batch, hidden, **options)
@@ -105,6 +111,34 @@ def training(module: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
     def run() -> list[Tensor]:
         output = _data(module(input, problem.hx)[0])
         return [output, *torch.autograd.grad(output, [leaf, *module.parameters()], problem.grad)]
+
+    return run
+
+
+def _loop(cell: nn.Module, input: Tensor) -> list[Tensor]:
+    """h after each step."""
+    state, outputs = None, []
+    for step in input.unbind(0):
+        state = cell(step, state)
+        outputs.append(state[0] if isinstance(state, tuple) else state)
+    return outputs
+
+
+def inference_of_cell(cell: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
+    def run() -> list[Tensor]:
+        with torch.inference_mode():
+            return _loop(cell, problem.input)
+
+    return run
+
+
+def training_of_cell(cell: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
+    leaf = problem.input.clone().requires_grad_()
+    leaves, grads = [leaf, *cell.parameters()], list(problem.grad.unbind(0))
+
+    def run() -> list[Tensor]:
+        outputs = _loop(cell, leaf)
+        return [*outputs, *torch.autograd.grad(outputs, leaves, grads)]
 
     return run
 

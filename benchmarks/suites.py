@@ -38,6 +38,7 @@ class Work:
     projected: bool = False  # h is half as wide as the cell state
     packed: bool = False  # rows of different lengths, as a PackedSequence
     carried: bool = False  # states go in and come out, as in streaming
+    cell: bool = False  # LSTMCell and the like, called once for each step
     device: str = "cpu"
     tf32: bool = False  # float32 products on a GPU may use TF32
 
@@ -90,6 +91,8 @@ SCALING = {  # the axis of a plot: the shapes along it
     "batch": [Shape(100, b, 128) for b in (1, 4, 16, 64, 256)],
     "hidden": [Shape(100, 16, h) for h in (32, 64, 128, 256, 512)],
 }
+CELL_STEPS = [Shape(1, b, h) for b in (1, 4, 16, 32) for h in (64, 128, 256, 512, 1024)]
+CELL_LOOPS = [Shape(50, b, h) for b in (1, 16) for h in (64, 256, 512)]
 # The gpu suite: values of each axis with their rank. As a run may be cut short, lines are ordered by the sum of these
 # ranks: first a few over the whole range, then those in between.
 GPU_STEPS = 128
@@ -132,6 +135,8 @@ SUITES = {
         *lines("bfloat16", ["LSTM"], MODES, SHAPES[:4], dtype="bfloat16"),
         *lines("2 layers, bidirectional", LAYERS, MODES, SHAPES[:2], num_layers=2, bidirectional=True),
         *lines("one step", LAYERS, MODES[:1], [Shape(1, 1, h) for h in (64, 128, 256, 512)], carried=True),
+        *lines("cell, one step", LAYERS, MODES, CELL_STEPS, cell=True),
+        *lines("cell, loop", LAYERS, MODES, CELL_LOOPS, cell=True),
         *lines("short", LAYERS, MODES, [Shape(8, 16, 128)]),
         *lines("wide", LAYERS, MODES, [Shape(20, 16, 1500)]),
         *lines("scaling", ["LSTM"], MODES[1:], dict.fromkeys(s for axis in SCALING.values() for s in axis)),

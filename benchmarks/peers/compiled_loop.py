@@ -26,6 +26,8 @@ def version() -> str:
 
 
 def left_out(work: Work) -> str | None:
+    if work.cell:
+        return "has no cells"
     if work.shape.steps > MOST_STEPS:
         return f"more than {MOST_STEPS} steps, which it unrolls, take too long to compile"
     if work.carried or work.num_layers > 1 or work.projected or work.packed:

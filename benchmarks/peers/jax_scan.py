@@ -22,6 +22,8 @@ def version() -> str:
 
 
 def left_out(work: Work) -> str | None:
+    if work.cell:
+        return "has no cells"
     if work.device != "cpu" or work.dtype != "float32":
         return "float32 on the CPU only"
     if work.packed or work.projected:

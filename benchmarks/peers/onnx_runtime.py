@@ -30,6 +30,8 @@ def version() -> str:
 
 
 def left_out(work: Work) -> str | None:
+    if work.cell:
+        return "has no cells"
     if work.mode == "training":
         return "inference only"
     if work.device != "cpu" or work.dtype != "float32":

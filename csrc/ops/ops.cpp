@@ -136,7 +136,7 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
       "infer(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor[]? packed=None, "
       "Tensor? lengths=None, Tensor? batch_sizes=None, Tensor? reset_mask=None) -> Tensor[]");
   // A single step of a cell, `stack` in layout kOneStep: input [B, I], states [B, H]. Returns h, c if there is one, and
-  // what step_backward needs.
+  // what step_backward needs. Called without gradients, by the cells' autograd function.
   m.def("step_forward(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights) -> Tensor[]");
   // Returns the gradients of input, h0, c0 and the weights; on the CPU those of states that were not given are empty.
   m.def(

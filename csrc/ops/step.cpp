@@ -10,6 +10,10 @@ namespace fused_rnn {
 namespace {
 
 StackCode step_of(int64_t code) {
+  // These operators have no autograd of their own: fused_rnn/autograd/steps.py is theirs.
+  FUSED_RNN_CHECK(!aoti_torch_grad_mode_is_enabled(),
+                  "fused_rnn: the operators of a single step have no gradient: call a cell, fused_rnn.functional or "
+                  "layer_forward");
   const StackCode stack(code);
   FUSED_RNN_CHECK(stack.layout == kOneStep && stack.num_layers == 1 && !stack.bidirectional,
                   "fused_rnn: a single step is one layer's, in one direction");

@@ -81,6 +81,39 @@ def _infer_shapes(stack, input, h0, c0, weights, packed=None, lengths=None, batc
     return [weights[0].new_empty((*rows, directions * width)), *(weights[0].new_empty((*states, w)) for w in widths)]
 
 
+def _step_of(stack: int, input: Tensor, h0, c0, weights) -> Layer:
+    cell, _, bias, bidirectional, _ = stack_of(stack)
+    return Layer(cell, bias, bidirectional, input, h0, c0, None, None, None, tuple(weights))
+
+
+@torch.library.register_fake("fused_rnn::step_forward")
+def _step_shapes(stack, input, h0, c0, weights):
+    layer = _step_of(stack, input, h0, c0, weights)
+    _check_devices(layer)
+    kind, _, hidden, width, _, (batch,) = layer.sizes
+    widths = (width, hidden)[: kind.states]
+    saved = (1, batch, (kind.saved + kind.states - 1) * hidden + width)
+    return [*(input.new_empty(batch, w) for w in widths), input.new_empty(saved)]
+
+
+@torch.library.register_fake("fused_rnn::step_backward")
+def _step_backward_shapes(stack, grad_h, grad_c, input, h0, c0, weights, saved, wanted):
+    layer = _step_of(stack, input, h0, c0, weights)
+    _check_devices(layer, grad_h, grad_c, saved)
+    kind, _, hidden, width, _, (batch,) = layer.sizes
+    initial = h0 is not None or c0 is not None or input.device.type == "cuda"
+
+    def new(asked, *shape):
+        return input.new_empty(shape if asked else (0,))
+
+    return [
+        new(wanted & Wanted.INPUT, *input.shape),
+        new(initial, batch, width),
+        new(initial and kind.states > 1, batch, hidden),
+        *(new(wanted & kind, *weight.shape) for kind, weight in zip(layer.weight_kinds, weights, strict=True)),
+    ]
+
+
 @torch.library.register_fake("fused_rnn::layer_backward")
 def _backward_shapes(*args):
     call = BackwardCall(*args)
