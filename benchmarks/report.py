@@ -23,7 +23,7 @@ def report(folder: Path, readme: Path = README) -> None:
     if not cpu:
         raise SystemExit(f"no results of the cpu suite in {folder}: measure first, python -m benchmarks")
     drawn = plots.draw(cpu, folder)
-    text = markdown(cpu, [results for results in found if results.suite == "features"])
+    text = markdown(cpu, *([r for r in found if r.suite == suite] for suite in ("cells", "features")))
     pictures = "\n".join(f"![{title}]({_beside(path, readme)})" for path, title in drawn.items())
     readme.write_text(replace_between_markers(readme.read_text(), f"{text}\n{pictures}\n"))
     print(f"written: the speed section of {readme.name}, {', '.join(path.name for path in drawn)}")
@@ -37,9 +37,24 @@ def replace_between_markers(text: str, inside: str) -> str:
     return f"{before}{BEGIN}\n{inside}{END}{after}"
 
 
-def markdown(cpu: list[Results], features: list[Results]) -> str:
-    parts = [_header(cpu), _plain_table(cpu), _other_table(cpu), _slower(cpu), _memory(cpu[-1]), _features(features)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+def markdown(cpu: list[Results], cells: list[Results], features: list[Results]) -> str:
+    parts = [_header(cpu), _plain_table(cpu), _other_table(cpu), _slower(cpu), _memory(cpu[-1]), *_cells(cells)]
+    return "\n\n".join(part for part in [*parts, _features(features)] if part) + "\n"
+
+
+def _machine(last: Results) -> str:
+    return f"{last.machine['processor']}, {plural(last.threads, 'core')}, {last.machine['CPU instruction set']}"
+
+
+def _cells(cells: list[Results]) -> list[str]:
+    """Where cells were measured by themselves, perhaps on another machine."""
+    if not cells:
+        return []
+    last = cells[-1]
+    where = (
+        f"Cells: measured on {_machine(last)}; torch {last.peers['torch.nn']}; commit {last.commit}, {last.date[:10]}."
+    )
+    return [where, _other_table(cells), _slower(cells)]
 
 
 def _header(cpu: list[Results]) -> str:
@@ -47,9 +62,8 @@ def _header(cpu: list[Results]) -> str:
     peers = [f"{name} {version}" for name, version in last.peers.items() if name != "compiled loop"]
     shapes = ", ".join(str(shape).replace(" ", "") for shape in SHAPES)
     rates = ", ".join(f"{name.split()[0]} {rate:.0f}" for name, rate in cpu[0].limits.items() if "GFLOP" in name)
-    machine = f"{last.machine['processor']}, {plural(last.threads, 'core')}, {last.machine['CPU instruction set']}"
     return (
-        f"Measured on {machine}; {', '.join(peers)}; commit {last.commit}, {last.date[:10]}. "
+        f"Measured on {_machine(last)}; {', '.join(peers)}; commit {last.commit}, {last.date[:10]}. "
         f"One core computes (GFLOP/s) {rates}.\n"
         f"How many times faster than each peer: geometric mean over {shapes} (T steps, B rows, H units and inputs), "
         "in brackets the worst shape. ONNX Runtime packs weights when it loads a model, so it meets the frozen layer "

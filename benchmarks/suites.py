@@ -91,8 +91,8 @@ SCALING = {  # the axis of a plot: the shapes along it
     "batch": [Shape(100, b, 128) for b in (1, 4, 16, 64, 256)],
     "hidden": [Shape(100, 16, h) for h in (32, 64, 128, 256, 512)],
 }
-CELL_STEPS = [Shape(1, b, h) for b in (1, 4, 16, 32) for h in (64, 128, 256, 512, 1024)]
-CELL_LOOPS = [Shape(50, b, h) for b in (1, 16) for h in (64, 256, 512)]
+CELL_STEPS = [Shape(1, b, h) for b in (1, 4, 16, 32) for h in (64, 256, 1024)]
+CELL_LOOPS = [Shape(50, b, h) for b in (1, 16) for h in (64, 256)]
 # The gpu suite: values of each axis with their rank. As a run may be cut short, lines are ordered by the sum of these
 # ranks: first a few over the whole range, then those in between.
 GPU_STEPS = 128
@@ -126,6 +126,10 @@ def gpu_suite() -> list[Work]:
 
 
 PLAIN = "plain"
+CELLS = [
+    *lines("cell, one step", LAYERS, MODES, CELL_STEPS, cell=True),
+    *lines("cell, loop", LAYERS, MODES, CELL_LOOPS, cell=True),
+]
 SUITES = {
     "cpu": [
         *lines(PLAIN, LAYERS, MODES, SHAPES),
@@ -135,12 +139,12 @@ SUITES = {
         *lines("bfloat16", ["LSTM"], MODES, SHAPES[:4], dtype="bfloat16"),
         *lines("2 layers, bidirectional", LAYERS, MODES, SHAPES[:2], num_layers=2, bidirectional=True),
         *lines("one step", LAYERS, MODES[:1], [Shape(1, 1, h) for h in (64, 128, 256, 512)], carried=True),
-        *lines("cell, one step", LAYERS, MODES, CELL_STEPS, cell=True),
-        *lines("cell, loop", LAYERS, MODES, CELL_LOOPS, cell=True),
+        *CELLS,
         *lines("short", LAYERS, MODES, [Shape(8, 16, 128)]),
         *lines("wide", LAYERS, MODES, [Shape(20, 16, 1500)]),
         *lines("scaling", ["LSTM"], MODES[1:], dict.fromkeys(s for axis in SCALING.values() for s in axis)),
     ],
+    "cells": CELLS,
     "gpu": gpu_suite(),
 }
 
@@ -163,7 +167,7 @@ class Effort:
             return True
         if self.name == "quick":
             return work.group == PLAIN and work.shape in QUICK_SHAPES
-        return work.group == PLAIN or threads == most_threads
+        return work.group == PLAIN or threads == (1 if work.cell else most_threads)
 
 
 EFFORTS = {
