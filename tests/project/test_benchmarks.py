@@ -241,7 +241,7 @@ def test_summary_names_missing_peers(measured):
 
 
 def test_markdown_shows_the_losing_lines(measured):
-    text = report.markdown([measured[0]], [measured[1]])
+    text = report.markdown([measured[0]], [], [measured[1]])
     assert "| LSTM inference | 2.00 (1.00) |" in text
     assert "Slower than torch.nn: 1 of 4 lines" in text
     assert "- 1 thread, plain, GRU training: T100 B1 H128 0.50" in text
