@@ -1,4 +1,4 @@
-"""``Ours``: how layers and cells behave in what knows torch.nn's: print, TorchScript, fx, ONNX, torch.ao."""
+"""``Ours``: how layers and cells behave in what knows torch.nn's: print, TorchScript, fx, ONNX, torch.ao, Opacus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import warnings
 from torch import nn
 from torch.fx import Proxy
 
+from ..autograd.functions import OPERATORS
 from ..ops import torch_private
+from ..ops.arguments import Runner
+from .opacus import take_over
 from .stock import STOCK
 
 _BETWEEN = ("torch", "fused_rnn", "typing_extensions")
@@ -24,6 +27,20 @@ def _level_of_user() -> int:
 
 class Ours:
     """A base before torch.nn's own class."""
+
+    # What runs the calls. Not in state dicts; of a pickled or copied layer only the fact that it was frozen is kept.
+    _runner: Runner = OPERATORS
+
+    def register_forward_hook(self, hook, **options):
+        return take_over(self, hook) or super().register_forward_hook(hook, **options)
+
+    def register_full_backward_hook(self, hook, **options):
+        return take_over(self, hook) or super().register_full_backward_hook(hook, **options)
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        state.pop("_runner", None)
+        return state
 
     def _get_name(self) -> str:
         name, module = type(self).__name__, type(self).__module__

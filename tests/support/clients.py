@@ -4,10 +4,8 @@ import contextlib
 import importlib
 import io
 import os
-import sys
 import types
 import warnings
-from unittest.mock import MagicMock
 
 import pytest
 
