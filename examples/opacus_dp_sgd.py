@@ -1,9 +1,9 @@
 """The adding problem with differential privacy, by Opacus: python examples/opacus_dp_sgd.py
 
-Opacus clips the gradient of each row, so it needs one for each. ``vmap(grad)`` computes them all in one kernel call
-forward and one backward; Opacus' own DPLSTM loops over the steps in Python. ``grad_sample_mode="no_op"`` tells Opacus
-that we bring them. Its hooks would miss what passes through ``lengths`` and ``h_n``: of a layer they see only the
-positional arguments and the first result.
+Opacus clips the gradient of each row, so it needs one for each. In its default mode it gets those of this library's
+layers by itself, whatever they are called with. Here the whole model's are computed at once: ``vmap(grad)`` takes one
+kernel call forward and one backward, where Opacus' own DPLSTM loops over the steps in Python, and
+``grad_sample_mode="no_op"`` tells Opacus that we bring them.
 """
 
 import argparse

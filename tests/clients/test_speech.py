@@ -23,8 +23,10 @@ def pair(make):
 
 @pytest.fixture(scope="module")
 def speechbrain():
-    """Its RNNs. It imports torchaudio for files of sound, and there is none whose library loads beside a torch without
-    CUDA: ``OSError: libc10_cuda.so: cannot open shared object file: No such file or directory``."""
+    """Its RNNs. It imports torchaudio, for files of sound, of which there is none for this torch: "Could not find a
+    version that satisfies the requirement torchaudio==2.13.0 (from versions: ..., 2.11.0, 2.11.1)". That last one is
+    for CUDA; beside a torch for the CPU it says "OSError: libc10_cuda.so: cannot open shared object file: No such file
+    or directory", and a module without contents takes its place."""
     try:
         client("torchaudio")
     except OSError as error:
