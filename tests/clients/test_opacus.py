@@ -152,6 +152,65 @@ def test_hooks_come_off_and_other_hooks_are_as_ever():
         grad_sample.GradSampleModule(model)
 
 
+def test_time_major_models():
+    class TimeMajor(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(3, 4, dtype=F64), nn.Linear(4, 2, dtype=F64)
+
+        def forward(self, x):
+            output, (h_n, _) = self.rnn(x)
+            return self.head(output + h_n)
+
+    model, x = fused_rnn.swap(TimeMajor()), torch.randn(STEPS, ROWS, 3, dtype=F64)
+    hooked = grad_sample.GradSampleModule(model, batch_first=False, loss_reduction="sum")
+    hooked(x).square().sum().backward()
+    found = [parameter.grad_sample for parameter in model.parameters()]
+    hooked.remove_hooks()
+    for b in range(ROWS):
+        expected = torch.autograd.grad(model(x[:, b : b + 1]).square().sum(), list(model.parameters()))
+        torch.testing.assert_close([grad[b] for grad in found], list(expected))
+
+
+def test_inside_a_module_that_opacus_maps_as_a_whole():
+    """One with parameters of its own, for which it has no rule."""
+
+    class Owner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3, dtype=F64))
+            self.rnn = nn.GRU(3, 4, 2, batch_first=True, dtype=F64)
+
+        def forward(self, x):
+            return self.rnn(x * self.scale)[1][-1]
+
+    model, x, y = fused_rnn.swap(Owner()), data()[0], torch.randn(ROWS, 4, dtype=F64)
+    torch.testing.assert_close(by_hooks(model, x, y), one_by_one(model, x, y))
+
+
+def test_weights_that_are_computed_are_refused_by_name():
+    model = nn.utils.parametrizations.weight_norm(nn.GRU(3, 4, dtype=F64), "weight_hh_l0")
+    hooked = grad_sample.GradSampleModule(fused_rnn.swap(model))
+    with pytest.raises(NotImplementedError, match=r"weights that are computed: \['weight_hh_l0'\]"):
+        hooked(data()[0])
+
+
+def test_without_a_wrapper_and_subclasses():
+    class Own(nn.LSTM):
+        def forward(self, input, hx=None):
+            return super().forward(2 * input, hx)
+
+    model = fused_rnn.swap(Net(Own))
+    x, y = data()
+    exact = one_by_one(model, x, y)
+    hooks = grad_sample.GradSampleHooks(model, loss_reduction="sum")
+    (model(x) - y).square().sum().backward()
+    found = {name: parameter.grad_sample for name, parameter in model.named_parameters()}
+    torch.testing.assert_close(found, exact)
+    hooks.cleanup()
+    assert "_runner" not in vars(model.rnn)
+
+
 def test_the_validator_refuses_what_it_refused_and_not_ours():
     class Normed(Net):
         def __init__(self):
