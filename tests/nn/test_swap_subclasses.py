@@ -57,6 +57,12 @@ class NamesItsBase(nn.GRU):
         return nn.GRU.forward(self, 2 * input, hx)
 
 
+class NamesItsBaseToo(nn.GRU):
+    def forward(self, input, hx=None):
+        assert super().extra_repr()
+        return nn.GRU.forward(self, 2 * input, hx)
+
+
 class GoesItsOwnWay(nn.GRU):
     def forward(self, input, hx=None):
         return input, hx
@@ -203,6 +209,7 @@ def hooked():
     ("make", "reason"),
     [
         (lambda: NamesItsBase(3, 4), r"NamesItsBase\): its forward is not torch.nn.GRU's, nor calls it by super"),
+        (lambda: NamesItsBaseToo(3, 4), r"NamesItsBaseToo\): its forward is not torch.nn.GRU's"),
         (lambda: GoesItsOwnWay(3, 4), r"GoesItsOwnWay\): its forward is not torch.nn.GRU's, nor calls it by super"),
         (lambda: ChecksItself(3, 4), r"ChecksItself\): it has a check_forward_args of its own"),
         (hooked, r"LSTM\): its forward was replaced"),
