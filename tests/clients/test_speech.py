@@ -54,6 +54,17 @@ def test_speechbrains_layers(speechbrain, name):
         torch.testing.assert_close(state, their_state)
 
 
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_speechbrains_layers_are_traced_and_scripted_as_far_as_with_torch(speechbrain, name):
+    ours, theirs = pair(lambda: getattr(speechbrain, name)(4, input_size=3, num_layers=2, bidirectional=True))
+    x, y = torch.randn(2, 5, 3), torch.randn(3, 7, 3)
+    torch.testing.assert_close(torch.jit.trace(ours, x)(y), theirs(y))
+    # They call flatten_parameters, which TorchScript refuses of torch.nn's layers.
+    refused = pytest.raises(torch.jit.frontend.UnsupportedNodeError, match="SetComp aren't supported")
+    with pytest.warns(UserWarning, match=f"replaces fused_rnn.{name} by torch.nn.{name}"), refused:
+        torch.jit.script(ours)
+
+
 @pytest.mark.parametrize("name", ["RNNCell", "LSTMCell", "GRUCell"])
 def test_speechbrains_cells(speechbrain, name):
     ours, theirs = pair(lambda: getattr(speechbrain, name)(4, input_size=3, num_layers=2))

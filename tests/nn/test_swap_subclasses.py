@@ -132,6 +132,16 @@ def test_a_forward_that_goes_on_by_super_reaches_our_operator(input, monkeypatch
     assert torch.equal(calls[0], 2 * input)
 
 
+def test_script_takes_the_class_before_the_swap(input):
+    model = nn.Sequential(Counter(3, 4, dtype=F64))
+    expected = model(input[0])
+    with pytest.warns(UserWarning, match=r"replaces Counter\[fused_rnn\] by torch.nn.GRUCell"):
+        scripted = torch.jit.script(fused_rnn.swap(model))
+    torch.testing.assert_close(scripted(input[0]), expected)
+    assert type(model[0]) is Counter
+    assert getattr(scripted, "0").original_name == "Counter"
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch, by Dynamo
 def test_exporters_see_the_forward_of_a_swapped_subclass(input):
     model, theirs = (nn.Sequential(Doubles(3, 4, dtype=F64)) for _ in range(2))
