@@ -37,8 +37,8 @@ def take_over(module: nn.Module, hook) -> Handle | None:
     """If Opacus puts this hook on one of our layers: it runs by :class:`ByRow` from now on. None for other hooks."""
     if _HOOKS not in sys.modules:
         return None
-    owner = getattr(getattr(hook, "func", hook), "__self__", None)
-    if not isinstance(owner, sys.modules[_HOOKS].GradSampleHooks):
+    opacus, owner = sys.modules[_HOOKS], getattr(getattr(hook, "func", hook), "__self__", None)
+    if not isinstance(owner, getattr(opacus, "GradSampleHooks", opacus.GradSampleModule)):  # the former since 1.6
         return None
     kinds = {"GradSampleHooks", "GradSampleModule"}
     kinds |= {"GradSampleHooksFastGradientClipping", "GradSampleModuleFastGradientClipping"}
