@@ -26,7 +26,7 @@ else
   ENVIRONMENT := $(wildcard $(ACTIVE)/pyvenv.cfg)
 endif
 
-.PHONY: help test smoke test-all test-cuda bench lint format dist cxx-check cuda-check oldest-gpu library clean
+.PHONY: help test smoke test-all test-clients test-cuda bench lint format dist cxx-check cuda-check oldest-gpu library clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 14
@@ -47,11 +47,15 @@ smoke: library $(STAMP)-test ## after an edit: what finds most faults soonest (3
 	"$(PYTHON)" -m fused_rnn verify --quick
 	"$(PYTHON)" -m pytest -x $(call files,$(SMOKE)) $(ARGS)
 
-test-all: library $(STAMP)-dev ## before a release: also what takes many minutes; needs nvcc and clang++
+test-all: library $(STAMP)-dev $(STAMP)-clients ## before a release: also what takes many minutes; needs nvcc and clang++
 	"$(PYTHON)" -m pytest -m "exhaustive or not exhaustive" $(ARGS)
 	$(on-machine) $(ARGS)
+	"$(PYTHON)" -m pytest tests/clients $(ARGS)
 	"$(PYTHON)" scripts/cxx_check.py
 	"$(PYTHON)" scripts/compile_all_archs.py
+
+test-clients: library $(STAMP)-clients ## the layers in packages that use torch.nn's, which pip fetches (2 minutes)
+	"$(PYTHON)" -m pytest tests/clients $(ARGS)
 
 test-cuda: library $(STAMP)-test ## all tests of the CUDA kernels, whose PTX is executed on the CPU; needs nvcc
 	"$(PYTHON)" -m pytest -m "exhaustive or not exhaustive" tests/ptx tests/cuda $(ARGS)

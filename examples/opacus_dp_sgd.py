@@ -1,9 +1,9 @@
 """The adding problem with differential privacy, by Opacus: python examples/opacus_dp_sgd.py
 
-Opacus clips the gradient of each row, so it needs per-row gradients. ``vmap(grad)`` computes them in one kernel call
-forward and one backward; Opacus' own DPLSTM loops over the steps in Python. ``grad_sample_mode="no_op"`` tells Opacus
-that we supply them. Its hooks would miss ``lengths`` and ``h_n``, as they see only a layer's positional arguments and
-its first result.
+Opacus clips the gradient of each row, so it needs per-row gradients. In its default mode it gets those of this library's
+layers without further ado, whatever they are called with. Here the whole model's are computed at once: ``vmap(grad)``
+takes one kernel call forward and one backward, where Opacus' own DPLSTM loops over the steps in Python;
+``grad_sample_mode="no_op"`` tells Opacus that we supply them.
 """
 
 import argparse

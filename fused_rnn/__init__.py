@@ -12,6 +12,7 @@ from . import _old_names, functional, init, reference
 from . import onnx as onnx  # not in __all__: a star import would hide the package of that name
 from ._version import __version__
 from .autograd import raw_operators as raw_operators  # registers the operators' gradients
+from .nn import tables as tables  # registers our classes beside torch.nn's
 from .nn.cells import GRUCell, LSTMCell, RNNCell
 from .nn.convert import restore, swap
 from .nn.freeze import freeze, thaw

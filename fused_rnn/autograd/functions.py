@@ -51,8 +51,11 @@ class LayerForward(torch.autograd.Function):
         return LayerForward.gradients(ctx.static, ctx.saved_tensors, ctx.needs_input_grad, grads)[1]
 
     @staticmethod
-    def gradients(static, saved_tensors, needs, grads, norms=False):
-        """The norms of the states' gradients (empty unless requested) and the gradients of all arguments."""
+    def gradients(static, saved_tensors, needs, grads, norms=False, groups=1):
+        """The norms of the states' gradients (empty unless requested) and the gradients of all arguments.
+
+        ``groups``: as many as there are rows for weight gradients of each row.
+        """
         save, _, grad_clip, cell, bias, bidirectional = static
         if not save:
             raise RuntimeError("fused_rnn: nothing was saved for this gradient; run layer_forward with save=True")
@@ -64,7 +67,7 @@ class LayerForward(torch.autograd.Function):
             return None, (None,) * len(needs)
         compiling = torch.compiler.is_compiling()
         wanted = (_wanted_by if compiling else _wanted_again)(needs, cell, bidirectional)
-        arguments = (wanted, 1, norms, grad_clip, *grads, saved, cell, bias, bidirectional, *tensors)
+        arguments = (wanted, groups, norms, grad_clip, *grads, saved, cell, bias, bidirectional, *tensors)
         # Dynamo cannot enter a Function inside another's backward.
         followed = torch.is_grad_enabled() or torch_private.in_transform() or torch_private.in_forward_mode()
         if compiling or not followed:

@@ -25,11 +25,21 @@ def _step(module: nn.RNNCellBase, cell: Cell, input, hx) -> tuple[Tensor, Tensor
     are_plain = plain.are_plain(weights)
     if not are_plain:  # parametrized, perhaps
         weights = [getattr(module, name) for name in names]
-    states = arguments.single_step(OPERATORS, cell, input, hx, weights, are_plain)
+    runner = module._runner
+    if runner is not OPERATORS:
+        runner.check(weights)
+    states = arguments.single_step(runner, cell, input, hx, weights, are_plain)
     return tuple(states) if cell.states > 1 else states[0]
 
 
-class LSTMCell(Ours, nn.LSTMCell):
+class RecurrentCell(Ours, nn.RNNCellBase):
+    """A base before torch.nn.LSTMCell and the like."""
+
+    def _weight_names(self) -> tuple[str, ...]:
+        return _NAMES if self.bias else _NAMES[:2]
+
+
+class LSTMCell(RecurrentCell, nn.LSTMCell):
     """One LSTM step, in place of ``torch.nn.LSTMCell``: input_size (I), hidden_size (H), bias, device, dtype."""
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -37,7 +47,7 @@ class LSTMCell(Ours, nn.LSTMCell):
         return _step(self, CELLS["lstm"], input, hx)
 
 
-class GRUCell(Ours, nn.GRUCell):
+class GRUCell(RecurrentCell, nn.GRUCell):
     """One GRU step, in place of ``torch.nn.GRUCell``: input_size (I), hidden_size (H), bias, device, dtype."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -45,7 +55,7 @@ class GRUCell(Ours, nn.GRUCell):
         return _step(self, CELLS["gru"], input, hx)
 
 
-class RNNCell(Ours, nn.RNNCell):
+class RNNCell(RecurrentCell, nn.RNNCell):
     """One step of an Elman network, in place of ``torch.nn.RNNCell``.
 
     Args: input_size (I), hidden_size (H), bias, nonlinearity ("tanh" or "relu"), device, dtype.

@@ -23,8 +23,9 @@ def swap(model: nn.Module, *, report: Callable[[str], object] | None = None) -> 
     over; a warning names those passed over, with the reason, and one says so if nothing was changed.
 
     Only the modules' classes change: parameters, buffers, hooks, shared modules and optimizers' references to
-    parameters stay. Subclasses whose ``forward`` is torch.nn's own, parametrized layers among them, keep their name,
-    methods and attributes, and become instances of ``fused_rnn.LSTM`` and so on as well. Others are passed over.
+    parameters stay. Subclasses whose ``forward`` is torch.nn's own, parametrized layers among them, or goes on by
+    ``super().forward``, keep their name, methods and attributes, and become instances of ``fused_rnn.LSTM`` and so on
+    as well. Others are passed over.
     """
     dynamo.admit(Recurrent)
     passed_over = []

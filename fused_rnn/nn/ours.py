@@ -1,4 +1,4 @@
-"""``Ours``: how layers and cells behave in what knows torch.nn's: print, TorchScript, fx, ONNX, torch.ao."""
+"""``Ours``: how layers and cells behave in what knows torch.nn's: print, TorchScript, fx, ONNX, torch.ao, Opacus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import warnings
 from torch import nn
 from torch.fx import Proxy
 
+from ..autograd.functions import OPERATORS
 from ..ops import torch_private
+from ..ops.arguments import Runner
+from .opacus import take_over
 from .stock import STOCK
 
 _BETWEEN = ("torch", "fused_rnn", "typing_extensions")
@@ -25,12 +28,30 @@ def _level_of_user() -> int:
 class Ours:
     """A base before torch.nn's own class."""
 
+    # What runs the calls. Not in state dicts; of a pickled or copied layer only the fact that it was frozen is kept.
+    _runner: Runner = OPERATORS
+
+    def register_forward_hook(self, hook, **options):
+        return take_over(self, hook) or super().register_forward_hook(hook, **options)
+
+    def register_full_backward_hook(self, hook, **options):
+        return take_over(self, hook) or super().register_full_backward_hook(hook, **options)
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        state.pop("_runner", None)
+        return state
+
     def _get_name(self) -> str:
         name, module = type(self).__name__, type(self).__module__
         return f"fused_rnn.{name}" if module == "fused_rnn" else f"{name}[fused_rnn]"
 
     def _call_module_node(self, input: Proxy, **options) -> Proxy:
         """For ``torch.fx.symbolic_trace``: a call of this module, which is a leaf as torch.nn's layers are."""
+        if self._has_own_forward():
+            raise NotImplementedError(
+                f"torch.fx cannot see into the forward of {self._get_name()}; let the Tracer's is_leaf_module keep it"
+            )
         given = {name: option for name, option in options.items() if option is not None and option is not False}
         tracer = input.tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
@@ -39,29 +60,47 @@ class Ours:
         """What torch.jit.trace calls for ``forward``."""
         if not torch_private.in_onnx_trace():
             return super()._slow_forward(*args, **kwargs)
-        if any(option is not None and option is not False for name, option in kwargs.items() if name != "hx"):
+        kind = self._class_for("torch.onnx.export(dynamo=False)")
+        options = {} if self._has_own_forward() else kwargs
+        if any(option is not None and option is not False for name, option in options.items() if name != "hx"):
             raise NotImplementedError(
                 f"torch.onnx.export(dynamo=False) cannot export the options of {self._get_name()}; dynamo=True exports "
                 "lengths"
             )
-        return self._stock_class().forward(self, *args, **kwargs)  # whose operators that exporter knows
+        own, self.__class__ = type(self), kind
+        try:
+            return self.forward(*args, **kwargs)  # by torch.nn's operators, which that exporter knows
+        finally:
+            self.__class__ = own
+
+    def _class_for(self, exporter: str) -> type[nn.Module]:
+        """The class of torch.nn's, or the subclass of one, that does the same for what knows no class of ours."""
+        kind = vars(type(self)).get("_class_before_swap")
+        if kind is None and self._has_own_forward():
+            kind, own = self._stock_class().__name__, self._public_class().__name__
+            raise NotImplementedError(
+                f"{exporter} cannot compile {type(self).__name__}, whose own forward calls that of fused_rnn.{own}. "
+                f"Derive it from torch.nn.{kind}, or use torch.jit.trace"
+            )
+        return kind or self._stock_class()
+
+    def _has_own_forward(self) -> bool:
+        return type(self).forward is not self._public_class().forward
+
+    def _public_class(self) -> type[nn.Module]:
+        return next(base for base in type(self).__mro__ if base.__module__ == "fused_rnn")
 
     def _stock_class(self) -> type[nn.Module]:
         return next(base for base in type(self).__mro__ if base in STOCK.values())
 
     def __prepare_scriptable__(self) -> nn.Module:
         """torch.nn's layer or cell with the same parameters, as TorchScript cannot compile ours."""
-        kind = self._stock_class()
-        own = next(base for base in type(self).__mro__ if base.__module__ == "fused_rnn")
-        if type(self).forward is not own.forward:
-            raise NotImplementedError(
-                f"torch.jit.script cannot compile {type(self).__name__}, whose own forward calls that of "
-                f"fused_rnn.{own.__name__}. Derive it from torch.nn.{kind.__name__}, or use torch.jit.trace"
-            )
+        kind = self._class_for("torch.jit.script")
         warnings.warn(
-            f"torch.jit.script replaces {self._get_name()} by torch.nn.{kind.__name__}, in the model itself too: the "
-            "same parameters, torch.nn's speed, and no lengths, reset_mask or other options. fused_rnn.restore(model) "
-            "before it does the same without this warning; torch.jit.trace and torch.export keep fused_rnn's layers",
+            f"torch.jit.script replaces {self._get_name()} by torch.nn.{self._stock_class().__name__}, in the model "
+            "itself too: the same parameters, torch.nn's speed, and no lengths, reset_mask or other options. "
+            "fused_rnn.restore(model) before it does the same without this warning; torch.jit.trace and torch.export "
+            "keep fused_rnn's layers",
             stacklevel=_level_of_user(),
         )
         stock = kind.__new__(kind)

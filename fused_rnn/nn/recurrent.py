@@ -10,7 +10,6 @@ from torch.fx import Proxy
 
 from ..autograd.operators import OPERATORS
 from ..ops import arguments, plain
-from ..ops.arguments import Runner
 from ..ops.cells import BY_MODE
 from ..ops.checks import NO_OPTIONS, form_of, known_form, options_of
 from . import dynamo
@@ -20,9 +19,6 @@ from .runners import Frozen
 
 class Recurrent(Ours, nn.RNNBase):
     """A base before torch.nn.LSTM and the like: their constructors and helpers, our calls."""
-
-    # What runs the layers. Not in state dicts; of a pickled or copied layer only the fact that it was frozen is kept.
-    _runner: Runner = OPERATORS
 
     def __init__(self, *args, **kwargs) -> None:
         dynamo.admit(Recurrent)
@@ -57,6 +53,9 @@ class Recurrent(Ours, nn.RNNBase):
             return tuple(results)
         output, h_n, c_n, *all_cells = results
         return output, (h_n, c_n), *all_cells
+
+    def _weight_names(self) -> list[str]:
+        return self._flat_weights_names
 
     def _current_weights(self) -> list[Tensor | None]:
         if torch.compiler.is_exporting():  # an export warns of assigned attributes
@@ -97,7 +96,7 @@ class Recurrent(Ours, nn.RNNBase):
 
     def __getstate__(self):
         state = super().__getstate__()
-        if isinstance(state.pop("_runner", None), Frozen):
+        if isinstance(self._runner, Frozen):
             state["_frozen"] = True  # the packed copy is valid in this process only
         return state
 

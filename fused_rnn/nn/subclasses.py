@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 
 from torch import nn
@@ -47,12 +48,24 @@ def new_swapped(kind: type[nn.Module]) -> nn.Module:
     return swapped.__new__(swapped)
 
 
+def _leads_to_stock(kind: type[nn.Module], stock: type[nn.Module]) -> bool:
+    """Whether every forward before torch.nn's goes on by ``super().forward``, which will be ours."""
+    before = kind.__mro__[: kind.__mro__.index(stock)]
+    for forward in (vars(base)["forward"] for base in before if "forward" in vars(base)):
+        code = getattr(inspect.unwrap(forward), "__code__", None)
+        if code is None or not {"super", "forward"}.issubset(code.co_names) or "__class__" not in code.co_freevars:
+            return False
+        if stock.__name__ in code.co_names:  # torch.nn.LSTM.forward(self, ...)
+            return False
+    return True
+
+
 @cache
 def _mixed(kind: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of torch.nn's layer that is an instance of ours too: its forward is ours, all else its own."""
+    """A subclass of torch.nn's layer that is an instance of ours too: what it calls torch.nn's forward is ours."""
     stock = next(base for base in kind.__mro__ if base in OURS)
-    if kind.forward is not stock.forward:
-        raise NotSwappable(f"its forward is not torch.nn.{stock.__name__}'s")
+    if not _leads_to_stock(kind, stock):
+        raise NotSwappable(f"its forward is not torch.nn.{stock.__name__}'s, nor calls it by super().forward")
     for name in _CALLED_BY_FORWARD:
         if getattr(kind, name, None) is not getattr(stock, name, None):
             raise NotSwappable(f"it has a {name} of its own, which only torch.nn's forward calls")

@@ -1,4 +1,4 @@
-"""What ``torch.utils.flop_counter`` counts for a layer: its matrix products, as it does for torch's operators."""
+"""What ``torch.utils.flop_counter``, fvcore and ptflops count for a layer: its matrix products, as for torch's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from .calls import BackwardCall, ForwardCall
 from .late_import import after_import
-from .layer import Layer, Wanted, stack_of
+from .layer import Layer, Wanted, stack_of, weight_kinds_of
 
 
 def _products(layer: Layer, wanted: int | None = None) -> int:
@@ -62,4 +62,33 @@ def _register(counter: ModuleType) -> None:
         counter.register_flop_formula(operator, get_raw=True)(formula)
 
 
+def _products_of_trace(inputs: list, outputs: list) -> int:
+    """The same of ``layer_forward`` in a trace; fvcore counts a multiplication and its addition as one."""
+    call = ForwardCall(*inputs)
+    input_shape, *weights = (value.type().sizes() for value in (call.input, *call.weights.node().inputs()))
+    reads_tokens = call.input.type().dtype() == torch.int64
+    rows = math.prod(input_shape if reads_tokens else input_shape[:-1])
+    kinds = weight_kinds_of(call.cell.toIValue(), call.bidirectional.toIValue(), len(weights))
+    looked_up = {Wanted.WEIGHT_IH} if reads_tokens else set()
+    multiplied = {Wanted.WEIGHT_IH, Wanted.WEIGHT_HH, Wanted.WEIGHT_HR} - looked_up
+    return rows * sum(math.prod(shape) for kind, shape in zip(kinds, weights, strict=True) if kind in multiplied)
+
+
+def _register_trace(fvcore: ModuleType) -> None:
+    getattr(fvcore, "_DEFAULT_SUPPORTED_OPS", {})["fused_rnn::layer_forward"] = _products_of_trace
+
+
+def _register_dispatched(ptflops: ModuleType) -> None:
+    """With its backend "aten", which counts as fvcore does."""
+
+    def halved(formula):
+        return lambda args, outputs: formula(*args) // 2
+
+    operators = torch.ops.fused_rnn
+    formulas = {operators.layer_forward: halved(_forward), operators.infer: halved(_infer)}
+    getattr(ptflops, "ATEN_OPS_MAPPING", {}).update(formulas)
+
+
 after_import("torch.utils.flop_counter", _register)
+after_import("fvcore.nn.flop_count", _register_trace)
+after_import("ptflops.aten_ops", _register_dispatched)

@@ -144,6 +144,15 @@ def test_fx_treats_a_layer_as_a_leaf(name):
     torch.testing.assert_close(tensors(graph(x)), tensors(model(x)))
 
 
+def test_fx_refuses_to_enter_a_forward_that_calls_ours():
+    class Doubles(fused_rnn.LSTM):
+        def forward(self, input):
+            return super().forward(2 * input)
+
+    with pytest.raises(NotImplementedError, match=r"torch.fx cannot see into the forward of Doubles"):
+        torch.fx.symbolic_trace(nn.Sequential(Doubles(3, 4)))
+
+
 def test_fx_keeps_the_options_of_a_call():
     class Net(nn.Module):
         def __init__(self):
@@ -180,6 +189,44 @@ def test_onnx_exporters_need_no_table(name, dynamo, tmp_path):
 
     model, x, file = Net().eval(), torch.randn(2, 5, 3), str(tmp_path / "model.onnx")
     torch.onnx.export(model, (x,), file, dynamo=dynamo)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(x).detach())
+
+
+class DoublesOfTorch(nn.LSTM):
+    def forward(self, input, hx=None):
+        return super().forward(2 * input, hx)
+
+
+class DoublesOfOurs(fused_rnn.LSTM):
+    def forward(self, input, hx=None):
+        return super().forward(2 * input, hx)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("kind", [DoublesOfTorch, DoublesOfOurs])
+def test_onnx_exporters_keep_the_forward_of_a_subclass(kind, dynamo, tmp_path):
+    pytest.importorskip("onnxscript", reason="torch.onnx.export needs it")
+    runtime = pytest.importorskip("onnxruntime", reason="it runs what was exported")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = kind(3, 4)
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    model, x, file = fused_rnn.swap(Net()).eval(), torch.randn(5, 2, 3), str(tmp_path / "model.onnx")
+    former = type(model.rnn)
+    if kind is DoublesOfOurs and not dynamo:
+        with pytest.raises(NotImplementedError, match=r"dynamo=False\) cannot compile DoublesOfOurs, whose own"):
+            torch.onnx.export(model, (x,), file, dynamo=dynamo)
+        return
+    torch.onnx.export(model, (x,), file, dynamo=dynamo)
+    assert type(model.rnn) is former
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(x).detach())

@@ -46,8 +46,26 @@ class ChecksItself(nn.LSTM):
 
 
 class Doubles(nn.GRU):
+    """Its forward is its own, and goes on by super()."""
+
     def forward(self, input, hx=None):
         return super().forward(2 * input, hx)
+
+
+class NamesItsBase(nn.GRU):
+    def forward(self, input, hx=None):
+        return nn.GRU.forward(self, 2 * input, hx)
+
+
+class NamesItsBaseToo(nn.GRU):
+    def forward(self, input, hx=None):
+        assert super().extra_repr()
+        return nn.GRU.forward(self, 2 * input, hx)
+
+
+class GoesItsOwnWay(nn.GRU):
+    def forward(self, input, hx=None):
+        return input, hx
 
 
 @pytest.fixture
@@ -69,6 +87,8 @@ def weight_norm(module, name="weight_hh_l0"):
     [
         (lambda: Encoder(3, 4, 2, bidirectional=True, dtype=F64), fused_rnn.LSTM),
         (lambda: Counter(3, 4, dtype=F64), fused_rnn.GRUCell),
+        (lambda: Doubles(3, 4, dtype=F64), fused_rnn.GRU),
+        (lambda: weight_norm(Doubles(3, 4, dtype=F64)), fused_rnn.GRU),
         (lambda: weight_norm(nn.GRU(3, 4, dtype=F64)), fused_rnn.GRU),
         (lambda: weight_norm(Encoder(3, 4, dtype=F64)), fused_rnn.LSTM),
         (lambda: weight_norm(nn.RNNCell(3, 4, dtype=F64), "weight_ih"), fused_rnn.RNNCell),
@@ -83,7 +103,8 @@ def test_swapped_subclasses_keep_their_own_attributes(make, ours, input, no_refe
     assert type(module).__name__ == former.__name__
     assert type(module).__module__ == former.__module__
     torch.testing.assert_close(output_of(module, input), expected)
-    assert fused_rnn.explain(module, input if isinstance(module, nn.RNNBase) else input[0]).engine == "fused"
+    explained = fused_rnn.explain(module, input if isinstance(module, nn.RNNBase) else input[0])
+    assert explained.engine == ("unknown" if isinstance(module, Doubles) else "fused")  # it knows no other forward
     fused_rnn.restore(module)
     assert type(module) is former
     torch.testing.assert_close(output_of(module, input), expected)
@@ -101,6 +122,36 @@ def test_a_swapped_subclass_has_its_methods_and_ours(input):
 def test_swapping_a_class_twice_gives_the_same_class():
     first, second = (fused_rnn.swap(Encoder(3, 4)) for _ in range(2))
     assert type(first) is type(second)
+
+
+def test_a_forward_that_goes_on_by_super_reaches_our_operator(input, monkeypatch):
+    module, calls = fused_rnn.swap(Doubles(3, 4, dtype=F64)), []
+    run = type(module)._run
+    monkeypatch.setattr(type(module), "_run", lambda self, *args: calls.append(args[0]) or run(self, *args))
+    module(input)
+    assert torch.equal(calls[0], 2 * input)
+
+
+def test_script_takes_the_class_before_the_swap(input):
+    model = nn.Sequential(Counter(3, 4, dtype=F64))
+    expected = model(input[0])
+    with pytest.warns(UserWarning, match=r"replaces Counter\[fused_rnn\] by torch.nn.GRUCell"):
+        scripted = torch.jit.script(fused_rnn.swap(model))
+    torch.testing.assert_close(scripted(input[0]), expected)
+    assert type(model[0]) is Counter
+    assert getattr(scripted, "0").original_name == "Counter"
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch, by Dynamo
+def test_exporters_see_the_forward_of_a_swapped_subclass(input):
+    model, theirs = (nn.Sequential(Doubles(3, 4, dtype=F64)) for _ in range(2))
+    model.load_state_dict(theirs.state_dict())
+    fused_rnn.swap(model)
+    expected = theirs(input)
+    torch.testing.assert_close(torch.jit.trace(model, input)(input), expected)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(input), expected)
+    with pytest.raises(NotImplementedError, match=r"torch.fx cannot see into the forward of Doubles\[fused_rnn\]"):
+        torch.fx.symbolic_trace(model)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
@@ -167,7 +218,9 @@ def hooked():
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: Doubles(3, 4), r"Doubles\): its forward is not torch.nn.GRU's"),
+        (lambda: NamesItsBase(3, 4), r"NamesItsBase\): its forward is not torch.nn.GRU's, nor calls it by super"),
+        (lambda: NamesItsBaseToo(3, 4), r"NamesItsBaseToo\): its forward is not torch.nn.GRU's"),
+        (lambda: GoesItsOwnWay(3, 4), r"GoesItsOwnWay\): its forward is not torch.nn.GRU's, nor calls it by super"),
         (lambda: ChecksItself(3, 4), r"ChecksItself\): it has a check_forward_args of its own"),
         (hooked, r"LSTM\): its forward was replaced"),
         (lambda: torch.jit.script(nn.GRU(3, 4)), r"GRU\): it is compiled by TorchScript"),
