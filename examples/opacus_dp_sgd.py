@@ -1,7 +1,7 @@
 """The adding problem with differential privacy, by Opacus: python examples/opacus_dp_sgd.py
 
-Opacus clips the gradient of each row, so it needs per-row gradients. In its default mode it gets those of this library's
-layers without further ado, whatever they are called with. Here the whole model's are computed at once: ``vmap(grad)``
+Opacus clips the gradient of each row, so it needs per-row gradients. In its default mode it gets them from this
+library's layers, whatever those are called with. Here the whole model's are computed at once: ``vmap(grad)``
 takes one kernel call forward and one backward, where Opacus' own DPLSTM loops over the steps in Python;
 ``grad_sample_mode="no_op"`` tells Opacus that we supply them.
 """
