@@ -8,7 +8,7 @@ import warnings
 from torch import nn
 from torch.fx import Proxy
 
-from ..autograd.functions import OPERATORS
+from ..autograd.operators import OPERATORS
 from ..ops import torch_private
 from ..ops.arguments import Runner
 from .opacus import take_over
