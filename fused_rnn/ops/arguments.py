@@ -22,6 +22,7 @@ from .checks import (
     Options,
     check_state_dtypes,
     check_weights,
+    contiguous,
     form_of,
     h0_and_c0,
     in_one_dtype,
@@ -131,7 +132,7 @@ def run(
             elif runner.run_for_gradients is not None and options is NO_OPTIONS and input.dim() == 3:
                 is_plain = plain.need_gradients(input, weights) and (form.num_layers == 1 or _are_whole(form, states))
                 if is_plain:
-                    data = (input.transpose(0, 1) if form.batch_first else input).contiguous()
+                    data = contiguous(input.transpose(0, 1) if form.batch_first else input)
                     whole = Layer(
                         form.cell.id, form.bias, form.bidirectional, data, *states, None, None, None, tuple(weights)
                     )
@@ -177,7 +178,7 @@ def _prepare(form: Form, input, hx, weights: list[Tensor], options: Options):
     h0, c0 = h0_and_c0(tuple(map(rows.sort, states)))
     masks = (rows.lengths, rows.batch_sizes, rows.sort(rows.reset_mask))
     # Made contiguous here, so that what is saved for the backward pass is not a view of the user's tensor.
-    return Layer(form.cell.id, form.bias, form.bidirectional, data.contiguous(), h0, c0, *masks, weights), leave
+    return Layer(form.cell.id, form.bias, form.bidirectional, contiguous(data), h0, c0, *masks, weights), leave
 
 
 def _over_layers(form: Form, run_layer: RunLayer, whole: Layer, options: Options):

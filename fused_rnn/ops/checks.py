@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import library
+from . import library, torch_private
 from .cells import Cell
 from .layer import BATCH_FIRST, LAYOUTS, ONE_STEP, TIME_MAJOR, Wanted, stack_code
 
@@ -155,6 +155,16 @@ def check_state_dtypes(states: tuple[Tensor, ...], dtype: torch.dtype) -> None:
     for state in states:
         if state.dtype != dtype:
             raise ValueError(f"hx dtype ({state.dtype}) does not match weight dtype ({dtype})")
+
+
+def contiguous(data: Tensor) -> Tensor:
+    """``data.contiguous()``; raises where torch's would read freed memory."""
+    if torch.compiler.is_compiling() or data.is_contiguous():
+        return data.contiguous()
+    has_storage = type(data) is Tensor and data.device.type != "meta" and not torch_private.in_transform()
+    if has_storage and data.numel() and not data.untyped_storage().nbytes():
+        raise RuntimeError("fused_rnn: the input's storage was freed")
+    return data.contiguous()
 
 
 def check_device(device: torch.device) -> None:
