@@ -152,7 +152,7 @@ void Arguments::take_input(const Tensor& input, const Shape& rows, bool own) {
 }
 
 void Arguments::check_tokens() const {
-  if (!layer_.tokens || !may_read_tokens_) return;  // on a GPU the kernel asserts it
+  if (!layer_.tokens || !may_read_tokens_ || layer_.rows == 0) return;  // on a GPU the kernel asserts it
   const int64_t M = layer_.input_member_stride || layer_.lengths_member_stride ? layer_.members : 1;
   for (int64_t m = 0; m < M; ++m)
     for (int64_t t = 0; t < layer_.steps; ++t)

@@ -48,6 +48,11 @@ class Checker {
   torch::stable::Device device_;
 };
 
+// Without rows there is nothing to do in a step, and such an input may have any number of steps.
+inline void skip_steps_without_rows(Layer& layer) {
+  if (layer.rows == 0) layer.steps = std::min<int64_t>(layer.steps, 1);
+}
+
 // Backward::grad_clip.
 double clip_of(std::optional<double> grad_clip);
 

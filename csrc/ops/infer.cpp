@@ -105,6 +105,7 @@ std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0,
     f.h_n = offset(h_n->data_ptr(), h_bytes);
     f.c_n = offset(c_n ? c_n->data_ptr() : nullptr, c_bytes);
 
+    skip_steps_without_rows(f);
     CallScratch scratch(like);
     engine.forward(f, [&](int64_t bytes) { return scratch.take(bytes); });
     data = output;

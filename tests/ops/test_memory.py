@@ -1,10 +1,11 @@
-"""Memory that is empty or freed."""
+"""Memory that is empty, freed or endless."""
 
 import pytest
 import torch
 
 import fused_rnn
 from fused_rnn import functional, reference
+from fused_rnn.ops.layer import Layer
 
 EMPTY = {"h of no width": (5, 0), "no units": (0, 2)}
 
@@ -90,3 +91,31 @@ def test_freed_input_of_other_strides_is_refused(with_gradients):
     input.untyped_storage().resize_(0)
     with torch.set_grad_enabled(with_gradients), pytest.raises(RuntimeError, match="storage"):
         layer(input)
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_steps_without_rows_take_no_time(kind, with_gradients):
+    """A loop over 2^40 steps would not end."""
+    layer = getattr(fused_rnn, kind)(3, 4, 2, bidirectional=True)
+    input = torch.empty(1 << 40, 0, 3)
+    with torch.set_grad_enabled(with_gradients):
+        output, _ = layer(input)
+    assert output.shape == (1 << 40, 0, 8)
+    if with_gradients:
+        output.sum().backward()
+        assert all((weight.grad == 0).all() for weight in layer.parameters())
+
+
+def test_ids_without_rows_take_no_time():
+    with torch.no_grad():
+        output, _ = fused_rnn.GRU(3, 4)(torch.empty(1 << 40, 0, dtype=torch.int64))
+    assert output.shape == (1 << 40, 0, 4)
+
+
+def test_gradient_norms_without_rows_are_zeros():
+    weights = (torch.randn(12, 3), torch.randn(12, 4))
+    layer = Layer(1, False, False, torch.empty(5, 0, 3), None, None, None, None, None, weights)
+    output, *_, saved = layer.forward(True, False)
+    _, _, _, norms, *_ = layer.backward((output, None, None, None), saved, 2, 1, True)
+    assert torch.equal(norms, torch.zeros(1, 1, 5))
