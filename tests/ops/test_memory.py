@@ -1,4 +1,4 @@
-"""Memory that is empty, freed or endless."""
+"""Memory that is empty, freed, endless or exhausted."""
 
 import pytest
 import torch
@@ -119,3 +119,11 @@ def test_gradient_norms_without_rows_are_zeros():
     output, *_, saved = layer.forward(True, False)
     _, _, _, norms, *_ = layer.backward((output, None, None, None), saved, 2, 1, True)
     assert torch.equal(norms, torch.zeros(1, 1, 5))
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_exhausted_memory_is_named(with_gradients):
+    weights = [torch.randn(4, 0), torch.randn(4, 1)]
+    message = r"^fused_rnn: out of memory: could not allocate \d+ bytes"
+    with torch.set_grad_enabled(with_gradients), pytest.raises(RuntimeError, match=message):
+        functional.lstm(torch.empty(1 << 46, 1, 0), None, weights)  # whose output no address space holds
