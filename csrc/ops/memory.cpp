@@ -4,6 +4,10 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define FUSED_RNN_HAS_FORK 1
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -71,6 +75,10 @@ class Pool {
     return memory;
   }
 
+  // A fork that came while another thread held the lock would leave the child without anyone to release it.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
   void give_back(void* memory) {
     const std::lock_guard lock(mutex_);
     Block block = std::move(used_.extract(memory).mapped());
@@ -109,6 +117,10 @@ class Pool {
 // Never destroyed: tensors may outlive static objects.
 Pool& pool() {
   static Pool& only = *new Pool;
+#ifdef FUSED_RNN_HAS_FORK
+  static const int registered = pthread_atfork([] { only.lock(); }, [] { only.unlock(); }, [] { only.unlock(); });
+  static_cast<void>(registered);
+#endif
   return only;
 }
 

@@ -1,4 +1,8 @@
-"""Memory that is empty, freed, endless or exhausted."""
+"""Memory that is empty, freed, endless, exhausted or locked while the process forks."""
+
+import os
+import platform
+import sys
 
 import pytest
 import torch
@@ -6,6 +10,8 @@ import torch
 import fused_rnn
 from fused_rnn import functional, reference
 from fused_rnn.ops.layer import Layer
+from support.compiling import compile_library
+from support.processes import run_python
 
 EMPTY = {"h of no width": (5, 0), "no units": (0, 2)}
 
@@ -127,3 +133,42 @@ def test_exhausted_memory_is_named(with_gradients):
     message = r"^fused_rnn: out of memory: could not allocate \d+ bytes"
     with torch.set_grad_enabled(with_gradients), pytest.raises(RuntimeError, match=message):
         functional.lstm(torch.empty(1 << 46, 1, 0), None, weights)  # whose output no address space holds
+
+
+# Takes long over what the pool does while it is locked.
+SLOW_MADVISE = """
+#include <stddef.h>
+#include <unistd.h>
+extern "C" int madvise(void*, size_t, int) { return usleep(300 * 1000); }
+"""
+FORKING = """
+import os, sys, threading, time
+import torch, fused_rnn
+torch.set_num_threads(1)
+layer, input = fused_rnn.GRU(64, 256), torch.randn(300, 8, 64)
+thread = threading.Thread(target=layer, args=(input,))
+thread.start()
+time.sleep(0.1)
+child = os.fork()
+if child == 0:
+    layer(input)
+    os._exit(0)
+thread.join()
+for _ in range(200):
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        print("done", status)
+        break
+    time.sleep(0.1)
+else:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    print("hung")
+"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="a slow madvise is preloaded, as Linux does it")
+def test_fork_while_another_thread_allocates(tmp_path, monkeypatch):
+    library = compile_library(tmp_path, SLOW_MADVISE, "-O1")
+    monkeypatch.setenv("LD_PRELOAD", os.pathsep.join([library._name, *os.environ.get("LD_PRELOAD", "").split()]))
+    assert run_python("-W", "ignore", "-c", FORKING) == "done 0\n", sys.version
