@@ -30,7 +30,7 @@ from .checks import (
     options_of,
     states_of,
 )
-from .layer import Layer
+from .layer import LAYOUTS, Layer
 from .sequences import check_sizes, enter_packed, enter_padded
 
 # (layer, whether to return the second state after every step) -> output, h_n, c_n, that state
@@ -170,7 +170,7 @@ def _are_whole(form: Form, states: tuple[Tensor | None, Tensor | None]) -> bool:
 def _prepare(form: Form, input, hx, weights: list[Tensor], options: Options):
     """Checks everything. Returns the first layer's arguments with the states and weights of all layers, and the
     function that turns the results into the user's layout."""
-    check_weights(form, weights)
+    check_weights(form.name, form.kinds * (form.num_layers * form.directions), weights)
     enter = enter_packed if isinstance(input, PackedSequence) else enter_padded
     rows, states, leave = enter(form, input, hx, options.lengths, options.reset_mask)
     data, states, weights = in_one_dtype(rows.data, states, weights, rows.of_tokens)
@@ -272,6 +272,7 @@ def _prepare_step(cell: Cell, input: Tensor, hx, weights: Sequence[Tensor]):
                 f"{name}: For {input.dim()}-D input, hidden should also be {input.dim()}-D "
                 f"but got {state.dim()}-D tensor"
             )
+    check_weights(name, LAYOUTS[cell.id][len(weights)][1], weights)
     weight_ih, weight_hh, *_ = weights
     input_size, hidden = weight_ih.shape[-1], weight_hh.shape[-1]
     if input.shape[-1] != input_size:
@@ -281,6 +282,6 @@ def _prepare_step(cell: Cell, input: Tensor, hx, weights: Sequence[Tensor]):
             raise RuntimeError(f"Input batch size {input.shape[0]} doesn't match hidden{i} batch size {state.shape[0]}")
         if state.shape[-1] != hidden:
             raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {state.shape[-1]}, expected {hidden}")
-    input, states, weights = in_one_dtype(input, states, weights)
+    input, states, weights = in_one_dtype(input, states, weights, wrong_dtype=RuntimeError)
     check_state_dtypes(states, input.dtype)
     return input, h0_and_c0(states), weights
