@@ -71,7 +71,7 @@ def test_storage_freed_before_the_backward_pass_is_refused(name):
         tensor.requires_grad_()
     loss = lstm_of(tensors).sum()
     tensors[NAMES.index(name)].untyped_storage().resize_(0)
-    with pytest.raises(RuntimeError, match=f"{name} needs .* bytes of storage, but its storage has 0: it was freed"):
+    with pytest.raises(RuntimeError, match=rf"{name} needs .* bytes of storage, but its storage has 0: it was freed"):
         loss.backward()
 
 
@@ -85,7 +85,7 @@ def test_a_view_of_freed_storage_is_refused():
         first += weight.numel()
     layer(torch.randn(5, 2, 3))
     flat.untyped_storage().resize_(0)
-    with pytest.raises(RuntimeError, match="needs .* bytes of storage, but its storage has 0"):
+    with pytest.raises(RuntimeError, match=r"needs .* bytes of storage, but its storage has 0"):
         layer(torch.randn(5, 2, 3))
 
 
