@@ -5,7 +5,8 @@
 //   P width of h: H, or proj_size             N rows: T*B, or the number of packed rows
 //   R saved values of one row and direction   K groups of batch rows with weight gradients of their own
 // A *problem* is one direction of one member, with its own weights; problems are independent of each other.
-// Arrays are contiguous in the shape given with them, and of the layer's dtype unless stated otherwise.
+// Arrays are contiguous in the shape given with them, and of the layer's dtype unless stated otherwise. A null pointer
+// among the arguments says that nothing was given; what was given has an address even if it is empty.
 #pragma once
 #include <stdint.h>
 

@@ -27,14 +27,45 @@ Dtype dtype_of(const Tensor& t) {
   }
 }
 
+// From a tensor's first element to past its last one.
+int64_t elements_spanned(const Tensor& t) {
+  int64_t last = 0;
+  const auto sizes = t.sizes(), strides = t.strides();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] == 0) return 0;
+    last += (sizes[i] - 1) * strides[i];
+  }
+  return last + 1;
+}
+
 }  // namespace
+
+void check_storage(const Tensor& t, const char* name) { check_storage(t, name, elements_spanned(t)); }
+
+void check_storage(const Tensor& t, const char* name, int64_t elements) {
+  if (elements == 0) return;
+  int64_t bytes, first;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &first));
+  const int64_t needed = (first + elements) * static_cast<int64_t>(t.element_size());
+  FUSED_RNN_CHECK(needed <= bytes, "fused_rnn: ", name, " needs ", needed, " bytes of storage, but its storage has ",
+                  bytes, ": it was freed or resized");
+}
+
+const void* address_of(const Tensor& t) {
+  static constexpr char kNothing = 0;
+  const void* data = t.const_data_ptr();
+  return data ? data : &kNothing;
+}
 
 Tensor Checker::as(const Tensor& t, const char* name, const Shape& shape, ScalarType dtype) const {
   FUSED_RNN_CHECK(same(t.sizes(), shape), "fused_rnn: ", name, " must be ", text(shape), ", got ", text(t.sizes()));
   FUSED_RNN_CHECK(t.scalar_type() == dtype, "fused_rnn: ", name, " must be ", torch::headeronly::toString(dtype),
                   ", got ", torch::headeronly::toString(t.scalar_type()));
   FUSED_RNN_CHECK(t.device() == device_, "fused_rnn: ", name, " is not on the input's device");
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);  // contiguous() costs a dispatch
+  const bool is_contiguous = t.is_contiguous();
+  check_storage(t, name, is_contiguous ? elements_of(shape) : elements_spanned(t));
+  return is_contiguous ? t : torch::stable::contiguous(t);  // contiguous() costs a dispatch
 }
 
 double clip_of(std::optional<double> grad_clip) {
@@ -121,7 +152,7 @@ void Arguments::take_input(const Tensor& input, const Shape& rows, bool own) {
 }
 
 void Arguments::check_tokens() const {
-  if (!layer_.tokens || !may_read_tokens_) return;  // on a GPU the kernel asserts it
+  if (!layer_.tokens || !may_read_tokens_ || layer_.rows == 0) return;  // on a GPU the kernel asserts it
   const int64_t M = layer_.input_member_stride || layer_.lengths_member_stride ? layer_.members : 1;
   for (int64_t m = 0; m < M; ++m)
     for (int64_t t = 0; t < layer_.steps; ++t)
@@ -155,6 +186,7 @@ void Arguments::read_batch_sizes(const Tensor& batch_sizes) {
   FUSED_RNN_CHECK(batch_sizes.device().type() == DeviceType::CPU && batch_sizes.scalar_type() == ScalarType::Long &&
                       batch_sizes.dim() == 1,
                   "fused_rnn: batch_sizes must be a 1-D int64 tensor on the CPU");
+  check_storage(batch_sizes, "batch_sizes");
   const Tensor contiguous = torch::stable::contiguous(batch_sizes);
   const int64_t* sizes = contiguous.const_data_ptr<int64_t>();
   layer_.steps = batch_sizes.size(0);

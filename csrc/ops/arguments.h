@@ -28,7 +28,14 @@ inline const Tensor& like_of(const Tensor& input, std::span<const Tensor> weight
   return holds_tokens(input) && !weights.empty() ? weights[0] : input;
 }
 
-// Checks a tensor's shape, dtype and device; returns it contiguous.
+// Raises if the tensor reaches past its storage, which may have been freed, as FSDP does with parameters.
+void check_storage(const Tensor& t, const char* name);
+void check_storage(const Tensor& t, const char* name, int64_t elements_spanned);
+
+// The address of a tensor that was given: never null, which would say that it was not, even if it is empty.
+const void* address_of(const Tensor& t);
+
+// Checks a tensor's shape, dtype, device and storage; returns it contiguous.
 class Checker {
  public:
   explicit Checker(const Tensor& like) : dtype_(like.scalar_type()), device_(like.device()) {}
@@ -40,6 +47,11 @@ class Checker {
   torch::headeronly::ScalarType dtype_;
   torch::stable::Device device_;
 };
+
+// Without rows there is nothing to do in a step, and such an input may have any number of steps.
+inline void skip_steps_without_rows(Layer& layer) {
+  if (layer.rows == 0) layer.steps = std::min<int64_t>(layer.steps, 1);
+}
 
 // Backward::grad_clip.
 double clip_of(std::optional<double> grad_clip);
@@ -89,7 +101,7 @@ struct Arguments {
 
   const void* hold(const Tensor& t) {
     held_.push_back(t);
-    return t.const_data_ptr();
+    return address_of(t);
   }
   const void* optional_data(const std::optional<Tensor>& t, const char* name, const Shape& shape) {
     return t ? hold(checked(*t, name, shape)) : nullptr;

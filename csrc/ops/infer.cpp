@@ -98,13 +98,14 @@ std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0,
     FUSED_RNN_CHECK(same(h_n->sizes(), h_shape) && (!c_n || same(c_n->sizes(), c_shape)),
                     "fused_rnn: layers of a stack must be of one width");
     const int64_t h_bytes = k * D * f.batch * P * element, c_bytes = k * D * f.batch * H * element;
-    f.h0 = offset(held_h0 ? held_h0->const_data_ptr() : nullptr, h_bytes);
-    f.c0 = offset(held_c0 ? held_c0->const_data_ptr() : nullptr, c_bytes);
+    f.h0 = offset(held_h0 ? address_of(*held_h0) : nullptr, h_bytes);
+    f.c0 = offset(held_c0 ? address_of(*held_c0) : nullptr, c_bytes);
     Tensor output = new_tensor(like, concat({outline.rows, {D * P}}));
     f.output = output.data_ptr();
     f.h_n = offset(h_n->data_ptr(), h_bytes);
     f.c_n = offset(c_n ? c_n->data_ptr() : nullptr, c_bytes);
 
+    skip_steps_without_rows(f);
     CallScratch scratch(like);
     engine.forward(f, [&](int64_t bytes) { return scratch.take(bytes); });
     data = output;

@@ -4,6 +4,10 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define FUSED_RNN_HAS_FORK 1
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -12,6 +16,8 @@
 #include <mutex>
 #include <new>
 #include <unordered_map>
+
+#include "core/fail.h"
 
 namespace fused_rnn {
 namespace {
@@ -26,6 +32,16 @@ void* fill_if_asked(void* memory, int64_t bytes) {
 }
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
+
+[[noreturn]] void fail_to_allocate(int64_t bytes) {
+  fail("fused_rnn: out of memory: could not allocate ", bytes, " bytes");
+}
+
+void* allocate_aligned(int64_t bytes, int64_t alignment) {
+  void* memory = ::operator new(bytes, std::align_val_t(alignment), std::nothrow);
+  if (memory == nullptr) fail_to_allocate(bytes);
+  return memory;
+}
 
 struct FreeHuge {
   void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{kHugePage}); }
@@ -59,6 +75,10 @@ class Pool {
     return memory;
   }
 
+  // A fork that came while another thread held the lock would leave the child without anyone to release it.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
   void give_back(void* memory) {
     const std::lock_guard lock(mutex_);
     Block block = std::move(used_.extract(memory).mapped());
@@ -81,7 +101,7 @@ class Pool {
 
   static Block allocate(int64_t bytes) {
     const int64_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-    Block block{std::unique_ptr<void, FreeHuge>(::operator new(rounded, std::align_val_t{kHugePage})), rounded};
+    Block block{std::unique_ptr<void, FreeHuge>(allocate_aligned(rounded, kHugePage)), rounded};
 #ifdef __linux__
     madvise(block.memory.get(), rounded, MADV_HUGEPAGE);  // a hint: may fail
 #endif
@@ -97,6 +117,10 @@ class Pool {
 // Never destroyed: tensors may outlive static objects.
 Pool& pool() {
   static Pool& only = *new Pool;
+#ifdef FUSED_RNN_HAS_FORK
+  static const int registered = pthread_atfork([] { only.lock(); }, [] { only.unlock(); }, [] { only.unlock(); });
+  static_cast<void>(registered);
+#endif
   return only;
 }
 
@@ -131,8 +155,9 @@ Tensor new_tensor(const Tensor& like, const Shape& shape, std::optional<torch::h
     numel *= shape[i];
   }
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(shape.size(), shape.begin(), strides, dtype_code, device_type, device_index, &handle));
+  if (aoti_torch_empty_strided(shape.size(), shape.begin(), strides, dtype_code, device_type, device_index, &handle) !=
+      AOTI_TORCH_SUCCESS)
+    fail_to_allocate(numel * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype_code)));
   Tensor tensor(handle);
   if (device_type == aoti_torch_device_type_cpu())
     fill_if_asked(tensor.data_ptr(), numel * static_cast<int64_t>(tensor.element_size()));
@@ -179,7 +204,7 @@ void* CallScratch::take_kept(int64_t bytes) {
     if (used_ > 0) return nullptr;
     buffer.bytes = 0;  // the allocation may throw
     buffer.memory.reset();
-    buffer.memory.reset(::operator new(rounded_up(bytes), std::align_val_t{kAlignment}));
+    buffer.memory.reset(allocate_aligned(rounded_up(bytes), kAlignment));
     buffer.bytes = rounded_up(bytes);
   }
   void* memory = static_cast<char*>(buffer.memory.get()) + used_;

@@ -57,6 +57,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_forward(Forward& f, const
   f.cells = cells ? all_cells.data_ptr() : nullptr;
   f.saved = save ? saved.data_ptr() : nullptr;
 
+  skip_steps_without_rows(f);
   CallScratch scratch(like);
   engine_for(like.device().type()).forward(f, [&](int64_t bytes) { return scratch.take(bytes); });
   return {output, h_n, c_n, all_cells, saved};

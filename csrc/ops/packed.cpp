@@ -65,6 +65,7 @@ const void* unpacked(const Tensor& packed, const Layer& layer, bool bias, std::s
                       packed.device().type() == DeviceType::CPU && packed.numel() == expected.bytes,
                   "fused_rnn: packed weights must be what pack_weights returned: ", expected.bytes,
                   " contiguous bytes on the CPU");
+  check_storage(packed, "packed");
   const char* data = static_cast<const char*>(packed.const_data_ptr());
   FUSED_RNN_CHECK(reinterpret_cast<uintptr_t>(data) % alignof(Header) == 0,
                   "fused_rnn: packed weights must be what pack_weights returned, not a part of another tensor");

@@ -44,6 +44,12 @@ class Shape {
 
 inline Shape concat(std::initializer_list<Shape> parts) { return Shape::concat(parts); }
 
+inline int64_t elements_of(const Shape& shape) {
+  int64_t elements = 1;
+  for (int64_t size : shape) elements *= size;
+  return elements;
+}
+
 // For Shape and for torch's arrays of sizes.
 template <class Sizes>
 std::string text(const Sizes& sizes) {

@@ -22,6 +22,7 @@ from .checks import (
     Options,
     check_state_dtypes,
     check_weights,
+    contiguous,
     form_of,
     h0_and_c0,
     in_one_dtype,
@@ -29,7 +30,7 @@ from .checks import (
     options_of,
     states_of,
 )
-from .layer import Layer
+from .layer import LAYOUTS, Layer
 from .sequences import check_sizes, enter_packed, enter_padded
 
 # (layer, whether to return the second state after every step) -> output, h_n, c_n, that state
@@ -135,7 +136,7 @@ def run(
             elif runner.run_for_gradients is not None and options is NO_OPTIONS and input.dim() == 3:
                 is_plain = plain.need_gradients(input, weights) and (form.num_layers == 1 or _are_whole(form, states))
                 if is_plain:
-                    data = (input.transpose(0, 1) if form.batch_first else input).contiguous()
+                    data = contiguous(input.transpose(0, 1) if form.batch_first else input)
                     whole = Layer(
                         form.cell.id, form.bias, form.bidirectional, data, *states, None, None, None, tuple(weights)
                     )
@@ -173,7 +174,7 @@ def _are_whole(form: Form, states: tuple[Tensor | None, Tensor | None]) -> bool:
 def _prepare(form: Form, input, hx, weights: list[Tensor], options: Options):
     """Checks everything. Returns the first layer's arguments with the states and weights of all layers, and the
     function that turns the results into the user's layout."""
-    check_weights(form, weights)
+    check_weights(form.name, form.kinds * (form.num_layers * form.directions), weights)
     enter = enter_packed if isinstance(input, PackedSequence) else enter_padded
     rows, states, leave = enter(form, input, hx, options.lengths, options.reset_mask)
     data, states, weights = in_one_dtype(rows.data, states, weights, rows.of_tokens)
@@ -181,7 +182,7 @@ def _prepare(form: Form, input, hx, weights: list[Tensor], options: Options):
     h0, c0 = h0_and_c0(tuple(map(rows.sort, states)))
     masks = (rows.lengths, rows.batch_sizes, rows.sort(rows.reset_mask))
     # Made contiguous here, so that what is saved for the backward pass is not a view of the user's tensor.
-    return Layer(form.cell.id, form.bias, form.bidirectional, data.contiguous(), h0, c0, *masks, weights), leave
+    return Layer(form.cell.id, form.bias, form.bidirectional, contiguous(data), h0, c0, *masks, weights), leave
 
 
 def _over_layers(form: Form, run_layer: RunLayer, whole: Layer, options: Options):
@@ -275,6 +276,7 @@ def _prepare_step(cell: Cell, input: Tensor, hx, weights: Sequence[Tensor]):
                 f"{name}: For {input.dim()}-D input, hidden should also be {input.dim()}-D "
                 f"but got {state.dim()}-D tensor"
             )
+    check_weights(name, LAYOUTS[cell.id][len(weights)][1], weights)
     weight_ih, weight_hh, *_ = weights
     input_size, hidden = weight_ih.shape[-1], weight_hh.shape[-1]
     if input.shape[-1] != input_size:
@@ -284,6 +286,6 @@ def _prepare_step(cell: Cell, input: Tensor, hx, weights: Sequence[Tensor]):
             raise RuntimeError(f"Input batch size {input.shape[0]} doesn't match hidden{i} batch size {state.shape[0]}")
         if state.shape[-1] != hidden:
             raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {state.shape[-1]}, expected {hidden}")
-    input, states, weights = in_one_dtype(input, states, weights)
+    input, states, weights = in_one_dtype(input, states, weights, wrong_dtype=RuntimeError)
     check_state_dtypes(states, input.dtype)
     return input, h0_and_c0(states), weights

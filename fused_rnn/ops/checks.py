@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import library
+from . import library, torch_private
 from .cells import Cell
 from .layer import BATCH_FIRST, LAYOUTS, ONE_STEP, TIME_MAJOR, Wanted, stack_code
 
@@ -41,6 +41,8 @@ class Form(NamedTuple):
 def form_of(cell: Cell, num_layers: int, bidirectional: bool, batch_first: bool, weights: int) -> Form:
     """The form of a stack with ``weights`` weights; raises if no such stack has that many."""
     layouts = LAYOUTS[cell.id]
+    if num_layers < 1:
+        raise ValueError("num_layers must be greater than zero")
     blocks = num_layers * (2 if bidirectional else 1)
     count, rest = divmod(weights, blocks)
     if rest or count not in layouts:
@@ -90,16 +92,15 @@ def checked_grad_clip(grad_clip: float) -> float:
     return float(grad_clip)
 
 
-def check_weights(form: Form, weights: Sequence[Tensor]) -> None:
-    """Raises unless every weight is a tensor with the right number of dimensions."""
-    blocks = form.num_layers * form.directions
-    for i, (weight, kind) in enumerate(zip(weights, form.kinds * blocks, strict=True)):
+def check_weights(name: str, kinds: Sequence[Wanted], weights: Sequence[Tensor]) -> None:
+    """Raises unless every weight is a tensor with the right number of dimensions; ``kinds``: of all of them."""
+    for i, (weight, kind) in enumerate(zip(weights, kinds, strict=True)):
         if not isinstance(weight, Tensor):
-            raise TypeError(f"{form.name}: weights[{i}] must be a Tensor, got {type(weight).__name__}")
+            raise TypeError(f"{name}: weights[{i}] must be a Tensor, got {type(weight).__name__}")
         dims = 1 if kind is Wanted.BIAS_IH or kind is Wanted.BIAS_HH else 2
         if weight.dim() != dims:
-            name = kind.name.lower()
-            raise ValueError(f"{form.name}: weights[{i}] ({name}) must be {dims}-D, got {list(weight.shape)}")
+            what = kind.name.lower()
+            raise RuntimeError(f"{name}: weights[{i}] ({what}) must be {dims}-D, got {list(weight.shape)}")
 
 
 def states_of(hx, name: str, cell: Cell) -> tuple[Tensor, ...]:
@@ -120,9 +121,15 @@ def h0_and_c0(states: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]
     return h0, c0
 
 
-def in_one_dtype(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor], of_tokens: bool = False):
-    """Everything in one dtype (autocast's, if it is on) on one supported device; raises if they differ. Ids keep their
-    dtype."""
+def in_one_dtype(
+    input: Tensor,
+    states: tuple[Tensor, ...],
+    weights: Sequence[Tensor],
+    of_tokens: bool = False,
+    wrong_dtype: type[Exception] = ValueError,
+):
+    """Everything in one dtype (autocast's, if it is on) on one supported device; raises if they differ, ``wrong_dtype``
+    for the input's. Ids keep their dtype."""
     device = input.device
     check_device(device)
 
@@ -144,7 +151,7 @@ def in_one_dtype(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Te
         return input.long(), states, tuple(weights)
     dtype = weights[0].dtype
     if input.dtype != dtype:
-        raise ValueError(
+        raise wrong_dtype(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
             f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
         )
@@ -154,7 +161,17 @@ def in_one_dtype(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Te
 def check_state_dtypes(states: tuple[Tensor, ...], dtype: torch.dtype) -> None:
     for state in states:
         if state.dtype != dtype:
-            raise ValueError(f"hx dtype ({state.dtype}) does not match weight dtype ({dtype})")
+            raise RuntimeError(f"hx dtype ({state.dtype}) does not match weight dtype ({dtype})")
+
+
+def contiguous(data: Tensor) -> Tensor:
+    """``data.contiguous()``; raises where torch's would read freed memory."""
+    if torch.compiler.is_compiling() or data.is_contiguous():
+        return data.contiguous()
+    has_storage = type(data) is Tensor and data.device.type != "meta" and not torch_private.in_transform()
+    if has_storage and data.numel() and not data.untyped_storage().nbytes():
+        raise RuntimeError("fused_rnn: the input's storage was freed")
+    return data.contiguous()
 
 
 def check_device(device: torch.device) -> None:

@@ -29,7 +29,7 @@ def explain(error: Exception, name: str, input, **others) -> None:
         for tensor in _tensors_of(argument):
             kind = _kind_of(tensor, what)
             if kind is not None:
-                raise TypeError(f"{name}: {what} must be a plain dense tensor, got {kind}") from error
+                raise RuntimeError(f"{name}: {what} must be a plain dense tensor, got {kind}") from error
             if tensor.device.type == "meta" != device.type and isinstance(error, NotImplementedError):  # copying it
                 raise RuntimeError(f"{name}: {what} is on meta, so it has no data; the input is on {device}") from error
 

@@ -162,5 +162,5 @@ def test_vmap_saves_only_what_is_needed(layer, monkeypatch, frozen):
 def test_the_functional_api_refuses_weights_with_a_member_dimension():
     gru = fused_rnn.GRU(3, 4)
     stacked = [torch.stack([p] * 3) for p in gru.parameters()]
-    with pytest.raises(ValueError, match=r"weights\[0\] \(weight_ih\) must be 2-D, got \[3, 12, 3\]"):
+    with pytest.raises(RuntimeError, match=r"weights\[0\] \(weight_ih\) must be 2-D, got \[3, 12, 3\]"):
         functional.gru(torch.randn(5, 2, 3), None, stacked)

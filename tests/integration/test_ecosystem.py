@@ -1,9 +1,10 @@
-"""The layers under other parts of torch: checkpoints, anomaly mode, deterministic algorithms, random states."""
+"""The layers under other parts of torch: checkpoints, anomaly mode, determinism, random states, offloaded weights."""
 
 from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -16,6 +17,7 @@ from support.modules import (
     make_input,
     make_packed,
     make_pair,
+    make_states,
     tensors_of,
 )
 
@@ -142,3 +144,52 @@ def test_random_state_is_the_callers():
     assert torch.equal(torch.get_rng_state(), before)
     gru.eval()(x)  # draws nothing
     assert torch.equal(gru.train()(x)[0], first)
+
+
+def offload_as_accelerate(module):
+    """Its hooks put each parameter in place before a call, and one on meta after it."""
+    away = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+
+    def put(weights):
+        for name, weight in weights.items():
+            module._parameters[name] = nn.Parameter(weight, requires_grad=False)
+
+    put({name: weight.to("meta") for name, weight in away.items()})
+    module.register_forward_pre_hook(lambda *_: put(away))
+    module.register_forward_hook(lambda *_: put({name: weight.to("meta") for name, weight in away.items()}))
+
+
+def offload_as_fsdp(module):
+    """The parameters are views of one flat tensor, whose storage has its bytes during calls only."""
+    flat = torch.cat([weight.detach().flatten() for weight in module.parameters()])
+    away, first = flat.clone(), 0
+    for weight in module.parameters():
+        weight.requires_grad_(False)
+        weight.data = flat[first : first + weight.numel()].view(weight.shape)
+        first += weight.numel()
+    storage, size = flat.untyped_storage(), flat.untyped_storage().nbytes()
+    storage.resize_(0)
+
+    def fill(*_):
+        storage.resize_(size)
+        flat.copy_(away)
+
+    def free(*_):
+        storage.resize_(0)
+
+    module.register_forward_pre_hook(fill)
+    module.register_forward_hook(free)
+
+
+@pytest.mark.parametrize("offload", [offload_as_accelerate, offload_as_fsdp])
+@every_kind
+def test_weights_that_are_there_during_calls_only(kind, offload):
+    ours, theirs = make_pair(kind)
+    arguments = make_input(theirs), make_states(theirs)
+    expected = tensors_of(theirs(*arguments))
+    offload(ours)
+    for _ in range(2):
+        for found, own in zip(tensors_of(ours(*arguments)), expected, strict=True):
+            torch.testing.assert_close(found, own.detach())
+    with pytest.raises(RuntimeError, match=r"is on meta|not on the same device|bytes of storage|no data"):
+        ours.forward(*arguments)

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
+from fused_rnn import functional
 from support.modules import (
     DEEP,
     F64,
@@ -138,11 +139,11 @@ def test_rnn_cell_of_unknown_nonlinearity_fails_when_called():
         (
             "gru",
             lambda m: (make_input(m), make_states(m).float()),
-            ValueError,
+            RuntimeError,
             r"hx dtype \(torch.float32\) does not match weight dtype \(torch.float64\)",
         ),
-        ("gru_cell", lambda m: (make_input(m).float(),), ValueError, "Convert input: input.to"),
-        ("gru_cell", lambda m: (make_input(m), make_states(m).half()), ValueError, "hx dtype"),
+        ("gru_cell", lambda m: (make_input(m).float(),), RuntimeError, "Convert input: input.to"),
+        ("gru_cell", lambda m: (make_input(m), make_states(m).half()), RuntimeError, "hx dtype"),
         ("gru_cell", lambda m: (make_input(m), make_states(m, None)), RuntimeError, "should also be 2-D but got 1-D"),
         ("lstm", lambda m: (make_input(m).to("meta"),), RuntimeError, "not on the same device: meta and cpu"),
         ("gru", lambda m: (make_input(m), make_states(m).to("meta")), RuntimeError, "Input and hx are not on"),
@@ -176,6 +177,22 @@ def test_unsupported_device_is_named_with_a_remedy(monkeypatch, device, exceptio
     monkeypatch.setattr(fused_rnn.ops.library, "cuda_archs", list)
     with pytest.raises(exception, match=message):
         fused_rnn.ops.checks.check_device(torch.device(device))
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_functions_name_wrong_weights_and_layers(with_gradients):
+    """As far as a module cannot have them."""
+    scalars = [torch.tensor(1.0)] * 4
+    with torch.set_grad_enabled(with_gradients):
+        for num_layers in (0, -1):
+            with pytest.raises(ValueError, match="num_layers must be greater than zero"):
+                functional.lstm(torch.ones(5, 2, 3), None, [], num_layers=num_layers)
+        with pytest.raises(RuntimeError, match=r"LSTM: weights\[0\] \(weight_ih\) must be 2-D, got \[\]"):
+            functional.lstm(torch.ones(5, 2, 3), None, scalars)
+        with pytest.raises(RuntimeError, match=r"LSTMCell: weights\[0\] \(weight_ih\) must be 2-D, got \[\]"):
+            functional.lstm_cell(torch.ones(2, 3), None, *scalars)
+        with pytest.raises(TypeError, match=r"GRUCell: weights\[1\] must be a Tensor, got int"):
+            functional.gru_cell(torch.ones(2, 3), None, torch.ones(12, 3), 4)
 
 
 def mask_of(*shape):

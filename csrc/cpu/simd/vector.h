@@ -78,9 +78,10 @@ T sum_of(Vec<T> x) {
 
 // ---- exp, sigmoid, tanh ---------------------------------------------------------------------------------------------
 //
-// Within 4 eps of the exact result (eps: 2^-23, 2^-52; a denormal result: within 4 of the smallest number), also where
-// tanh is tiny. exp and sigmoid do not reach 0 and infinity: they saturate near 1e-38 and 1e38, 1e-307 and 1e307.
-// Sigmoid stays within [0, 1] and tanh within [-1, 1]; where they should grow they may fall by 2 eps at most.
+// float: tanh is within 1 unit in the last place of the exact result, sigmoid within 1 with AVX-512 and 1.4 without, exp
+// within 2. double: within 4 eps. Sigmoid is 0 where it would be below the normal numbers; exp does not reach 0 and
+// infinity, but saturates near 1e-38 and 1e38, 1e-307 and 1e307. Sigmoid stays within [0, 1] and tanh within [-1, 1];
+// where they should grow they may fall by 2 eps at most.
 //
 // A build for bfloat16 alone stores results of 8 bits and has shorter polynomials: exp and tanh are within 2^-13, and
 // so is 1 - sigmoid, since a state decays by that at every step of a long memory. tests/cpu/test_vector.py checks all this.
@@ -96,20 +97,17 @@ template <class T>
 struct MathOf;
 template <>
 struct MathOf<float> {
-  static constexpr float kLowest = -87.3f, kHighest = 87.3f;  // e^x and 1 / e^x stay normal numbers
-  static constexpr float kRound = 12582912.f;                 // 1.5 * 2^23: adding it rounds to an integer
-#if defined(__FMA__) || defined(__aarch64__)  // n * kLn2 is not rounded, and what ln 2 loses here is 2 eps at most
-  static constexpr float kLn2 = 0.693147182f, kLn2Rest = 0.f;
-#else
-  static constexpr float kLn2 = 0.693359375f, kLn2Rest = -2.12194440e-4f;
-#endif
+  static constexpr float kLowest = -87.3f, kHighest = 87.3f;               // e^x and 1 / e^x stay normal numbers
+  static constexpr float kRound = 12582912.f;                              // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLn2 = 0.693359375f, kLn2Rest = -2.12194440e-4f;  // of few bits: n * kLn2 is exact
   static constexpr int kMantissa = 23, kBias = 127;
   static constexpr int32_t kSign = INT32_MIN;
-  // (e^r - 1) / r: minimax polynomials, within 2^-26 and, the short one, within 2^-16.
-  static constexpr int kTerms = kShort ? 4 : 6;
-  static constexpr float kLong[6] = {1.f, 0.499999981f, 0.166665062f, 0.0416671364f, 0.00836907571f, 0.00138888730f};
-  static constexpr float kFew[4] = {0.99998511f, 0.50001252f, 0.16766713f, 0.04166658f};
-  static constexpr const float* kFactors = kShort ? kFew : kLong;
+  // Minimax polynomials: (e^r - 1 - r) / r^2, which leaves e^r within 2^-28, or, short, (e^r - 1) / r within 2^-16.
+  static constexpr bool kFew = kShort;
+  static constexpr int kTerms = kFew ? 4 : 5;
+  static constexpr float kLongFactors[5] = {0.49999994f, 0.166665211f, 0.0416682623f, 0.00836867094f, 0.00138210296f};
+  static constexpr float kFewFactors[4] = {0.99998511f, 0.50001252f, 0.16766713f, 0.04166658f};
+  static constexpr const float* kFactors = kFew ? kFewFactors : kLongFactors;
 };
 template <>
 struct MathOf<double> {
@@ -118,11 +116,12 @@ struct MathOf<double> {
   static constexpr double kLn2 = 6.93147180369123816490e-01, kLn2Rest = 1.90821492927058770002e-10;
   static constexpr int kMantissa = 52, kBias = 1023;
   static constexpr int64_t kSign = INT64_MIN;
-  // The exponential series: the rest is below half a unit in the last place.
-  static constexpr int kTerms = 13;
-  static constexpr double kFactors[kTerms] = {
-      1.,         1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,        1. / 5040,
-      1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800.};
+  // The exponential series from r^2 / 2 on: what is left out is below half a unit in the last place.
+  static constexpr bool kFew = false;
+  static constexpr int kTerms = 12;
+  static constexpr double kFactors[kTerms] = {1. / 2,       1. / 6,        1. / 24,        1. / 120,
+                                              1. / 720,     1. / 5040,     1. / 40320,     1. / 362880,
+                                              1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800.};
 };
 
 // 1 / x, to within a unit in the last place or two, for x whose reciprocal is a normal number.
@@ -130,9 +129,17 @@ template <class T>
 FUSED_RNN_INLINE Vec<T> reciprocal(Vec<T> x) {
   return Vec<T>(T(1)) / x;
 }
-#ifdef __AVX512F__  // an estimate of 14 bits and one Newton step, in a quarter of the time of a division
+// The same to within 2^-14.
+FUSED_RNN_INLINE Vec<float> estimated_reciprocal(Vec<float> x) {
+#ifdef __AVX512F__  // with a Newton step, a quarter of the time of a division
+  return Vec<float>((NativeOf<float>::Vector)_mm512_maskz_rcp14_ps(0xffff, (__m512)x.v));
+#else
+  return reciprocal(x);
+#endif
+}
+#ifdef __AVX512F__
 FUSED_RNN_INLINE Vec<float> reciprocal(Vec<float> x) {
-  const Vec<float> estimate((NativeOf<float>::Vector)_mm512_maskz_rcp14_ps(0xffff, (__m512)x.v));
+  const Vec<float> estimate = estimated_reciprocal(x);
   return estimate + estimate * (Vec<float>(1.f) - x * estimate);
 }
 FUSED_RNN_INLINE Vec<double> reciprocal(Vec<double> x) {  // two steps
@@ -142,19 +149,8 @@ FUSED_RNN_INLINE Vec<double> reciprocal(Vec<double> x) {  // two steps
 }
 #endif
 
-// 1 / x, to within 2^-14 in a short function.
-template <class T>
-FUSED_RNN_INLINE Vec<T> rough_reciprocal(Vec<T> x) {
-  return reciprocal(x);
-}
-#ifdef __AVX512F__
-FUSED_RNN_INLINE Vec<float> rough_reciprocal(Vec<float> x) {
-  return kShort ? Vec<float>((NativeOf<float>::Vector)_mm512_maskz_rcp14_ps(0xffff, (__m512)x.v)) : reciprocal(x);
-}
-#endif
-
-// e^x - 1 = 2^n (e^r - 1) + (2^n - 1) with n = round(x / ln 2), where e^r - 1 is a polynomial without a constant term:
-// so it is accurate near 0 too, where n = 0. x must lie within MathOf's range.
+// e^x = 2^n + 2^n (e^r - 1) with n = round(x / ln 2), where e^r - 1 is a polynomial without a constant term, accurate
+// near 0 too. x must lie within MathOf's range.
 template <class T>
 struct ExpParts {
   Vec<T> n;
@@ -168,8 +164,7 @@ FUSED_RNN_INLINE ExpParts<T> exp_parts(Vec<T> x) {
   using V = Vec<T>;
   const V shifted = x * V(T(1.44269504088896340736)) + V(M::kRound);
   const V n = shifted - V(M::kRound);
-  V r = x - n * V(M::kLn2);
-  if constexpr (M::kLn2Rest != 0) r = r - n * V(M::kLn2Rest);
+  const V r = (x - n * V(M::kLn2)) - n * V(M::kLn2Rest);
   // The low bits of `shifted` hold n; beside its bias they are the bits of 2^n.
   const typename V::Integers bits = (typename V::Integers)shifted.v;
   const typename V::Integers power = (bits + M::kBias) << M::kMantissa;
@@ -180,7 +175,7 @@ FUSED_RNN_INLINE ExpParts<T> exp_parts(Vec<T> x) {
 #pragma GCC unroll 8
   for (int k = kLast - (kLast % 2 ? 3 : 2); k >= 0; k -= 2)
     p = p * rr + (V(M::kFactors[k + 1]) * r + V(M::kFactors[k]));
-  return {n, V((typename V::Native)power), p * r};
+  return {n, V((typename V::Native)power), M::kFew ? p * r : p * rr + r};
 }
 
 // e^x from its parts.
@@ -245,25 +240,65 @@ FUSED_RNN_INLINE Vec<T> exp(Vec<T> x) {
   return whole(exp_parts(clamp(x, MathOf<T>::kLowest, MathOf<T>::kHighest)));
 }
 
+// 1 / (e^x + 1) from the parts of e^x, for x >= 0.
 template <class T>
-FUSED_RNN_INLINE Vec<T> sigmoid(Vec<T> x) {
-  return reciprocal(Vec<T>(T(1)) + exp(-x));
+FUSED_RNN_INLINE Vec<T> reciprocal_of_next(ExpParts<T> e) {
+  return reciprocal(e.power * e.rest + (e.power + Vec<T>(T(1))));
+}
+// A Newton step from the parts: unlike their sum they are exact. In this order, what is subtracted first is near 1.
+FUSED_RNN_INLINE Vec<float> reciprocal_of_next(ExpParts<float> e) {
+  const Vec<float> one(1.f), estimate = estimated_reciprocal(e.power * e.rest + (e.power + one));
+  const Vec<float> scaled = e.power * estimate;
+  return estimate + estimate * (((one - scaled) - scaled * e.rest) - estimate);
 }
 
-// tanh |x| = a / (a + 2) with a = e^2|x| - 1, or 1 - 2 / (a + 2) where a is large, which rounds only once: of a y near
-// 1 the gradient, 1 - y^2, keeps little but y's error. It is 1 to the last bit long before the end of this range.
+// Of -|x|, which is small where it must be accurate; then for x > 0 it is 1 less that.
+template <class T>
+FUSED_RNN_INLINE Vec<T> sigmoid(Vec<T> x) {
+  using V = Vec<T>;
+  const V one(T(1)), low(MathOf<T>::kLowest);
+  if constexpr (MathOf<T>::kFew) {
+    const V y = reciprocal(one + exp(-x));
+    return x.v < low.v ? V(T(0)).v : y.v;
+  }
+  const V size = magnitude(x);
+  const V y = reciprocal_of_next(exp_parts(at_most(size, MathOf<T>::kHighest)));
+  const V lower(size.v > MathOf<T>::kHighest ? V(T(0)).v : y.v);
+  return x.v < T(0) ? lower.v : (one - lower).v;
+}
+
+// tanh |x| = 1 - 2 / (e^2|x| + 1), which rounds only once: of a y near 1 the gradient, 1 - y^2, keeps little but y's
+// error. It is 1 to the last bit long before the end of this range.
+template <class T>
+FUSED_RNN_INLINE Vec<T> tanh_of_large(Vec<T> x, ExpParts<T> e) {
+  return with_sign_of(x, Vec<T>(T(1)) - Vec<T>(T(2)) * reciprocal_of_next(e));
+}
+
+// Where x is small: a / (a + 2) with a = e^2|x| - 1.
 template <class T>
 FUSED_RNN_INLINE Vec<T> tanh(Vec<T> x) {
   using V = Vec<T>;
-  if constexpr (kShort) {  // the same with its sign
-    const ExpParts<T> e = exp_parts(clamp(x + x, T(-44), T(44)));
-    const V a = e.power * e.rest + (e.power - V(T(1)));
-    return clamp(a * rough_reciprocal(a + V(T(2))), T(-1), T(1));
-  }
   const ExpParts<T> e = exp_parts(at_most(magnitude(x + x), T(44)));
-  const V a = e.power * e.rest + (e.power - V(T(1))), r = reciprocal(a + V(T(2)));
-  const V small = a * r, large = V(T(1)) - V(T(2)) * r;
-  return with_sign_of(x, V(a.v > T(1) ? large.v : small.v));
+  const V a = e.power * e.rest + (e.power - V(T(1)));
+  const V small = with_sign_of(x, a * reciprocal_of_next(e));
+  return V(a.v > T(1) ? tanh_of_large(x, e).v : small.v);
+}
+// Where x is small: the minimax polynomial x + x^3 P(x^2), within 2^-26.
+FUSED_RNN_INLINE Vec<float> tanh(Vec<float> x) {
+  using V = Vec<float>;
+  if constexpr (kShort) {  // a / (a + 2) everywhere
+    const ExpParts<float> e = exp_parts(clamp(x + x, -44.f, 44.f));
+    const V a = e.power * e.rest + (e.power - V(1.f));
+    return clamp(a * estimated_reciprocal(a + V(2.f)), -1.f, 1.f);
+  }
+  constexpr float kFactors[] = {-0.333331913f, 0.133291319f, -0.0535599701f, 0.0200943742f, -0.00514051272f};
+  const V size = magnitude(x), z = x * x;
+  V p = V(kFactors[4]) * z + V(kFactors[3]);
+  p = p * z + V(kFactors[2]);
+  p = p * z + V(kFactors[1]);
+  p = p * z + V(kFactors[0]);
+  const V small = x + (x * z) * p;
+  return V(size.v > 0.67f ? tanh_of_large(x, exp_parts(at_most(size + size, 44.f))).v : small.v);
 }
 
 template <class T>

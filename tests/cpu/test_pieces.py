@@ -1,0 +1,76 @@
+"""A sequence cut in pieces, its state carried over: from how many rows (steps times batch) on the bits are the same.
+
+Fewer rows are computed without packing the weights, which adds the products up in another order.
+"""
+
+import re
+
+import pytest
+import torch
+
+import fused_rnn
+from support.compiling import CSRC
+from support.paths import ROOT
+
+TUNING = (CSRC / "cpu/schedule/tuning.h").read_text()
+
+
+def tuned(name):
+    """A constant of tuning.h."""
+    return int(re.search(rf"\b{name} = ([\d']+)[,;]", TUNING)[1].replace("'", ""))
+
+
+FEW, MANY = tuned("kLeastRowsToPackFew"), tuned("kLeastRowsToPackMany")
+MANY_WEIGHTS = tuned("kManyWeightsToPack")
+HALF, BFLOAT16 = tuned("kLeastRowsToPackHalf"), tuned("kLeastRowsToPackBFloat16")
+SPLIT_ROWS, SPLIT_BATCH, SPLIT_UNITS = map(tuned, ("kLeastSplitRows", "kLeastSplitBatch", "kLeastSplitUnits"))
+ON_TILES = fused_rnn.info()["CPU instruction set for large float32 layers"] == "amx"
+
+# dtype, units, rows from which on the bits are the same; a GRU has 3 H^2 recurrent weights.
+CASES = [
+    (torch.float32, 20, FEW),
+    (torch.float32, 128, MANY),
+    (torch.float64, 20, FEW),
+    (torch.float64, 128, MANY),
+    (torch.bfloat16, 128, BFLOAT16),
+    (torch.float16, 128, HALF),
+]
+
+
+def is_same(dtype, hidden, steps, batch=1, pieces=6):
+    """Whether ``pieces`` pieces of ``steps`` steps give the bits of one call."""
+    torch.manual_seed(0)
+    layer = fused_rnn.GRU(50, hidden, dtype=dtype)
+    input = torch.randn(pieces * steps, batch, 50, dtype=dtype)
+    with torch.no_grad():
+        whole, _ = layer(input)
+        outputs, hx = [], None
+        for piece in input.split(steps):
+            output, hx = layer(piece, hx)
+            outputs.append(output)
+    return torch.equal(torch.cat(outputs), whole)
+
+
+@pytest.mark.parametrize(("dtype", "hidden", "least"), CASES)
+def test_pieces_of_enough_rows_give_the_same_bits(dtype, hidden, least):
+    assert (3 * hidden**2 >= MANY_WEIGHTS) == (hidden == 128)
+    for rows in range(least, least + 8):
+        assert is_same(dtype, hidden, rows), rows
+        assert is_same(dtype, hidden, (rows + 2) // 3, batch=3), rows
+    if dtype.itemsize > 2:  # h rounded to 16 bits seldom shows a difference
+        assert not is_same(dtype, hidden, least - 1), "then the README promises less than is true"
+
+
+@pytest.mark.skipif(not ON_TILES, reason="this processor has no tiles for float32")
+def test_pieces_of_enough_rows_give_the_same_bits_on_tiles():
+    steps = SPLIT_ROWS // SPLIT_BATCH
+    assert is_same(torch.float32, SPLIT_UNITS, steps, SPLIT_BATCH)
+    assert not is_same(torch.float32, SPLIT_UNITS, steps - 1, SPLIT_BATCH, pieces=20)
+
+
+def test_the_readme_has_these_numbers():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"each piece has {FEW} rows (steps times batch) or more" in readme
+    assert f"{MANY} where W<sub>hh</sub> has {MANY_WEIGHTS:,} weights or more" in readme
+    assert f"{BFLOAT16} in bfloat16, {HALF} in float16" in readme
+    assert f"with a batch of {SPLIT_BATCH} or more and {SPLIT_UNITS} units or more, {SPLIT_ROWS}" in readme
