@@ -483,15 +483,15 @@ void vain_waits(Floors& all) {
     constexpr int kStep = 17, kBlocks = 2;
     unsigned long long* report;
     check_cuda(cudaHostAlloc(reinterpret_cast<void**>(&report), sizeof *report, cudaHostAllocMapped), "allocating");
-    Array<uint32_t> flag(1), given_up(1);
+    Array<uint32_t> flag(1), abort_flag(1);
     Array<uint64_t> took(kBlocks);
     void* on_device;
     check_cuda(cudaHostGetDevicePointer(&on_device, report, 0), "asking for the host's memory");
-    const Watch watch = {kNanoseconds, static_cast<unsigned long long*>(on_device), given_up.data()};
+    const Watch watch = {kNanoseconds, static_cast<unsigned long long*>(on_device), abort_flag.data()};
     all.measure({name, "us",
                  [&] {
                    *report = 0;
-                   given_up.fill(0);
+                   abort_flag.fill(0);
                  },
                  [&] { launch({kBlocks, 32, nullptr}, wait_in_vain, watch, flag.data(), took.data(), kStep); },
                  [&](double) { return 1e-3 * (double(took.values()[0]) - kNanoseconds); },

@@ -359,7 +359,7 @@ __global__ void wait_in_vain(const Watch watch, const uint32_t* flag, uint64_t* 
   FirstLook first;
   while (load_acquire(flag) == 0)
     if (!waiter.keep_waiting(first)) break;
-  if (waiter.has_given_up()) waiter.report(step);
+  if (waiter.is_aborted()) waiter.report(step);
   out[blockIdx.x] = global_nanoseconds() - since;
 }
 

@@ -129,9 +129,9 @@ __global__ void __launch_bounds__(512) bounded(int* p) {
   __syncthreads();
   p[0] = of_block[p[1]];
 }
-using Walk = BackwardCell<Rnn<Tanh>, double>;
-template __global__ void persistent<Persistent<Walk, Flags, Scalars<double, 1>, Tiles{1, 8, 1, 2, PARKED, 1}>>(
-    Walk::Args, Walk::Arrays, Cut);
+using ThreadCell = BackwardCell<Rnn<Tanh>, double>;
+template __global__ void persistent<Persistent<ThreadCell, Flags, Scalars<double, 1>, Tiles{1, 8, 1, 2, PARKED, 1}>>(
+    ThreadCell::Args, ThreadCell::Arrays, Partition);
 }
 }
 """

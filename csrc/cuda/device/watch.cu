@@ -50,10 +50,10 @@ void raise_report(int32_t device) {
        ") waited for data of step ", report.step(), " for longer than FUSED_RNN_CUDA_WAIT_S");
 }
 
-Watch make_watch(int32_t device, void* given_up) {
+Watch make_watch(int32_t device, void* abort_flag) {
   void* on_device = nullptr;
   check_cuda(cudaHostGetDevicePointer(&on_device, allocate_word(device), 0), "mapping host memory");
-  return {wait_nanoseconds(), static_cast<Word*>(on_device), static_cast<uint32_t*>(given_up)};
+  return {wait_nanoseconds(), static_cast<Word*>(on_device), static_cast<uint32_t*>(abort_flag)};
 }
 
 uint64_t wait_nanoseconds() {

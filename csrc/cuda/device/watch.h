@@ -9,7 +9,7 @@ namespace fused_rnn::cuda {
 struct Watch {
   uint64_t nanoseconds;        // timeout of a wait
   unsigned long long* report;  // in mapped host memory
-  uint32_t* given_up;          // the call's abort flag: nonzero once any block has timed out
+  uint32_t* abort_flag;        // of the call: nonzero once any block has timed out
 };
 
 // Which block timed out, and in which step: one nonzero word.
@@ -28,8 +28,8 @@ struct Report {
 
 // Throws if an earlier launch on this device has reported a timeout; does not synchronize.
 void raise_report(int32_t device);
-// For launches on this device. `given_up`: 4 bytes of device memory.
-Watch make_watch(int32_t device, void* given_up);
+// For launches on this device. `abort_flag`: 4 bytes of device memory.
+Watch make_watch(int32_t device, void* abort_flag);
 
 // FUSED_RNN_CUDA_WAIT_S in nanoseconds, by default 10 seconds. Throws unless it is a positive number.
 uint64_t wait_nanoseconds();

@@ -33,7 +33,7 @@ class PersistentRuns {
                {}};
     if (plan_.shape->blocks != Blocks::kOne) {  // which never waits
       memory_.watch = make_watch(args.device, machine.scratch(sizeof(uint32_t)));
-      launch_fill(memory_.watch.given_up, 0, sizeof(uint32_t), machine.stream);
+      launch_fill(memory_.watch.abort_flag, 0, sizeof(uint32_t), machine.stream);
     }
     launch_pack_weights(plan_, args, memory_, machine.stream);
     if (!args.offsets) return;

@@ -1,20 +1,18 @@
-// The matrix product of a warp: its rows of weights, resident for the whole sequence, times the slot that its group of
-// blocks gathers at every step.
+// A warp's matrix product: its rows of weights, resident for the whole sequence, times the slot gathered at every step.
 //
-// The layout of a slot is [K/32][N][32]: a chunk for every 32 of K, in it a run of 32 numbers for each of N batch
-// columns. A lane loads 16 bytes at a time, all of one column. K may be summed in any order as long as weights and slot
-// agree on it, so nothing is ever transposed.
+// The layout of a slot is [K/32][N][32]: chunks of 32 of K, contiguous for each of N batch columns. A lane loads 16
+// bytes at a time, all of one column. K may be permuted as long as weights and slot agree, so nothing is transposed.
 //
 // Scalars, TensorCores and Tf32 have, for kTilesN * 8 columns:
-//   kWords   registers of a lane for a piece of weights: 16 rows, 32 of K
-//   kLoads   loads of a lane for a chunk
-//   kSums    accumulators of a lane for 16 rows
+//   kWords   registers per lane for a piece of weights: 16 rows, 32 of K
+//   kLoads   loads per lane for a chunk
+//   kSums    accumulators per lane for 16 rows
 //   word(lane, i, at)             the lane's word i of a piece of at(row, k), row < 16, k < 32
 //   add(sums, words, l, loaded)   multiplies and accumulates load l (scalars: of column l)
-//   finish(sums, tile, c)         the sums of a tile of columns: c[2 * i + j] is row g + 8i, column 2q + j; lane 4g + q
-// On tensor cores a lane's loads are its own part of the operand: load l from first_byte() + byte_of(l) of a chunk.
-// Scalars need numbers of all columns, kLoadsOfColumn times 16 bytes of each, from pair_byte(column / 2 % 4) +
-// byte_of(load, column); each of these loads meets kWordsOfLoad words of a piece.
+//   finish(sums, tile, c)         the sums of a column tile: c[2 * i + j] is row g + 8i, column 2q + j; lane 4g + q
+// On tensor cores a lane loads its fragment of the operand: load l from first_byte() + byte_of(l) of a chunk.
+// Scalars load all columns, kLoadsOfColumn times 16 bytes of each, from pair_byte(column / 2 % 4) +
+// byte_of(load, column); each load is multiplied by kWordsOfLoad words of a piece.
 #pragma once
 #include "cuda/device/storage.h"
 
@@ -44,7 +42,7 @@ FUSED_RNN_DEVICE constexpr unsigned slot_byte(int k, int column) {
   return static_cast<unsigned>(((k / kChunk) * kColumns + column) * kChunk + k % kChunk) * sizeof(S);
 }
 
-// The accumulators of mma: four of each tile in a lane.
+// mma accumulators: four per tile and lane.
 template <class S, int kTilesN, int kLoadsOfTile>
 struct OnTensorCores {
   static constexpr bool kTensorCores = true;
@@ -58,7 +56,7 @@ struct OnTensorCores {
   }
 
  protected:
-  // Two mma instructions, multiply(d, i) the i-th, each with accumulators of its own.
+  // Two mma instructions; multiply(d, i) is the i-th.
   template <class Multiply>
   static FUSED_RNN_DEVICE void add_two(T* sums, int load, Multiply multiply) {
     T* const of_tile = sums + 4 * (load / kLoadsOfTile);
@@ -104,12 +102,12 @@ struct TensorCores : OnTensorCores<S, kTilesN, 1> {
   }
 };
 
-// float operands rounded to TF32, where torch's settings allow that for its own products.
+// float operands rounded to TF32, if torch's settings allow it.
 template <class S, int kTilesN>
 struct Tf32 : OnTensorCores<S, kTilesN, 2> {
   using Base = OnTensorCores<S, kTilesN, 2>;
 
-  // Four products' worth, two for each load: of a lane's four numbers of a column one product takes two.
+  // Four mma instructions, two for each load: each takes two of the four numbers that a lane has of a column.
   template <class At>
   static FUSED_RNN_DEVICE uint32_t word(int lane, int i, At at) {
     const int row = lane / 4 + 8 * (i % 2), k = 16 * (i / 8) + 4 * (lane % 4) + 2 * (i / 4 % 2) + i / 2 % 2;
@@ -132,9 +130,9 @@ struct Tf32 : OnTensorCores<S, kTilesN, 2> {
   }
 };
 
-// float and double, by fused multiply-adds. A lane has 8 of K of the weights of rows g and g + 8 and accumulates their
-// products with every column; in the end the four lanes of a row reduce, each a quarter of the columns. Lanes that are
-// neighbours along K read neighbouring 16 bytes.
+// float and double, by fused multiply-adds. A lane holds rows g and g + 8 of the weights, 8 of K, and accumulates their
+// products with every column; the four lanes of a row then reduce-scatter over columns. Lanes adjacent along K read
+// adjacent 16 bytes.
 template <class S, int kTilesN>
 struct Scalars {
   static constexpr bool kTensorCores = false;
@@ -150,8 +148,8 @@ struct Scalars {
     const int row = lane / 4 + 8 * (number / kPerLoad), k = (4 * load + lane % 4) * kPerLoad + number % kPerLoad;
     return bits_as<Number>(at(row, k)).word[i % kWordsOfNumber];
   }
-  // A lane's column n of a tile is column n ^ 2q of the batch (lane 4g + q): so the lanes of a row can exchange sums of
-  // the same places, and none has to choose. That leaves columns in pairs, of which each lane has its own order.
+  // A lane's column n of a tile is batch column n ^ 2q (lane 4g + q), so that the reduction exchanges the same
+  // registers in every lane, without selects. Columns stay in pairs, whose order depends on the lane.
   static FUSED_RNN_DEVICE unsigned pair_byte(int pair) {
     const int q = lane_of_warp() % 4;
     return static_cast<unsigned>((pair ^ q) * 2 * kChunk + q * kPerLoad) * sizeof(S);

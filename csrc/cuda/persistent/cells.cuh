@@ -1,15 +1,16 @@
-// A thread's cell, one unit of one batch row, through all steps, forward or backward: its state in registers, and what
-// it loads and stores at every step. The arrays are those of the stepwise engine (device/arrays.h), and a run leaves
-// them as that engine would.
+// A thread's cell: one unit of one batch row through all steps, forward or backward, with its state in registers. The
+// arrays are those of the stepwise engine (device/arrays.h), and a run leaves them as that engine would.
 //
-//   kRows     rows of weights per unit                       kShown   numbers that a unit publishes per step
-//   Common    what is uniform over a warp, kept apart
-//   begin     loads the initial state; publishes what the first step needs
-//   fetch     prefetches into registers what a step needs besides the sums; does not convert, as that would wait
-//   advance   one step: from the sums to what is published next
-//   store     the step's results, after publishing
-//   move      advances pointers to the next step's rows, by precomputed strides
-//   end       stores the final state
+//   kRows             rows of weights per unit
+//   kPublished        numbers that a unit publishes per step
+//   Common            warp-uniform values
+//   begin             loads the initial state
+//   first_published   what to publish before the first step
+//   fetch             prefetches a step's other inputs into registers; no conversion, which would wait for the load
+//   advance           one step: from the sums to the numbers to publish
+//   store             stores the step's results, after publishing
+//   move              advances pointers to the next step's rows, by precomputed strides
+//   end               stores the final state
 #pragma once
 #include "cuda/persistent/quick.cuh"
 #include "cuda/persistent/traversal.cuh"
@@ -26,7 +27,7 @@ class ForwardCell {
   using Number = CellNumber<Storage>;
   using Args = Forward;
   using Arrays = ForwardArrays;
-  static constexpr int kRows = Cell::kGates, kShown = 1;
+  static constexpr int kRows = Cell::kGates, kPublished = 1;
   static constexpr bool kBack = false;
 
   struct Common {
@@ -71,7 +72,7 @@ class ForwardCell {
       bias_x_[g] = w.bias_ih ? load(at<Storage>(w.bias_ih, gates)[g * H]) : T(0);
       bias_r_[g] = w.bias_hh ? load(at<Storage>(w.bias_hh, gates)[g * H]) : T(0);
       if (g >= Cell::kSharedGates) continue;
-      bias_x_[g] += bias_r_[g];  // where only the sum of x and r is looked at
+      bias_x_[g] += bias_r_[g];  // the cell only uses the sum of x and r
       bias_r_[g] = T(0);
     }
     FUSED_RNN_UNROLL
@@ -80,7 +81,7 @@ class ForwardCell {
     h_ = *at<Storage>(a.h, own_);
     if (Cell::kStates > 1) c_ = *at<T>(a.c, own_);
   }
-  FUSED_RNN_DEVICE void shown_first(Storage (&shown)[kShown]) const { shown[0] = h_; }
+  FUSED_RNN_DEVICE void first_published(Storage (&published)[kPublished]) const { published[0] = h_; }
 
   FUSED_RNN_DEVICE void fetch(const Args& f, const Common& common, const Traversal& traversal, int number) {
     if (!steps_.is_active()) return;
@@ -89,7 +90,7 @@ class ForwardCell {
     for (int g = 0; g < Cell::kGates; ++g) entering_x_[g] = x_[g * common.hidden];
   }
 
-  FUSED_RNN_DEVICE void advance(const Common& common, const T* sums, Storage (&shown)[kShown]) {
+  FUSED_RNN_DEVICE void advance(const Common& common, const T* sums, Storage (&published)[kPublished]) {
     if (steps_.is_active()) {
       Number x[Cell::kGates], r[Cell::kGates], state[kMaxStates], next[kMaxStates];
       T recurrent[Cell::kGates];
@@ -115,7 +116,7 @@ class ForwardCell {
       cuda::store(h_, plain(next[0]));
       if (Cell::kStates > 1) c_ = plain(next[1]);
     }
-    shown[0] = h_;
+    published[0] = h_;
   }
 
   FUSED_RNN_DEVICE void store(const Common& common) const {
@@ -170,7 +171,7 @@ class BackwardCell {
   using Number = CellNumber<Storage>;
   using Args = Backward;
   using Arrays = BackwardArrays;
-  static constexpr int kRows = 1, kShown = Cell::kGates;
+  static constexpr int kRows = 1, kPublished = Cell::kGates;
   static constexpr bool kBack = true;
 
   struct Common {
@@ -197,7 +198,7 @@ class BackwardCell {
       gates = output * Cell::kGates;
     }
   };
-  // The last one hands on what came back through the gates of the last step.
+  // One more slot, for the gradients that the last step's gates pass to the initial state.
   static FUSED_RNN_DEVICE int slots(int steps) { return steps + 1; }
 
   FUSED_RNN_DEVICE void rest() { steps_ = {0, 0}; }
@@ -222,9 +223,9 @@ class BackwardCell {
       dparams_[i] = at<T>(a.params, ((traversal.problem * g.batch + b) * Cell::kParams + i) * H)[unit];
     }
   }
-  FUSED_RNN_DEVICE void shown_first(Storage (&shown)[kShown]) const {
+  FUSED_RNN_DEVICE void first_published(Storage (&published)[kPublished]) const {
     FUSED_RNN_UNROLL
-    for (int j = 0; j < kShown; ++j) shown[j] = {};
+    for (int j = 0; j < kPublished; ++j) published[j] = {};
   }
 
   FUSED_RNN_DEVICE void fetch(const Args& g, const Common& common, const Traversal& traversal, int number) {
@@ -238,10 +239,10 @@ class BackwardCell {
     if (common.has_cells) cells_ = *grad_cells_;
   }
 
-  FUSED_RNN_DEVICE void advance(const Common& common, const T* sums, Storage (&shown)[kShown]) {
+  FUSED_RNN_DEVICE void advance(const Common& common, const T* sums, Storage (&published)[kPublished]) {
     dh_ += sums[0];
     FUSED_RNN_UNROLL
-    for (int j = 0; j < Cell::kGates; ++j) shown[j] = {};
+    for (int j = 0; j < Cell::kGates; ++j) published[j] = {};
     if (!steps_.is_active()) return;
     Number kept[Cell::kSaved], state[kMaxStates], next[kMaxStates], dnext[kMaxStates], dstate[kMaxStates];
     Number dx[Cell::kGates], dr[Cell::kGates], dparams[Cell::kParams + 1];
@@ -266,14 +267,14 @@ class BackwardCell {
         dr_[j] = dx_[j];
       else
         cuda::store(dr_[j], plain(dr[j]));
-      shown[j] = dr_[j];
+      published[j] = dr_[j];
     }
     dh_ = Cell::kReadsH ? plain(dstate[0]) : T(0);
     if (Cell::kStates > 1) dc_ = plain(dstate[1]);
     if (common.resets && cut_) {
       rare();
       FUSED_RNN_UNROLL
-      for (int j = 0; j < Cell::kGates; ++j) shown[j] = {};
+      for (int j = 0; j < Cell::kGates; ++j) published[j] = {};
       dh_ = T(0);
       if (Cell::kStates > 1) dc_ = T(0);
     }

@@ -1,21 +1,21 @@
-// Per-step all-gather between the blocks of a group: of h, backward of dgates. What a step gathers is a slot of numbers
-// (arithmetic.cuh) in a ring of two; kParity is 0 in slots 0, 2, 4 .., so that addresses are compile-time constants. In
+// Per-step all-gather between the blocks of a group: of h, backward of dgates. A step gathers into a slot (its layout:
+// arithmetic.cuh) of a ring of two; kParity is 0 in slots 0, 2, 4 .., so that addresses are compile-time constants. In
 // shared memory a slot has kSlotBytes.
 //
-//   outlet(bytes)        where a lane's quads are written (quads.cuh), whose runs begin at these bytes of a slot
+//   outlet(bytes)        where a lane writes its quads (quads.cuh), whose runs begin at these bytes of a slot
 //   publish(..)          writes a quad of the next slot; called by all lanes of a warp, after gather_quad
 //   arrive(slot)         after a thread's last publish of a slot
-//   wait(slot)           before the first load of it, by all threads. false, to a whole warp and where kGivesUp: timed
-//                        out, which report(slot) tells the host; after it nothing but end_run may be called
-//   look_from(byte)      sets a lane's first byte in every slot; after the outlets
-//   begin()              that place in the current slot. load() reads 16 bytes of it, which may not be there yet where
-//                        kPolls (is_missing, keep_waiting); after a timeout they are NaN
-//   end_waits(slot)      after the last load where kPolls: a timeout is reported
-//   turn()               moves on to the next slot
-//   end_run()            after the last one
+//   wait(slot)           before the first load of it, by all threads. Where kWaitCanFail, false (uniform over a warp)
+//                        after a timeout: report(slot) then tells the host, and only end_run may follow
+//   look_from(byte)      sets the offset of a lane's loads in every slot; after the outlets
+//   begin()              that address in the current slot. load() reads 16 bytes of it; where kPolls they may not have
+//                        arrived yet (is_missing, keep_waiting), and are NaN after a timeout
+//   end_waits(slot)      where kPolls, after the last load: reports a timeout
+//   turn()               advances to the next slot
+//   end_run()            after the last slot
 //
-// A slot may be written again two slots later: whoever writes slot i + 2 has waited for slot i + 1, whose parts every
-// block publishes after it has read slot i.
+// Two slots suffice: a block writes slot i + 2 after waiting for slot i + 1, and every block publishes its part of slot
+// i + 1 after reading slot i.
 #pragma once
 #include "cuda/device/unrolled.cuh"
 #include "cuda/persistent/quads.cuh"
@@ -28,14 +28,14 @@ struct Group {
   unsigned char* ring;  // of this launch, in global memory
   uint32_t* flags;
   int blocks, number, rank;          // this block is `rank` of group `number`
-  unsigned slot_bytes, known_bytes;  // of a slot; of what all blocks together publish in it
-  int slots;                         // of the whole run
-  int first_step;                    // that slot 0 belongs to
+  unsigned slot_bytes, known_bytes;  // of a slot; of it, without padding
+  int slots;                         // in the whole run
+  int first_step;                    // step of slot 0
   AcquireScope scope;                // of a cluster's waits
   Waiter waiter;
 };
 
-// Zeros in the first `bytes` of two slots: what nobody publishes is multiplied too.
+// Zeros the first `bytes` of two slots: the padding takes part in the product.
 template <int kSlotBytes>
 FUSED_RNN_DEVICE void clear_slots(unsigned char* ring, unsigned bytes) {
   for (unsigned i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16)
@@ -46,7 +46,7 @@ FUSED_RNN_DEVICE void clear_slots(unsigned char* ring, unsigned bytes) {
 class OneBlock {
  public:
   static constexpr bool kCluster = false, kCooperative = false, kRingIsShared = true, kSlotPerStep = false,
-                        kPolls = false, kGivesUp = false;
+                        kPolls = false, kWaitCanFail = false;
   static constexpr int kSharedBytes = 0;
   template <int kRuns>
   struct Outlet {
@@ -101,15 +101,15 @@ class OneBlock {
   unsigned char* ring_;
 };
 
-// A cluster: every block has slots in its shared memory, and publications are written to all of them. The bytes are
-// counted where they arrive, so nobody waits for more than its own data. sm_90 and later.
+// A cluster: every block has slots in its shared memory and publishes to all blocks by asynchronous stores, which the
+// receiver's mbarrier counts: a block waits for its own data only. sm_90 and later.
 class Cluster {
  public:
   static constexpr bool kCluster = true, kCooperative = false, kRingIsShared = true, kSlotPerStep = false,
-                        kPolls = false, kGivesUp = true;
+                        kPolls = false, kWaitCanFail = true;
   static constexpr int kSharedBytes = 128;  // two mbarriers; the ring stays aligned
   static constexpr int kPeers = kMostClusterBlocks / 4;
-  // In each of a lane's peers; the first run's place, and how far the others are from it.
+  // Per peer, the address of the first run; the other runs' distances from it.
   template <int kRuns>
   struct Outlet {
     Remote to[kPeers];
@@ -138,7 +138,7 @@ class Cluster {
         mbarrier_init(counters_ + i, 1);
         mbarrier_arrive_and_expect(counters_ + i, group_.known_bytes);
       }
-    cluster_arrive();  // nothing may come before all this is done
+    cluster_arrive();  // no store may arrive before this
     cluster_wait();
   }
   template <int kRuns>
@@ -150,7 +150,7 @@ class Cluster {
     for (int run = 0; run < kRuns; ++run) outlet.distance[run] = bytes[run] - bytes[0];
     return outlet;
   }
-  // The four lanes that have the quad share out the ranks.
+  // Each of the quad's four lanes serves a quarter of the peers.
   template <int kParity, int kSlotBytes, class Quad>
   FUSED_RNN_DEVICE void publish(Outlet<Quad::kRuns>& outlet, const Quad& quad) {
     constexpr int kCounter = kParity * sizeof(uint64_t);
@@ -173,10 +173,10 @@ class Cluster {
     group_.waiter.begin_step();
     while (!all_lanes(mbarrier_is_complete(counters_ + kParity, phase_, group_.scope)))
       if (!all_lanes(group_.waiter.keep_waiting(first))) {
-        group_.waiter.stop();  // for the lanes that would still have looked
+        group_.waiter.stop();  // for lanes that have not timed out themselves
         return false;
       }
-    // For the slot after the next: its parts come from blocks that have ours of the next one.
+    // For slot + 2, whose parts come only from blocks that have received ours of slot + 1.
     if (arms_) mbarrier_arrive_and_expect(counters_ + kParity, group_.known_bytes);
     return true;
   }
@@ -194,13 +194,13 @@ class Cluster {
   FUSED_RNN_DEVICE void turn() {
     if (kParity == 1) phase_ ^= 1;
   }
-  // Nobody leaves while others may still store to its memory. Who has given up does not know what is on its way.
+  // No block exits while others may still store to its memory. After a timeout it cannot know what is in flight.
   FUSED_RNN_DEVICE void end_run() {
-    constexpr uint64_t kOnTheWay = 100'000;  // nanoseconds: for stores to this block, of which one takes a thousand
+    constexpr uint64_t kDrainNanoseconds = 100'000;  // for stores to this block in flight: one takes a thousand
     cluster_arrive();
     cluster_wait();
-    if (!group_.waiter.has_given_up()) return;
-    const uint64_t until = global_nanoseconds() + kOnTheWay;
+    if (!group_.waiter.is_aborted()) return;
+    const uint64_t until = global_nanoseconds() + kDrainNanoseconds;
     while (global_nanoseconds() < until) keep_polling(1000);
   }
 
@@ -214,16 +214,16 @@ class Cluster {
   unsigned phase_ = 0;
 };
 
-// Any blocks, through the second-level cache, and the data themselves say that they are there: every step has a slot of
-// its own, filled with ones beforehand, and a word of all ones has not been written yet. No flag, no fence, no barrier.
+// Any co-resident blocks, through L2, by polling the data itself: every step has a slot of its own, preset to all ones;
+// a word of all ones has not been written yet. No flag, no fence, no barrier.
 class Polling {
  public:
   static constexpr bool kCluster = false, kCooperative = true, kRingIsShared = false, kSlotPerStep = true,
-                        kPolls = true, kGivesUp = false;
+                        kPolls = true, kWaitCanFail = false;
   static constexpr int kSharedBytes = 0;
   template <int kRuns>
   struct Outlet {
-    unsigned char* to;  // moves on from slot to slot
+    unsigned char* to;  // in the next slot to publish
     unsigned distance[kRuns];
   };
 
@@ -252,7 +252,7 @@ class Polling {
       });
     outlet.to += group_.slot_bytes;
   }
-  // What nobody publishes, behind the last number of a slot, is zeros. For one thread, before the first turn.
+  // Zeros a word of a slot's padding. Before the first turn.
   template <class S>
   FUSED_RNN_DEVICE void clear(int slot, unsigned byte) {
     store_relaxed(ring_ + static_cast<size_t>(slot) * group_.slot_bytes + byte, Pack<sizeof(S)>{});
@@ -273,7 +273,7 @@ class Polling {
     load_relaxed<kOffset>(loaded, from);
     return loaded;
   }
-  // Any word of so many packs.
+  // Whether any word has not been written yet.
   template <int kCount>
   static FUSED_RNN_DEVICE bool is_missing(const Pack<4> (&loaded)[kCount]) {
     uint32_t most = 0;
@@ -284,7 +284,7 @@ class Polling {
   }
   FUSED_RNN_DEVICE bool keep_waiting(FirstLook& first) { return group_.waiter.keep_waiting(first); }
   FUSED_RNN_DEVICE void end_waits(int slot) {
-    if (group_.waiter.has_given_up())
+    if (group_.waiter.is_aborted())
       group_.waiter.report(group_.first_step + slot);
     else
       group_.waiter.begin_step();
@@ -301,14 +301,14 @@ class Polling {
   }
 
   Group group_;
-  unsigned char* ring_;  // the slot of this step
+  unsigned char* ring_;  // the current slot
 };
 
-// Any blocks, with a flag for each: the portable way.
+// Any co-resident blocks, through L2, with a release/acquire flag per block: the portable way.
 class Flags {
  public:
   static constexpr bool kCluster = false, kCooperative = true, kRingIsShared = false, kSlotPerStep = false,
-                        kPolls = false, kGivesUp = true;
+                        kPolls = false, kWaitCanFail = true;
   static constexpr int kSharedBytes = 0;
   template <int kRuns>
   struct Outlet {
@@ -322,7 +322,7 @@ class Flags {
         ring_(group.ring + static_cast<size_t>(group.number) * 2 * group.slot_bytes),
         flags_(group.flags + group.number * group.blocks) {}
   template <int kSlotBytes>
-  FUSED_RNN_DEVICE void begin_run() {}  // ring and flags are zeros
+  FUSED_RNN_DEVICE void begin_run() {}  // ring and flags are zeroed by the host
   template <int kRuns>
   FUSED_RNN_DEVICE Outlet<kRuns> outlet(const unsigned (&bytes)[kRuns]) const {
     Outlet<kRuns> outlet;
@@ -354,10 +354,10 @@ class Flags {
       while (load_acquire(flags_ + i) < static_cast<uint32_t>(slot + 1))
         if (!group_.waiter.keep_waiting(first, kNanoseconds)) break;
     }
-    return __syncthreads_and(!group_.waiter.has_given_up());
+    return __syncthreads_and(!group_.waiter.is_aborted());
   }
   FUSED_RNN_DEVICE void report(int slot) const {
-    if (group_.waiter.has_given_up()) group_.waiter.report(group_.first_step + slot);
+    if (group_.waiter.is_aborted()) group_.waiter.report(group_.first_step + slot);
   }
   FUSED_RNN_DEVICE void look_from(unsigned byte) { ring_ += byte; }
   template <int kParity, int kSlotBytes>

@@ -1,5 +1,5 @@
-// Every instance of the persistent kernel, and its launch: the shapes of plan.h by cell, for the dtype and direction of
-// the generated .cu file that includes this (setup.py), one file each, as they take the compiler a while.
+// The instances of the persistent kernel, and their launch: each shape of plan.h and each cell, for the dtype and
+// direction of the generated .cu file that includes this (setup.py; separate files compile in parallel).
 #pragma once
 #include <iterator>
 #include <tuple>
@@ -18,7 +18,7 @@ namespace {
 template <Blocks blocks>
 using LinkOf = std::tuple_element_t<static_cast<int>(blocks), std::tuple<OneBlock, Cluster, Polling, Flags>>;
 
-// As shapes have it.
+// The dtype under which kShapes lists S.
 template <class S>
 constexpr Dtype kFormatOf = sizeof(S) == 8   ? Dtype::kDouble
                             : sizeof(S) == 4 ? Dtype::kFloat
@@ -29,15 +29,16 @@ using ProductsOf = std::conditional_t<!tensor_cores, Scalars<S, kTilesN>,
                                       std::conditional_t<sizeof(S) == 2, TensorCores<S, kTilesN>, Tf32<S, kTilesN>>>;
 
 // Launches the kernel if this is the plan's shape; returns whether it did. Compiled for this direction and format only.
-template <size_t kNumber, class Walk, Direction direction>
-bool launch_if_planned(const Plan& plan, const typename Walk::Args& args, const typename Walk::Arrays& arrays,
-                       const Cut& cut, int64_t groups, void* stream) {
-  constexpr Shape kShape = for_gates(kShapes[kNumber], Walk::Cell::kGates);
-  if constexpr (kShape.format == kFormatOf<typename Walk::Storage> && kShape.direction == direction &&
-                is_of_use(kNumber, Walk::Cell::kGates)) {
+template <size_t kNumber, class ThreadCell, Direction direction>
+bool launch_if_planned(const Plan& plan, const typename ThreadCell::Args& args,
+                       const typename ThreadCell::Arrays& arrays, const Partition& partition, int64_t groups,
+                       void* stream) {
+  constexpr Shape kShape = for_gates(kShapes[kNumber], ThreadCell::Cell::kGates);
+  if constexpr (kShape.format == kFormatOf<typename ThreadCell::Storage> && kShape.direction == direction &&
+                is_distinct(kNumber, ThreadCell::Cell::kGates)) {
     using Link = LinkOf<kShape.blocks>;
-    using Products = ProductsOf<typename Walk::Storage, kShape.tensor_cores(), kShape.tiles.tiles_n>;
-    using Kernel = Persistent<Walk, Link, Products, kShape.tiles>;
+    using Products = ProductsOf<typename ThreadCell::Storage, kShape.tensor_cores(), kShape.tiles.tiles_n>;
+    using Kernel = Persistent<ThreadCell, Link, Products, kShape.tiles>;
     static_assert(Kernel::kSharedBytes == kShape.shared_bytes());
     if (plan.number != kNumber) return false;
     const Launch how = {dim3(static_cast<unsigned>(groups * plan.blocks)),
@@ -46,28 +47,30 @@ bool launch_if_planned(const Plan& plan, const typename Walk::Args& args, const 
                         Kernel::kSharedBytes,
                         Link::kCooperative,
                         Link::kCluster ? static_cast<unsigned>(plan.blocks) : 1u};
-    launch(how, persistent<Kernel>, args, arrays, cut);
+    launch(how, persistent<Kernel>, args, arrays, partition);
     return true;
   }
   return false;
 }
 
-template <class Walk, Direction direction, size_t... kNumber>
-void launch_planned(std::index_sequence<kNumber...>, const Plan& plan, const typename Walk::Args& args,
-                    const typename Walk::Arrays& arrays, const Cut& cut, int64_t groups, void* stream) {
-  const bool launched = (launch_if_planned<kNumber, Walk, direction>(plan, args, arrays, cut, groups, stream) || ...);
+template <class ThreadCell, Direction direction, size_t... kNumber>
+void launch_planned(std::index_sequence<kNumber...>, const Plan& plan, const typename ThreadCell::Args& args,
+                    const typename ThreadCell::Arrays& arrays, const Partition& partition, int64_t groups,
+                    void* stream) {
+  const bool launched =
+      (launch_if_planned<kNumber, ThreadCell, direction>(plan, args, arrays, partition, groups, stream) || ...);
   if (!launched) unknown_value("shape of the persistent kernel", static_cast<int64_t>(plan.number));
 }
 
-// Of so many groups, from cut.first_group on.
-template <class S, template <class, class> class Walk, Direction direction, class Args, class Arrays>
-void launch_groups(const Plan& plan, const Args& args, const Arrays& arrays, const Cut& cut, int64_t groups,
+// Launches `groups` groups from partition.first_group on.
+template <class S, template <class, class> class ThreadCell, Direction direction, class Args, class Arrays>
+void launch_groups(const Plan& plan, const Args& args, const Arrays& arrays, const Partition& partition, int64_t groups,
                    void* stream) {
   dispatch_cell(args.cell, [&](auto c) {
     using Cell = typename decltype(c)::type;
     if constexpr (Cell::kRecurrent)
-      launch_planned<Walk<Cell, S>, direction>(std::make_index_sequence<std::size(kShapes)>{}, plan, args, arrays, cut,
-                                               groups, stream);
+      launch_planned<ThreadCell<Cell, S>, direction>(std::make_index_sequence<std::size(kShapes)>{}, plan, args, arrays,
+                                                     partition, groups, stream);
   });
 }
 
@@ -83,11 +86,11 @@ void pack_planned(const Plan& plan, const Layer& layer, void* to, void* stream) 
 }  // namespace
 }  // namespace fused_rnn::cuda
 
-#define FUSED_RNN_LAUNCHES(Way, S, name)                                                                            \
-  void fused_rnn::cuda::launch_##name(const Plan& plan, const Way& args, const Way##Arrays& arrays, const Cut& cut, \
-                                      int64_t groups, void* stream) {                                               \
-    launch_groups<S, Way##Cell, Direction::k##Way>(plan, args, arrays, cut, groups, stream);                        \
-  }                                                                                                                 \
-  void fused_rnn::cuda::pack_##name(const Plan& plan, const Way& args, void* to, void* stream) {                    \
-    pack_planned<S, Direction::k##Way>(plan, args, to, stream);                                                     \
+#define FUSED_RNN_LAUNCHES(Way, S, name)                                                            \
+  void fused_rnn::cuda::launch_##name(const Plan& plan, const Way& args, const Way##Arrays& arrays, \
+                                      const Partition& partition, int64_t groups, void* stream) {   \
+    launch_groups<S, Way##Cell, Direction::k##Way>(plan, args, arrays, partition, groups, stream);  \
+  }                                                                                                 \
+  void fused_rnn::cuda::pack_##name(const Plan& plan, const Way& args, void* to, void* stream) {    \
+    pack_planned<S, Direction::k##Way>(plan, args, to, stream);                                     \
   }

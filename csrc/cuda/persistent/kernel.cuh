@@ -1,14 +1,13 @@
-// The time loop in one launch. A group of blocks holds one copy of a problem's recurrent weights, each block those of
-// some hidden units, and serves some columns: rows of the batch, which are columns of weights times batch. At every
-// step, in every block:
+// The time loop in one launch. A group of blocks holds one copy of a problem's recurrent weights, each block a slice of
+// the hidden units, and computes a tile of batch rows, which are the columns (N) of the product. Per step, each block:
 //
-//   wait for the slot of this step           h of all units of the group; backward, dgates (exchange.cuh)
-//   multiply                                 the block's weights by it, split over the warps (warp_weights.cuh)
-//   reduce over the warps                    through shared memory, so that a thread has all sums of its cells
-//   advance the cells, publish               the block's part of the next slot
-//   store results, prefetch inputs           while the other blocks' parts are in flight
+//   waits for the slot of this step          h of all units of the group; backward, dgates (exchange.cuh)
+//   multiplies its weights by it             split over the warps (warp_weights.cuh)
+//   reduces over the warps                   through shared memory: a thread gets all sums of its cells
+//   advances the cells, publishes            its part of the next slot
+//   stores results, prefetches inputs        while the other blocks' parts are in flight
 //
-// Walk is the per-cell part: ForwardCell or BackwardCell (cells.cuh).
+// ThreadCell: ForwardCell or BackwardCell (cells.cuh).
 #pragma once
 #include "cuda/persistent/exchange.cuh"
 #include "cuda/persistent/traversal.cuh"
@@ -17,25 +16,24 @@
 namespace fused_rnn::cuda {
 namespace {
 
-template <class WalkType, class Link, class Products, Tiles kTiles>
+template <class ThreadCellType, class Link, class Products, Tiles kTiles>
 class Persistent {
  public:
-  using Walk = WalkType;
+  using ThreadCell = ThreadCellType;
   static constexpr bool kCluster = Link::kCluster, kTensorCores = Products::kTensorCores;
-  using S = typename Walk::Storage;
+  using S = typename ThreadCell::Storage;
   using T = Arithmetic<S>;
   using Weights = WarpWeights<Link, Products, kTiles>;
-  using Args = typename Walk::Args;
-  using Arrays = typename Walk::Arrays;
+  using Args = typename ThreadCell::Args;
+  using Arrays = typename ThreadCell::Arrays;
 
   static constexpr int kWarpsK = kTiles.warps_k, kTilesM = kTiles.tiles_m, kTilesN = kTiles.tiles_n;
   static constexpr int kThreads = kTiles.threads(), kWarps = kThreads / 32;
   static constexpr int kColumns = kTiles.columns(), kRows = kTiles.rows();  // of a block
 
-  // Neighbouring lanes have neighbouring units of a column, as many as fill whole sectors of memory when they store;
-  // four of them make a quad. Units first, then columns, are spread over the warps, so that a small batch leaves whole
-  // warps idle.
-  static constexpr int kMostUnits = kTiles.most_units(Walk::kRows);
+  // Neighbouring lanes hold neighbouring units of a column, enough for stores to fill whole sectors; four of them make
+  // a quad. Units are spread over the warps before columns, so that a small batch leaves whole warps idle.
+  static constexpr int kMostUnits = kTiles.most_units(ThreadCell::kRows);
   static constexpr int kLaneUnits = kMostUnits % 16 == 0 ? 16 : kMostUnits % 8 == 0 ? 8 : 4;
   static constexpr int kLaneColumns = 32 / kLaneUnits;
   static constexpr int kUnitGroups = (kMostUnits + kLaneUnits - 1) / kLaneUnits;
@@ -46,38 +44,39 @@ class Persistent {
   static constexpr unsigned kRingBytes = Link::kSharedBytes + (Link::kRingIsShared ? 2 * kSlotBytes : 0);
   static constexpr unsigned kSharedBytes = kRingBytes + 2 * kSumCount * sizeof(T) + Weights::kSharedBytes;
 
-  static FUSED_RNN_DEVICE void run(const Args& args, const Arrays& arrays, const Cut& cut) {
-    Persistent(args, arrays, cut).run();
+  static FUSED_RNN_DEVICE void run(const Args& args, const Arrays& arrays, const Partition& partition) {
+    Persistent(args, arrays, partition).run();
   }
 
  private:
-  using QuadOfCell = Quad<S, Walk::kShown>;
+  using QuadOfCell = Quad<S, ThreadCell::kPublished>;
   using Outlet = typename Link::template Outlet<QuadOfCell::kRuns>;
 
-  FUSED_RNN_DEVICE Persistent(const Args& args, const Arrays& arrays, const Cut& cut)
+  FUSED_RNN_DEVICE Persistent(const Args& args, const Arrays& arrays, const Partition& partition)
       : args_(args),
         arrays_(arrays),
-        number_(blockIdx.x / cut.blocks),
-        rank_(blockIdx.x % cut.blocks),
-        units_(cut.units),
-        first_unit_(rank_ * cut.units),
+        number_(blockIdx.x / partition.blocks),
+        rank_(blockIdx.x % partition.blocks),
+        units_(partition.units),
+        first_unit_(rank_ * partition.units),
         hidden_(static_cast<int>(args.hidden)),
-        first_column_((cut.first_group + number_) % cut.groups * cut.columns),
-        columns_(min_of(cut.columns, static_cast<int>(args.batch) - first_column_)),
-        steps_(Walk::slots(cut.end_step - cut.first_step)),
-        known_depth_(Walk::kShown * cut.units * cut.blocks),
-        chunks_(cut.depth / (kChunk * kWarpsK)),
-        traversal_(args, (cut.first_group + number_) / cut.groups, Walk::kBack, cut.first_step, cut.end_step),
+        first_column_((partition.first_group + number_) % partition.groups * partition.columns),
+        columns_(min_of(partition.columns, static_cast<int>(args.batch) - first_column_)),
+        steps_(ThreadCell::slots(partition.end_step - partition.first_step)),
+        known_depth_(ThreadCell::kPublished * partition.units * partition.blocks),
+        chunks_(partition.depth / (kChunk * kWarpsK)),
+        traversal_(args, (partition.first_group + number_) / partition.groups, ThreadCell::kBack, partition.first_step,
+                   partition.end_step),
         common_(args, traversal_),
-        link_({cut.ring, cut.flags, cut.blocks, number_, rank_, slot_bytes(cut.depth), slot_bytes(known_depth_), steps_,
-               cut.first_step, cut.scope,
-               Waiter(cut.watch, Link::kBlocks, Walk::kBack, cut.first_group + number_, rank_)},
+        link_({partition.ring, partition.flags, partition.blocks, number_, rank_, slot_bytes(partition.depth),
+               slot_bytes(known_depth_), steps_, partition.first_step, partition.scope,
+               Waiter(partition.watch, Link::kBlocks, ThreadCell::kBack, partition.first_group + number_, rank_)},
               shared_memory()),
         sums_(reinterpret_cast<T*>(shared_memory() + kRingBytes)),
         weights_(reinterpret_cast<unsigned char*>(sums_ + 2 * kSumCount),
-                 static_cast<const Pack<4>*>(cut.weights) +
-                     (traversal_.problem * cut.blocks + rank_) * kWarps * Weights::kPacks) {
-    if constexpr (Link::kSlotPerStep) clear_rest(cut);
+                 static_cast<const Pack<4>*>(partition.weights) +
+                     (traversal_.problem * partition.blocks + rank_) * kWarps * Weights::kPacks) {
+    if constexpr (Link::kSlotPerStep) clear_rest(partition);
     link_.template begin_run<kSlotBytes>();
     FUSED_RNN_UNROLL
     for (int i = 0; i < 2; ++i) {
@@ -87,10 +86,10 @@ class Persistent {
     FUSED_RNN_UNROLL
     for (int cell = 0; cell < kCells; ++cell) {
       const int unit = unit_of(cell), column = column_of(cell);
-      shows_[cell] = unit < units_ && column < kColumns;
-      live_[cell] = shows_[cell] && first_unit_ + unit < hidden_ && column < columns_;
+      publishes_[cell] = unit < units_ && column < kColumns;
+      live_[cell] = publishes_[cell] && first_unit_ + unit < hidden_ && column < columns_;
       FUSED_RNN_UNROLL
-      for (int part = 0; part < Walk::kRows; ++part)
+      for (int part = 0; part < ThreadCell::kRows; ++part)
         from_sums_[cell][part] = keep(sums_ + (live_[cell] ? sum_place(part * units_ + unit, column) : 0));
       unsigned bytes[QuadOfCell::kRuns];
       FUSED_RNN_UNROLL
@@ -104,14 +103,14 @@ class Persistent {
   FUSED_RNN_DEVICE void run() {
     FUSED_RNN_UNROLL
     for (int cell = 0; cell < kCells; ++cell) {
-      S shown[Walk::kShown] = {};
-      walk_[cell].rest();
+      S published[ThreadCell::kPublished] = {};
+      cells_[cell].rest();
       if (live_[cell]) {
-        walk_[cell].begin(args_, arrays_, traversal_, first_column_ + column_of(cell), first_unit_ + unit_of(cell));
-        walk_[cell].shown_first(shown);
-        walk_[cell].fetch(args_, common_, traversal_, traversal_.number);
+        cells_[cell].begin(args_, arrays_, traversal_, first_column_ + column_of(cell), first_unit_ + unit_of(cell));
+        cells_[cell].first_published(published);
+        cells_[cell].fetch(args_, common_, traversal_, traversal_.number);
       }
-      publish<0>(cell, shown);
+      publish<0>(cell, published);
     }
     link_.arrive(0);
     int slot = 0;
@@ -121,10 +120,10 @@ class Persistent {
       if (slot == steps_ || !multiply<1>(slot)) break;
       finish_step<false>(Constant<1>{}, slot++);
     }
-    if constexpr (Link::kGivesUp) drain_after_timeout(slot);
+    if constexpr (Link::kWaitCanFail) drain_after_timeout(slot);
     FUSED_RNN_UNROLL
     for (int cell = 0; cell < kCells; ++cell)
-      if (live_[cell]) walk_[cell].end(args_, arrays_, traversal_);
+      if (live_[cell]) cells_[cell].end(args_, arrays_, traversal_);
     link_.end_run();
   }
 
@@ -141,8 +140,8 @@ class Persistent {
     return true;
   }
 
-  // The rest of a run after a timeout: the warp keeps up with the barriers of its block, whose other warps find NaN in
-  // place of its sums, and publishes nothing more.
+  // The rest of the run after a timeout: the warp still takes part in its block's barriers, contributes NaN in place of
+  // its sums, and publishes nothing.
   FUSED_RNN_DEVICE void drain_after_timeout(int slot) {
     if (slot == steps_) return;
     link_.report(slot);
@@ -157,28 +156,28 @@ class Persistent {
     }
   }
 
-  // Advances the cells, publishes, then stores results. Parity: an int, or a constant.
+  // Advances the cells, publishes, then stores results. Parity: int or Constant.
   template <bool kAlone, class Parity>
   FUSED_RNN_DEVICE void finish_step(Parity parity, int slot) {
     __syncthreads();
     const bool is_last = slot + 1 == steps_;
     FUSED_RNN_UNROLL
     for (int cell = 0; cell < kCells; ++cell) {
-      if (!warp_shows(cell)) continue;
-      S shown[Walk::kShown] = {};
+      if (!warp_publishes(cell)) continue;
+      S published[ThreadCell::kPublished] = {};
       if (live_[cell]) {
-        T sum[Walk::kRows];
+        T sum[ThreadCell::kRows];
         FUSED_RNN_UNROLL
-        for (int part = 0; part < Walk::kRows; ++part) {
+        for (int part = 0; part < ThreadCell::kRows; ++part) {
           const T* const from = from_sums_[cell][part] + parity * kSumCount;
           sum[part] = from[0];
           FUSED_RNN_UNROLL
           for (int k = 1; k < kWarpsK; ++k) sum[part] += from[k * kColumns * kRows];
         }
-        walk_[cell].advance(common_, sum, shown);
+        cells_[cell].advance(common_, sum, published);
       }
       if constexpr (!kAlone)
-        if (!is_last) publish<1 - parity>(cell, shown);
+        if (!is_last) publish<1 - parity>(cell, published);
     }
     if constexpr (!kAlone) {
       if (!is_last) link_.arrive(slot + 1);
@@ -189,13 +188,13 @@ class Persistent {
     FUSED_RNN_UNROLL
     for (int cell = 0; cell < kCells; ++cell) {
       if (!live_[cell]) continue;
-      if (!Walk::kBack || traversal_.number <= traversal_.end) walk_[cell].store(common_);
-      walk_[cell].move(common_);
-      walk_[cell].fetch(args_, common_, traversal_, traversal_.number);
+      if (!ThreadCell::kBack || traversal_.number <= traversal_.end) cells_[cell].store(common_);
+      cells_[cell].move(common_);
+      cells_[cell].fetch(args_, common_, traversal_, traversal_.number);
     }
   }
 
-  // The warp's part of all sums, to where it is added to that of others. take(tile of rows, tile of columns, c)
+  // Writes the warp's partial sums to shared memory. take(row tile, column tile, c) provides them.
   template <class Take>
   FUSED_RNN_DEVICE void put_sums(int buffer, Take take) {
     FUSED_RNN_UNROLL
@@ -210,16 +209,16 @@ class Persistent {
   }
 
   template <int kParity>
-  FUSED_RNN_DEVICE void publish(int cell, const S (&shown)[Walk::kShown]) {
-    if (!warp_shows(cell)) return;
-    const QuadOfCell quad = gather_quad(shown);
-    if (shows_[cell]) link_.template publish<kParity, kSlotBytes>(outlets_[cell], quad);
+  FUSED_RNN_DEVICE void publish(int cell, const S (&published)[ThreadCell::kPublished]) {
+    if (!warp_publishes(cell)) return;
+    const QuadOfCell quad = gather_quad(published);
+    if (publishes_[cell]) link_.template publish<kParity, kSlotBytes>(outlets_[cell], quad);
   }
 
-  // The blocks of a group share out the slots. Whoever comes first reads on only when all of a slot is there.
-  FUSED_RNN_DEVICE void clear_rest(const Cut& cut) {
-    const int rest = (cut.depth - known_depth_) / 4 * kColumns;
-    for (int slot = rank_; slot < steps_; slot += cut.blocks)
+  // Clears the padding of all slots, split among the group's blocks; readers poll it like any other data.
+  FUSED_RNN_DEVICE void clear_rest(const Partition& partition) {
+    const int rest = (partition.depth - known_depth_) / 4 * kColumns;
+    for (int slot = rank_; slot < steps_; slot += partition.blocks)
       for (int i = threadIdx.x; i < rest; i += kThreads)
         link_.template clear<S>(slot, slot_byte<S, kColumns>(known_depth_ + i / kColumns * 4, i % kColumns));
   }
@@ -234,18 +233,18 @@ class Persistent {
   static FUSED_RNN_DEVICE int column_of(int cell) {
     return (cell * kWarps + warp()) / kUnitGroups * kLaneColumns + lane() / kLaneUnits;
   }
-  // Of all its lanes the first has the first unit, and the first column.
-  FUSED_RNN_DEVICE bool warp_shows(int cell) const {
+  // Whether any lane of the warp publishes: lane 0 has the lowest unit and column.
+  FUSED_RNN_DEVICE bool warp_publishes(int cell) const {
     return (cell * kWarps + warp()) % kUnitGroups * kLaneUnits < units_ &&
            (cell * kWarps + warp()) / kUnitGroups * kLaneColumns < kColumns;
   }
-  // Where a buffer has the sum of a row and column, of the first of the warps along K: [tile of columns][row][8], and
-  // in a row columns are exchanged such that the lanes' units and columns are in banks of their own.
+  // Index of a sum in the buffer of the first warp along K: [column tile][row][8], with the columns of a row swizzled
+  // to avoid bank conflicts.
   static FUSED_RNN_DEVICE int sum_place(int row, int column) {
     return (column / 8 * kRows + row) * 8 + (column % 8 ^ row / 4 % (kLaneUnits / 4) * kLaneColumns);
   }
 
-  // With two cells or doubles beside so many weights, addresses are recomputed: registers are short.
+  // Under register pressure (doubles, or several cells beside many weights) addresses are recomputed.
   static FUSED_RNN_DEVICE T* keep(T* place) {
     constexpr bool kHasRoom = sizeof(T) == 4 && (kCells == 1 || kTilesM * kTiles.held * Products::kWords < 128);
     return kHasRoom ? keep_shared(place) : place;
@@ -257,25 +256,26 @@ class Persistent {
 
   const Args& args_;
   const Arrays& arrays_;
-  const int number_, rank_;  // of the group, in this launch; of the block in it
+  const int number_, rank_;  // group within the launch; block within the group
   const int units_, first_unit_, hidden_, first_column_, columns_, steps_, known_depth_, chunks_;
   Traversal traversal_;
-  typename Walk::Common common_;
+  typename ThreadCell::Common common_;
   Link link_;
   T* const sums_;
   const Weights weights_;
   T* to_sums_[2];
-  const T* from_sums_[kCells][Walk::kRows];
+  const T* from_sums_[kCells][ThreadCell::kRows];
   Outlet outlets_[kCells];
-  bool shows_[kCells], live_[kCells];
-  Walk walk_[kCells];
+  bool publishes_[kCells], live_[kCells];
+  ThreadCell cells_[kCells];
 };
 
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, 1)
-    persistent(const typename Kernel::Walk::Args args, const typename Kernel::Walk::Arrays arrays, const Cut cut) {
+    persistent(const typename Kernel::ThreadCell::Args args, const typename Kernel::ThreadCell::Arrays arrays,
+               const Partition partition) {
   constexpr int kNeeds = Kernel::kCluster ? 900 : Kernel::kTensorCores ? 800 : 700;
-  if constexpr (kArchitecture >= kNeeds) Kernel::run(args, arrays, cut);
+  if constexpr (kArchitecture >= kNeeds) Kernel::run(args, arrays, partition);
 }
 
 }  // namespace

@@ -30,32 +30,32 @@ void run(const Plan& plan, const Args& args, const Arrays& arrays, int64_t first
                 slots = all_slot_bytes(plan, args.dtype, end - first);
   for (int64_t g = 0; g < groups; g += plan.groups_at_once) {
     launch_fill(memory.ring, has_slot_per_step(plan) ? 0xff : 0, bytes, stream);  // all ones: not yet written
-    const Cut cut = {plan.units,
-                     plan.blocks,
-                     plan.depth,
-                     plan.columns,
-                     plan.groups,
-                     static_cast<int>(g),
-                     static_cast<int>(first),
-                     static_cast<int>(end),
-                     plan.scope,
-                     memory.weights,
-                     static_cast<unsigned char*>(memory.ring),
-                     reinterpret_cast<uint32_t*>(static_cast<unsigned char*>(memory.ring) + slots),
-                     memory.watch};
+    const Partition partition = {plan.units,
+                                 plan.blocks,
+                                 plan.depth,
+                                 plan.columns,
+                                 plan.groups,
+                                 static_cast<int>(g),
+                                 static_cast<int>(first),
+                                 static_cast<int>(end),
+                                 plan.scope,
+                                 memory.weights,
+                                 static_cast<unsigned char*>(memory.ring),
+                                 reinterpret_cast<uint32_t*>(static_cast<unsigned char*>(memory.ring) + slots),
+                                 memory.watch};
     const int64_t now = std::min<int64_t>(plan.groups_at_once, groups - g);
     switch (args.dtype) {
       case Dtype::kFloat:
-        launch_float(plan, args, arrays, cut, now, stream);
+        launch_float(plan, args, arrays, partition, now, stream);
         break;
       case Dtype::kDouble:
-        launch_double(plan, args, arrays, cut, now, stream);
+        launch_double(plan, args, arrays, partition, now, stream);
         break;
       case Dtype::kBFloat16:
-        launch_bfloat16(plan, args, arrays, cut, now, stream);
+        launch_bfloat16(plan, args, arrays, partition, now, stream);
         break;
       case Dtype::kHalf:
-        launch_half(plan, args, arrays, cut, now, stream);
+        launch_half(plan, args, arrays, partition, now, stream);
         break;
     }
   }

@@ -1,6 +1,6 @@
-// Repacks W_hh once per pass into the order in which the persistent kernel's lanes hold it:
+// Packs W_hh, once per pass, in the order in which the persistent kernel's lanes hold it:
 //   [problem][block of a group][warp][chunk of K][tile][16 bytes of a piece][lane]
-// so that a block's prologue is a few wide loads, without index arithmetic per weight.
+// so that a block's prologue is a few wide loads without per-weight indexing.
 #pragma once
 #include "cuda/device/each_unit.cuh"
 #include "cuda/persistent/arithmetic.cuh"
@@ -12,11 +12,11 @@ namespace {
 
 struct Packing {
   Tiles tiles;
-  int units, blocks;  // of a block; of a group
+  int units, blocks;  // per block; per group
   int gates;
 };
 
-// A thread writes 16 bytes. Padding is zeros, as it is multiplied by the padding of slots.
+// Each thread writes 16 bytes. Padding is zeroed, as it takes part in the product.
 template <class Products, Direction direction>
 FUSED_RNN_DEVICE void pack(const Layer& layer, const Packing& p, Pack<4>* to) {
   using S = typename Products::Storage;

@@ -1,6 +1,5 @@
 // A float with approximate exp and tanh, for cells whose results are stored in 16 bits: a few instructions each, with
-// errors below the format's rounding (tanh near 0: below 2^-23, two ulp of a half there). Cells are instantiated with
-// it as with any other type (cells/math.h).
+// errors below the format's rounding (tanh near 0: below 2^-23, two ulp of a half there).
 #pragma once
 #include <type_traits>
 

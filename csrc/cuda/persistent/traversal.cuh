@@ -1,4 +1,4 @@
-// The persistent kernel's traversal of time: which steps, where their rows lie, which rows are active.
+// The steps of a launch of the persistent kernel: their times, their rows' offsets, which rows are active.
 #pragma once
 #include "cuda/device/each_unit.cuh"
 
@@ -10,7 +10,7 @@ struct Traversal {
   const Layer& layer;
   int64_t problem, m, d;
   bool onward, packed, resets;
-  int steps, number, end;  // of the layer; the step of the walk, and where the run ends
+  int steps, number, end;  // of the layer; the current step, in this direction's order; where the run ends
 
   FUSED_RNN_DEVICE Traversal(const Layer& layer, int64_t problem, bool back, int first, int end)
       : layer(layer),
@@ -35,7 +35,7 @@ struct Traversal {
 
 // The steps of the run in which a row is active.
 struct ActiveSteps {
-  unsigned age, count;  // the step of the walk, counted from the row's first: before that it is very large
+  unsigned age, count;  // the current step, relative to the row's first (wraps around before it)
 
   FUSED_RNN_DEVICE void set(const Traversal& traversal, int64_t b) {
     const Layer& layer = traversal.layer;

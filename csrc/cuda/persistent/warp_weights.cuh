@@ -1,6 +1,5 @@
-// A warp's rows of the block's weights, resident for the whole sequence: some chunks of K held in registers, the others
-// parked in shared memory. Chunk i of a warp is the block's chunk i * kWarpsK + its index along K, so that a layer of
-// less depth than there is room for still loads all warps alike.
+// A warp's rows of the block's weights, resident for the whole sequence: some chunks of K in registers, the others
+// parked in shared memory. Chunks are dealt to the kWarpsK warps along K in turn, which balances shallow layers.
 #pragma once
 #include "cuda/persistent/exchange.cuh"
 #include "cuda/plan/plan.h"
@@ -8,7 +7,7 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// Link: how the other operand arrives (exchange.cuh).
+// Link: how blocks exchange the other operand (exchange.cuh).
 template <class Link, class ProductsType, Tiles kTiles>
 class WarpWeights {
  public:
@@ -25,25 +24,25 @@ class WarpWeights {
   static constexpr unsigned kChunkBytes = kChunk * kColumns * sizeof(S), kStride = kWarpsK * kChunkBytes;
   static constexpr unsigned kParkedBytes = kTilesM * kParked * kWords * 4 * 32;  // of a warp
 
-  // Scalars need every number in eight lanes. If the slot is in L2, each lane loads 16 bytes of a chunk and the warp
-  // shares them through shared memory: an eighth of the loads and registers.
-  static constexpr bool kShows = !Products::kTensorCores && !Link::kRingIsShared;
+  // Scalars need every number in eight lanes. If the slot is in L2, each lane loads 16 bytes of a chunk and shares them
+  // through shared memory: an eighth of the loads and registers.
+  static constexpr bool kShares = !Products::kTensorCores && !Link::kRingIsShared;
   static constexpr int kLoads = Products::kLoads;
 
-  // Loads of a lane in flight, and independent accumulators: an mma has some 30 cycles of latency.
+  // Loads in flight per lane, and independent accumulators: mma latency is some 30 cycles.
   static constexpr int kKept = kTilesM * (kHeld * kWords + (Products::kTensorCores ? 0 : Products::kSums));
   static constexpr int kInFlight = Products::kTensorCores && kKept >= 144 ? 2 : kKept >= 128 || sizeof(S) == 8 ? 4 : 8;
   static constexpr int kStage = kLoads >= kInFlight ? 1 : kInFlight / kLoads;
   static constexpr int kSplit = kTilesM * kTilesN >= 4 || Products::kSums > 8 ? 1 : 4 / (kTilesM * kTilesN);
 
  public:
-  static constexpr int kPacks = kChunks * kTilesM * kWords / 4 * 32;  // of a warp, of 16 bytes
-  static constexpr unsigned kSharedBytes = kWarps * (kParkedBytes + (kShows ? kChunkBytes : 0));
+  static constexpr int kPacks = kChunks * kTilesM * kWords / 4 * 32;  // of 16 bytes, per warp
+  static constexpr unsigned kSharedBytes = kWarps * (kParkedBytes + (kShares ? kChunkBytes : 0));
 
   // `packed`: the block's part of what pack_weights.cuh leaves.
   FUSED_RNN_DEVICE WarpWeights(unsigned char* shared, const Pack<4>* packed)
       : parked_(keep_shared(reinterpret_cast<Pack<4>*>(shared + threadIdx.x / 32 * kParkedBytes) + lane_of_warp())),
-        shown_(shared + kWarps * kParkedBytes + threadIdx.x / 32 * kChunkBytes) {
+        shared_chunk_(shared + kWarps * kParkedBytes + threadIdx.x / 32 * kChunkBytes) {
     packed += threadIdx.x / 32 * kPacks + lane_of_warp();
     FUSED_RNN_UNROLL
     for (int chunk = 0; chunk < kHeld; ++chunk) FUSED_RNN_UNROLL
@@ -56,7 +55,7 @@ class WarpWeights {
     constexpr int kPacksOfChunk = kTilesM * kWords / 4 * 32;
     FUSED_RNN_NO_UNROLL
     for (int chunk = kHeld; chunk < kChunks; ++chunk) {
-      Pack<4> pack[kTilesM * kWords / 4];  // all on their way together
+      Pack<4> pack[kTilesM * kWords / 4];  // all loads in flight together
       FUSED_RNN_UNROLL
       for (int i = 0; i < kTilesM * kWords / 4; ++i) pack[i] = packed[chunk * kPacksOfChunk + i * 32];
       FUSED_RNN_UNROLL
@@ -64,15 +63,15 @@ class WarpWeights {
     }
   }
 
-  // Of a slot, where the lane's own loads begin.
+  // Where the lane's loads begin in a slot.
   FUSED_RNN_DEVICE unsigned first_byte() const {
     const unsigned of_warp = threadIdx.x / 32 % kWarpsK * kChunkBytes;
     if constexpr (Products::kTensorCores)
       return of_warp + Products::first_byte();
     else
-      return of_warp + (kShows ? lane_of_warp() * 16 : 0);
+      return of_warp + (kShares ? lane_of_warp() * 16 : 0);
   }
-  // The warp's part of all sums, from first_byte() of a slot on, which has so many chunks for each warp.
+  // The warp's partial sums. `from`: first_byte() of a slot; `chunks`: of each warp.
   FUSED_RNN_DEVICE void multiply(Link& link, const unsigned char* from, int chunks, Sums& sums) const {
     if constexpr (Products::kTensorCores)
       multiply_pieces(link, from, sums);
@@ -92,7 +91,7 @@ class WarpWeights {
     }
   }
 
-  // Polls until all are there: one round trip, if they are.
+  // Loads, again until none is missing: one round trip if the data is there.
   template <int kCount, class Load>
   static FUSED_RNN_DEVICE void load_all(Link& link, Pack<4> (&loaded)[kCount], Load load) {
     FirstLook first;
@@ -103,7 +102,7 @@ class WarpWeights {
     } while (again);
   }
 
-  // On tensor cores a lane's loads are its part of a product.
+  // Tensor cores: each load is a fragment.
   FUSED_RNN_DEVICE void multiply_pieces(Link& link, const unsigned char* from, Sums& sums) const {
     T sum[kSplit][kTilesM][Products::kSums] = {};
     unrolled<(kChunks + kStage - 1) / kStage>([&](auto stage) {
@@ -145,19 +144,19 @@ class WarpWeights {
     FUSED_RNN_UNROLL
     for (int tile = 0; tile < kTilesM; ++tile) FUSED_RNN_UNROLL
     for (int i = 0; i < Products::kSums; ++i) sums[tile][i] = T(0);
-    if constexpr (kShows) {
+    if constexpr (kShares) {
       FUSED_RNN_UNROLL
       for (int i = 0; i < kStage; ++i)
         if (i < chunks) fetch(link, slot + i * kStride, loaded[i]);
     }
     const auto numbers_of = [&](int chunk, Pack<4>(&own)[kLoads]) -> const unsigned char* {
       const unsigned char* const from = slot + chunk * kStride;
-      if constexpr (!kShows) return from;
+      if constexpr (!kShares) return from;
       // Until all lanes have read the chunk before. The reads of the last step are behind its block barrier.
       if (chunk > 0) __syncwarp();
-      show(link, from, own);
+      share(link, from, own);
       if (chunk + kStage < chunks) fetch(link, from + kStage * kStride, own);
-      return shown_;
+      return shared_chunk_;
     };
     FUSED_RNN_UNROLL
     for (int chunk = 0; chunk < kHeld; ++chunk) {
@@ -189,8 +188,8 @@ class WarpWeights {
   FUSED_RNN_DEVICE static void fetch(const Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) {
     unrolled<kLoads>([&](auto l) { own[l] = link.template load<l * 512>(from); });
   }
-  FUSED_RNN_DEVICE void show(Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) const {
-    if constexpr (Link::kPolls) {  // without braces nvcc would take the loop below for a part of this, and drop it
+  FUSED_RNN_DEVICE void share(Link& link, const unsigned char* from, Pack<4> (&own)[kLoads]) const {
+    if constexpr (Link::kPolls) {  // without braces nvcc parses the loop below as part of this, and drops it
       FirstLook first;
       while (Link::is_missing(own)) {
         if (!link.keep_waiting(first)) break;
@@ -198,11 +197,12 @@ class WarpWeights {
       }
     }
     FUSED_RNN_UNROLL
-    for (int l = 0; l < kLoads; ++l) *reinterpret_cast<Pack<4>*>(shown_ + l * 512 + lane_of_warp() * 16) = own[l];
+    for (int l = 0; l < kLoads; ++l)
+      *reinterpret_cast<Pack<4>*>(shared_chunk_ + l * 512 + lane_of_warp() * 16) = own[l];
     __syncwarp();
   }
 
-  // The products of a part of a chunk; take(tile, words) gives the weights, read once for all columns.
+  // Products of a part of a chunk; take(tile, words) provides the weights, read once for all columns.
   template <class Take>
   static FUSED_RNN_DEVICE void add(Sums& sums, const unsigned char* numbers, int part, Take take) {
     uint32_t words[kTilesM][Products::kWordsOfLoad];
@@ -218,7 +218,7 @@ class WarpWeights {
   }
 
   Pack<4>* const parked_;
-  unsigned char* const shown_;
+  unsigned char* const shared_chunk_;
   uint32_t held_[kHeld > 0 ? kHeld : 1][kTilesM][kWords];
 };
 

@@ -136,8 +136,8 @@ constexpr Shape for_gates(Shape shape, int gates) {
   tiles.parked = chunks - tiles.held;
   return shape;
 }
-// Whether this one of kShapes is compiled for them: not if an earlier one comes out the same.
-constexpr bool is_of_use(size_t number, int gates) {
+// Whether this shape is compiled for cells with this many gates: not if an earlier one comes out the same.
+constexpr bool is_distinct(size_t number, int gates) {
   for (size_t i = 0; i < number; ++i)
     if (for_gates(kShapes[i], gates) == for_gates(kShapes[number], gates)) return false;
   return true;
@@ -155,7 +155,7 @@ struct Plan {
 };
 
 // How a launch's work is divided, as a kernel parameter.
-struct Cut {
+struct Partition {
   int units;        // of a block; a multiple of 4
   int blocks;       // of a group
   int depth;        // of a slot

@@ -54,7 +54,7 @@ std::optional<Plan> fit(size_t number, const Task& task, const Gpu& gpu, const C
   // Per unit: rows of weights, and published values.
   const int64_t rows = forward ? cell.gates : 1, published = forward ? 1 : cell.gates;
   if (shape.format != format_of(task.dtype) || shape.direction != task.direction) return {};
-  if (!is_of_use(number, gates)) return {};
+  if (!is_distinct(number, gates)) return {};
   if (shape.blocks == Blocks::kCluster && gpu.capability < 90) return {};
   if (shape.tf32 && !task.tf32) return {};
   if (shape.tensor_cores() && gpu.capability < 80) return {};  // older tensor cores have neither bfloat16 nor TF32
