@@ -1,27 +1,27 @@
-// Every cell the library knows, and what a cell is.
+// The registry of cells, and the contract of a cell.
 //
-// A cell is the elementwise part of one step for one hidden unit. It sees x = W_ih x_t + b_ih and r = W_hh h + b_hh
-// apart (GRU's candidate needs them so) and knows nothing of weights, biases, batches or time:
+// A cell is the elementwise part of one step for one hidden unit. It gets x = W_ih x_t + b_ih and r = W_hh h + b_hh
+// separately (GRU's candidate needs that) and knows nothing of weights, biases, batches or time:
 //
-//   kGates            values of x and of r it takes
+//   kGates            values of x and of r
 //   kStates           values carried from step to step; the first is h, which is also the output
-//   kSaved            values that forward leaves for backward
+//   kSaved            values that forward saves for backward
 //   kParams           per-unit parameters (peepholes), read from `params`
 //   kRecurrent        false: there is no W_hh, r is not read and dr is not written
-//   kSharedGates      of the first so many gates dr equals dx, or there is no dr
+//   kSharedGates      for this many leading gates dr equals dx, or there is no dr
 //   kReadsH           false: state[0] is never read, h enters through r alone, and dstate[0] is zero
 //   kProjectable      true: h may be projected to another width (proj_size), which needs kReadsH false
 //
 //   forward(x[kGates], r[kGates], state[kStates], params[kParams] -> state_next[kStates], saved[kSaved])
-//   advance(saved, state -> state_next)     the end of forward, again, from what was saved
+//   advance(saved, state -> state_next)     recomputes forward's result from the saved values
 //   backward(saved, state, state_next, params, dstate_next -> dx[kGates], dr[kGates], dstate[kStates],
 //   dparams[kParams])
-//       dstate_next: in, the gradient that reaches the state from outside the step; out, the whole gradient of that
-//       state, including what flows inside the step (LSTM: c_next through h_next).
+//       dstate_next: in, the gradient that reaches the state from outside the step; out, its full gradient, including
+//       contributions inside the step (LSTM: c_next through h_next).
 //   tangent(saved, state, params, x, r, dstate -> dsaved[kSaved])
-//       how `saved` changes when x, r and the states do, each along a direction; x and r are those directions.
+//       the tangent of `saved`; x, r and dstate are tangents.
 //
-// advance and backward are also called with numbers that carry a derivative (dual.h).
+// advance and backward are also called with dual numbers (dual.h).
 //
 // To add a cell: write its header, include it here and give it a row below. CONTRIBUTING.md walks through it.
 #pragma once
@@ -32,7 +32,7 @@
 namespace fused_rnn {
 namespace {
 
-// Then one copy of the gates' gradients will do.
+// Whether dx and dr are equal, so that one copy of the gate gradients is enough.
 template <class Cell>
 constexpr bool kOneGateGradient = Cell::kSharedGates == Cell::kGates;
 

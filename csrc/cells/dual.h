@@ -1,4 +1,4 @@
-// A number and its derivative along some direction. A cell's formulas, instantiated with it, differentiate themselves.
+// Dual numbers: a value and its tangent. Instantiating a cell with them differentiates it in forward mode.
 #pragma once
 #include "cells/math.h"
 

@@ -1,4 +1,4 @@
-// What a function is declared as that runs on the host and in CUDA device code alike.
+// Declares a function for the host and for CUDA device code.
 #pragma once
 
 #ifdef __CUDACC__

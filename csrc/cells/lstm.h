@@ -48,14 +48,14 @@ struct Lstm {
                                     T* dx, T* dr, T* dstate, T*) {
     const T i = saved[0], f = saved[1], g = saved[2], o = saved[3], c = state[1];
     const T dh = dstate_next[0];
-    // tanh is taken again from c_next: h / o would be 0 / 0 when o saturates.
+    // tanh is recomputed from c_next: h / o would be 0 / 0 when o saturates.
     const T tanh_c = tanh(state_next[1]);
     const T dc = dstate_next[1] + dh * o * dtanh(tanh_c);
     dx[0] = dr[0] = dc * g * dsigmoid(i);
     dx[1] = dr[1] = dc * c * dsigmoid(f);
     dx[2] = dr[2] = dc * i * dtanh(g);
     dx[3] = dr[3] = dh * tanh_c * dsigmoid(o);
-    dstate[0] = T(0);  // h reaches this step only through r
+    dstate[0] = T(0);  // h enters only through r
     dstate[1] = dc * f;
     dstate_next[1] = dc;
   }

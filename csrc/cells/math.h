@@ -3,8 +3,8 @@
 // float and double are served here, on the host and in CUDA device code. A SIMD vector type brings its own
 // exp, tanh, relu and positive, which argument-dependent lookup finds; nothing in a cell changes.
 //
-// Everything sits in an anonymous namespace: this header is compiled several times with different instruction sets,
-// and the linker must never pick one set's copy for another's caller.
+// Everything is in an anonymous namespace: this header is compiled for several instruction sets, and the linker must
+// never use one set's copy for another.
 #pragma once
 #include <math.h>
 
@@ -19,7 +19,7 @@ FUSED_RNN_FN double exp(double x) { return ::exp(x); }
 FUSED_RNN_FN float tanh(float x) { return ::tanhf(x); }
 FUSED_RNN_FN double tanh(double x) { return ::tanh(x); }
 
-// Written so that NaN stays NaN.
+// NaN stays NaN.
 FUSED_RNN_FN float relu(float x) { return x < 0.f ? 0.f : x; }
 FUSED_RNN_FN double relu(double x) { return x < 0. ? 0. : x; }
 

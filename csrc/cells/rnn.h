@@ -58,7 +58,7 @@ struct Rnn {
   FUSED_RNN_FN static void backward(const T* saved, const T*, const T*, const T*, T* dstate_next, T* dx, T* dr,
                                     T* dstate, T*) {
     dx[0] = dr[0] = dstate_next[0] * Activation::derivative(saved[0]);
-    dstate[0] = T(0);  // h reaches this step only through r
+    dstate[0] = T(0);  // h enters only through r
   }
 };
 

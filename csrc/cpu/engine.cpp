@@ -8,7 +8,7 @@
 namespace fused_rnn::cpu {
 namespace {
 
-// f(phase, round) for all phases of a pass in their order.
+// f(phase, round) for all phases of a pass, in order.
 template <class Args, class F>
 void for_phases(const Pass<Args>& pass, const Args& args, F f) {
   const auto run_all = [&](const Phase<Args>(&phases)[kMostPhases], int64_t round) {
@@ -21,8 +21,8 @@ void for_phases(const Pass<Args>& pass, const Args& args, F f) {
   run_all(pass.last, rounds);
 }
 
-// Threads are started once for all phases, and meet between them: starting them costs more than a phase of a small
-// layer. Those that do not come are not waited for.
+// One parallel region for all phases, with a barrier between phases: starting threads costs more than a phase of a
+// small layer. Threads that do not show up are not waited for (team.h).
 template <class Args>
 void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scratch& scratch) {
   void* workspace = scratch(pass.workspace_bytes(args, plan));
@@ -32,7 +32,7 @@ void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scrat
     int64_t stretch = 0;
     team.join(member);
     for_phases(pass, args, [&](const Phase<Args>& phase, int64_t round) {
-      // Pointers to the chosen instruction set's code; this file is compiled for the baseline.
+      // These point to code for the chosen instruction set; this file is compiled for the baseline.
       const int64_t tasks = phase.count(args, plan);
       if (tasks == 0) return;
       team.together(member, stretch++, [&](int64_t share) {
@@ -49,7 +49,7 @@ void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scrat
   });
 }
 
-// A plan for a call, with the order of its rows.
+// A call's plan, owning the order of its rows.
 struct CallPlan : Plan {
   std::vector<int64_t> rows;
 
@@ -61,7 +61,7 @@ struct CallPlan : Plan {
   CallPlan(const CallPlan&) = delete;
 };
 
-// Packing is done once: on one thread.
+// Packs ahead of time (Layer::packed), on one thread.
 struct PackingCall {
   Forward forward = {};
   Plan plan;
@@ -71,7 +71,7 @@ struct PackingCall {
       : plan{isa, 1, 1, 1, nullptr, true}, packing(kernels_for(isa, layer.dtype).packing(layer.cell, layer.dtype)) {
     static_cast<Layer&>(forward) = layer;
     forward.packed = nullptr;
-    forward.tokens = nullptr;  // what is packed serves any input
+    forward.tokens = nullptr;  // packed weights serve any input
   }
 
   int64_t bytes() const { return packing.bytes(forward, plan); }
@@ -81,7 +81,7 @@ struct PackingCall {
   }
 };
 
-// What a layer runs on may differ from call to call: its weights are packed for each of these, one after the other.
+// The instruction set may differ from call to call: the weights are packed for each of them, one after the other.
 int64_t packed_bytes(const Layer& layer) {
   int64_t bytes = 0;
   for (const Isa isa : isas_for(layer.dtype)) bytes += PackingCall(layer, isa).bytes();

@@ -1,7 +1,7 @@
-// Every CPU kernel for one instruction set. The build compiles this file once for each, with FUSED_RNN_ISA naming it.
+// All CPU kernels for one instruction set: the build compiles this file once for each value of FUSED_RNN_ISA.
 //
-// Nothing here or below may call an inline function or template of external linkage (std:: included): the linker keeps
-// one copy of those, and it might be one that needs a newer processor than the caller does.
+// Nothing in or included from this file may call an inline function or template of external linkage (std:: included):
+// the linker keeps one copy of those, perhaps one compiled for a newer processor.
 #include "cpu/schedule/kernels.h"
 #include "core/dispatch.h"
 #include "cpu/passes/backward.h"

@@ -1,8 +1,8 @@
-// Products of bfloat16, or of floats in three parts (split.h), on the tiles of AMX: 16 rows x 32 k of A times 32 k x 16
-// columns of a panel, into 16 x 16 floats.
+// Products of bfloat16, or of floats split in three (split.h), on AMX tiles: 16 rows x 32 k of A times 32 k x 16
+// columns of a panel, accumulated in 16 x 16 floats.
 //
-// A panel's lines are what the right operand's rows must be, so it is read in place; so are rows of A that lie evenly
-// spaced in memory. The order of a sum depends neither on the height of its tile nor on the rows beside it.
+// Panels have the layout of the right operand and are read in place, as are rows of A with a constant stride. The order
+// of a sum depends neither on the height of its tile nor on other rows.
 #pragma once
 #include "cpu/gemm/product.h"
 
@@ -17,7 +17,8 @@ template <class E>
 constexpr int64_t kDepthAtOnce = kParts<E> > 1 ? kSplitDepthAtOnce : int64_t(1) << 40;
 constexpr int kLeft = kMostVectors, kRight = 7;  // registers: sums, up to three parts of A, one of the panel
 
-// The height of A's tiles that this thread's registers are configured for; 0: they are not. Configuring takes 50 ns.
+// The height of A's tiles for which this thread's tile registers are configured, 0 if they are not. Configuring takes
+// 50 ns.
 thread_local int64_t tile_height = 0;
 
 inline void set_up_tiles(int64_t height) {
@@ -62,8 +63,8 @@ FUSED_RNN_INLINE void add_tile_product() {
 }
 
 // One tile of rows times one panel: parts i of A and j of the panel for all i + j < kParts. Vector kVector of the panel
-// is accumulated into sum kTo. between() is called after each vector of every 32 k, for vector code that the processor
-// runs beside the tile products.
+// is accumulated into sum kTo. between() is called after each vector of every 32 k: vector code to overlap with the
+// tile products.
 template <class E, class Vectors, class To>
 struct TileProduct;
 template <class E, int... kVector, int... kTo>
@@ -91,7 +92,7 @@ struct TileProduct<E, std::integer_sequence<int, kVector...>, std::integer_seque
   FUSED_RNN_INLINE static void add_vector(const char* b, std::integer_sequence<int, kPart...>) {
     (add_part<kSum>(b + (kLast - kPart) * kTileBytes, std::make_integer_sequence<int, kPart + 1>{}), ...);
   }
-  // The smallest products first, so that the least is rounded away.
+  // Smallest products first, to lose least to rounding.
   template <int kSum, int... kPart>
   FUSED_RNN_INLINE static void add_part(const char* b, std::integer_sequence<int, kPart...>) {
     load_tile<kRight>(b, kCacheLine);
@@ -99,7 +100,7 @@ struct TileProduct<E, std::integer_sequence<int, kVector...>, std::integer_seque
   }
 };
 
-// Rows of A for one tile: evenly spaced, or else gathered.
+// Rows of A for one tile: read in place if their stride is constant, or else gathered.
 template <class E>
 struct TileOfRows {
   const E* rows[kTileRows];
@@ -115,7 +116,7 @@ struct TileOfRows {
   }
 };
 
-// Rows times some depth of a panel.
+// Rows times a K block of a panel.
 template <int kVectors, class To, class E, class Between>
 FUSED_RNN_INLINE void add_panel(const TileOfRows<E>& a, int64_t k0, int64_t depth, const E* panel, Between between) {
   using Product = TileProduct<E, std::make_integer_sequence<int, kVectors>, To>;
@@ -128,9 +129,9 @@ FUSED_RNN_INLINE void add_panel(const TileOfRows<E>& a, int64_t k0, int64_t dept
   }
 }
 
-// `multiply` of product.h, on tiles. The rows of a tile are used while the next one is multiplied, a few after each
-// vector of every 32 k, so that tile and vector units work side by side: after the last tile instruction AVX-512 would
-// run at half rate for 200 ns.
+// `multiply` of product.h, on tiles. The epilogue (`use`) of a tile's rows is interleaved with the products of the next
+// tile, a few rows after each vector of every 32 k, so that tile and vector units overlap: after the last tile
+// instruction AVX-512 would run at half rate for 200 ns.
 template <class Matrix, class E, class Row, class Fetch, class Use, class Results, class Also>
 class TileProducts {
  public:
@@ -154,7 +155,7 @@ class TileProducts {
       tiles_ = (rows_ + kTileRows - 1) / kTileRows;
       height_ = (rows_ + tiles_ - 1) / tiles_;
       set_up_tiles(height_);
-      // Where tiles overlap, sums that are kept cannot be accumulated block by block: some rows would count twice.
+      // If tiles overlap, results in memory cannot be accumulated block by block: some rows would count twice.
       const bool apart = results_(panels.first) == nullptr || tiles_ * height_ == rows_;
       blocks_ = apart ? maximum(1, (depth() + kDepthAtOnce<E> - 1) / kDepthAtOnce<E>) : 1;
       for (int64_t n = 0; n < panels.count(); n += panels_at_once, place_ += panels_at_once * tiles_)
@@ -172,7 +173,7 @@ class TileProducts {
     return packed_ + matrix_.offset(panel) + first_of(block) * matrix_.panel_vectors(panel) * Vec<float>::kLanes;
   }
 
-  // Some panels at once: the same K block of each, then the next one.
+  // Some panels together: one K block of each, then the next K block.
   void multiply_panels(const PanelRange& panels, int64_t n0, int64_t n1) {
     for (int64_t block = 0; block < blocks_; ++block)
       for (int64_t n = n0; n < n1; ++n) {
@@ -202,7 +203,7 @@ class TileProducts {
       PanelBlock b = {panel, block_of(panel, block), next, first_of(block), 0, block > 0, block + 1 == blocks_};
       b.depth = first_of(block + 1) - b.k0;
       for (int64_t tile = 0; tile < tiles_; ++tile) {
-        // Tiles of one height: the last one may begin in the one before, and compute some rows again.
+        // All tiles have one height: the last one may overlap the one before and recompute some rows.
         const int64_t known = row0_ + tile * height_, i0 = minimum(known, row0_ + rows_ - height_);
         float* const out = kept ? kept + i0 * kWidth : sums_[(place + tile) % ring_];
         if (block == 0)
@@ -218,7 +219,7 @@ class TileProducts {
   // One K block of a panel.
   struct PanelBlock {
     int64_t panel;
-    const E *from, *next;  // its numbers, and what will be read after it
+    const E *from, *next;  // the block; the data to be read after it
     int64_t k0, depth;
     bool add_to_out, is_last;
   };
@@ -229,7 +230,7 @@ class TileProducts {
     using Vectors = std::make_integer_sequence<int, kVectors>;
     const int64_t pauses = (b.depth + (b.is_last ? second_.depth() : 0)) / kTileDepth * kVectors;
     const int64_t at_once = pauses > 0 ? (before_.end - before_.next + pauses - 1) / pauses : 0;
-    // Each tile prefetches a part of what comes next.
+    // Each tile prefetches a share of the next block.
     const int64_t fetches = fetches_ahead_ ? (kParts<E> * kTileRows + tiles_ - 1) / tiles_ : 0;
     const char* coming =
         reinterpret_cast<const char*>(b.next) + tile * fetches * b.depth / kTileDepth * kVectors * kCacheLine;
@@ -274,9 +275,9 @@ class TileProducts {
   struct {
     int64_t panel, next, end, width;
     const float* sums;  // of row `next`
-  } before_ = {};       // the tile whose rows are being used
+  } before_ = {};       // the previous tile, whose epilogue is under way
   int64_t blocks_;
-  // A ring, so that the tile that is in use when a panel begins keeps its place.
+  // A ring buffer, so that the tile still in its epilogue when a panel begins is not overwritten.
   int64_t place_ = 0, ring_;
   float sums_[kPanelsAtOnce * kTilesAtOnce + 1][kTileRows * kMostVectors * Vec<float>::kLanes]
       __attribute__((aligned(64)));

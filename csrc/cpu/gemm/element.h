@@ -1,8 +1,8 @@
-// What a product multiplies: numbers of the arithmetic type, or bfloat16 where the processor multiplies those itself.
+// The elements of matrix products: numbers of the arithmetic type, or bfloat16 where the processor has instructions for
+// them.
 //
-// Those instructions add the products of two neighbours, so a Factor, what one lane multiplies, is a pair of them: in a
-// row of A they lie side by side as they are, in a panel (panels.h) the rows k and k + 1 of B are interleaved. Sums are
-// float.
+// Those add the products of two neighbours, so a Factor, the operand of one lane, is a pair: contiguous in a row of A,
+// rows k and k + 1 of B interleaved in a panel (panels.h). Sums are float.
 //
 // Or a float as the sum of three bfloat16 (split.h). In a row of A the first parts of 32 neighbours are followed by
 // their second and third parts, so a number has no address of its own: load_at and store_at access rows of A.
@@ -60,10 +60,10 @@ using Factor = typename FactorOf<E>::type;
 // The elements of the products of a layer whose storage type is S.
 #if defined(FUSED_RNN_SPLIT_PRODUCTS)
 template <class S>
-using Element = Split;  // such a build has kernels for float alone
+using Element = Split;  // this build only has kernels for float
 #elif defined(FUSED_RNN_BFLOAT16_PRODUCTS)
 template <class S>
-using Element = S;  // such a build has kernels for bfloat16 alone
+using Element = S;  // this build only has kernels for bfloat16
 #else
 template <class S>
 using Element = Arithmetic<S>;
@@ -74,7 +74,7 @@ constexpr int kTogether = sizeof(Factor<E>) / sizeof(E);
 template <class E>
 constexpr int kParts = kTogether<E> > 1 ? sizeof(E) / sizeof(BFloat16) : 1;
 
-// Do the tiles of AMX multiply them?
+// Whether products run on AMX tiles.
 #ifdef FUSED_RNN_AMX
 template <class E>
 constexpr bool kTiles = true;
@@ -83,7 +83,7 @@ template <class E>
 constexpr bool kTiles = false;
 #endif
 
-// Depths are padded with zeros to a multiple of this: in panels, and in the rows they are multiplied by.
+// Depths are zero-padded to a multiple of this, in panels and in rows of A.
 template <class E>
 constexpr int kDepthStep = kTiles<E> ? 32 : kTogether<E>;
 template <class E>
@@ -91,13 +91,13 @@ constexpr int64_t padded_depth(int64_t depth) {
   return (depth + kDepthStep<E> - 1) / kDepthStep<E> * kDepthStep<E>;
 }
 
-// Can a product read rows of S in place?
+// Whether a product can read rows of S in place.
 template <class E, class S>
 constexpr bool kReadInPlace = std::is_same_v<E, S> && kDepthStep<E> == 1;
 
 // ---- rows of A ------------------------------------------------------------------------------------------------------
 
-// The numbers j .. j + count - 1 of a row, a vector at most; of a whole vector the count may be left out.
+// Numbers j .. j + count - 1 of a row, at most a vector; without `count`, a whole vector.
 template <class E>
 FUSED_RNN_INLINE Vec<Arithmetic<E>> load_at(const E* row, int64_t j) {
   return load_vector(row + j);
@@ -115,13 +115,13 @@ FUSED_RNN_INLINE void store_at(E* row, int64_t j, Vec<Arithmetic<E>> x, int64_t 
   store_vector(row + j, x, count);
 }
 
-// Two vectors: of what is multiplied as bfloat16 they fill a cache line.
+// Two vectors: in bfloat16 they fill a cache line.
 template <class E>
 FUSED_RNN_INLINE void store_two_at(E* row, int64_t j, Vec<Arithmetic<E>> first, Vec<Arithmetic<E>> second) {
   store_two_vectors(row + j, first, second);
 }
 
-// n of them at once; a null source is zeros.
+// n numbers; a null source means zeros.
 template <class E, class S>
 void load_row_at(E* row, int64_t j, const S* from, int64_t n) {
   load_row(row + j, from, n);
@@ -135,7 +135,7 @@ void zero_row_at(E* row, int64_t j, int64_t n) {
   zero_row(row + j, n);
 }
 
-// ---- what is packed -------------------------------------------------------------------------------------------------
+// ---- packing --------------------------------------------------------------------------------------------------------
 
 // A vector of factors, or of numbers, part by part.
 template <class E>
@@ -143,19 +143,19 @@ struct Parts {
   typename Vec<Arithmetic<E>>::Native part[kParts<E>];
 };
 
-// The first `count` numbers from j on of a row in memory, then zeros. A bfloat16 is the upper half of a lane.
+// `count` numbers of an unpacked row from j on, then zeros. A bfloat16 is the upper half of a lane.
 template <class E, class S>
 FUSED_RNN_INLINE Parts<E> load_parts(const S* row, int64_t j, int64_t count) {
   return {{load_vector(row + j, count).v}};
 }
 
-// Factors from memory: the first `count` numbers from `from` on as they lie there, then zeros.
+// Factors from `count` contiguous numbers, then zeros.
 template <class E, class S>
 FUSED_RNN_INLINE Parts<E> load_factors(const S* from, int64_t count) {
   return load_parts<E>(from, 0, count);
 }
 
-// Back to a row of A.
+// Stores to a row of A.
 template <class E>
 FUSED_RNN_INLINE void store_factors(E* to, const Parts<E>& x) {
 #pragma GCC unroll 3
@@ -163,7 +163,7 @@ FUSED_RNN_INLINE void store_factors(E* to, const Parts<E>& x) {
     store_lanes(reinterpret_cast<char*>(to) + part * int64_t(sizeof x.part[0]), x.part[part]);
 }
 
-// Columns j .. of line `line` of a panel: row(k) is where row k < depth of B begins; B has `count` columns from j on.
+// A line of a panel, from column j on: row(k) points to row k < depth of B, which has `count` columns from j on.
 template <class E, class Row>
 FUSED_RNN_INLINE Parts<E> load_line(Row row, int64_t line, int64_t depth, int64_t j, int64_t count) {
   const auto load_row = [&](int64_t k) { return k < depth ? load_parts<E>(row(k), j, count) : Parts<E>{}; };

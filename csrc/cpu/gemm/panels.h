@@ -1,16 +1,16 @@
-// How matrices lie in memory for products.
+// Packed right operands.
 //
 // B, [depth, columns], is packed once into panels of a few vectors of columns, the last one padded with zeros:
 //
-//             vector 0        vector 1     ...                      a panel is read from front to back, one line of
-//   k = 0     B[0][0..L)      B[0][L..2L)                           vectors for each k: each is multiplied by one
-//   k = 1     B[1][0..L)      B[1][L..2L)                           number of each of A's rows
+//             vector 0        vector 1     ...                      a panel is read sequentially, one line of vectors
+//   k = 0     B[0][0..L)      B[0][L..2L)                           per k: each is multiplied by one element of each
+//   k = 1     B[1][0..L)      B[1][L..2L)                           row of A
 //   ...
 //
-// Where bfloat16 is multiplied, a lane holds a Factor, two numbers (element.h), and so a line holds two k. For the
-// tiles of AMX the 16 lines of 32 k lie together, 1 KB for each vector, or for each part of it (split.h). The depth is
-// padded with zeros too. Which columns a panel's vectors hold is up to whoever packs it: for the gates
-// (passes/forward/panels.h) all gates of the same units lie in one panel, so that a cell finds them together.
+// For bfloat16 products a lane holds a Factor, a pair of numbers (element.h), so a line covers two k. For AMX tiles the
+// 16 lines of 32 k are contiguous, 1 KB for each vector, or for each part of it (split.h). The depth is zero-padded
+// too. The order of columns is the packer's choice: for the gates (passes/forward/panels.h) all gates of the same units
+// are in one panel, so that the cell can be its epilogue.
 #pragma once
 #include <utility>
 
@@ -22,8 +22,8 @@ namespace {
 
 constexpr int64_t kCacheLine = 64;
 
-// Some panels, in order or from the last one back. A sweep that is repeated should alternate its direction: what the
-// last one ended with is still cached.
+// Some panels, forwards or backwards. Repeated sweeps should alternate their direction: the last panels are still
+// cached.
 struct PanelRange {
   int64_t first, last;
   bool back = false;
@@ -33,13 +33,13 @@ struct PanelRange {
   int64_t after(int64_t i) const { return at(i + 1 < count() ? i + 1 : i); }  // the next sweep turns round
 };
 
-// Whether to sweep through weights from the back this time: alternates, from call to call too.
+// Direction of the next sweep through the weights (true: backwards): alternates, also from call to call.
 inline bool next_direction() {
   static thread_local bool back = true;
   return back = !back;
 }
 
-// One part of vector v in one line of a panel of `vectors`.
+// One part of vector v in a line of a panel of `vectors` vectors.
 template <class E>  // const or not
 FUSED_RNN_INLINE auto* vector_at(E* panel, int vectors, int v, int64_t line, int part) {
   using Plain = std::remove_const_t<E>;
@@ -66,7 +66,7 @@ V zip_high(V a, V b, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(a, b, (kLane % 2 * n + n / 2 + kLane / 2)...);
 }
 
-// rows[i][j] becomes rows[j][i]: log2(L) rounds in which two vectors half the square apart are zipped together.
+// Transposes in place: log2(L) rounds, each of which zips pairs of rows L / 2 apart.
 template <class T>
 void transpose(typename Vec<T>::Native (&rows)[Vec<T>::kLanes]) {
   constexpr int kLanes = Vec<T>::kLanes;
@@ -100,7 +100,7 @@ struct Square {
     for (int part = 0; part < kParts<E>; ++part) x.part[part] = rows[part][i];
     return x;
   }
-  // Adds up each column, where two numbers are multiplied together.
+  // Adds the column sums. For bfloat16 products.
   FUSED_RNN_INLINE Vec<Arithmetic<E>> add_rows_to(Vec<Arithmetic<E>> sums) const {
     constexpr uint16_t kOne = 0x3f80;
 #pragma GCC unroll 3
@@ -115,7 +115,7 @@ struct Square {
   }
 };
 
-// Vector v of a panel of `vectors`, from `columns` <= L rows of B's transpose, [columns, depth], as they lie in memory.
+// Vector v of a panel of `vectors` vectors, from `columns` <= L rows of B's transpose, [columns, depth], row-major.
 template <class E, class S>
 void pack_transposed(E* panel, int vectors, int v, int64_t depth, const S* from, int64_t columns) {
   constexpr int kLanes = Vec<Arithmetic<E>>::kLanes;
@@ -140,14 +140,14 @@ void load_panel_row(Arithmetic<E>* to, const E* panel, int vectors, int64_t k) {
       const auto lanes = load_lanes<typename V::Native>(vector_at(panel, vectors, v, k / kTogether<E>, part));
       if constexpr (kTogether<E> == 1)
         sum = sum + V(lanes);
-      else  // one of the two numbers in a lane
+      else  // one of the pair in a lane
         sum = sum + V((typename V::Native)(k % 2 ? (Words)lanes >> 16 << 16 : (Words)lanes << 16));
     }
     store_vector(to + v * V::kLanes, sum);
   }
 }
 
-// A matrix whose panels hold its columns in order: kMostVectors to a panel, the last panel has what is left.
+// A matrix whose panels hold its columns in order, kMostVectors vectors each; the last panel has the remainder.
 template <class E>
 struct Plain {
   static constexpr int64_t kLanes = Vec<Arithmetic<E>>::kLanes;
@@ -163,7 +163,7 @@ struct Plain {
   int64_t first_column(int64_t panel) const { return panel * kMostVectors * kLanes; }
   int64_t offset(int64_t panel) const { return first_column(panel) * padded_depth<E>(depth); }
 
-  // row(k): where row k of the matrix begins.
+  // row(k) points to row k of the matrix.
   template <class Row>
   void pack(E* packed, int64_t panel, Row row) const {
     const int vectors = panel_vectors(panel);
@@ -184,7 +184,7 @@ struct Plain {
   }
 };
 
-// Some lines of a panel of [depth, columns] as it lies in memory: `lines` of them from line `first` on.
+// Packs lines first .. first + lines - 1 of a panel of a row-major [depth, columns].
 template <class E, class S>
 void pack_lines(E* to, const Plain<E>& matrix, int64_t panel, const void* from, int64_t first, int64_t lines) {
   const int vectors = matrix.panel_vectors(panel);
@@ -197,7 +197,7 @@ void pack_lines(E* to, const Plain<E>& matrix, int64_t panel, const void* from, 
     }
 }
 
-// B of a product: in panels, or as it lies in memory, to be packed some lines at a time while it is multiplied.
+// B of a product: packed, or row-major (`raw`), to be packed block by block during the product.
 template <class E>
 struct RightOperand {
   const E* packed;

@@ -1,14 +1,14 @@
-// Split floats: sums of three bfloat16, which the tiles of AMX multiply many times faster:
+// Split floats: a float as the sum of three bfloat16, for AMX tiles, which multiply those many times faster:
 //
 //   a = a0 + a1 + a2, 8 bits each: exact      a b = a0 b0 + a0 b1 + a1 b0 + a1 b1 + a0 b2 + a2 b0, about
 //
-// The products left out are at most 2^-24 of a b, half a unit in float's last place: no more than the rounding error of
-// each addition of floats. The six are summed in float.
+// The omitted products are at most 2^-24 of a b, half an ulp: no more than the rounding error of each float addition.
+// The six products are summed in float.
 //
-// At the ends of the range: tiles flush denormals to 0, so sums below 2^-110 (1e-33) lose their last digits. Of
-// infinity only the third part is infinite. It is multiplied by first parts alone, which are not 0 for any normal
-// number: no infinity times 0 appears that the whole numbers would not have. NaN stays NaN. A product that overflows
-// may become NaN in place of infinity, since its parts may have different signs.
+// Range: tiles flush denormals to 0, so sums below 2^-110 (1e-33) lose their last digits. Of infinity only the third
+// part is infinite: it is multiplied by first parts alone, which are nonzero for every normal number, so no infinity
+// times 0 appears that the floats would not have. NaN stays NaN. A product that overflows may become NaN instead of
+// infinity, since its parts may have different signs.
 //
 // A row of A, and a panel (panels.h), 32 k of it:    first parts, 32 | second parts, 32 | third parts, 32
 #pragma once
@@ -37,7 +37,7 @@ FUSED_RNN_INLINE Parts<Split> split(Floats x) {
 // Exact: 8 bits are added to 8, and 8 to 16.
 FUSED_RNN_INLINE Vec<float> whole(const Parts<Split>& x) { return Vec<float>(x.part[0] + (x.part[1] + x.part[2])); }
 
-// Where part p of number j lies. Of the numbers from j on, `here` are contiguous; those after them lie kAfterBreak
+// The address of part p of number j. From j on, `here` numbers are contiguous; the following ones are kAfterBreak
 // further on.
 struct SplitPlace {
   static constexpr int64_t kAfterBreak = (kParts<Split> - 1) * kSplitChunk;
@@ -50,7 +50,7 @@ struct SplitPlace {
     using Bits = std::conditional_t<std::is_const_v<E>, const uint16_t, uint16_t>;
     return reinterpret_cast<Bits*>(row) + offset + p * kSplitChunk;
   }
-  // Are all lanes of a vector from j on contiguous, and all wanted? If not, which of them are?
+  // Whether all lanes of a vector from j on are contiguous and within `count`; otherwise, masks of those that are.
   FUSED_RNN_INLINE bool is_whole(int64_t count) const { return here >= kSplitLanes && count >= kSplitLanes; }
   FUSED_RNN_INLINE __mmask16 lanes_here() const { return first_lanes(here); }
   FUSED_RNN_INLINE static __mmask16 first_lanes(int64_t count) {

@@ -1,16 +1,16 @@
 // The backward pass. Its phases, of which those indented run once for each round (backward/rounds.h):
 //
-//   prepare          the weights into panels                                                   backward/pack.h
-//     loop           some steps back through time: gradients of the gates, the initial         backward/loop.h, cell.h
-//                    states, the norms
+//   prepare          packs the weights                                                         backward/pack.h
+//     loop           some steps back through time: gradients of the gates and the initial      backward/loop.h, cell.h
+//                    states, norms
 //     input_grads    dL/dx of these steps                                                      input_grads.h
-//     pack_operands  x and h of these steps, in panels                                         weight_grads.h
-//     weight_grads   their share of dL/dW, any gate rows side by side                          weight_grads.h
+//     pack_operands  packs x and h of these steps                                              weight_grads.h
+//     weight_grads   their contribution to dL/dW, parallel over gate rows                      weight_grads.h
 //   finish           sums over the batch                                                       backward/finish.h
-//   ...              results that were accumulated elsewhere                                   weight_grads.h
+//   ...              stores results that were accumulated in the workspace                     weight_grads.h
 //
-// A step begins with dh = W_hh^T dgates of the step before it in the loop, with the cell as the epilogue of each tile, as
-// in the forward pass. Each sum has one fixed order, whatever the number of threads.
+// A step begins with dh = W_hh^T dgates of the previous step of the loop, with the cell as the epilogue of each tile,
+// as in the forward pass. Each sum has a fixed order, whatever the number of threads.
 #pragma once
 #include "cpu/passes/backward/finish.h"
 #include "cpu/passes/backward/loop.h"
@@ -19,7 +19,7 @@
 namespace fused_rnn::cpu {
 namespace {
 
-// Its entries in the table of phases (schedule/kernels.h): those that are the same for every cell, and the loop.
+// Its entries in the table of phases (schedule/kernels.h): those that do not depend on the cell, and the loop.
 template <class S>
 struct BackwardFrame {
   static int64_t count_packs(const Backward& g, const Plan& plan) { return problems(g) * plan.threads; }

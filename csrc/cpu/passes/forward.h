@@ -1,13 +1,13 @@
 // The forward pass. Its phases:
 //
 //   pack_weights   into panels, all gates of the same units side by side                       forward/panels.h, pack.h
-//   prepare_run    the state of a run whose units are shared by a team                         forward/state.h
+//   prepare_run    initial state of a run whose units are shared by a team                     forward/state.h
 //   loop           a run of batch rows, or some of its units, through all steps                forward/loop.h
 //                    W_ih x for the next few steps                                             forward/ahead.h
-//                    W_hh h for one step, the cell after each tile                             forward/cell.h
-//                    h narrowed, where there is a projection
+//                    W_hh h for one step, the cell as the epilogue of each tile                forward/cell.h
+//                    the projection of h, if any
 //
-// A tangent (core/problem.h) goes the same way, but reads x from memory and calls Cell::tangent.
+// A tangent (core/problem.h) runs the same loop, but reads x from memory and calls Cell::tangent.
 #pragma once
 #include "cpu/passes/forward/loop.h"
 
@@ -27,7 +27,7 @@ struct ForwardPass {
     WeightPacker<Cell, S>(f, plan, buffer, task).run();
   }
 
-  // A run without a team is prepared by its loop.
+  // Without a team, the loop prepares its run itself.
   static int64_t count_runs_to_prepare(const Forward& f, const Plan& plan) {
     return plan.unit_chunks > 1 ? count_runs(f, plan) : 0;
   }

@@ -1,4 +1,4 @@
-// dL/dx = dgates W_ih, of the steps of one round.
+// dL/dx = dgates W_ih, for the steps of one round.
 #pragma once
 #include "cpu/passes/backward/workspace.h"
 
@@ -50,7 +50,7 @@ class InputGrads {
     }
   }
 
-  // Has the other direction added its part of step t already? In one round direction 0 comes first.
+  // Whether the other direction has added its part of step t already. Within a round direction 0 comes first.
   bool is_second(int64_t t) const {
     if (g_.directions == 1) return false;
     const int64_t others = time_back(g_, 1 - d_, t) / steps_of_round(g_);
@@ -79,7 +79,7 @@ struct InputGradsPass {
     InputGrads<S>({g, plan, buffer}, round, task, 1).run();
   }
 
-  // Sums to where they belong, for a share of one member's steps.
+  // Copies the sums to the result, for a share of one member's steps.
   static int64_t count_stores(const Backward& g, const Plan& plan) {
     return InputGradSums<S>::are_needed(g) ? g.members * plan.threads : 0;
   }

@@ -1,4 +1,4 @@
-// How the work of a layer is divided: ranges, and runs of batch rows.
+// Division of a layer's work: ranges, and runs of batch rows.
 #pragma once
 #include "core/problem.h"
 #include "cpu/gemm/panels.h"
@@ -20,15 +20,15 @@ inline int64_t largest_part(int64_t n, int64_t parts) { return (n + parts - 1) /
 
 inline PanelRange panels_of(Range range, bool back = false) { return {range.first, range.last, back}; }
 
-// Some neighbouring hidden units: one vector of them at most, where not said otherwise.
+// Consecutive hidden units: at most one vector of them unless stated otherwise.
 struct Units {
   int64_t first, count;
 };
 
 inline int64_t problems(const Layer& layer) { return layer.members * layer.directions; }
 
-// A run: some batch rows of one problem, which go through time together. Row i of the run is batch row `batch_row(i)`.
-// The rows are in order of falling length, so the rows that take part in a step are always the first ones.
+// A run: some batch rows of one problem, which share a time loop. Row i of the run is batch row `batch_row(i)`. The
+// rows are sorted by decreasing length, so the active rows of a step are always the first ones.
 class Run {
  public:
   int64_t problem, m, d, rows;
@@ -46,7 +46,7 @@ class Run {
 
   int64_t batch_row(int64_t i) const { return order_ ? order_[first_ + i] : first_ + i; }
 
-  // How many rows take part in step t. `nearby`: that number for a neighbouring step, where the search begins.
+  // The number of active rows in step t. `nearby`: that of a neighbouring step, where the search starts.
   int64_t active(int64_t t, int64_t nearby) const {
     if (!layer_.lengths) return rows;
     while (nearby < rows && is_active(layer_, m, t, batch_row(nearby))) ++nearby;

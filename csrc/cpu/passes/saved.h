@@ -1,4 +1,4 @@
-// Reads and writes the row that a step saves (core/saved_row.h), a vector of units at a time.
+// Loads and stores the saved row (core/saved_row.h), a vector of units at a time.
 #pragma once
 #include "cells/cells.h"
 #include "core/saved_row.h"
@@ -14,7 +14,7 @@ FUSED_RNN_INLINE int64_t kept_at(const Layer& layer, int64_t k, int64_t unit) {
   return kept_in_groups_at(layer, Cell::kSaved, k, unit);
 }
 
-// What the cell keeps. Two vectors of bfloat16 fill a cache line; storing half a line costs as much as a whole one.
+// The cell's saved values. Two vectors of bfloat16 fill a cache line; storing half a line costs as much as a whole one.
 template <class Cell, class S, class V>
 FUSED_RNN_INLINE void store_kept(const Layer& layer, S* saved, Units units, const V* keep) {
   if constexpr (V::kLanes == kUnitsKeptTogether && sizeof(S) * V::kLanes < kCacheLine)
@@ -29,7 +29,7 @@ FUSED_RNN_INLINE void store_kept(const Layer& layer, S* saved, Units units, cons
     store_vector(saved + kept_at<Cell>(layer, k, units.first), keep[k], units.count);
 }
 
-// What the cell kept, and the states it read.
+// The cell's saved values, and the states it read.
 template <class Cell, class S, class V>
 FUSED_RNN_INLINE void load_saved(const Layer& layer, const S* saved, Units units, V* keep, V* state) {
   for (int k = 0; k < Cell::kSaved; ++k)
@@ -38,7 +38,7 @@ FUSED_RNN_INLINE void load_saved(const Layer& layer, const S* saved, Units units
   if (Cell::kStates > 1) state[1] = load_vector(saved + entering_c(layer, Cell::kSaved) + units.first, units.count);
 }
 
-// Prefetches all of that by fetch(address, count): it lies in memory that no cache holds. `units`: of a whole panel.
+// Prefetches all of these, which are not cached, by fetch(address, count). `units`: of a whole panel.
 template <class Cell, class S, class Fetch>
 void fetch_saved(const Layer& layer, S* saved, Units units, bool with_h, Fetch fetch) {
   const int64_t end = units.first + units.count;

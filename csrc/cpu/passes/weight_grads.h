@@ -3,7 +3,7 @@
 //
 //   pack_operands   x and h into panels                                          weight_grads/pack.h
 //   weight_grads    strips (weight_grads/strip.h) times these                    weight_grads/products.h
-//   store_...       sums that were accumulated elsewhere (weight_grads/state.h)  weight_grads/store.h
+//   store_...       sums that were accumulated in the workspace (.../state.h)    weight_grads/store.h
 #pragma once
 #include "cpu/passes/tokens.h"
 #include "cpu/passes/weight_grads/pack.h"

@@ -1,4 +1,4 @@
-// Scratch memory: how a pass divides one buffer among what its phases need; and rows of numbers in it.
+// Workspace: divides one buffer among a pass's arrays; strides and padding of rows.
 #pragma once
 #include "core/problem.h"
 #include "cpu/gemm/element.h"
@@ -7,7 +7,7 @@
 namespace fused_rnn::cpu {
 namespace {
 
-// Hands out aligned pieces of one buffer. With a null buffer it only measures.
+// A bump allocator with aligned pieces. With a null buffer it only computes the size.
 class Carver {
  public:
   explicit Carver(void* buffer) : base_(static_cast<char*>(buffer)) {}
@@ -26,7 +26,7 @@ class Carver {
   int64_t used_ = 0;
 };
 
-// A part of a workspace is a struct whose constructor (args, plan, carver) takes what it needs.
+// A part of a workspace is a struct whose constructor (args, plan, carver) allocates its arrays.
 template <class Part, class Args>
 int64_t size_of(const Args& args, const Plan& plan) {
   Carver measure(nullptr);
@@ -49,8 +49,8 @@ S* at(void* array, int64_t offset) {
   return array ? static_cast<S*>(array) + offset : nullptr;
 }
 
-// From one row of a matrix to the next: whole vectors, and never a multiple of 4 KiB, since then all rows would compete
-// for the same few sets of the first-level cache.
+// Leading dimension of a matrix: whole vectors, and never a multiple of 4 KiB, or all rows would compete for the same
+// few sets of L1.
 template <class T>
 int64_t row_stride(int64_t columns) {
   const int64_t lanes = maximum(kParts<T> > 1 ? kDepthStep<T> : 1, kVectorBytes / int64_t(sizeof(T)));
@@ -58,7 +58,7 @@ int64_t row_stride(int64_t columns) {
   return padded * int64_t(sizeof(T)) % 4096 == 0 ? padded + lanes : padded;
 }
 
-// Zeros the padding of a row of `used` numbers, up to the padded depth that products read.
+// Zeros a row of `used` numbers from there to its padded depth.
 template <class E>
 void clear_padding(E* row, int64_t used) {
   if (kDepthStep<E> > 1) zero_row_at(row, used, padded_depth<E>(used) - used);

@@ -1,13 +1,13 @@
-// What Python asks about plans, through ctypes.
+// Plans for Python, through ctypes.
 #include "core/export.h"
 #include "cpu/schedule/select.h"
 
 using namespace fused_rnn;
 using namespace fused_rnn::cpu;
 
-// The plan the CPU engine follows for a layer of this size, whose weights may be packed already, on so many threads:
-// `plan` gets Plan's threads, row_chunks, unit_chunks and pack. Returns the instruction set's name; null and the reason
-// in `error` when there is none.
+// The CPU engine's plan for a layer of this size on this many threads; `packed`: its weights are packed already. `plan`
+// gets Plan's threads, row_chunks, unit_chunks and pack. Returns the instruction set's name, or null and the reason in
+// `error`.
 FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t dtype, int64_t directions, int64_t rows,
                                                 int64_t batch, int64_t input_size, int64_t hidden, int64_t output_size,
                                                 int64_t packed, int64_t threads, int64_t* plan, char* error,

@@ -13,8 +13,8 @@
 namespace fused_rnn::cpu {
 namespace {
 
-// Does the processor have AMX with bfloat16, and does Linux let this process use it? A process has to ask once, since
-// the state of the tiles makes every thread's saved registers 8 KiB larger.
+// Whether the processor has AMX with bfloat16 and Linux lets this process use it: a process must request permission,
+// since tile state adds 8 KiB to every thread's saved registers.
 bool may_use_amx() {
 #if defined(FUSED_RNN_X86_ISAS) && defined(__linux__)
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
@@ -31,7 +31,7 @@ bool is_supported(Isa isa) {
   switch (isa) {
     case Isa::kBaseline:
       return true;
-#ifdef FUSED_RNN_X86_ISAS  // whatever -march=x86-64-v3 and -v4 let the compiler use, as far as one can ask for it
+#ifdef FUSED_RNN_X86_ISAS  // what -march=x86-64-v3 and -v4 enable, as far as it can be queried
     case Isa::kAvx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
              __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");

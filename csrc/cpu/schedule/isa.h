@@ -1,4 +1,4 @@
-// Which instruction sets there are, and the kernels compiled for them.
+// The instruction sets, and the kernels compiled for them.
 #pragma once
 #include <vector>
 
@@ -8,11 +8,11 @@ namespace fused_rnn::cpu {
 
 enum class Isa : int { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-// The best instruction set this processor runs, or the one FUSED_RNN_ISA names. Throws when it names one that is
-// unknown, not built or not supported here.
+// The best instruction set that this processor supports, or the one that FUSED_RNN_ISA names. Throws if that one is
+// unknown, not built or not supported.
 Isa best_isa();
-// What layers of this dtype run on. avx512_bf16 and amx multiply bfloat16 only, and amx makes products of float32 from
-// those (gemm/split.h). Where that pays for large layers only, it comes second; FUSED_RNN_ISA=amx has it for all.
+// The instruction sets for layers of this dtype. avx512_bf16 and amx are for bfloat16, amx for float32 too (split
+// floats, gemm/split.h). If those pay for large layers only, amx comes second; FUSED_RNN_ISA=amx uses them for all.
 std::vector<Isa> isas_for(Dtype dtype);
 const char* isa_name(Isa isa);
 const Kernels& kernels_for(Isa isa, Dtype dtype);

@@ -1,11 +1,11 @@
-// What an instruction set offers the engine: a forward and a backward pass as phases of independent tasks.
+// The kernels of one instruction set: a forward and a backward pass, each a sequence of phases of independent tasks.
 #pragma once
 #include "core/problem.h"
 #include "cpu/schedule/plan.h"
 
 namespace fused_rnn::cpu {
 
-// Tasks 0 .. count(args, plan) - 1 may run at the same time, in any order; phases run one after another.
+// Tasks 0 .. count(args, plan) - 1 may run concurrently, in any order; phases run one after another.
 template <class Args>
 struct Phase {
   int64_t (*count)(const Args&, const Plan&);
@@ -25,7 +25,7 @@ struct Pass {
 // The weights as the forward pass reads them, for Layer::packed.
 struct Packing {
   int64_t (*bytes)(const Forward&, const Plan&);
-  Phase<Forward> phase;  // its workspace is where the packed weights go
+  Phase<Forward> phase;  // packs into its workspace
 };
 
 struct Kernels {

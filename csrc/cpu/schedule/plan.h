@@ -1,4 +1,4 @@
-// How one call is spread over the machine. Chosen by `select`, carried out by the kernels.
+// How one call is divided among threads. Chosen by `select`.
 #pragma once
 #include <stdint.h>
 
@@ -9,11 +9,11 @@ enum class Isa : int;  // isa.h
 struct Plan {
   Isa isa;
   int64_t threads;
-  // Each problem is split into runs of batch rows, which go through time without ever meeting, and each run's hidden
-  // units into shares, which meet after every step.
+  // Each problem is split into runs of batch rows, which are independent, and each run's hidden units into shares, with
+  // a barrier after every step.
   int64_t row_chunks, unit_chunks;
-  const int64_t* order;  // [1 or M, B]: batch rows in the order runs take them (passes/run.h); null: as they come
-  bool pack;             // weights into panels; if not, for a step or two, the forward pass reads them as they lie
+  const int64_t* order;  // [1 or M, B]: batch rows in the order of runs (passes/run.h); null: unchanged
+  bool pack;             // pack the weights; otherwise (a step or two) the forward pass reads them unpacked
 };
 
 }  // namespace fused_rnn::cpu

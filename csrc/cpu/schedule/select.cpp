@@ -26,8 +26,8 @@ Load load_of(const Layer& layer) {
 
 namespace {
 
-// How the threads of one problem divide it: into runs of batch rows, which never wait for each other, or into shares of
-// the units, which meet after every step.
+// How a problem is divided among its threads: into independent runs of batch rows, or into shares of the units, with a
+// barrier after every step.
 struct Division {
   int64_t runs, shares;
 };
@@ -53,8 +53,7 @@ Division divide_on_tiles(const Load& load, int64_t threads) {
   return by_units || shares > runs ? Division{1, shares} : Division{runs, 1};
 }
 
-// The number of rows from which packing pays. Ids and the one-hot rows they stand for are treated alike, so that their
-// results are the same.
+// The number of rows from which packing pays: the same for ids and for one-hot rows, so that their results agree.
 int64_t rows_to_pack_for(const Load& load) {
   switch (load.dtype) {
     case Dtype::kHalf:
@@ -75,7 +74,7 @@ Plan select(const std::vector<Isa>& isas, const Load& load, int64_t threads) {
   const bool splits = isa == Isa::kAmx && load.dtype == Dtype::kFloat;
   const bool pack = load.packed || load.rows >= rows_to_pack_for(load) || splits;
   if (load.multiply_adds < kLeastWorkForThreads || threads == 1) return {isa, 1, 1, 1, nullptr, pack};
-  // Problems run side by side; when there are fewer than threads, each is divided as well.
+  // Problems run concurrently; if there are fewer than threads, each is divided as well.
   const int64_t each = (threads + load.problems - 1) / std::max<int64_t>(load.problems, 1);
   const Division division = splits ? divide_on_tiles(load, each) : divide_on_vectors(load, each);
   return {isa, threads, division.runs, division.shares, nullptr, pack};

@@ -1,5 +1,5 @@
-// Threads that go through time together. When a batch has too few rows for all threads, each thread computes some of
-// the hidden units of every step, and no step may begin before all units of the step before it are there.
+// Threads that share the hidden units of each step, when a batch has too few rows for all threads, with a barrier after
+// every step.
 #pragma once
 #include <sched.h>
 #include <stdint.h>
@@ -17,16 +17,15 @@ inline void pause_briefly() {
 #endif
 }
 
-// Every member calls `together` once for each stretch of work, which is divided into as many shares as there are
-// members. A member takes its own share, whose weights its core's cache holds, and then waits for the others. It never
-// waits for a thread that may not come: a share that nobody has begun is taken by whoever waits for it, at once if its
-// owner has not joined, else after some time (the owner may have lost its core). So one thread alone gets through all
-// the work, in any order of events.
+// Every member calls `together` once for each stretch of work, which is divided into one share per member. A member
+// takes its own share, whose weights are in its core's cache, then waits for the others. A waiting member takes over a
+// share that has not been begun: at once if its owner has not joined, else after some time (the owner may have been
+// descheduled). So one thread alone can complete all work: no deadlock if others never start.
 class Team {
  public:
-  // Every second cache line, as neighbours are fetched together. Scratch memory is aligned to 64 bytes, not to 128.
+  // Two cache lines, as the adjacent one is prefetched too (scratch memory is aligned to 64 bytes, not to 128).
   struct alignas(64) Member {
-    int64_t joined, begun, done;  // 0 or 1; the number of stretches whose share was begun, and was finished
+    int64_t joined, begun, done;  // 0 or 1; numbers of stretches whose share was begun, and finished
     int64_t unused[13];
   };
   static_assert(sizeof(Member) == 128);
@@ -40,7 +39,7 @@ class Team {
   void join(int64_t member) const { set_joined(member, 1); }
   void leave(int64_t member) const { set_joined(member, 0); }
 
-  // share(i) for every member i; returns when all are done. `stretch` counts the calls, from 0.
+  // Runs share(i) for every member i; a barrier. `stretch` counts the calls, from 0.
   template <class Share>
   void together(int64_t member, int64_t stretch, Share share) const {
     if (size_ == 1) return share(int64_t(0));
@@ -55,7 +54,7 @@ class Team {
           sched_yield();
       }
     }
-    while (!is_done(member, stretch)) sched_yield();  // another thread had taken it
+    while (!is_done(member, stretch)) sched_yield();  // taken by another thread
   }
 
  private:

@@ -1,4 +1,4 @@
-// Loads and stores numbers in every format.
+// Loads and stores in every storage format.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -31,7 +31,7 @@ inline float load(Half x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return float_of(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);  // infinity, NaN
-  // Subnormals as the fraction of a normal number: no float subnormal on the way, which a flushing processor drops.
+  // Subnormals by way of a normal number: a float subnormal would be lost in flush-to-zero mode.
   if (magnitude < 0x400u) return float_of(sign | bits_of(float_of(0x38800000u | magnitude << 13) - 0x1p-14f));
   return float_of(sign | ((magnitude + 0x1c000u) << 13));  // float's exponent is 112 greater
 }
@@ -61,7 +61,7 @@ inline void store(Half& to, float x) {
   to.bits = uint16_t(sign | half);
 }
 
-// A vector from storage and back, converted on the way.
+// Vector loads and stores with conversion.
 template <class T>
 FUSED_RNN_INLINE Vec<T> load_vector(const T* from) {
   return load_lanes<Vec<T>>(from);
@@ -77,7 +77,7 @@ typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 FUSED_RNN_INLINE Vec<float> load_vector(const BFloat16* from) {
   return Vec<float>((Vec<float>::Native)(__builtin_convertvector(load_lanes<HalfWords>(from), Words) << 16));
 }
-#ifdef FUSED_RNN_BFLOAT16_PRODUCTS  // rounds likewise, but flushes subnormal numbers to zero
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS  // same rounding, but flushes subnormals to zero
 FUSED_RNN_INLINE void store_vector(BFloat16* to, Vec<float> x) {
   store_lanes(to, _mm512_maskz_cvtneps_pbh(0xffff, (__m512)x.v));
 }
@@ -111,7 +111,7 @@ FUSED_RNN_INLINE void store_two_vectors(BFloat16* to, Vec<float> first, Vec<floa
 }
 #endif
 
-// The first `count` lanes only: the last units of a layer seldom fill a vector. The others load as zeros.
+// The first `count` lanes only; the others load as zeros.
 template <class S>
 FUSED_RNN_INLINE Vec<Arithmetic<S>> load_vector(const S* from, int64_t count) {
   constexpr int kLanes = Vec<Arithmetic<S>>::kLanes;
@@ -129,7 +129,7 @@ FUSED_RNN_INLINE void store_vector(S* to, Vec<Arithmetic<S>> x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = some[i];
 }
 
-// Converting copies; a null source is zeros.
+// Converting copies; a null source means zeros.
 template <class T, class S>
 void load_row(T* to, const S* from, int64_t n) {
   for (int64_t j = 0; j < n; ++j) store(to[j], from ? load(from[j]) : Arithmetic<T>(0));

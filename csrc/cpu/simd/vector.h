@@ -1,5 +1,5 @@
 // Vectors of float or double as wide as the instruction set, with the functions that cells call: a cell instantiated
-// with Vec<T> computes kLanes units at once, from the same source as one with T.
+// with Vec<T> computes kLanes units at once.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -7,13 +7,13 @@
 #include <immintrin.h>
 #endif
 
-// For the innermost loops, where a call that is not inlined passes vectors through memory.
+// For innermost loops: a call that is not inlined passes vectors through memory.
 #define FUSED_RNN_INLINE inline __attribute__((always_inline))
 
 namespace fused_rnn::cpu {
 namespace {
 
-#if defined(FUSED_RNN_VECTOR_BYTES)  // tests: 4 makes vectors of one number
+#if defined(FUSED_RNN_VECTOR_BYTES)  // for tests: 4 makes vectors of one number
 constexpr int kVectorBytes = FUSED_RNN_VECTOR_BYTES;
 #elif defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
@@ -23,7 +23,7 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// Spelled out for each type: the attribute is lost on a type that depends on a template parameter.
+// A specialization per type: the attribute is ignored on dependent types.
 template <class T>
 struct NativeOf;
 template <>
@@ -57,7 +57,7 @@ struct Vec {
   friend Vec operator-(Vec a) { return -a.v; }
 };
 
-// V: a vector, or whatever else has the bytes of some numbers.
+// V: a vector or any trivially copyable type.
 template <class V, class T>
 FUSED_RNN_INLINE V load_lanes(const T* from) {
   V lanes;
@@ -78,13 +78,12 @@ T sum_of(Vec<T> x) {
 
 // ---- exp, sigmoid, tanh ---------------------------------------------------------------------------------------------
 //
-// float: tanh is within 1 unit in the last place of the exact result, sigmoid within 1 with AVX-512 and 1.4 without, exp
-// within 2. double: within 4 eps. Sigmoid is 0 where it would be below the normal numbers; exp does not reach 0 and
-// infinity, but saturates near 1e-38 and 1e38, 1e-307 and 1e307. Sigmoid stays within [0, 1] and tanh within [-1, 1];
-// where they should grow they may fall by 2 eps at most.
+// Error bounds: float: tanh 1 ulp, sigmoid 1 ulp with AVX-512 and 1.4 without, exp 2 ulp. double: 4 eps. Sigmoid is 0
+// where it would be subnormal; exp does not reach 0 or infinity, but saturates near 1e-38 and 1e38, 1e-307 and 1e307.
+// Sigmoid stays within [0, 1] and tanh within [-1, 1]; they are monotonic up to 2 eps.
 //
-// A build for bfloat16 alone stores results of 8 bits and has shorter polynomials: exp and tanh are within 2^-13, and
-// so is 1 - sigmoid, since a state decays by that at every step of a long memory. tests/cpu/test_vector.py checks all this.
+// A build for bfloat16 alone stores 8 bits and uses shorter polynomials: exp and tanh are within 2^-13, and so is
+// 1 - sigmoid, the decay per step of a long memory. tests/cpu/test_vector.py checks all this.
 
 #ifdef FUSED_RNN_BFLOAT16_PRODUCTS
 constexpr bool kShort = true;
@@ -92,14 +91,14 @@ constexpr bool kShort = true;
 constexpr bool kShort = false;
 #endif
 
-// What exp and tanh need to know of a type.
+// Constants of exp and tanh.
 template <class T>
 struct MathOf;
 template <>
 struct MathOf<float> {
   static constexpr float kLowest = -87.3f, kHighest = 87.3f;               // e^x and 1 / e^x stay normal numbers
   static constexpr float kRound = 12582912.f;                              // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float kLn2 = 0.693359375f, kLn2Rest = -2.12194440e-4f;  // of few bits: n * kLn2 is exact
+  static constexpr float kLn2 = 0.693359375f, kLn2Rest = -2.12194440e-4f;  // few bits: n * kLn2 is exact
   static constexpr int kMantissa = 23, kBias = 127;
   static constexpr int32_t kSign = INT32_MIN;
   // Minimax polynomials: (e^r - 1 - r) / r^2, which leaves e^r within 2^-28, or, short, (e^r - 1) / r within 2^-16.
@@ -116,7 +115,7 @@ struct MathOf<double> {
   static constexpr double kLn2 = 6.93147180369123816490e-01, kLn2Rest = 1.90821492927058770002e-10;
   static constexpr int kMantissa = 52, kBias = 1023;
   static constexpr int64_t kSign = INT64_MIN;
-  // The exponential series from r^2 / 2 on: what is left out is below half a unit in the last place.
+  // The exponential series from r^2 / 2 on, truncated below half an ulp.
   static constexpr bool kFew = false;
   static constexpr int kTerms = 12;
   static constexpr double kFactors[kTerms] = {1. / 2,       1. / 6,        1. / 24,        1. / 120,
@@ -124,7 +123,7 @@ struct MathOf<double> {
                                               1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800.};
 };
 
-// 1 / x, to within a unit in the last place or two, for x whose reciprocal is a normal number.
+// 1 / x within 1 or 2 ulp, for x whose reciprocal is a normal number.
 template <class T>
 FUSED_RNN_INLINE Vec<T> reciprocal(Vec<T> x) {
   return Vec<T>(T(1)) / x;
@@ -150,7 +149,7 @@ FUSED_RNN_INLINE Vec<double> reciprocal(Vec<double> x) {  // two steps
 #endif
 
 // e^x = 2^n + 2^n (e^r - 1) with n = round(x / ln 2), where e^r - 1 is a polynomial without a constant term, accurate
-// near 0 too. x must lie within MathOf's range.
+// near 0 too. x must be within MathOf's range.
 template <class T>
 struct ExpParts {
   Vec<T> n;
@@ -165,10 +164,10 @@ FUSED_RNN_INLINE ExpParts<T> exp_parts(Vec<T> x) {
   const V shifted = x * V(T(1.44269504088896340736)) + V(M::kRound);
   const V n = shifted - V(M::kRound);
   const V r = (x - n * V(M::kLn2)) - n * V(M::kLn2Rest);
-  // The low bits of `shifted` hold n; beside its bias they are the bits of 2^n.
+  // The low bits of `shifted` hold n; with the bias added and shifted into place they are the bits of 2^n.
   const typename V::Integers bits = (typename V::Integers)shifted.v;
   const typename V::Integers power = (bits + M::kBias) << M::kMantissa;
-  // In pairs of terms: half as many dependent steps.
+  // Pairs of terms: half as long a dependency chain.
   constexpr int kLast = M::kTerms - 1;
   const V rr = r * r;
   V p = kLast % 2 ? V(M::kFactors[kLast]) * r + V(M::kFactors[kLast - 1]) : V(M::kFactors[kLast]);
@@ -203,7 +202,7 @@ template <class T>
 FUSED_RNN_INLINE Vec<T> at_least(Vec<T> x, T low) {
   return x.v < low ? Vec<T>(low).v : x.v;
 }
-#ifdef __AVX512F__  // one instruction; from the above GCC makes two
+#ifdef __AVX512F__  // one instruction; GCC compiles the above to two
 FUSED_RNN_INLINE Vec<float> at_most(Vec<float> x, float high) {
   return Vec<float>((Vec<float>::Native)_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(high), (__m512)x.v));
 }
@@ -222,7 +221,7 @@ FUSED_RNN_INLINE Vec<T> clamp(Vec<T> x, T low, T high) {
   return at_least(at_most(x, high), low);
 }
 
-// By bit operations, as comparing costs more.
+// By bit operations: cheaper than a comparison.
 template <class T>
 FUSED_RNN_INLINE Vec<T> magnitude(Vec<T> x) {
   using I = typename Vec<T>::Integers;
@@ -245,14 +244,14 @@ template <class T>
 FUSED_RNN_INLINE Vec<T> reciprocal_of_next(ExpParts<T> e) {
   return reciprocal(e.power * e.rest + (e.power + Vec<T>(T(1))));
 }
-// A Newton step from the parts: unlike their sum they are exact. In this order, what is subtracted first is near 1.
+// A Newton step from the parts, which are exact, unlike their sum. The first term subtracted is near 1.
 FUSED_RNN_INLINE Vec<float> reciprocal_of_next(ExpParts<float> e) {
   const Vec<float> one(1.f), estimate = estimated_reciprocal(e.power * e.rest + (e.power + one));
   const Vec<float> scaled = e.power * estimate;
   return estimate + estimate * (((one - scaled) - scaled * e.rest) - estimate);
 }
 
-// Of -|x|, which is small where it must be accurate; then for x > 0 it is 1 less that.
+// Computed for -|x|, where it is small and must be accurate; for x > 0, 1 minus that.
 template <class T>
 FUSED_RNN_INLINE Vec<T> sigmoid(Vec<T> x) {
   using V = Vec<T>;
@@ -267,14 +266,14 @@ FUSED_RNN_INLINE Vec<T> sigmoid(Vec<T> x) {
   return x.v < T(0) ? lower.v : (one - lower).v;
 }
 
-// tanh |x| = 1 - 2 / (e^2|x| + 1), which rounds only once: of a y near 1 the gradient, 1 - y^2, keeps little but y's
-// error. It is 1 to the last bit long before the end of this range.
+// tanh |x| = 1 - 2 / (e^2|x| + 1), which rounds only once: for y near 1 the gradient, 1 - y^2, amplifies y's error. It
+// rounds to 1 long before the end of this range.
 template <class T>
 FUSED_RNN_INLINE Vec<T> tanh_of_large(Vec<T> x, ExpParts<T> e) {
   return with_sign_of(x, Vec<T>(T(1)) - Vec<T>(T(2)) * reciprocal_of_next(e));
 }
 
-// Where x is small: a / (a + 2) with a = e^2|x| - 1.
+// For small x: a / (a + 2) with a = e^2|x| - 1.
 template <class T>
 FUSED_RNN_INLINE Vec<T> tanh(Vec<T> x) {
   using V = Vec<T>;
@@ -283,7 +282,7 @@ FUSED_RNN_INLINE Vec<T> tanh(Vec<T> x) {
   const V small = with_sign_of(x, a * reciprocal_of_next(e));
   return V(a.v > T(1) ? tanh_of_large(x, e).v : small.v);
 }
-// Where x is small: the minimax polynomial x + x^3 P(x^2), within 2^-26.
+// For small x: the minimax polynomial x + x^3 P(x^2), within 2^-26.
 FUSED_RNN_INLINE Vec<float> tanh(Vec<float> x) {
   using V = Vec<float>;
   if constexpr (kShort) {  // a / (a + 2) everywhere

@@ -1,4 +1,4 @@
-// What follows the products of one step back: the gradient of h for a row and the columns of a panel, then the cell.
+// The epilogue of a backward step's products: dL/dh for a row and the columns of a panel, then the cell.
 #pragma once
 #include "cells/dual.h"
 #include "cpu/passes/backward/state.h"
@@ -19,13 +19,13 @@ class BackwardCells {
  public:
   BackwardCells(const ThisRun& run, const BackwardStep& step) : r_(run), step_(step) {}
 
-  // Row i's gradients of r in the previous step of the loop; zeros if none flow on from there.
+  // Row i's gradients of r in the previous step of the loop; zeros if none propagate from there.
   const E* incoming_gates(int64_t i) const {
     const Row row(*this, i);
-    if (!row.arrives || row.cut) return r_.state.zeros;
+    if (!row.was_active || row.cut) return r_.state.zeros;
     return r_.state.gates_r + (step_.previous_slot + row.b) * r_.state.gate_stride;
   }
-  // With a projection: row i's gradient of h.
+  // With a projection: row i of dL/dh.
   const E* output_gradient(int64_t i) const {
     if (i >= step_.rows) return r_.state.zeros;
     return r_.state.outputs + (step_.slot + r_.run.batch_row(i)) * r_.state.output_stride;
@@ -42,7 +42,7 @@ class BackwardCells {
       fetch_saved<Cell>(g, at<S>(g.saved, r_.saved_at(step_.t, b)), units, Cell::kReadsH, &fetch_row<S>);
   }
 
-  // dL/dh of row i: sums, what came back through the gates, W_hh^T dgates, and what joins it here.
+  // dL/dh of row i: sums = W_hh^T dgates, plus the direct terms of this step.
   void hidden(const Plain<E>& hh, int64_t panel, int64_t i, const T* sums) const {
     const Backward& g = r_.g;
     const int64_t P = g.output_size;
@@ -54,8 +54,8 @@ class BackwardCells {
       const int64_t first = hh.first_column(panel) + v * kLanes;
       const PanelVector units = {{first, minimum(kLanes, P - first)}, v, v + 1 == vectors};
       V dh = load_vector(sums + v * kLanes);
-      if (row.arrives) {
-        if (Cell::kReadsH && !row.cut) dh = dh + load_vector(handed_on(r_.state.dh, row) + first);
+      if (row.was_active) {
+        if (Cell::kReadsH && !row.cut) dh = dh + load_vector(carried(r_.state.dh, row) + first);
         if (g.added_h && !row.cut)
           dh = dh + load_vector(at<S>(g.added_h, r_.by_row(step_.previous_t, row.b, P) + first), units.count);
       } else if (g.grad_h_n) {
@@ -63,7 +63,7 @@ class BackwardCells {
       }
       if (!row.active) {
         if (g.grad_h0) store_vector(at<S>(g.grad_h0, r_.by_problem(row.b, P) + first), dh, units.count);
-        if (Cell::kStates > 1 && !projected(g)) end_of_c(row, units);
+        if (Cell::kStates > 1 && !projected(g)) store_grad_c0(row, units);
         continue;
       }
       if (g.grad_output) dh = dh + load_vector(at<S>(g.grad_output, here(row, P) + first), units.count);
@@ -80,7 +80,7 @@ class BackwardCells {
     if (Cell::kStates > 1 && !projected(g)) *norm_at(1, row, panel) = sum_of(norm_c);
   }
 
-  // With a projection: on to the cell. sums: the gradient of h before the projection, W_hr^T dh.
+  // With a projection: the cell. sums: the gradient of h before the projection, W_hr^T dh.
   void before_projection(const Plain<E>& hr, int64_t panel, int64_t i, const T* sums) const {
     const Backward& g = r_.g;
     const Row row(*this, i);
@@ -93,7 +93,7 @@ class BackwardCells {
       if (row.active)
         norm = norm + cell(row, units, load_vector(sums + v * kLanes), held);
       else
-        end_of_c(row, units);
+        store_grad_c0(row, units);
     }
     if (g.grad_norms && row.active) *norm_at(1, row, panel) = sum_of(norm);
   }
@@ -102,17 +102,17 @@ class BackwardCells {
   // Row i of the run in this step.
   struct Row {
     int64_t b;
-    bool active;   // in this step; if not, its gradients are those of the initial states
-    bool arrives;  // active in the previous step of the loop
-    bool cut;      // that step began with a reset: nothing flows back through it
+    bool active;      // in this step; if not, its gradients are those of the initial states
+    bool was_active;  // in the previous step of the loop
+    bool cut;         // that step began with a reset: no gradient passes it
 
     FUSED_RNN_INLINE Row(const BackwardCells& cells, int64_t i) {
       const ThisRun& r = cells.r_;
       const BackwardStep& step = cells.step_;
       b = r.run.batch_row(i);
       active = i < step.rows;
-      arrives = i < step.previous_rows;
-      cut = r.g.reset && arrives && is_reset(r.g, r.run.m, r.run.d, step.previous_t, b);
+      was_active = i < step.previous_rows;
+      cut = r.g.reset && was_active && is_reset(r.g, r.run.m, r.run.d, step.previous_t, b);
     }
   };
 
@@ -132,24 +132,24 @@ class BackwardCells {
   T* norm_at(int64_t s, const Row& row, int64_t panel) const {
     return r_.state.norm_at(r_.g, r_.run.problem, s, step_.t, row.b, panel);
   }
-  T* handed_on(T* array, const Row& row) const { return array + r_.by_problem(row.b, r_.state.unit_stride); }
+  T* carried(T* array, const Row& row) const { return array + r_.by_problem(row.b, r_.state.unit_stride); }
 
-  // dL/dc that reaches these units from outside the step.
+  // dL/dc of these units from later in time.
   V incoming_dc(const Row& row, Units units) const {
     const Backward& g = r_.g;
     if (row.cut) return V(T(0));
-    if (row.arrives) return load_vector(handed_on(r_.state.dc, row) + units.first);
+    if (row.was_active) return load_vector(carried(r_.state.dc, row) + units.first);
     if (!g.grad_c_n) return V(T(0));
     return load_vector(at<S>(g.grad_c_n, r_.by_problem(row.b, g.hidden) + units.first), units.count);
   }
-  void end_of_c(const Row& row, Units units) const {
+  void store_grad_c0(const Row& row, Units units) const {
     if (!r_.g.grad_c0) return;
     S* to = at<S>(r_.g.grad_c0, r_.by_problem(row.b, r_.g.hidden) + units.first);
     store_vector(to, incoming_dc(row, units), units.count);
   }
 
-  // The cell for one vector of units. The gradients of the gates wait in `held` until kAtOnce vectors can be stored
-  // together. Returns the squares of the whole gradient of c, if there is one.
+  // The cell for one vector of units. Gate gradients are held back in `held` until kAtOnce vectors can be stored
+  // together. Returns the squares of the full gradient of c, if there is one.
   FUSED_RNN_INLINE V cell(const Row& row, const PanelVector& units, V dh, GateGradients (&held)[kAtOnce]) const {
     const Backward& g = r_.g;
     const State& s = r_.state;
@@ -174,11 +174,11 @@ class BackwardCells {
     else
       Cell::backward(keep, state, next, params, dnext, gates.x, gates.r, dstate, dparams);
     if (g.trace_x) trace_gates(row, units, gates);
-    const int before = units.v % kAtOnce;  // vectors that wait already
+    const int before = units.v % kAtOnce;  // vectors already held
     if (before + 1 == kAtOnce || units.is_last)
       store_gates(row, {units.first - before * kLanes, before * kLanes + units.count}, held);
-    if (Cell::kReadsH) store_vector(handed_on(s.dh, row) + units.first, dstate[0]);
-    if (Cell::kStates > 1) store_vector(handed_on(s.dc, row) + units.first, dstate[1]);
+    if (Cell::kReadsH) store_vector(carried(s.dh, row) + units.first, dstate[0]);
+    if (Cell::kStates > 1) store_vector(carried(s.dc, row) + units.first, dstate[1]);
     if (projected(g)) store_at(s.wide_h + (step_.slot + row.b) * s.wide_stride, units.first, next[0], units.count);
     for (int p = 0; p < Cell::kParams; ++p) {
       T* sum = s.row_params + (r_.by_problem(row.b, Cell::kParams) + p) * s.unit_stride + units.first;
@@ -187,7 +187,7 @@ class BackwardCells {
     return Cell::kStates > 1 ? dnext[1] * dnext[1] : V(T(0));
   }
 
-  // For products to read. `units`: one vector of them, or kAtOnce.
+  // Stores them as rows of A. `units`: one vector of them, or kAtOnce.
   FUSED_RNN_INLINE void store_gates(const Row& row, Units units, const GateGradients (&from)[kAtOnce]) const {
     const State& s = r_.state;
     const int64_t offset = (step_.slot + row.b) * s.gate_stride;
@@ -219,7 +219,6 @@ class BackwardCells {
     }
   }
 
-  // What Cell::backward reads and writes.
   struct CellInputs {
     const V *keep, *state, *params;
   };
@@ -227,8 +226,8 @@ class BackwardCells {
     V *dnext, *dx, *dr, *dstate, *dparams;  // dnext: in and out
   };
 
-  // In place of Cell::backward: how its results change when what was saved and the states' gradients do. dnext: their
-  // tangents.
+  // In place of Cell::backward: the tangents of its results, for tangents of the saved values and of the states'
+  // gradients (dnext).
   FUSED_RNN_INLINE void tangent(const Row& row, Units units, const CellInputs& in, const CellGradients& out) const {
     using D = Dual<V>;
     const Backward& g = r_.g;

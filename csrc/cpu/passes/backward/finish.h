@@ -1,4 +1,4 @@
-// After the loop: sums over the batch of what was accumulated by row.
+// After the loop: sums over the batch of per-row results.
 #pragma once
 #include <math.h>
 

@@ -1,4 +1,4 @@
-// The loop of the backward pass: one run, or a member's shares of its units, back through the steps of one round.
+// The loop of the backward pass: a run, or a member's shares of its units, back through the steps of one round.
 #pragma once
 #include "cpu/passes/backward/cell.h"
 
@@ -37,7 +37,7 @@ class BackwardLoop {
   }
 
  private:
-  // Where a round goes on.
+  // The last step of the previous round.
   BackwardStep step_before(int64_t number) const {
     BackwardStep step = {};
     step.t = time_back(w_.g, w_.run.d, number - 1);
@@ -59,7 +59,7 @@ class BackwardLoop {
     const PanelRange range = share_of(hh, share, step_.number % 2 == 1);
     const BackwardCells<Cell, S> cells(w_, step_);
     const auto use = [&](int64_t panel, int64_t i, const T* sums) { cells.hidden(hh, panel, i, sums); };
-    const bool is_wanted = step_.rows > 0 || w_.g.grad_h0;  // the last step is for the initial states alone
+    const bool is_wanted = step_.rows > 0 || w_.g.grad_h0;  // the last step is only for the initial states
     if (Cell::kRecurrent && step_.previous_rows > 0 && is_wanted) {
       const auto row = [&](int64_t i) { return cells.incoming_gates(i); };
       const auto fetch = [&](int64_t panel, int64_t i) { cells.fetch(hh, panel, i); };
@@ -70,7 +70,7 @@ class BackwardLoop {
       for (int64_t i = 0; i < rows; ++i) use(panel, i, w_.state.zero_sums);
   }
 
-  // With a projection: on to h before it, and the cell.
+  // With a projection: the gradient of h before it, and the cell.
   void before_projection(int64_t share) const {
     const Plain<E> hr = State::projection(w_.g);
     const BackwardCells<Cell, S> cells(w_, step_);

@@ -1,11 +1,11 @@
-// Before the loop: packs the weights into panels, and writes whatever no step writes.
+// Before the loop: packs the weights, and writes everything that no step writes.
 #pragma once
 #include "cpu/passes/backward/state.h"
 
 namespace fused_rnn::cpu {
 namespace {
 
-// A share of one problem's.
+// A share of one problem.
 template <class S>
 class BackwardPreparation {
   using T = Arithmetic<S>;
@@ -75,7 +75,7 @@ class BackwardPreparation {
     }
   }
 
-  // What lies past the end of a row gets no gradient.
+  // Steps past a row's end have zero gradient.
   void clear_padding_of_input() const {
     const int64_t I = g_.input_size;
     for (int64_t t = 0; t < g_.steps; ++t)

@@ -1,5 +1,5 @@
-// The backward pass runs in rounds of some hundred rows: weight gradients take the gates' gradients of one round while
-// they are still cached.
+// The backward pass runs in rounds of some hundred rows, whose gate gradients are still cached when the weight
+// gradients read them.
 #pragma once
 #include "core/problem.h"
 #include "cpu/gemm/element.h"
@@ -8,7 +8,7 @@
 namespace fused_rnn::cpu {
 namespace {
 
-// Rows of each group of weight gradients.
+// Per group of weight gradients.
 constexpr int64_t kRowsOfRound = kParts<Element<float>> > 1 ? kRoundRowsSplit : kRoundRows;
 
 inline int64_t steps_of_round(const Backward& g) {

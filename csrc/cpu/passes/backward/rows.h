@@ -1,15 +1,15 @@
-// The rows that a round's products take.
+// The rows of a round's products.
 #pragma once
 #include "cpu/passes/backward/state.h"
 
 namespace fused_rnn::cpu {
 namespace {
 
-// Active rows only, in an order that does not depend on threads, in blocks of at most kRowsOfRound. Padding is never
-// read: it may hold anything, NaN included.
+// Active rows only, in an order that does not depend on threads, in blocks of at most kRowsOfRound. Padding may hold
+// anything, NaN included, and is never read.
 struct RoundRows {
   int64_t count = 0;
-  int64_t *slots, *rows, *times;  // where each lies in BackwardState's arrays, and in the input; its step
+  int64_t *slots, *rows, *times;  // of each: its index in BackwardState's arrays, and in the input; its time
 
   RoundRows(const Backward& g, Carver& carve) {
     for (int64_t** list : {&slots, &rows, &times}) *list = carve.take<int64_t>(steps_of_round(g) * g.batch);

@@ -1,4 +1,4 @@
-// What the phases of the backward pass share, and what its loop knows of its run.
+// State shared by the phases of the backward pass, and the constants of a run.
 #pragma once
 #include "core/dispatch.h"
 #include "cpu/gemm/amx.h"
@@ -10,7 +10,7 @@
 namespace fused_rnn::cpu {
 namespace {
 
-// The first part of the workspace, of all problems (Q).
+// The first part of the workspace, for all problems (Q).
 template <class S>
 struct BackwardState {
   using T = Arithmetic<S>;
@@ -22,11 +22,11 @@ struct BackwardState {
   // Of the steps of a round and the one before it: step s of the loop is in slot s % slots.
   E *gates_x, *gates_r;  // [Q, slots, B, G*H] gradients of x and r; one array when they are equal
   E *outputs, *wide_h;   // with a projection: [Q, slots, B, P] dL/dh, and [Q, slots, B, H] h before it
-  T *dh, *dc;            // [Q, B, H] what a step hands on besides the gates: h's direct part (kReadsH), and c
+  T *dh, *dc;            // [Q, B, H] carried from step to step: h's direct term (kReadsH), and c
   T* row_params;         // [Q, B, kParams, H] gradients of the per-unit parameters
   T* norms;              // [Q, kStates, T, B, panels] sums of squares over the units of a panel
-  E* zeros;              // the row of one from which nothing flows on
-  T* zero_sums;          // its products
+  E* zeros;              // gate gradients of a row that propagates none
+  T* zero_sums;          // their products
   Team::Member* teams;   // [Q * runs, members]
   CellTraits cell;
   int64_t slots, gate_stride, output_stride, wide_stride, unit_stride, norm_panels;
@@ -35,7 +35,7 @@ struct BackwardState {
   static Plain<E> hidden_weights(const Backward& g) { return {traits_of(g.cell).gates * g.hidden, g.output_size}; }
   static Plain<E> projection(const Backward& g) { return {g.output_size, g.hidden}; }
 
-  // One step multiplies with each weight once, so it packs them as it reads them.
+  // A single step uses each weight once, so it packs them on the fly.
   static bool reads_weights_once(const Backward& g) { return !kTiles<E> && g.steps == 1; }
 
   // One problem's W_ih or W_hh as a right operand.
@@ -74,7 +74,7 @@ struct BackwardState {
     teams = carve.take<Team::Member>(count_loops(g, plan));
   }
 
-  // Where the rows of step `step` begin in `gates_x`, `gates_r`, `outputs` and `wide_h`.
+  // The first row of step `step` in `gates_x`, `gates_r`, `outputs` and `wide_h`.
   int64_t first_row(const Backward& g, int64_t problem, int64_t step) const {
     return (problem * slots + step % slots) * g.batch;
   }
@@ -102,7 +102,7 @@ struct BackwardRun {
         run(g, plan, number),
         team(state.teams + number * plan.unit_chunks, plan.unit_chunks) {}
 
-  // Where row b begins in an array [Q, B, width], in one [M, N, D, width], and in `saved`.
+  // Offset of row b in an array [Q, B, width], in an array [M, N, D, width], and in `saved`.
   int64_t by_problem(int64_t b, int64_t width) const { return (run.problem * g.batch + b) * width; }
   int64_t by_row(int64_t t, int64_t b, int64_t width) const {
     return ((run.m * g.rows + row_of(g, t, b)) * g.directions + run.d) * width;
@@ -110,8 +110,8 @@ struct BackwardRun {
   int64_t saved_at(int64_t t, int64_t b) const { return (run.problem * g.rows + row_of(g, t, b)) * g.saved_width; }
 };
 
-// A step of the loop; the previous one is at a later time, or, in the reverse direction, an earlier one. Rows that were
-// active there and are not here have reached their initial states. After the last step comes one without rows.
+// A step of the loop; the previous one is later in time, or earlier in the reverse direction. Rows active in the
+// previous step but not in this one have reached their initial states. The last step is followed by one without rows.
 struct BackwardStep {
   int64_t number, t, rows, slot;  // slot: BackwardState::first_row
   int64_t previous_t, previous_rows, previous_slot;

@@ -1,5 +1,5 @@
-// The whole workspace of the backward pass: its state, then the sums of weight and input gradients, then what each task
-// has for itself.
+// The workspace of the backward pass: its state, then accumulators of weight and input gradients, then each task's
+// scratch.
 #pragma once
 #include "cpu/passes/backward/rows.h"
 #include "cpu/passes/weight_grads/state.h"
@@ -19,7 +19,7 @@ struct InputGradSums {
       : sums(carve.take<T>(are_needed(g) ? g.members * g.rows * g.input_size : 0)) {}
 };
 
-// What a task has for itself.
+// Scratch of one task.
 template <class S>
 struct TaskScratch {
   RoundRows rows;

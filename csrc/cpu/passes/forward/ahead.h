@@ -1,4 +1,4 @@
-// W_ih x of the next few steps at once. It does not depend on h, and so W_ih is read once for many rows.
+// W_ih x of the next few steps at once, which reads W_ih once for many rows.
 #pragma once
 #include "cpu/passes/forward/state.h"
 
@@ -11,11 +11,11 @@ class LookAhead {
   using E = Element<S>;
 
  public:
-  // Of one share of a run's units.
+  // For one share of a run's units.
   LookAhead(const ForwardRun<Cell, S>& run, int64_t share)
       : run_(run), sums_(run.state.input_sums[share]), first_panel_(run.panels_of_share(share).first) {}
 
-  // Takes the input rows of a step and of those that follow it.
+  // Collects the input rows of a step and the following ones.
   void gather(const ForwardStep& step) {
     const Forward& f = run_.f;
     const Run& rows = run_.run;
@@ -48,12 +48,12 @@ class LookAhead {
   }
 
   T* of_panel(int64_t panel) const { return sums_.of_panel(run_.panels, panel - first_panel_); }
-  // Where the rows of step `slot` of these begin.
+  // The first row of step `slot` of these.
   int64_t first_row(int64_t slot) const { return sums_.first[slot]; }
   const E* input_row(int64_t row) const { return sums_.rows[row]; }
 
  private:
-  // An input row as products read it.
+  // An input row as a row of A.
   const E* as_read(const S* row) const {
     if constexpr (kReadInPlace<E, S>) {
       return row;

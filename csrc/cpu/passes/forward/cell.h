@@ -1,4 +1,4 @@
-// What follows the products of one step: the cell for a row and the units of a panel, and what it leaves.
+// The epilogue of a step's products: the cell for a row and the units of a panel, and its results.
 #pragma once
 #include "cells/dual.h"
 #include "cpu/passes/forward/state.h"
@@ -16,14 +16,14 @@ class ForwardCells {
   using Row = ForwardRow<Cell, S>;
   static constexpr int64_t kLanes = V::kLanes, kWidth = Panels::kWidth;
   static constexpr int kOwnSums = ForwardChoices<Cell, S>::kOwnSums;
-  // Is a state that was stored another number than the one that was computed? (Storing as E rounds it to S as well.)
+  // Whether storing h as S loses bits that E keeps. (Storing as E rounds to S as well if they have the same size.)
   static constexpr bool kRoundsWhenStored = sizeof(S) < sizeof(T) && sizeof(S) != sizeof(E);
 
  public:
   ForwardCells(const ForwardRun<Cell, S>& run, const ForwardStep& step) : run_(run), step_(step) {}
 
   // The cell for row i and the units of one panel. x, r: [vectors of the panel, L], the products W_ih x and W_hh h.
-  // With kBoth x has the sums of both, and behind them those of h for the gates that keep them apart.
+  // With kBoth x has their sum, followed by W_hh h of the gates that need it separately.
   template <int kUnits, bool kBoth>
   void cell(int64_t panel, int64_t i, const T* x, const T* r) const {
     const Panels panels = run_.panels;
@@ -47,11 +47,11 @@ class ForwardCells {
       if (Cell::kReadsH) state[0] = load_at(row.h, units.first);
       if (Cell::kStates > 1) state[1] = load_vector(row.c + units.first);
       Cell::forward(xs, rs, state, ps, next, keep);
-      leave(row, units, keep, state, next);
+      store_results(row, units, keep, state, next);
     }
   }
 
-  // In place of `cell`: how all of that changes when x, r and the states change along a direction (Forward::primal).
+  // In place of `cell`: the tangents of its results, for tangents of x, r and the states (Forward::primal).
   template <int kUnits>
   void tangent(int64_t panel, int64_t i, const T* r) const {
     const Forward& f = run_.f;
@@ -81,7 +81,7 @@ class ForwardCells {
       for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) dual_states[s] = {states[s], dstates[s]};
       Cell::advance(dual_saved, dual_states, dual_next);
       for (int s = 0; s < Cell::kStates; ++s) dnext[s] = dual_next[s].tangent;
-      leave(row, units, keep, dstates, dnext);
+      store_results(row, units, keep, dstates, dnext);
     }
   }
 
@@ -100,7 +100,7 @@ class ForwardCells {
     }
   }
 
-  // Prefetches what `cell` will write for the backward pass and the output: they lie in memory that no cache holds yet.
+  // Prefetches what `cell` will write for the backward pass and the output, which is not cached yet.
   void fetch(int64_t panel, int64_t i) const {
     const Forward& f = run_.f;
     const int64_t first = run_.panels.first_unit(panel);
@@ -114,8 +114,8 @@ class ForwardCells {
   }
 
  private:
-  // Stores what the cell leaves: for the backward pass, the next step and the user.
-  FUSED_RNN_INLINE void leave(const Row& row, Units units, const V* keep, const V* state, const V* next) const {
+  // For the backward pass, the next step and the user.
+  FUSED_RNN_INLINE void store_results(const Row& row, Units units, const V* keep, const V* state, const V* next) const {
     const Forward& f = run_.f;
     if (S* saved = row.saved) {
       store_kept<Cell>(f, saved, units, keep);
@@ -133,11 +133,11 @@ class ForwardCells {
       store_h(row, units, next[0]);
   }
 
-  // The next step reads h as it was stored: a sequence cut in two, its states carried over, has the same results.
+  // The next step reads h as stored, so that splitting a sequence and carrying the state over does not change results.
   FUSED_RNN_INLINE static void store_h(const Row& row, Units units, V h) {
     store_vector(row.output + units.first, h, units.count);
     const V as_stored = kRoundsWhenStored ? load_vector(row.output + units.first, units.count) : h;
-    // Where products read past the last unit, the zeros there have to stay.
+    // Products that read past the last unit need the zero padding to be kept.
     store_at(row.h_next, units.first, as_stored, kDepthStep<E> > 1 ? units.count : kLanes);
   }
 

@@ -1,4 +1,4 @@
-// How a forward pass computes its products: what of a layer's size and of the plan decides it.
+// How a forward pass computes its products, depending on the layer's size and the plan.
 #pragma once
 #include "cpu/passes/forward/panels.h"
 #include "cpu/schedule/tuning.h"
@@ -17,9 +17,9 @@ struct ForwardChoices {
     return plan.pack && !f.primal;
   }
 
-  // Accumulate W_ih x and W_hh h into one sum: on tiles, where the cell then runs beside twice as many products, while
-  // the weights fit L2. Larger W_ih are read once for several steps instead. The last kOwnSums gates keep the sum of h
-  // apart (Cell::kSharedGates).
+  // Accumulate W_ih x and W_hh h into one sum: on tiles, where the epilogue then overlaps twice as many products, if
+  // the weights fit L2. Otherwise W_ih is read once for several steps. The last kOwnSums gates keep W_hh h separate
+  // (Cell::kSharedGates).
   static constexpr int kOwnSums = Cell::kGates - Cell::kSharedGates;
   static constexpr bool kMayFuse =
       kTiles<E> && Cell::kRecurrent && Cell::kGates + kOwnSums <= kMostVectors && (kUnits == 1 || kOwnSums == 0);
@@ -28,11 +28,11 @@ struct ForwardChoices {
            Cell::kGates * f.hidden * (f.input_size + f.output_size) <= kMostWeightsToFuse;
   }
 
-  // Go through W_ih and W_hh together, panel by panel: for a few rows of a single step all the time is spent on reading
-  // them, and the next call, which goes the other way (next_direction, gemm/panels.h), finds the last panels cached.
+  // Read W_ih and W_hh together, panel by panel: a few rows of a single step are memory-bound, and the next call, which
+  // sweeps in the other direction (next_direction, gemm/panels.h), finds the last panels cached.
   static bool reads_together(const Forward& f) { return f.steps == 1 && f.batch < kLeastRowsReadApart && !f.primal; }
 
-  // For how many steps W_ih x is computed at once.
+  // The number of steps for which W_ih x is computed at once.
   static int64_t steps_ahead(const Forward& f, const Plan& plan) {
     constexpr int64_t kRows = kParts<E> > 1 ? kAheadRowsSplit : kAheadRows;
     return minimum(f.steps, maximum(1, kRows / maximum(1, largest_part(f.batch, plan.row_chunks))));

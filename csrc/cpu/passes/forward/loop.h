@@ -1,4 +1,4 @@
-// The loop of the forward pass: one run, or a member's shares of its units, through all steps.
+// The loop of the forward pass: a run, or a member's shares of its units, through all steps.
 #pragma once
 #include "cpu/passes/forward/ahead.h"
 #include "cpu/passes/forward/cell.h"
@@ -20,7 +20,7 @@ class ForwardLoop {
       : w_(f, plan, buffer, task / plan.unit_chunks),
         member_(task % plan.unit_chunks),
         team_(w_.state.team, plan.unit_chunks) {
-    if (plan.unit_chunks == 1) w_.prepare(buffer, task);  // with a team this was a phase of its own
+    if (plan.unit_chunks == 1) w_.prepare(buffer, task);  // with a team, this is a phase of its own
   }
 
   void run() {
@@ -64,8 +64,8 @@ class ForwardLoop {
     return {minimum(H, w_.panels.first_unit(own.first)), minimum(H, w_.panels.first_unit(own.last))};
   }
 
-  // Writes what no step writes: the padding of rows that products read, the output past the end of rows, and the final
-  // states of rows of length 0.
+  // Writes what no step writes: the padding of rows of A, the output past rows' ends, and the final states of rows of
+  // length 0.
   void begin(int64_t share) const {
     const Forward& f = w_.f;
     if (share > 0) return;
@@ -92,7 +92,7 @@ class ForwardLoop {
     }
   }
 
-  // Between two steps: stores the states of rows that end here, loads those of rows that begin, applies resets.
+  // Between two steps: stores the states of rows that end, loads those of rows that begin, applies resets.
   void enter_next_step(int64_t share) const {
     const Forward& f = w_.f;
     if (step_.rows == step_.next_rows && !f.reset) return;
@@ -117,7 +117,7 @@ class ForwardLoop {
     }
   }
 
-  // The gates of one step: W_hh h, panels times tiles of rows, with the cell after each tile.
+  // One step: W_hh h, with the cell as the epilogue of each tile.
   void gates(int64_t share) const {
     const Forward& f = w_.f;
     const int64_t slot = step_.number % w_.steps_ahead;
@@ -154,7 +154,7 @@ class ForwardLoop {
     }
   }
 
-  // The same where W_ih x and W_hh h are accumulated into one sum.
+  // The same with W_ih x and W_hh h accumulated into one sum.
   void fused_gates(const PanelRange& range, const LookAhead<Cell, S>& ahead, int64_t slot) const {
     constexpr int kShared = Choices::kOwnSums == 0 ? kMostVectors : Cell::kSharedGates;
     const auto ih = w_.ih(), hh = w_.hh();
@@ -179,7 +179,7 @@ class ForwardLoop {
     return LeftRows{step_.rows, [h, stride](int64_t i) { return h + i * stride; }, 1, w_.f.batch == 1};
   }
 
-  // h narrowed by W_hr.
+  // W_hr h.
   void project(int64_t share) const {
     const Plain<E> hr = Packed::projection(w_.f);
     const ForwardCells<Cell, S> cells(w_, step_);

@@ -1,4 +1,4 @@
-// The weights as the forward pass reads them: packed once, into panels; or, for a step or two, as they lie.
+// The forward pass's weights: packed once, or, for a step or two, read unpacked.
 #pragma once
 #include "cpu/gemm/amx.h"
 #include "cpu/passes/forward/choices.h"
@@ -8,7 +8,7 @@
 namespace fused_rnn::cpu {
 namespace {
 
-// A part of the workspace: every problem's weights in panels, behind each other.
+// A part of the workspace: the packed weights of all problems, one after another.
 template <class Cell, class S>
 struct PackedWeights {
   using T = Arithmetic<S>;
@@ -92,7 +92,7 @@ class WeightPacker {
         return b ? load_vector(at<S>(b, m_ * GH + g * H + units.first), units.count) : V(T(0));
       };
       const V ih = bias(from_.bias_ih), hh = bias(from_.bias_hh);
-      // A cell whose gradients of x and r are the same only knows their sum, and that of the biases.
+      // A cell whose gradients of x and r are equal only uses their sum, and the sum of the biases.
       const int64_t j = panel * Panels::kWidth + v * V::kLanes;
       store_vector(to_.bias_ih + j, kOneGateGradient<Cell> ? ih + hh : ih);
       store_vector(to_.bias_hh + j, hh);
@@ -117,7 +117,7 @@ class WeightPacker {
   int64_t part_, parts_;
 };
 
-// One matrix of the gates, [G*H, depth], packed or as it lies.
+// A gate matrix, [G*H, depth], packed or row-major.
 template <class Cell, class S>
 struct GateWeights {
   using T = Arithmetic<S>;
@@ -130,7 +130,7 @@ struct GateWeights {
   const E* packed;
   const S* plain;
 
-  // f(vector of the panel, rows of the matrix, how many) for every vector of a panel of the matrix as it lies.
+  // f(vector of the panel, rows of the unpacked matrix, their number) for every vector of a panel.
   template <class F>
   void for_rows(int64_t panel, F f) const {
     const Panels& panels = matrix.panels;
@@ -139,7 +139,7 @@ struct GateWeights {
     });
   }
 
-  // Its product with some rows, as `multiply` has it.
+  // Its product with some rows: the interface of `multiply`.
   template <class Row, class Fetch, class Use, class Results = KeepNothing>
   void multiply_by(PanelRange range, const LeftRows<Row>& left, Fetch fetch, Use use, Results results = {}) const {
     if (is_packed) return multiply(matrix, packed, range, left, fetch, use, results);

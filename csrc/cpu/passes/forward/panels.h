@@ -3,7 +3,7 @@
 //   panel j, the units [j*U, (j+1)*U):   k = 0:   gate 0 | gate 1 | ... | gate G-1      U units each
 //                                        k = 1:   gate 0 | gate 1 | ...
 //
-// So the register tile of a few batch rows times one panel ends with everything the cell needs of these units.
+// So a register tile, a few batch rows times one panel, has all gates of these units and the cell can be its epilogue.
 #pragma once
 #include <type_traits>
 
@@ -27,7 +27,7 @@ struct GatePanels {
   int64_t padded_units() const { return unit_vectors() * kLanes; }
   int64_t count() const { return (unit_vectors() + kUnits - 1) / kUnits; }
   int64_t first_unit(int64_t panel) const { return panel * kUnits * kLanes; }
-  // Of one panel: vectors of units, all vectors, numbers in a line.
+  // Of one panel: vectors of units, vectors, numbers per line.
   int units(int64_t panel) const { return int(minimum(kUnits, unit_vectors() - panel * kUnits)); }
   int vectors(int64_t panel) const { return Cell::kGates * units(panel); }
   int64_t width(int64_t panel) const { return vectors(panel) * kLanes; }
@@ -38,7 +38,7 @@ struct GatePanels {
     return {first, minimum(kLanes, hidden - first)};
   }
 
-  // f(units(panel)) with the number as a type, so that the compiler unrolls loops over it.
+  // f(units(panel)), as a compile-time constant.
   template <int kCount = kUnits, class F>
   void with_units(int64_t panel, F f) const {
     if constexpr (kCount > 1)
@@ -54,7 +54,7 @@ struct GatePanels {
   }
 };
 
-// A matrix of the gates as products take it (see Plain in gemm/panels.h).
+// A gate matrix as an operand (the interface of Plain in gemm/panels.h).
 template <class Cell, class E>
 struct GateMatrix {
   using Panels = GatePanels<Cell, Arithmetic<E>>;

@@ -1,4 +1,4 @@
-// What a run of the forward pass holds while it goes through time, and where one step finds each row's numbers.
+// The state of a run of the forward pass, and the addresses of a row's data in a step.
 #pragma once
 #include "cpu/passes/forward/pack.h"
 #include "cpu/schedule/team.h"
@@ -14,10 +14,10 @@ struct InputSums {
   using Panels = GatePanels<Cell, T>;
 
   T* sums;         // [panels of the share, rows, width of the panel]
-  E* converted;    // [rows, I]: the input as products read it, where they cannot read it in place
+  E* converted;    // [rows, I]: the input as rows of A, if it cannot be read in place
   const E** rows;  // the input rows of these steps, step after step
   int64_t* ids;    // [rows], in place of both
-  int64_t* first;  // [steps]: where each step's rows begin
+  int64_t* first;  // [steps]: each step's first row
   int64_t most_rows, input_stride;
 
   InputSums(const Forward& f, const Plan& plan, Carver& carve) {
@@ -35,7 +35,7 @@ struct InputSums {
     first = carve.take<int64_t>(steps);
   }
 
-  // The sums of one of the share's panels. All panels but the last one are as wide as the first.
+  // The sums of one of the share's panels. All but the last one are as wide as the first.
   T* of_panel(const Panels& panels, int64_t panel_of_share) const {
     return sums + panel_of_share * most_rows * panels.width(0);
   }
@@ -68,10 +68,9 @@ struct RunState {
   }
 };
 
-// Everything about a run that stays the same from step to step.
+// The constants of a run.
 //
-// The workspace: the packed weights, unless they came with the call; then for each run its state, and the input sums of
-// its shares.
+// The workspace: the packed weights, unless given by the caller; then each run's state, and its shares' input sums.
 template <class Cell, class S>
 struct ForwardRun {
   using T = Arithmetic<S>;
@@ -101,7 +100,7 @@ struct ForwardRun {
 
   static int64_t bytes(const Forward& f, const Plan& plan) { return offset(f, plan, count_runs(f, plan)); }
 
-  // Before anything else is done with the run.
+  // Once, before the first step.
   void prepare(void* buffer, int64_t number) const {
     Team(state.team, plan.unit_chunks).clear();
     const int64_t first = offset(f, plan, number) + size_of<State>(f, plan);
@@ -128,12 +127,12 @@ struct ForwardRun {
   }
 };
 
-// One step: `rows` of the run take part, and `next_rows` in the step after it; 0 if there is none.
+// One step: `rows` of the run are active, and `next_rows` in the next step (0 if there is none).
 struct ForwardStep {
   int64_t number, t, rows, next_rows;
 };
 
-// Row i of a run in one step: where its numbers lie.
+// The addresses of row i of a run in one step.
 template <class Cell, class S>
 struct ForwardRow {
   using T = Arithmetic<S>;

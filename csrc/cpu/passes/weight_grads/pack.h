@@ -1,4 +1,4 @@
-// The right operands of the weight gradients, x and h of the steps of one round, into panels.
+// Packs the right operands of the weight gradients: x and h of one round.
 #pragma once
 #include "cpu/passes/weight_grads/task.h"
 

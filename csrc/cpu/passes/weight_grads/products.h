@@ -31,8 +31,8 @@ class WeightProducts {
     int64_t stride;
   };
 
-  // A right operand, in panels or, for few rows, as it lies; what its product is added to; and what the sums of the
-  // left operand's columns are added to. Either may be absent.
+  // A right operand, packed or, for few rows, unpacked; the accumulator of its product; and that of the left operand's
+  // column sums. Either may be absent.
   struct Right {
     const E* panels;
     Rows<S> rows;
@@ -53,7 +53,7 @@ class WeightProducts {
                       sums.bias_hh + biases};
     const Left x = {t_.state.gates_x, t_.state.gate_stride}, r = {t_.state.gates_r, t_.state.gate_stride};
     const Range own = t_.share_of(GH);
-    // Where gates_x and gates_r are the same, each strip serves both products.
+    // For gates where gates_x equals gates_r, each strip serves both products.
     const int64_t same = t_.state.cell.shared_gates * g.hidden;
     const Range apart = {maximum(own.first, same), own.last};
     add(x, {own.first, minimum(own.last, same)}, &ih, &hh);
@@ -65,16 +65,16 @@ class WeightProducts {
     add({t_.state.outputs, t_.state.output_stride}, t_.share_of(g.output_size), &hr, nullptr);
   }
 
-  // Where a gradient of one group is accumulated.
+  // The accumulator of one group's gradient.
   T* result(const Layout& layout, void* out, T* sums, int64_t group) const {
     const int64_t K = t_.g.weight_groups;
     if (layout.elsewhere) return sums + (t_.problem * K + group) * layout.group_size();
     return at<T>(out, (t_.m * K + group) * layout.group_size());
   }
 
-  // For the columns j of the left operand and for one or two right ones:
-  //   result[j, 0 .. columns) += sum over the rows k of left[k, j] * panels[k, ..]     bias[j] += sum of left[k, j]
-  // In the first round the results begin.
+  // For columns j of the left operand, and one or two right operands:
+  //   result[j, 0 .. columns) += sum over rows k of left[k, j] * panels[k, ..]     bias[j] += sum of left[k, j]
+  // The first round overwrites.
   void add(Left left, Range columns, const Right* one, const Right* two) const {
     if (columns.first >= columns.last) return;
     if (t_.round == 0 && t_.rows.count == 0) {
@@ -93,7 +93,7 @@ class WeightProducts {
         V row_sums[(Strip<S>::kColumns + kLanes - 1) / kLanes];
         t_.strip.copy([&](int64_t k) { return left.rows + slots[k] * left.stride; }, t_.rows.block_size(block),
                       strip.first, strip.count(), row_sums);
-        // The direction through the right operands alternates, so that the last panels are still cached.
+        // Alternate the sweep's direction, so that the last panels are still cached.
         const bool back = (j - columns.first) / Strip<S>::kColumns % 2 == 1;
         for (const Right* right : {back ? two : one, back ? one : two}) {
           if (right && right->bias) add_bias(block, strip, right->bias, row_sums);
@@ -110,7 +110,7 @@ class WeightProducts {
     if (right->bias) zero_row(right->bias + columns.first, columns.count());
   }
 
-  // `add` without panels, for one right operand: row by row of the result, which is written once.
+  // `add` as outer products, for one unpacked right operand: each row of the result is written once.
   void add_few_rows(Left left, Range columns, const Right* right) const {
     if (!right) return;
     if (right->bias)
@@ -191,8 +191,8 @@ class WeightProducts {
              });
   }
 
-  // dL/dW_ih of tokens: some columns of `sums`, [I, G*H], where a row of dgates is contiguous. Row after row, so that
-  // every sum has one order.
+  // dL/dW_ih of tokens: some columns of `sums`, [I, G*H], so that rows of dgates are added contiguously; in sequence,
+  // so that every sum has a fixed order.
   void add_by_token(Range columns, T* sums) const {
     const Backward& g = t_.g;
     const int64_t GH = t_.state.cell.gates * g.hidden, j0 = columns.first, width = columns.count();
@@ -204,7 +204,7 @@ class WeightProducts {
   }
 
   WeightGradTask<S> t_;
-  int64_t first_;  // where the group's rows begin in the operands
+  int64_t first_;  // first row of the group in the operands
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Where weight gradients are accumulated, and the operands of their products.
+// Accumulators of the weight gradients, and the operands of their products.
 #pragma once
 #include "core/dispatch.h"
 #include "cpu/passes/run.h"
@@ -16,10 +16,9 @@ inline bool wants_weight_grads(const Backward& g) {
   return wanted;
 }
 
-// The layout of one weight gradient, [rows, columns] for each group, while it is accumulated: in its own array; or
-// first elsewhere, where that is 16-bit or would be added to in many rounds. There the rows of one tile, which are
-// whole pages apart in the array, lie together, panel by panel as they are multiplied. Groups of their own weight
-// gradients stay as they are: two copies of all of them would be too much memory.
+// Layout of a weight gradient's accumulator, [rows, columns] for each group: in place; or in the workspace (elsewhere),
+// if the result is 16-bit or there are several rounds. The workspace is in panels, so that the rows of a tile are
+// adjacent instead of pages apart. Per-group gradients stay row-major: a second copy of all would take too much memory.
 template <class S>
 struct SumLayout {
   static constexpr int64_t kPanel = kMostVectors * Vec<Arithmetic<S>>::kLanes;
@@ -35,13 +34,13 @@ struct SumLayout {
   int64_t group_size() const { return in_panels ? rows * panels() * kPanel : rows * columns; }
   int64_t size() const { return elsewhere ? groups * group_size() : 0; }
   int64_t width(int64_t panel) const { return minimum(kPanel, columns - panel * kPanel); }
-  // Where the part of row j lies that belongs to a panel.
+  // Offset of row j's part in a panel.
   int64_t offset(int64_t panel, int64_t j) const {
     return in_panels ? (panel * rows + j) * kPanel : j * columns + panel * kPanel;
   }
 };
 
-// A part of the workspace, of all problems (Q).
+// A part of the workspace, for all problems (Q).
 template <class S>
 struct WeightGradState {
   using T = Arithmetic<S>;
@@ -49,7 +48,7 @@ struct WeightGradState {
   using Layout = SumLayout<S>;
 
   E *x, *h, *wide_h;     // [Q, rows of a round, I or P or H]: operands in panels
-  T *ih, *hh, *hr;       // [Q, ...] in SumLayout, if elsewhere; of tokens, always, ih is [Q, K, I, G*H]
+  T *ih, *hh, *hr;       // [Q, ...] in SumLayout, if elsewhere; for tokens ih is always [Q, K, I, G*H]
   T *bias_ih, *bias_hh;  // [Q, K, G*H]
 
   static Layout layout_ih(const Backward& g) { return {g, traits_of(g.cell).gates * g.hidden, g.input_size}; }
@@ -71,13 +70,13 @@ struct WeightGradState {
     bias_hh = carve.take<T>(QK * GH);
   }
 
-  // Where the panels of one block of an operand begin, whose first row is row k of the round.
+  // Offset of the panels of an operand's block that starts at row k of the round.
   static int64_t operand_at(const Backward& g, int64_t problem, int64_t k, int64_t columns) {
     return problem * Plain<E>{operand_rows(g), columns}.size() + Plain<E>{k, columns}.size();
   }
 
  private:
-  // Rows of a round, each group's filled up to a whole depth.
+  // Rows of a round, with each group's padded to padded_depth.
   static int64_t operand_rows(const Backward& g) {
     return steps_of_round(g) * g.batch + g.weight_groups * (kDepthStep<E> - 1);
   }

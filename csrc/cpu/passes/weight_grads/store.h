@@ -1,4 +1,4 @@
-// After the last round: weight gradients that were accumulated elsewhere, to where they belong.
+// After the last round: copies weight gradients that were accumulated in the workspace to the results.
 #pragma once
 #include "cpu/passes/weight_grads/task.h"
 

@@ -1,4 +1,4 @@
-// Strips: some columns of dgates, or of dh, copied together as the left operand of the weight gradients, dgates^T.
+// Strips: some columns of dgates or dh, packed as the left operand, dgates^T, of the weight gradients.
 #pragma once
 #include "cpu/gemm/amx.h"
 #include "cpu/passes/backward/rounds.h"
@@ -14,40 +14,39 @@ struct Strip {
   using V = Vec<T>;
   static constexpr int64_t kLanes = V::kLanes;
   static constexpr int64_t kColumns = kParts<E> > 1 ? kStripColumnsSplit : kStripColumns;
-  // Those of a tile of rows lie together, line by line.
+  // The columns of a register tile are interleaved.
   static constexpr int64_t kTileColumns = 6;
-  // Of bfloat16 each column is turned into a row. Its length in bytes is no power of two: else all columns would
-  // compete for the same few sets of the first-level cache.
-  static constexpr bool kTurned = kTogether<E> > 1;
-  static constexpr int64_t kTurnedColumn = kRowsOfRound + 32;
-  static constexpr int64_t kStep = kTurned ? 1 : kTileColumns;  // from one number of a column to the next
+  // For bfloat16 products each column becomes a contiguous row. Its stride is not a power of two: else all columns
+  // would compete for the same few sets of L1.
+  static constexpr bool kTransposed = kTogether<E> > 1;
+  static constexpr int64_t kTransposedColumn = kRowsOfRound + 32;
+  static constexpr int64_t kStep = kTransposed ? 1 : kTileColumns;  // between elements of a column
 
   E* numbers;
 
-  explicit Strip(Carver& carve) : numbers(carve.take<E>(kColumns * (kTurned ? kTurnedColumn : kRowsOfRound))) {}
+  explicit Strip(Carver& carve) : numbers(carve.take<E>(kColumns * (kTransposed ? kTransposedColumn : kRowsOfRound))) {}
 
-  // Where column j begins.
   const E* column(int64_t j, int64_t depth) const {
-    if (kTurned) return numbers + j * kTurnedColumn;
+    if (kTransposed) return numbers + j * kTransposedColumn;
     return numbers + j / kTileColumns * kTileColumns * depth + j % kTileColumns;
   }
 
-  // Takes columns j0 .. j0 + width - 1 of the rows that row(k) points to, k < depth. Their sums over k come along:
-  // `row_sums`, of whole vectors. Some rows at a time, so that these are in the first-level cache when they are copied.
+  // Packs columns j0 .. j0 + width - 1 of row(k), k < depth, and sums them over k: `row_sums`, in whole vectors.
+  // Blocked over k, so that rows are read from L1 the second time.
   template <class Row>
   void copy(Row row, int64_t depth, int64_t j0, int64_t width, V* row_sums) const {
     E* const to = numbers;
     for (int64_t j = 0; j < width; j += kLanes) row_sums[j / kLanes] = V(T(0));
     for (int64_t k0 = 0; k0 < depth; k0 += kStripRowsAtOnce) {
       const int64_t k1 = minimum(depth, k0 + kStripRowsAtOnce);
-      if constexpr (!kTurned) {
-        for (int64_t j = 0; j < width; j += kLanes) {  // rows are as long as whole vectors
+      if constexpr (!kTransposed) {
+        for (int64_t j = 0; j < width; j += kLanes) {  // rows are padded to whole vectors
           V sum = row_sums[j / kLanes];
           for (int64_t k = k0; k < k1; ++k) sum = sum + load_at(row(k), j0 + j);
           row_sums[j / kLanes] = sum;
         }
         for (int64_t j = 0; j < width; j += kTileColumns)
-          for (int64_t k = k0; k < k1; ++k)  // what lies beyond the width is not used
+          for (int64_t k = k0; k < k1; ++k)  // columns beyond the width are not used
             memcpy(to + j * depth + k * kTileColumns, row(k) + j0 + j, sizeof(E) * kTileColumns);
       } else {
         for (int64_t j = 0; j < width; j += kLanes)
@@ -58,7 +57,7 @@ struct Strip {
             row_sums[j / kLanes] = square.add_rows_to(row_sums[j / kLanes]);
             square.transpose();
             for (int64_t i = 0; i < minimum(kLanes, width - j); ++i)
-              store_factors(to + (j + i) * kTurnedColumn + k, square.row(i));
+              store_factors(to + (j + i) * kTransposedColumn + k, square.row(i));
           }
       }
     }

@@ -1,4 +1,4 @@
-// A task of the weight gradients.
+// Tasks of the weight gradients.
 #pragma once
 #include "cpu/passes/backward/workspace.h"
 
@@ -13,7 +13,7 @@ struct WeightGradShare {
   const Backward& g;
   WeightGradState<S> sums;
   int64_t problem, m, part, parts;
-  const WeightGradients& out;  // null pointers: not asked for
+  const WeightGradients& out;  // null: not requested
 
   WeightGradShare(const Space& space, int64_t task)
       : g(space.g),
@@ -39,11 +39,11 @@ struct Rows {
   const S* operator[](int64_t k) const { return from + index[k] * stride; }
 };
 
-// Of one round's part of them.
+// A share of one round's contribution.
 template <class S>
 struct WeightGradTask : WeightGradShare<S> {
   BackwardState<S> state;
-  RoundRows rows;  // of the group that is being worked on
+  RoundRows rows;  // of the current group
   Strip<S> strip;
   int64_t round;
 
@@ -61,14 +61,14 @@ struct WeightGradTask : WeightGradShare<S> {
     return {at<S>(g.saved, this->problem * g.rows * R) + entering_h(g, state.cell.saved), rows.rows, R};
   }
 
-  // Whether the products are written as outer products, for which no operand is packed.
+  // Whether products are computed as outer products of unpacked rows.
   bool has_few_rows() const {
     constexpr bool kSameFormat = std::is_same_v<S, Arithmetic<S>> && std::is_same_v<S, Element<S>>;
     return kSameFormat && count_rounds(this->g) == 1 && !projected(this->g) && rows.count > 0 &&
            rows.count <= kMostRowsOfOuterProducts;
   }
 
-  // f(group, where its rows begin in the operands), with the group's rows in `rows`.
+  // f(group, its first row in the operands), with the group's rows in `rows`.
   template <class F>
   void for_groups(F f) {
     const Backward& g = this->g;
