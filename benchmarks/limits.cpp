@@ -1,5 +1,5 @@
-// What one thread of this machine can do at best: fused multiply-adds, and reading memory. Called through ctypes by
-// limits.py, which compiles this file for the processor it runs on. Each function repeats for about `seconds`.
+// Peak rates of one thread of this machine: fused multiply-adds, and memory reads. Called through ctypes by limits.py,
+// which compiles this file for the processor it runs on. Each function repeats for about `seconds`.
 
 #include <chrono>
 #include <cstdint>
@@ -21,13 +21,14 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// Independent sums: enough to hide the 4 to 5 cycles of a multiply-add on two units, few enough for 16 registers.
+// Independent sums: enough to hide the latency, 4 to 5 cycles, of multiply-adds on two ports; few enough for 16
+// registers.
 constexpr int kSums = 12;
 constexpr int kRepeats = 1000;
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Calls work() until the time is over; returns calls per second.
+// Calls work() for about `seconds`; returns calls per second.
 template <class Work>
 double rate(double seconds, Work work) {
   const double start = now();
@@ -41,7 +42,7 @@ double rate(double seconds, Work work) {
   return calls / (end - start);
 }
 
-// Keeps a value in a register and the compiler from knowing it.
+// Keeps a value in a register, opaque to the optimizer.
 template <class T>
 void opaque(T& value) {
 #if defined(__x86_64__)
@@ -51,7 +52,7 @@ void opaque(T& value) {
 #endif
 }
 
-// kRepeats times step(sum) for every sum. They are local to one function so that they stay in registers.
+// step(sum) kRepeats times for every sum. Local to one function, so that they stay in registers.
 template <class Vector, class Step>
 [[gnu::always_inline]] inline void repeat(Step step) {
   Vector sums[kSums] = {};
@@ -81,7 +82,7 @@ double multiply_add(double seconds) {
 
 extern "C" {
 
-// In operations per second, a multiplication and an addition being two.
+// Operations per second; a multiply-add counts as two.
 double limits_float32(double seconds) { return multiply_add<float>(seconds); }
 double limits_float64(double seconds) { return multiply_add<double>(seconds); }
 
@@ -98,7 +99,7 @@ double limits_bfloat16([[maybe_unused]] double seconds) {
 #endif
 }
 
-// The same by tiles of 16 rows x 64 bytes; 0 where processor or kernel refuse.
+// The same on tiles of 16 rows x 64 bytes; 0 if processor or kernel do not support them.
 double limits_bfloat16_amx([[maybe_unused]] double seconds) {
 #if defined(__AMX_BF16__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // of asm/prctl.h
@@ -109,7 +110,7 @@ double limits_bfloat16_amx([[maybe_unused]] double seconds) {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   } config;
   _tile_loadconfig(&config);
-  // 0 to 3 are sums, 4 to 7 factors; the numbers must be literals.
+  // Tiles 0 to 3 are sums, 4 to 7 factors; tile numbers must be literals.
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -133,12 +134,12 @@ double limits_bfloat16_amx([[maybe_unused]] double seconds) {
 #endif
 }
 
-// Bytes per second of reading `bytes` again and again; they are rounded down to a multiple of 12 vectors.
+// Bytes per second of reading `bytes` (rounded down to a multiple of 12 vectors) repeatedly.
 double limits_read(const char* data, int64_t bytes, double seconds) {
   typedef float Vector __attribute__((vector_size(kVectorBytes), aligned(4)));
   constexpr int64_t kStride = kSums * sizeof(Vector);
   const int64_t strides = bytes / kStride;
-  const int64_t passes = 1 + (1 << 18) / bytes;  // asking for the time is as long as reading a few kilobytes
+  const int64_t passes = 1 + (1 << 18) / bytes;  // reading the clock costs as much as reading a few kilobytes
   const double calls = rate(seconds, [=] {
     Vector sums[kSums] = {};
     for (int64_t pass = 0; pass < passes; ++pass)

@@ -1,11 +1,10 @@
-// Measures the times below which no recurrent kernel on this GPU can go: launches, the ways in which blocks can meet
-// and hand data over, and the rates of memory and of matrix products. Prints one line of JSON for each floor, as soon
-// as it is known: name, unit, the median and the quartiles of the repeats; or why there is none. Every kernel's result
-// is checked, so that a number stands for work that was done. A program of its own: if a kernel hangs, it can be
-// stopped. For sm_90 and later: half of it is about clusters.
+// Measures lower bounds for recurrent kernels on this GPU: launch latency, barriers and data exchange between blocks,
+// memory bandwidth and matrix product throughput. Prints one line of JSON per floor as it is measured: name, unit,
+// median and quartiles of the repeats; or an error. Every kernel's result is checked. A separate program, so that it
+// can be killed if a kernel hangs. For sm_90 and later: half of it is about clusters.
 //
 //   floors [--rehearse] [WORD]
-//     --rehearse   a few steps of each, for sanitizers and for the tests' GPU, which is software
+//     --rehearse   a few steps of each, for sanitizers and for the tests' software GPU
 //     WORD         only the floors whose names contain it
 #include <cstdio>
 #include <functional>
@@ -27,7 +26,7 @@ struct Effort {
 constexpr Effort kMeasured = {2000, 11, size_t{2} << 30, size_t{24} << 20};
 constexpr Effort kRehearsed = {6, 2, size_t{1} << 16, size_t{1} << 18};
 
-// For an error in a line of JSON.
+// A JSON string's contents.
 std::string escaped(std::string text) {
   for (char& c : text)
     if (c == '"' || c == '\\' || (c >= 0 && c < ' ')) c = ' ';
@@ -38,8 +37,8 @@ struct Floors {
   Effort effort;
   std::string word;
 
-  // A floor is value(microseconds of run()) after prepare(), over the repeats; right() says whether the last one did
-  // its work. Functions that are not needed are left out.
+  // Per repeat: prepare(), then value(microseconds of run()); right() checks the last result. Unneeded functions may be
+  // empty.
   struct Floor {
     std::string name, unit;
     std::function<void()> prepare = {}, run;
@@ -65,7 +64,7 @@ struct Floors {
     std::fflush(stdout);
   }
 
-  // `body` measures; whatever it throws is the line of `name`.
+  // Runs body(); prints an exception as the line of `name`.
   void guarded(const std::string& name, const std::function<void()>& body) {
     if (!wants(name)) return;
     try {
@@ -177,7 +176,7 @@ void grid_barriers(Floors& all) {
 
 void hops(Floors& all) {
   const int steps = all.effort.steps;
-  // The block that is answered last has got `steps` or one less.
+  // The block that receives the last answer has got `steps` or `steps - 1`.
   const auto right = [&](const Array<uint32_t>& out) {
     const auto found = out.values();
     return std::max(found[0], found[1]) == unsigned(steps) && std::min(found[0], found[1]) == unsigned(steps - 1);
@@ -366,7 +365,7 @@ void clusters(Floors& all) {
   });
 }
 
-// How many clusters can be resident, of blocks that fill a multiprocessor by their registers or by shared memory.
+// How many clusters can be resident, of blocks that fill an SM by their registers or by shared memory.
 void resident_clusters(Floors& all) {
   const auto ask = [&](const std::string& kind, auto kernel, size_t shared_bytes) {
     for (unsigned size : {1u, 2u, 4u, 8u, 16u}) {
@@ -472,10 +471,9 @@ void memory_rates(Floors& all) {
   });
 }
 
-// ---- a wait that is not answered
-// ---------------------------------------------------------------------------------------
+// ---- timeouts -------------------------------------------------------------------------------------------------------
 
-// How long after its time a wait ends that nobody answers, and whether the host is told of it.
+// How long after its timeout a wait ends, and whether it is reported to the host.
 void vain_waits(Floors& all) {
   const std::string name = "giving up, after its time";
   all.guarded(name, [&] {
@@ -551,7 +549,7 @@ int main(int count, char** arguments) {
     else
       all.word = argument;
   }
-  // What the design hangs on comes first: a run that is cut short has it.
+  // Most important first, in case the run is stopped early.
   for (auto* group : {hops, grid_exchanges, clusters, grid_barriers, resident_clusters, vain_waits, matrix_products,
                       memory_rates, launches})
     all.guarded(all.word, [&] { group(all); });

@@ -1,4 +1,4 @@
-// What the floors' program needs on the host: memory, time and facts of the device.
+// Host side of the floors: memory, timing and device properties.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -24,7 +24,7 @@ inline void copy(void* to, const void* from, size_t bytes) {
 }
 inline void wait_for_device() { check_cuda(cudaDeviceSynchronize(), "waiting for the GPU"); }
 
-// Microseconds of the GPU from before run() to after all it has launched.
+// GPU microseconds of everything that run() launches.
 template <class Run>
 double time_us(const Run& run) {
   struct Event {
@@ -41,7 +41,7 @@ double time_us(const Run& run) {
   return 1e3 * ms;
 }
 
-// Numbers in the device's memory.
+// An array in device memory.
 template <class T>
 class Array {
  public:

@@ -1,5 +1,5 @@
-// The kernels behind the floors: each does one thing that a recurrent kernel must do in every step, many times over,
-// and leaves a result that shows it was done.
+// The kernels behind the floors: each repeats one operation that a recurrent kernel needs in every step, and writes a
+// result that shows it was done.
 #pragma once
 #include <cooperative_groups.h>
 
@@ -8,7 +8,7 @@
 namespace fused_rnn::cuda {
 namespace {
 
-// ---- what these kernels need of the machine and the library's do not ----------------------------------------------
+// ---- intrinsics that the library does not need ----------------------------------------------------------------------
 
 FUSED_RNN_DEVICE int64_t clock_cycles() { return clock64(); }  // of this multiprocessor
 
@@ -21,7 +21,7 @@ FUSED_RNN_DEVICE void load_remote(Pack<4>& to, Remote from) {
                : "r"(from.address));
 }
 
-constexpr uint32_t kNotYet = ~0u;  // what memory holds that is polled for, before the data comes
+constexpr uint32_t kNotYet = ~0u;  // initial value of polled memory
 
 FUSED_RNN_DEVICE bool has_come(const Pack<4>& v) {
   return v.word[0] != kNotYet && v.word[1] != kNotYet && v.word[2] != kNotYet && v.word[3] != kNotYet;
@@ -37,13 +37,13 @@ FUSED_RNN_DEVICE Pack<4> four_times(uint32_t word) { return {{word, word, word, 
 
 __global__ void do_nothing() {}
 
-// ---- barriers of a grid, whose blocks are all resident ------------------------------------------------------------
+// ---- grid barriers of resident blocks -------------------------------------------------------------------------------
 
 struct CooperativeGroups {
   static FUSED_RNN_DEVICE void wait(uint32_t*, uint32_t) { cooperative_groups::this_grid().sync(); }
 };
 
-// All blocks count up one word, and poll it.
+// All blocks increment one word, and poll it.
 struct Counter {
   static FUSED_RNN_DEVICE void wait(uint32_t* arrived, uint32_t round) {
     __syncthreads();
@@ -55,7 +55,7 @@ struct Counter {
   }
 };
 
-// Each block has a word of its own, and polls everybody's, one a thread. No atomics.
+// Each block has its own word, and polls all of them, one per thread. No atomics.
 struct Flags {
   static FUSED_RNN_DEVICE void wait(uint32_t* arrived, uint32_t round) {
     __syncthreads();
@@ -66,7 +66,7 @@ struct Flags {
   }
 };
 
-// Each block hands its number to the one before it, `steps` times: numbers [2, blocks], the first set at the start.
+// Each block passes its number to the previous block, `steps` times: numbers [2, blocks], the first initialized.
 template <class Barrier>
 __global__ void meet(uint32_t* arrived, uint32_t* numbers, int steps) {
   const unsigned n = gridDim.x, i = blockIdx.x;
@@ -79,10 +79,9 @@ __global__ void meet(uint32_t* arrived, uint32_t* numbers, int steps) {
   }
 }
 
-// ---- hops between two blocks through L2 ---------------------------------------------------------------------------
+// ---- hops between two blocks through L2 -----------------------------------------------------------------------------
 
-// Blocks of one thread answer each other: each adds one to what it got. slots [steps], all kNotYet; out [2].
-// The data itself is polled for.
+// Ping-pong between blocks of one thread: each adds one. Polls the data itself. slots [steps], all kNotYet; out [2].
 __global__ void hop_by_data(Pack<4>* slots, uint32_t* out, int steps) {
   Pack<4> value = {};
   for (int t = 0; t < steps; ++t) {
@@ -98,7 +97,7 @@ __global__ void hop_by_data(Pack<4>* slots, uint32_t* out, int steps) {
   out[blockIdx.x] = value.word[0];
 }
 
-// The same with a flag beside the data: flags [2], of which each block writes its own.
+// The same with a flag per block beside the data: flags [2].
 __global__ void hop_by_flag(Pack<4>* slots, uint32_t* flags, uint32_t* out, int steps) {
   Pack<4> value = {};
   for (int t = 0; t < steps; ++t) {
@@ -114,12 +113,12 @@ __global__ void hop_by_flag(Pack<4>* slots, uint32_t* flags, uint32_t* out, int 
   out[blockIdx.x] = value.word[0];
 }
 
-// ---- the exchange of a grid: all blocks publish a slice of h, all read the whole of it ----------------------------
+// ---- all-gather of a grid: every block publishes a slice of h, all read the whole -----------------------------------
 
-// What is published as pack p of step t.
+// The data of pack p in step t.
 FUSED_RNN_DEVICE uint32_t published(unsigned t, unsigned p, unsigned packs) { return (t * packs + p) & 0x7fffffffu; }
 
-// slots [steps, kPacks * threads], all kNotYet; sums [blocks, threads]: of one word of each pack read.
+// slots [steps, kPacks * threads], all kNotYet; sums [blocks, threads]: over one word of each pack read.
 template <int kPacks>
 __global__ void exchange_by_polling(Pack<4>* slots, uint32_t* sums, int steps, unsigned nanoseconds) {
   const unsigned i = threadIdx.x, packs = kPacks * blockDim.x, own = packs / gridDim.x;
@@ -140,7 +139,7 @@ __global__ void exchange_by_polling(Pack<4>* slots, uint32_t* sums, int steps, u
     } while (!all);
     FUSED_RNN_UNROLL
     for (int k = 0; k < kPacks; ++k) sum += got[k].word[0];
-    __syncthreads();  // what a block publishes next depends on all it has read
+    __syncthreads();  // what a block publishes next depends on everything it has read
   }
   sums[blockIdx.x * blockDim.x + i] = sum;
 }
@@ -159,7 +158,7 @@ __global__ void meet_in_cluster(Pack<4>* scratch, int steps) {
   *own = four_times(steps);
 }
 
-// Two blocks of one thread answer each other by asynchronous stores, as above. out [2].
+// Ping-pong as above by asynchronous stores. out [2].
 __global__ void hop_by_async_store(uint32_t* out, int steps) {
   uint64_t* const mbarrier = reinterpret_cast<uint64_t*>(shared_memory());
   Pack<4>* const slot = reinterpret_cast<Pack<4>*>(mbarrier + 2);
@@ -175,19 +174,19 @@ __global__ void hop_by_async_store(uint32_t* out, int steps) {
       store_async(other_slot, other_mbarrier, four_times(value + 1));
     } else {
       mbarrier_wait(mbarrier, t / 2 % 2);
-      mbarrier_arrive_and_expect(mbarrier, sizeof *slot);  // before the answer, so before what answers that
+      mbarrier_arrive_and_expect(mbarrier, sizeof *slot);  // before our store, hence before the reply to it
       value = slot->word[0];
     }
   }
   out[rank] = value;
-  cluster_arrive();  // the other block's store may still be on its way here
+  cluster_arrive();  // the other block's store may still be in flight
   cluster_wait();
 }
 
-// The exchange of a cluster: every block sends its slice, `packs` of 16 bytes, to all, and goes on with the next one's.
-// By asynchronous stores with an mbarrier, or by plain ones with the cluster barrier. Two slots: a block writes to a
-// slot again when all have sent what they could only send after reading it. `packs` divides the number of threads. out
-// [blocks, packs].
+// All-gather of a cluster: every block sends its slice, `packs` of 16 bytes, to all, and continues with the next
+// block's slice. By asynchronous stores with an mbarrier, or by plain ones with the cluster barrier. Double-buffered: a
+// slot is overwritten after all have sent what they can only send after reading it. `packs` divides the number of
+// threads. out [blocks, packs].
 template <bool kAsync>
 __global__ void exchange_in_cluster(uint32_t* out, unsigned size, unsigned packs, int steps) {
   uint64_t* const mbarriers = reinterpret_cast<uint64_t*>(shared_memory());
@@ -226,9 +225,9 @@ __global__ void exchange_in_cluster(uint32_t* out, unsigned size, unsigned packs
 }
 
 constexpr unsigned kRing = 64;
-FUSED_RNN_DEVICE unsigned next_in_ring(unsigned i) { return (5 * i + 7) % kRing; }  // visits all of it
+FUSED_RNN_DEVICE unsigned next_in_ring(unsigned i) { return (5 * i + 7) % kRing; }  // a full cycle
 
-// One thread follows a ring of indices that lies in the other block of its cluster of two.
+// One thread chases a ring of indices in the other block of its cluster of two.
 __global__ void chase_remote(uint32_t* out, int64_t* cycles, int steps) {
   uint32_t* const ring = reinterpret_cast<uint32_t*>(shared_memory());
   for (unsigned i = threadIdx.x; i < kRing; i += blockDim.x) ring[i] = sizeof(uint32_t) * next_in_ring(i);
@@ -242,7 +241,7 @@ __global__ void chase_remote(uint32_t* out, int64_t* cycles, int steps) {
     cycles[blockIdx.x] = clock_cycles() - begin;
     out[blockIdx.x] = at.word[0] / sizeof(uint32_t);
   }
-  cluster_arrive();  // a block stays while its memory is read
+  cluster_arrive();  // no block exits while its memory is read
   cluster_wait();
 }
 
@@ -287,8 +286,8 @@ __global__ void write_remote(uint32_t* out, unsigned size, int steps) {
 
 // ---- bandwidth of L2 ------------------------------------------------------------------------------------------------
 
-// Block b reads packs b * stride ... + packs of `from`, `steps` times; stride 0: all the same. Between the steps is a
-// barrier of the block, as in a recurrent kernel. `packs` is a multiple of the threads. sums [blocks, threads].
+// Block b reads packs b * stride ... + packs of `from`, `steps` times (stride 0: all read the same), with a block
+// barrier between steps, as in a recurrent kernel. `packs` is a multiple of the threads. sums [blocks, threads].
 __global__ void read_again(const Pack<4>* from, size_t stride, unsigned packs, uint32_t* sums, int steps) {
   constexpr int kAtOnce = 4;  // in flight
   const Pack<4>* const own = from + blockIdx.x * stride + threadIdx.x;
@@ -325,14 +324,14 @@ struct Tf32 {
   }
 };
 
-// Every warp multiplies ones, in kChains sums that do not wait for each other. out [blocks, warps]: all sums together,
-// of one lane; cycles [blocks, warps].
+// Every warp multiplies ones, in kChains independent accumulators. out [blocks, warps]: the total of one lane; cycles
+// [blocks, warps].
 template <class Kind, int kChains>
 __global__ void multiply_ones(float* out, int64_t* cycles, int steps) {
   const uint32_t a[4] = {Kind::kOnes, Kind::kOnes, Kind::kOnes, Kind::kOnes}, b[2] = {Kind::kOnes, Kind::kOnes};
   float d[kChains][4];
   for (int k = 0; k < kChains; ++k)
-    for (int i = 0; i < 4; ++i) d[k][i] = float(k);  // unlike, else the compiler would keep a single one
+    for (int i = 0; i < 4; ++i) d[k][i] = float(k);  // distinct, or the compiler would merge them
   __syncthreads();
   const int64_t begin = clock_cycles();
   for (int t = 0; t < steps; ++t) {
@@ -349,10 +348,9 @@ __global__ void multiply_ones(float* out, int64_t* cycles, int steps) {
   cycles[warp] = end - begin;
 }
 
-// ---- a wait that is not answered
-// ---------------------------------------------------------------------------------------
+// ---- timeouts -------------------------------------------------------------------------------------------------------
 
-// out: nanoseconds until it gave up.
+// out: nanoseconds until the timeout.
 __global__ void wait_in_vain(const Watch watch, const uint32_t* flag, uint64_t* out, int step) {
   Waiter waiter(watch, Blocks::kFlags, true, static_cast<int>(blockIdx.x), 0);
   const uint64_t since = global_nanoseconds();
@@ -365,9 +363,9 @@ __global__ void wait_in_vain(const Watch watch, const uint32_t* flag, uint64_t* 
 
 // ---- a kernel as large as a persistent one --------------------------------------------------------------------------
 
-constexpr int kHeld = 208;  // numbers in registers: with what else is needed, one block on a multiprocessor
+constexpr int kHeld = 208;  // numbers in registers: limits occupancy to one block per SM
 
-// out [blocks, threads]: the sum of the numbers, which are the thread's, and one more each, at the start.
+// out [blocks, threads]: the sum of the final numbers, which start as own + i.
 __global__ __launch_bounds__(256, 1) void hold_registers(uint32_t* out, int steps) {
   uint32_t held[kHeld];
   const unsigned own = blockIdx.x * blockDim.x + threadIdx.x;
@@ -376,7 +374,7 @@ __global__ __launch_bounds__(256, 1) void hold_registers(uint32_t* out, int step
   for (int t = 0; t < steps; ++t) {
     FUSED_RNN_UNROLL
     for (int i = 0; i < kHeld; ++i) held[i] = 3 * held[i] ^ held[(i + 1) % kHeld];
-    __syncthreads();  // keeps the compiler from doing several steps at once, for which it has no registers
+    __syncthreads();  // keeps the compiler from merging steps, which would spill
   }
   uint32_t sum = 0;
   FUSED_RNN_UNROLL
