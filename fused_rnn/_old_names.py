@@ -11,7 +11,7 @@ import warnings
 from importlib import import_module
 from types import ModuleType
 
-# The former name, and where its contents are now.
+# Former name: current module.
 MOVED = {
     "cells": ("nn.cells",),
     "convert": ("nn.convert",),
@@ -29,7 +29,7 @@ MOVED = {
 
 
 class _Moved(ModuleType):
-    """A module under its former name."""
+    """A module by its former name."""
 
     def __getattr__(self, name: str):
         package, _, old = self.__name__.rpartition(".")
@@ -49,7 +49,7 @@ class _Moved(ModuleType):
 
 
 def register(package: ModuleType) -> None:
-    """Makes the old names importable, and attributes of the package."""
+    """Makes the old names importable, also as attributes of the package."""
     for old in MOVED:
         moved = _Moved(f"{package.__name__}.{old}", f"Its names are in ``{package.__name__}``.")
         sys.modules[moved.__name__] = moved

@@ -76,7 +76,7 @@ def orthogonal_(module: nn.Module, gain: float = 1.0, generator: torch.Generator
     for block in _blocks("orthogonal_", module, tuple(CELLS), ("weight_hh",)):
         for gate in range(block.cell.gates):
             weight = block.part("weight_hh", gate)
-            dtype = torch.promote_types(weight.dtype, torch.float32)  # there is no QR decomposition in 16 bits
+            dtype = torch.promote_types(weight.dtype, torch.float32)  # torch has no QR decomposition in 16 bits
             weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=dtype), gain, generator))
     return module
 

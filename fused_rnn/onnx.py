@@ -36,7 +36,7 @@ def _translate(*args):
     call = ForwardCall(*args)
     layer = call.layer
     _check(layer, call.cells, onnx_ir)
-    if layer.input.dtype == onnx_ir.DataType.INT64:  # ids, which ONNX's layers do not take
+    if layer.input.dtype == onnx_ir.DataType.INT64:  # ids: ONNX's layers do not take them
         off_and_on = op.CastLike(op.Constant(value_floats=[0.0, 1.0]), layer.weights[0])
         depth = op.Constant(value_int=layer.weights[0].shape[1])
         layer = layer._replace(input=op.OneHot(layer.input, depth, off_and_on, axis=-1))
@@ -72,7 +72,7 @@ def _translate(*args):
     else:
         output = op.Squeeze(output, [1])
     if lengths is not None and layer.h0 is not None:
-        # The final state of an empty row is its initial one; ONNX leaves it open, and its runtimes return zero.
+        # The final state of an empty row is its initial one; ONNX does not specify it, and runtimes return zero.
         empty = op.Reshape(op.Equal(layer.lengths, 0), [-1, 1])
         finals = [op.Where(empty, *pair) for pair in zip(states, finals, strict=True)]
     unused = [onnx_ir.Value() for _ in range(4 - len(finals))]  # no node produces them, since none reads them

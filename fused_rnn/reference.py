@@ -1,7 +1,7 @@
-"""The same layers in a few lines of plain PyTorch: slow, clear, arbitrarily often differentiable.
+"""The same layers in a few lines of plain PyTorch: slow, clear, differentiable any number of times.
 
-Every fast path is tested against this module, and this module against ``torch.nn``. ``lstm``, ``gru`` and ``rnn`` take
-exactly what their twins in :mod:`fused_rnn.functional` take.
+Every fast path is tested against this module, and this module against ``torch.nn``. ``lstm``, ``gru`` and ``rnn`` have
+the signatures of those in :mod:`fused_rnn.functional`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def rnn_relu_step(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
     return rnn_relu_gates(x, r)
 
 
-# By the cells' ids, like ops.cells.BY_ID. GATES: for the cells whose row there names them.
+# By cell id, like ops.cells.BY_ID. GATES: for the cells whose row there names them.
 GATES = (lstm_gates, gru_gates, rnn_tanh_gates, rnn_relu_gates)
 STEPS = (lstm_step, gru_step, rnn_tanh_step, rnn_relu_step)
 
@@ -167,7 +167,7 @@ def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tenso
 
 
 def _cut_before(layer: Layer, t: int, reverse: bool) -> Tensor | None:
-    """Which rows are reset before step t, [B, 1]; in reverse by the mask of step t + 1."""
+    """[B, 1]: rows that are reset before step t; in the reverse direction, by the mask of step t + 1."""
     at = t + 1 if reverse else t
     if layer.reset_mask is None or at == layer.reset_mask.shape[0]:
         return None

@@ -54,7 +54,7 @@ class LayerForward(torch.autograd.Function):
     def gradients(static, saved_tensors, needs, grads, norms=False, groups=1):
         """The norms of the states' gradients (empty unless requested) and the gradients of all arguments.
 
-        ``groups``: as many as there are rows for weight gradients of each row.
+        ``groups``: 1, or the number of rows for per-sample weight gradients.
         """
         save, _, grad_clip, cell, bias, bidirectional = static
         if not save:
@@ -169,7 +169,7 @@ def _refuse_derivatives(grad_clip: float | None) -> None:
 _FORWARD, _BACKWARD = torch.ops.fused_rnn.layer_forward.default, torch.ops.fused_rnn.layer_backward.default
 
 
-# A microsecond counts here, so both lists are spelled out: in and out, in the orders of ``Layer`` and of the operators.
+# Both argument lists are spelled out, in the orders of ``Layer`` and of the operators: a microsecond matters here.
 
 
 def layer_forward(save, cells, cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, *weights):
@@ -317,7 +317,7 @@ def _below_autograd(operator: torch._ops.OpOverload, *args):
 
 
 def is_captured() -> bool:
-    """Whether torch.export or torch.jit.trace keeps what is called, for other processes."""
+    """Whether torch.export or torch.jit.trace is recording calls, for use in other processes."""
     return torch.compiler.is_exporting() or torch_private.is_tracing()
 
 
@@ -339,7 +339,7 @@ def run_layer(
     with_gradients = torch.is_grad_enabled() or torch_private.is_tracing()
     # A tangent needs the saved values as much as a gradient does.
     save = torch_private.in_forward_mode() or (with_gradients and torch_private.need_gradient(differentiable))
-    # A Function's forward alone would be kept; the raw operator brings its own gradient along.
+    # A graph keeps only a Function's forward; the raw operator has a gradient of its own.
     if save and is_captured():
         output, h_n, c_n, all_cells, _ = layer.forward(save, cells, grad_clip)
     elif save or transformed:

@@ -1,4 +1,4 @@
-"""Weight gradients of each batch row beside their sum, from the kernel that goes back."""
+"""Per-sample weight gradients beside their sum, from the backward kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..ops.layer import Layer
 from . import functions
 from .functions import LayerForward
 
-# Takes a layer's weight gradients [B, *weight.shape], None for those not needed, as a backward pass makes them.
+# Called with a layer's weight gradients [B, *weight.shape], None for those not needed, in each backward pass.
 Deliver = Callable[[Sequence[Tensor | None]], None]
 
 
@@ -21,7 +21,8 @@ def run_layer(
 ) -> tuple[Tensor, ...]:
     """As ``functions.run_layer``, for padded layers that need gradients.
 
-    Each backward pass at whose time ``are_wanted()`` calls ``deliver``; the weights' gradients are the sums as ever.
+    Each backward pass during which ``are_wanted()`` is true calls ``deliver``; the weights'
+    gradients are still the sums.
     """
     arguments = flatten(ForwardArguments(True, cells, grad_clip, layer))
     output, h_n, c_n, all_cells, _ = functions.apply(_LayerForwardByRow, are_wanted, deliver, *arguments)
@@ -54,7 +55,7 @@ class _LayerForwardByRow(LayerForward):
         gradients = LayerForward.gradients(ctx.static, saved_tensors, tuple(needs), grads, groups=max(batch, 1))[1]
         first = len(gradients) - len(layer.weights)
         by_row = [
-            # Of no rows there is one group, of zeros.
+            # Without rows there is one group, of zeros.
             None if grad is None else grad.reshape(-1, *weight.shape)[:batch]
             for grad, weight in zip(gradients[first:], layer.weights, strict=True)
         ]

@@ -1,8 +1,8 @@
 """Directional derivatives of ``layer_forward``, and all derivatives of ``layer_backward``.
 
-Computed by compiled operators (:mod:`fused_rnn.autograd.tangents`) where they can. Where torch.func maps over this
+Computed by the compiled operators (:mod:`fused_rnn.autograd.tangents`) where possible. Where torch.func vmaps over this
 (jacfwd, hessian) or differentiates its own gradient, and for third derivatives, the reference is differentiated
-instead. Where a layer reads ids, one-hot rows take their place.
+instead. Ids are replaced by one-hot rows.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def _by_autograd(layer: Layer, inputs, wanted: list[int], vectors: list[Tensor])
     """Differentiates twice with plain autograd, which unlike torch.func works with hooks on saved tensors."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views: gradients stop at them, while further derivatives flow on to the user's tensors.
+        # Views: gradients stop at them, while further derivatives propagate to the user's tensors.
         own = [None if t is None else t.view_as(t).requires_grad_() for t in inputs]
         outputs, grads = _outputs_with_gradients(layer, own)
         first = torch.autograd.grad(outputs, [own[i] for i in wanted], grads, create_graph=True, allow_unused=True)
@@ -260,7 +260,7 @@ def _by_autograd(layer: Layer, inputs, wanted: list[int], vectors: list[Tensor])
 
 
 def _by_transforms(layer: Layer, groups: int, inputs, wanted: list[int], vectors: list[Tensor]):
-    """The same with torch.func, which works inside its own transforms and maps over members and groups."""
+    """The same with torch.func, which works inside its own transforms and vmaps over members and groups."""
     given = [i for i, t in enumerate(inputs) if t is not None]
 
     def first_order(*tensors: Tensor) -> tuple[Tensor, ...]:

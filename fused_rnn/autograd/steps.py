@@ -1,6 +1,6 @@
 """A cell's single step as an autograd function, for plain calls outside of transforms.
 
-A step of a small cell takes less time than what :class:`fused_rnn.autograd.functions.LayerForward` does around it.
+For a small cell the overhead of :class:`fused_rnn.autograd.functions.LayerForward` would exceed the step itself.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _wanted(needs: tuple[bool, ...], code: int) -> int:
 
 
 def _differentiable_gradients(code: int, saved_tensors, needs, grad_h, grad_c) -> tuple[Tensor | None, ...]:
-    """For create_graph: by the layer's functions, as a sequence of one step."""
+    """For create_graph: computed by the layer's functions, as a sequence of one step."""
     cell, _, bias, bidirectional, _ = stack_of(code)
     saved, input, h0, c0, *weights = saved_tensors
 

@@ -1,9 +1,9 @@
 """Directional derivatives of a layer and of its backward pass, by the compiled operators.
 
-The tangent of the states is a linear recurrence over the same steps: ``layer_tangent`` runs it. The backward pass is a
-recurrence too; the tangent of its results is a third one, ``layer_backward_tangent``, which needs intermediate values
-of the backward pass (``layer_trace``). What does not depend on other steps is computed here, as products over all steps
-at once.
+The tangent of the states is a linear recurrence over the same steps, ``layer_tangent``. The backward pass is a
+recurrence too, and the tangent of its results a third, ``layer_backward_tangent``, which needs intermediate values of
+the backward pass (``layer_trace``). Everything that does not depend on other steps is computed here, as products over
+all steps at once.
 
 Second derivatives are symmetric, so the gradient of <u, the layer's gradients> is the tangent of these gradients along
 u: a double backward runs the same three recurrences.
@@ -126,7 +126,7 @@ def _backward(layer, saved, saved_tangent, grads, direction, grads_direction, wa
 
 
 class _Way(NamedTuple):
-    """One direction of a layer through time."""
+    """One direction (forward or reverse) of a layer."""
 
     layer: Layer
     number: int
@@ -198,7 +198,7 @@ def _without_padding(layer: Layer, change: Tensor | None) -> Tensor | None:
 
 
 def _in_float(layer: Layer, *nested) -> tuple[Callable, tuple]:
-    """Everything in float32 if it is in a 16-bit format, and the function that converts results back: sums of rounded
+    """Everything with 16-bit tensors converted to float32, and the function that converts results back: sums of rounded
     products would lose too many digits."""
     dtype = layer.input.dtype
     if dtype not in HALF:

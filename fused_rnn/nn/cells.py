@@ -23,7 +23,7 @@ def _step(module: nn.RNNCellBase, cell: Cell, input, hx) -> tuple[Tensor, Tensor
     names, parameters = _NAMES if module.bias else _NAMES[:2], module._parameters  # torch takes any truthy bias
     weights = [parameters.get(name) for name in names]  # not by getattr, which is slow on modules
     are_plain = plain.are_plain(weights)
-    if not are_plain:  # parametrized, perhaps
+    if not are_plain:  # possibly parametrized
         weights = [getattr(module, name) for name in names]
     runner = module._runner
     if runner is not OPERATORS:

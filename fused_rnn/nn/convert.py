@@ -23,8 +23,8 @@ def swap(model: nn.Module, *, report: Callable[[str], object] | None = None) -> 
     over; a warning names those passed over, with the reason, and one says so if nothing was changed.
 
     Only the modules' classes change: parameters, buffers, hooks, shared modules and optimizers' references to
-    parameters stay. Subclasses whose ``forward`` is torch.nn's own, parametrized layers among them, or goes on by
-    ``super().forward``, keep their name, methods and attributes, and become instances of ``fused_rnn.LSTM`` and so on
+    parameters stay. Subclasses, parametrized layers included, whose ``forward`` is torch.nn's own or calls
+    ``super().forward`` keep their name, methods and attributes, and become instances of ``fused_rnn.LSTM`` and so on
     as well. Others are passed over.
     """
     dynamo.admit(Recurrent)
@@ -56,8 +56,8 @@ def swap(model: nn.Module, *, report: Callable[[str], object] | None = None) -> 
 def restore(model: nn.Module) -> nn.Module:
     """Undoes :func:`swap`: this library's layers become torch.nn's, thawed; returns ``model``.
 
-    Layers that were made as ``fused_rnn.LSTM`` and so on become torch.nn's as well; subclasses of those, which torch.nn
-    has no counterpart of, stay.
+    Layers that were created as ``fused_rnn.LSTM`` and so on become torch.nn's as well; subclasses of those, which have
+    no counterpart in torch.nn, stay.
     """
     for module in model.modules():
         kind = theirs_for(module)

@@ -38,7 +38,7 @@ def _patch(builder: ModuleType) -> None:
         if isinstance(module, tuple(_admitted)):
             with torch._dynamo.config.patch(allow_rnn=True):
                 return wrap(self, module)
-        with stock_names():  # which Dynamo looks up
+        with stock_names():  # Dynamo looks them up
             return wrap(self, module)
 
     setattr(kind, name, wrap_module)

@@ -33,7 +33,7 @@ def freeze(model: nn.Module) -> nn.Module:
             frozen[module] = module._pack()
         else:
             passed_over.append(name or "the model itself")
-    for module, packed in frozen.items():  # only now that none has raised
+    for module, packed in frozen.items():  # only after all checks have passed
         module._runner = packed
     if passed_over:
         warnings.warn(

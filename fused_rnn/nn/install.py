@@ -1,4 +1,4 @@
-"""``install`` and ``uninstall``: torch.nn's names stand for this library's layers."""
+"""``install`` and ``uninstall``: bind torch.nn's names to this library's layers."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Installation:
 def install() -> Installation:
     """From now on ``torch.nn.LSTM``, ``GRU``, ``RNN`` and their cells are this library's, until :func:`uninstall`.
 
-    Packages imported afterwards build and subclass our layers, and models that they load or unpickle have them. Names
-    that a module took before, by ``from torch.nn import LSTM``, keep their classes: install first, or use
-    :func:`swap`. Layers made meanwhile go on working after :func:`uninstall`. Calling it twice changes nothing more.
+    Packages imported afterwards create and subclass our layers, and models that they load or unpickle contain them.
+    Names imported before, by ``from torch.nn import LSTM``, keep their classes: install first, or use :func:`swap`.
+    Layers created meanwhile keep working after :func:`uninstall`. A second call has no effect.
 
         with fused_rnn.install():
             model = PPO.load("agent.zip")
@@ -47,12 +47,12 @@ def install() -> Installation:
         dynamo.admit(Recurrent)
         _before.update(bind(bindings_of({kind.__name__: ours for kind, ours in OURS.items()})))
         for kind in STOCK.values():
-            copyreg.pickle(kind, _reduce_stock)  # their own names lead elsewhere meanwhile
+            copyreg.pickle(kind, _reduce_stock)  # pickling them by name would find ours
     return Installation(is_first=True)
 
 
 def uninstall() -> None:
-    """Undoes :func:`install`: torch.nn's names stand for what they stood for before."""
+    """Undoes :func:`install`: restores torch.nn's names."""
     with NAMES_LOCK:
         bind(_before)
         _before.clear()

@@ -1,9 +1,9 @@
-"""Gradients of each row for Opacus (differential privacy), where its ``PrivacyEngine`` puts hooks on our layers.
+"""Per-sample gradients for Opacus (differential privacy), when its ``PrivacyEngine`` puts hooks on our layers.
 
-Its hooks see a layer's positional arguments and the gradient of its first result. What passes through ``h_n``,
-``lengths`` or ``reset_mask`` would escape them, so these gradients are computed where all is known: in the backward
-pass of the layer itself. Opacus finds them where its hooks would put them: in ``grad_sample`` of each parameter, or as
-norms. Clipping, noise and accounting stay its own. Nothing here imports Opacus.
+Its hooks only see a layer's positional arguments and the gradient of its first result, and would miss what passes
+through ``h_n``, ``lengths`` or ``reset_mask``. So per-sample gradients are computed in the layer's own backward pass
+and delivered where Opacus's hooks would put them: in ``grad_sample`` of each parameter, or as norms. Clipping, noise
+and accounting remain Opacus's. Nothing here imports Opacus.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NORM_HOOKS = "opacus.grad_sample.grad_sample_module_fast_gradient_clipping"
 
 
 class Handle:
-    """What Opacus gets for a hook on one of our layers."""
+    """The handle returned to Opacus for a hook on one of our layers."""
 
     def __init__(self, module: nn.Module):
         self._module = module
@@ -34,7 +34,7 @@ class Handle:
 
 
 def take_over(module: nn.Module, hook) -> Handle | None:
-    """If Opacus puts this hook on one of our layers: it runs by :class:`ByRow` from now on. None for other hooks."""
+    """If Opacus puts this hook on one of our layers, makes that run by :class:`ByRow`. None for other hooks."""
     if _HOOKS not in sys.modules:
         return None
     opacus, owner = sys.modules[_HOOKS], getattr(getattr(hook, "func", hook), "__self__", None)
@@ -51,7 +51,7 @@ def take_over(module: nn.Module, hook) -> Handle | None:
 
 
 class ByRow(Runner):
-    """Runs the layers of one module, and gives Opacus its weights' gradients of each row."""
+    """Runs the layers of one module, and delivers their per-sample weight gradients to Opacus."""
 
     infers = True
 
@@ -93,7 +93,7 @@ class ByRow(Runner):
         return self._hooks.hooks_enabled
 
     def _deliver(self, parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:
-        """What ``GradSampleHooks.capture_backprops_hook`` does, and that of fast gradient clipping."""
+        """Does the job of ``GradSampleHooks.capture_backprops_hook``, and of its fast gradient clipping counterpart."""
         hooks, opacus = self._hooks, sys.modules[_HOOKS]
         for parameter, grad in zip(parameters, grads, strict=True):
             if grad is None or not parameter.requires_grad:

@@ -1,4 +1,6 @@
-"""``Ours``: how layers and cells behave in what knows torch.nn's: print, TorchScript, fx, ONNX, torch.ao, Opacus."""
+"""``Ours``: how layers and cells interact with code that knows torch.nn's: print, TorchScript, fx, ONNX, torch.ao,
+Opacus.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def _level_of_user() -> int:
 class Ours:
     """A base before torch.nn's own class."""
 
-    # What runs the calls. Not in state dicts; of a pickled or copied layer only the fact that it was frozen is kept.
+    # Runs the calls. Not in state dicts; pickles and copies only record whether the layer was frozen.
     _runner: Runner = OPERATORS
 
     def register_forward_hook(self, hook, **options):
@@ -69,12 +71,12 @@ class Ours:
             )
         own, self.__class__ = type(self), kind
         try:
-            return self.forward(*args, **kwargs)  # by torch.nn's operators, which that exporter knows
+            return self.forward(*args, **kwargs)  # by torch.nn's operators, for that exporter
         finally:
             self.__class__ = own
 
     def _class_for(self, exporter: str) -> type[nn.Module]:
-        """The class of torch.nn's, or the subclass of one, that does the same for what knows no class of ours."""
+        """torch.nn's equivalent class, or the user's subclass of it, for code that does not know our classes."""
         kind = vars(type(self)).get("_class_before_swap")
         if kind is None and self._has_own_forward():
             kind, own = self._stock_class().__name__, self._public_class().__name__
@@ -109,8 +111,8 @@ class Ours:
             stock._flat_weights = [getattr(stock, name, None) for name in stock._flat_weights_names]
         return stock
 
-    # torch.ao.quantization looks for torch.nn's very classes, passes over ours in silence, and sets `qconfig` on all
-    # modules that it passes over.
+    # torch.ao.quantization matches torch.nn's exact classes, silently skips ours, and sets `qconfig` on all modules
+    # that it skips.
 
     @property
     def qconfig(self):

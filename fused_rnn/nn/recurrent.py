@@ -31,7 +31,7 @@ class Recurrent(Ours, nn.RNNBase):
         if type(input) is Proxy:
             masks = {"lengths": lengths, "reset_mask": reset_mask, "grad_clip": grad_clip, "return_cells": cells}
             return self._call_module_node(input, hx=hx, **masks)
-        # From `_parameters`: updating `_flat_weights` would cost more than the rest of a small call.
+        # From `_parameters`: updating `_flat_weights` would cost more than a small call.
         parameters = self._parameters
         weights = [parameters.get(name) for name in self._flat_weights_names]
         are_plain = plain.are_plain(weights)
@@ -61,14 +61,14 @@ class Recurrent(Ours, nn.RNNBase):
         if torch.compiler.is_exporting():  # an export warns of assigned attributes
             return [getattr(self, name, None) for name in self._flat_weights_names]
         parameters = self._parameters
-        # What `_update_flat_weights` checks, but cheaper: are these still the module's weights?
+        # Whether these are still the module's weights: cheaper than `_update_flat_weights`.
         if torch.compiler.is_compiling() or not all(
             map(is_, map(parameters.get, self._flat_weights_names), self._flat_weights)
         ):
             self._update_flat_weights()
         return self._flat_weights
 
-    # ---- frozen weights: packed again wherever torch replaces a module's weights as a whole ----
+    # ---- frozen weights: repacked whenever torch replaces all of a module's weights ----
 
     def _pack(self) -> Frozen:
         weights = [self._parameters[name] for name in self._flat_weights_names]

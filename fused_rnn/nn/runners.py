@@ -18,7 +18,7 @@ _THAW = "call fused_rnn.thaw(model) first"
 
 
 class Frozen(Runner):
-    """One module's packed weights, the weights that they were packed from, and checks of both."""
+    """A module's packed weights, the weights they were packed from, and consistency checks."""
 
     infers = True
 
@@ -31,13 +31,13 @@ class Frozen(Runner):
             pack = torch.ops.fused_rnn.pack_weights
             self.packed = [pack(cell.id, bias, bidirectional, span) for span in spans]
         self.weights = list(weights)
-        # Weights made under inference_mode have no versions.
+        # Tensors created under inference_mode have no versions.
         self.versions = None if any(w.is_inference() for w in weights) else [w._version for w in weights]
         # The operator recognises the weights by their addresses, so their memory must not be reused meanwhile.
         self._memories = [weight.detach() for weight in weights]
 
     def check(self, weights: Sequence[Tensor | None]) -> None:
-        """Raises if ``weights`` are visibly not those that were packed; `weight.data.copy_()` is invisible."""
+        """Raises if ``weights`` are known not to be those that were packed; `weight.data.copy_()` goes unnoticed."""
         if torch.compiler.is_compiling():
             return  # Dynamo sees no versions; the operator checks the addresses
         if not all(map(is_, weights, self.weights)):
@@ -57,11 +57,11 @@ class Frozen(Runner):
             )
 
     def layers(self) -> RunLayer:
-        if functions.is_captured():  # other processes would refuse what is packed in this one
+        if functions.is_captured():  # packed weights are valid in this process only
             return functions.run_layer
         packed = iter(self.packed)
 
-        def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None):  # there is no gradient to clip
+        def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None):  # no gradients, so nothing to clip
             self.check_call(layer)
             own = next(packed)
             with torch.no_grad():
@@ -129,7 +129,7 @@ class Watched(Runner):
         steps = norms.steps_of(layer)
         if not torch.compiler.is_compiling():
             return self.place(k, steps, layer.weights[0])
-        # A compiled graph can only return gradients of leaves that are its inputs.
+        # A compiled graph only computes gradients of leaves that are its inputs.
         if not self.places:
             raise RuntimeError("fused_rnn.gradient_flow needs steps=, the most a call takes, under torch.compile")
         if steps >= self.places[k].shape[-1]:

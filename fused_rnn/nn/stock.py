@@ -1,4 +1,4 @@
-"""torch.nn's own recurrent classes, and what torch.nn's names are bound to (``fused_rnn.install`` binds them anew)."""
+"""torch.nn's own recurrent classes, and the bindings of torch.nn's names (``fused_rnn.install`` rebinds them)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STOCK: dict[str, type[nn.Module]] = {
 NAMES_LOCK = threading.RLock()
 _PLACES = (nn, nn.modules, nn.modules.rnn)
 
-# What each name is bound to, in each module that has it.
+# The class bound to each name, in each module that has it.
 Bindings = dict[tuple[ModuleType, str], type[nn.Module]]
 
 
@@ -35,7 +35,7 @@ def bind(bindings: Bindings) -> Bindings:
 
 @contextmanager
 def stock_names() -> Iterator[None]:
-    """torch.nn's names stand for torch's own classes here, in all threads."""
+    """Temporarily binds torch.nn's names to torch's own classes, in all threads."""
     with NAMES_LOCK:
         before = bind(bindings_of(STOCK))
         try:

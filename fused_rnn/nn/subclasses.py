@@ -1,4 +1,4 @@
-"""Our class in place of torch.nn's, in subclasses and parametrized layers too, and back."""
+"""Exchanges torch.nn's classes for ours and back, also under subclasses and parametrized layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .kinds import OURS
 _STOCK = {ours: theirs for theirs, ours in OURS.items()}
 _NOT_COPIED = ("__dict__", "__weakref__")
 
-# What torch.nn's forward calls and ours does not.
+# Methods that torch.nn's forward calls and ours does not.
 _CALLED_BY_FORWARD = (
     "check_forward_args",
     "check_hidden_size",
@@ -25,7 +25,7 @@ _CALLED_BY_FORWARD = (
 
 
 class NotSwappable(Exception):
-    """Why a class cannot be swapped."""
+    """The reason why a class cannot be swapped."""
 
 
 def ours_for(kind: type[nn.Module]) -> type[nn.Module]:
@@ -49,7 +49,7 @@ def new_swapped(kind: type[nn.Module]) -> nn.Module:
 
 
 def _leads_to_stock(kind: type[nn.Module], stock: type[nn.Module]) -> bool:
-    """Whether every forward before torch.nn's goes on by ``super().forward``, which will be ours."""
+    """Whether every forward before torch.nn's in the MRO calls ``super().forward``, which will be ours."""
     before = kind.__mro__[: kind.__mro__.index(stock)]
     for forward in (vars(base)["forward"] for base in before if "forward" in vars(base)):
         code = getattr(inspect.unwrap(forward), "__code__", None)
@@ -62,7 +62,7 @@ def _leads_to_stock(kind: type[nn.Module], stock: type[nn.Module]) -> bool:
 
 @cache
 def _mixed(kind: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of torch.nn's layer that is an instance of ours too: what it calls torch.nn's forward is ours."""
+    """The user's subclass with our class inserted before torch.nn's in its MRO: ``super().forward`` is then ours."""
     stock = next(base for base in kind.__mro__ if base in OURS)
     if not _leads_to_stock(kind, stock):
         raise NotSwappable(f"its forward is not torch.nn.{stock.__name__}'s, nor calls it by super().forward")
@@ -87,7 +87,7 @@ def _mixed(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _rebased(kind: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
-    """torch.nn.utils.parametrize's class of one module, on another base."""
+    """The class that torch.nn.utils.parametrize made for a module, on another base."""
     own = {name: value for name, value in vars(kind).items() if name not in (*_NOT_COPIED, "_class_before_swap")}
     return type(kind)(f"Parametrized{base.__name__}", (base,), own | {"_class_before_swap": kind})
 

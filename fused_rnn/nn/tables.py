@@ -1,7 +1,6 @@
-"""Other packages' tables by exact class, in which ours have to stand where torch.nn's do, or must not.
+"""Adds our classes to other packages' tables that are keyed by exact class, beside torch.nn's, or removes them.
 
-Nothing is imported for it; a package that comes after :func:`fused_rnn.install` has put our classes under torch.nn's
-names.
+Imports nothing itself. A package imported after :func:`fused_rnn.install` has our classes under torch.nn's names.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from types import ModuleType
 from ..ops.late_import import after_import
 from .kinds import OURS
 
-# How many operations a module takes: a rule for each class, and nothing is counted, nor said, for any other.
+# FLOP counters with a rule per class: other classes silently count as nothing.
 _COUNTERS = {
     "thop.profile": "register_hooks",
     "ptflops.pytorch_ops": "MODULES_MAPPING",
@@ -28,7 +27,7 @@ def _count_ours(package: ModuleType) -> None:
 
 
 def _refuse_theirs_alone(validators: ModuleType) -> None:
-    """Opacus refuses torch.nn's layers, which give it no gradients of each row."""
+    """Makes Opacus refuse torch.nn's layers only, which have no per-sample gradients."""
     for table in (validators.ModuleValidator.VALIDATORS, validators.ModuleValidator.FIXERS):
         for theirs, ours in OURS.items():
             if ours in table:

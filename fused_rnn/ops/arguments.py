@@ -1,8 +1,8 @@
 """From a user's arguments to layers: checks, packing, batch_first, states, dropout between layers, autocast.
 
-Written once for everything that can run a layer: the operators (:mod:`fused_rnn.functional`), the plain reference
+Shared by everything that can run a layer: the operators (:mod:`fused_rnn.functional`), the plain reference
 (:mod:`fused_rnn.reference`), frozen or watched layers. Messages and exception types are those of ``torch.nn`` where it
-has them. A plain call is recognised first and passed straight to the operator, which does its own checks.
+has them. Plain calls take a fast path straight to the operator, which does its own checks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .checks import (
 from .layer import LAYOUTS, Layer
 from .sequences import check_sizes, enter_packed, enter_padded
 
-# (layer, whether to return the second state after every step) -> output, h_n, c_n, that state
+# (layer, whether to return the second state of every step) -> output, h_n, c_n, those states
 RunLayer = Callable[[Layer, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
 # (code of the step, input, (h0, c0), weights) -> the new states
 RunStep = Callable[[int, Tensor, Sequence[Tensor | None], list[Tensor]], Sequence[Tensor]]
@@ -157,7 +157,7 @@ def run(
 
 
 def _run_any(runner: Runner, form: Form, input, hx, weights: list[Tensor], options: Options) -> Sequence:
-    """:func:`run` for any call."""
+    """The general path of :func:`run`."""
     run_layer = runner.layers()
     whole, leave = _prepare(form, input, hx, weights, options)
     output, h_n, c_n, cells = _over_layers(form, run_layer, whole, options)

@@ -26,7 +26,7 @@ WEIGHTS = slice(_place("weights"), None)
 
 
 def layer_of(flat: Sequence[Any]) -> Layer:
-    """A Layer from a flat list of its arguments, or of one value (a flag, a tangent) for each of them."""
+    """A Layer from a flat list of its arguments, or of one value (a flag, a tangent) per argument."""
     return Layer(*flat[: WEIGHTS.start], tuple(flat[WEIGHTS]))
 
 
@@ -66,7 +66,7 @@ def flatten(arguments: ForwardArguments | BackwardArguments) -> tuple:
 
 
 def unflatten(kind, flat: Sequence[Any]) -> Any:
-    """``ForwardArguments`` or ``BackwardArguments`` from a flat list of them, or of one value for each of them."""
+    """``ForwardArguments`` or ``BackwardArguments`` from a flat list of them, or of one value per argument."""
     layer = len(kind._fields) - 1
     return kind(*flat[:layer], layer_of(flat[layer:]))
 

@@ -30,7 +30,7 @@ class OnnxNode(NamedTuple):
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity, which is fast
 class Row:
-    """What the compiled library does not know about a cell. A cell that no layer class uses needs only a ``name``."""
+    """What only Python knows about a cell. A cell without a layer class needs only a ``name``."""
 
     name: str
     layer: str | None = None

@@ -42,7 +42,7 @@ def _shapes_of_forward(layer: Layer, save: bool, cells: bool):
 
 
 def _check_devices(layer: Layer, *others: Tensor | None) -> None:
-    """A single meta argument dispatches here; the results would have no data even if the others were on the CPU."""
+    """Refuses mixed devices: a single meta argument dispatches here, and the results would have no data."""
     input, batch_sizes = layer.input, layer.batch_sizes
     if batch_sizes is not None and batch_sizes.device.type != "meta":
         batch_sizes = None  # may be on the CPU

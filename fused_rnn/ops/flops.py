@@ -13,7 +13,7 @@ from .layer import Layer, Wanted, stack_of, weight_kinds_of
 
 
 def _products(layer: Layer, wanted: int | None = None) -> int:
-    """Of the forward pass, or of the gradients ``wanted`` and those that pass from step to step."""
+    """The products of the forward pass, or of the gradients ``wanted`` and the recurrent ones."""
     cell, directions, hidden, width, members, rows = layer.sizes
     gates = cell.gates * hidden
     input_size = 0 if layer.reads_tokens else layer.input.shape[-1]  # ids are looked up
@@ -63,7 +63,7 @@ def _register(counter: ModuleType) -> None:
 
 
 def _products_of_trace(inputs: list, outputs: list) -> int:
-    """The same of ``layer_forward`` in a trace; fvcore counts a multiplication and its addition as one."""
+    """The same for ``layer_forward`` in a trace; fvcore counts a multiply-add as one."""
     call = ForwardCall(*inputs)
     input_shape, *weights = (value.type().sizes() for value in (call.input, *call.weights.node().inputs()))
     reads_tokens = call.input.type().dtype() == torch.int64
@@ -79,7 +79,7 @@ def _register_trace(fvcore: ModuleType) -> None:
 
 
 def _register_dispatched(ptflops: ModuleType) -> None:
-    """With its backend "aten", which counts as fvcore does."""
+    """Registers for ptflops' backend "aten", which counts as fvcore does."""
 
     def halved(formula):
         return lambda args, outputs: formula(*args) // 2

@@ -1,4 +1,4 @@
-"""Doing something once a module is imported, without importing it: parts of torch that are slow to import."""
+"""Import hooks: run code once a module that is slow to import has been imported by others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 def after_import(name: str, then: Callable[[ModuleType], None]) -> None:
-    """Calls ``then(module)`` once the module of that name is imported, now if it is already."""
+    """Calls ``then(module)`` once the module of that name is imported; at once if it already is."""
     if name in sys.modules:
         then(sys.modules[name])
     else:
@@ -24,7 +24,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path, target=None):
         if name != self.name or self not in sys.meta_path:
             return None
-        sys.meta_path.remove(self)  # so that the search below does not come here again
+        sys.meta_path.remove(self)  # or the search below would recurse
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
             return spec

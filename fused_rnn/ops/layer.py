@@ -157,7 +157,7 @@ class Layer(NamedTuple):
 
     @property
     def _tensors(self):
-        """In the operators' order, with the weights between states and masks."""
+        """The tensors in the operators' order, with the weights between states and masks."""
         masks = (self.lengths, self.batch_sizes, self.reset_mask)
         return self.input, self.h0, self.c0, list(self.weights), *masks
 
@@ -170,7 +170,7 @@ _FIRST = library.stack_code()  # bits of a stack's code
 
 
 def stack_code(cell: int, num_layers: int, bias: bool, bidirectional: bool, layout: int) -> int:
-    """What a stack of layers is, in one number, for ``infer``."""
+    """A stack's structure, encoded in one number for ``infer``."""
     return (
         layout << _FIRST.layout
         | bias << _FIRST.bias
@@ -181,7 +181,7 @@ def stack_code(cell: int, num_layers: int, bias: bool, bidirectional: bool, layo
 
 
 def stack_of(code: int) -> tuple[int, int, bool, bool, int]:
-    """The arguments of :func:`stack_code`."""
+    """The inverse of :func:`stack_code`: its arguments."""
 
     def part(first: int, end: int) -> int:
         return code >> first & (1 << end - first) - 1

@@ -78,7 +78,7 @@ def cuda_archs() -> list[str]:
 
 
 class StackCode(NamedTuple):
-    """Where the parts of a stack's code begin: first bits, in the order of csrc/ops/stack_code.h."""
+    """The bit offsets of the fields of a stack's code, in the order of csrc/ops/stack_code.h."""
 
     layout: int
     bias: int

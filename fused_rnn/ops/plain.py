@@ -1,6 +1,6 @@
-"""Recognising plain calls, which need nothing but the operator: the tests at the head of ``arguments.run``.
+"""Recognising plain calls, which need only the operator: the tests at the head of ``arguments.run``.
 
-They have to be fast: a whole step of a small layer takes ten microseconds.
+Optimized for speed: a whole step of a small layer takes ten microseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REQUIRES_GRAD = attrgetter("requires_grad")
 
 
 def are_plain(tensors: Iterable) -> bool:
-    """Whether all of them are tensors, not of a subclass, and nothing is being compiled."""
+    """Whether all of them are tensors, none of a subclass, and nothing is being compiled."""
     return not _is_compiling() and _PLAIN.issuperset(map(type, tensors))
 
 
@@ -47,7 +47,7 @@ def states_of(cell: Cell, input, hx) -> tuple[Tensor | None, Tensor | None] | No
 
 
 def fit_infer(form: Form, input: Tensor, options: Options) -> bool:
-    """Whether ``infer`` can run such a call; sizes it checks itself."""
+    """Whether ``infer`` can run such a call. It checks sizes itself."""
     if form.batch_first:  # must have the memory layout of [T, B]: one row, one step, or unbatched
         rows = input.shape if input.dtype is torch.int64 else input.shape[:-1]
         if len(rows) > 1 and 1 not in rows:
@@ -63,5 +63,5 @@ def fit_infer(form: Form, input: Tensor, options: Options) -> bool:
 
 
 def need_gradients(input: Tensor, weights: list[Tensor]) -> bool:
-    """Whether gradients are needed; False also for weights that the operators would read as an ensemble's."""
+    """Whether gradients are needed. False also for weights with a leading dimension, which mean an ensemble."""
     return weights[0].dim() == 2 and any(map(_REQUIRES_GRAD, (input, *weights)))

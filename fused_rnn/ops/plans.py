@@ -1,4 +1,4 @@
-"""The engines' plans for a layer, computed by the very code that the engines run by."""
+"""The engines' plans for a layer, computed by the engines' own code."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Gpu(NamedTuple):
 
 
 def gpu(device: torch.device) -> Gpu:
-    """This GPU's properties, as the engine reads them."""
+    """This GPU's properties, as read by the engine."""
     return Gpu(*_numbers_and_reason(len(Gpu._fields), library.compiled.fused_rnn_gpu, device.index or 0)[0])
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 def raised_by(check, *args) -> Exception | None:
-    """The exception that ``check(*args)`` raises, if any: a better message for what an operator has refused."""
+    """The exception that ``check(*args)`` raises, if any, with a better message than the operator's."""
     try:
         check(*args)
     except Exception as error:
@@ -21,7 +21,7 @@ def raised_by(check, *args) -> Exception | None:
 
 
 def explain(error: Exception, name: str, input, **others) -> None:
-    """Raises a clearer error if an argument is of such a kind; otherwise returns, and ``error`` stands."""
+    """Raises a clearer error if an argument is of such a kind; otherwise returns, to keep ``error``."""
     device = next((tensor.device for tensor in _tensors_of(input)), None)
     if device is None:
         return

@@ -1,4 +1,4 @@
-"""A user's sequence to and from the operators' layout: padded, packed, unbatched, batch first, ids."""
+"""Converts a user's sequence to and from the operators' layout: padded, packed, unbatched, batch first, ids."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Rows(NamedTuple):
 
 
 def _holds_tokens(input: Tensor, most_dims: int) -> bool:
-    """Integers with a feature dimension are not ids, but features of an unsupported dtype."""
+    """Whether the input is ids. Integers with a feature dimension are features of an unsupported dtype."""
     return input.dtype in (torch.int64, torch.int32) and 0 < input.dim() <= most_dims
 
 

@@ -1,4 +1,4 @@
-"""All non-public names of torch that are used, in one place: where to look when a new torch breaks something."""
+"""All uses of non-public names of torch: where to look when a new torch breaks something."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def is_tracing() -> bool:
-    """Whether torch.jit.trace records this."""
+    """Whether torch.jit.trace is recording."""
     return not torch.compiler.is_compiling() and is_tracing_eagerly()
 
 
@@ -41,7 +41,7 @@ def legacy_vmap_level() -> int:
 
 @contextmanager
 def no_tracer_warnings() -> Iterator[None]:
-    """For checks of sizes under ``torch.jit.trace``, which results do not depend on."""
+    """Silences the tracer's warnings, for checks of sizes that do not affect results."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         yield
@@ -51,7 +51,7 @@ DYNAMO_BUILDER = "torch._dynamo.variables.builder"
 
 
 def dynamo_entry(builder) -> tuple[type, str]:
-    """The method, of a class in that module, by which Dynamo begins to look at a module."""
+    """The entry point, in a class of that module, by which Dynamo starts tracing an nn.Module."""
     return builder.VariableBuilder, "wrap_module"
 
 
@@ -59,20 +59,20 @@ ONNX_REGISTRY = "torch.onnx._internal.exporter._registration"
 
 
 def register_onnx(registration, operator: torch._ops.OpOverload, translate: Callable) -> None:
-    """Adds a translation to those that ``torch.onnx.export(dynamo=True)`` has; where a torch has moved the table, that
-    exporter needs to be given ours."""
+    """Adds a translation to the table of ``torch.onnx.export(dynamo=True)``; if a newer torch has moved that table,
+    users have to pass ours to the exporter."""
     table = getattr(registration, "_torchlib_registry", None)
     if hasattr(table, "onnx_impl"):
         table.onnx_impl(operator, no_compile=True)(translate)
 
 
 def in_onnx_trace() -> bool:
-    """Whether ``torch.onnx.export(dynamo=False)`` runs."""
+    """Whether ``torch.onnx.export(dynamo=False)`` is running."""
     return is_tracing() and torch.onnx.is_in_onnx_export()
 
 
 def types_to_quantize() -> set[type]:
-    """The module types that a running ``torch.ao.quantization`` was asked for; it tells modules nothing of it."""
+    """The module types that a running ``torch.ao.quantization`` call quantizes: it does not pass them to modules."""
     frame = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != "_propagate_qconfig_helper":
         frame = frame.f_back
@@ -81,13 +81,13 @@ def types_to_quantize() -> set[type]:
 
 
 def apply_function(function: type[torch.autograd.Function], args: Sequence):
-    """``function.apply(*args)`` outside of transforms, without binding the signature, as costly as a layer."""
+    """``function.apply(*args)`` outside of transforms, without binding the signature (as costly as a layer)."""
     unwrapped = [_unwrap_if_dead(arg) if isinstance(arg, Tensor) else arg for arg in args]
     return super(torch.autograd.Function, function).apply(*unwrapped)
 
 
 def bare(operator: torch._ops.OpOverload):
-    """The operator without its Python wrapper, which costs half a microsecond."""
+    """The operator without its Python wrapper: saves half a microsecond."""
     return operator._op
 
 
@@ -98,13 +98,13 @@ def arguments_of(operator: torch._ops.OpOverload) -> tuple[list[str], list]:
 
 
 def need_gradient(tensors: Iterable[Tensor]) -> bool:
-    """Whether a gradient of one of these may be requested."""
+    """Whether a gradient for any of these may be requested."""
     if not in_transform():
         return any(tensor.requires_grad for tensor in tensors)
     if torch.compiler.is_compiling():  # Dynamo cannot inspect the transforms
         return True
     if any(level.key() != torch._C._functorch.TransformType.Vmap for level in retrieve_all_functorch_interpreters()):
-        return True  # a wrapped tensor does not say whether an outer level differentiates it
+        return True  # a wrapped tensor does not reveal whether an outer level differentiates it
     return any(_without_batching(tensor).requires_grad for tensor in tensors)
 
 
@@ -130,13 +130,13 @@ def has_tangent(tensor: Tensor) -> bool:
 
 
 def is_of_level(tensor: Tensor, level) -> bool:
-    """Whether this transform, a derivative, tracks the tensor."""
+    """Whether this transform, a differentiating one, tracks the tensor."""
     functorch = torch._C._functorch
     return functorch.is_gradtrackingtensor(tensor) and functorch.maybe_get_level(tensor) == level.level()
 
 
 def below_level(nested, level):
-    """``nested`` with its tensors as they are outside of this transform."""
+    """``nested`` with its tensors unwrapped from this transform."""
     return map_tensors(lambda t: torch._C._functorch.get_unwrapped(t) if is_of_level(t, level) else t, nested)
 
 

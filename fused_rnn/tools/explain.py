@@ -34,7 +34,7 @@ _EXCHANGES = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """What :func:`explain` found of a layer or a cell; ``str()`` of it is a sentence or two."""
+    """What :func:`explain` found for a layer or a cell; ``str()`` is a sentence or two."""
 
     engine: str
     """One of "fused" (this library's kernels on the CPU), "stepwise" and "persistent" (those on CUDA), "none" (a call
@@ -49,7 +49,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class ModelExplanation:
-    """What :func:`explain` found of a model; ``str()`` has a line for each of its recurrent layers and cells."""
+    """What :func:`explain` found for a model; ``str()`` has a line for each of its recurrent layers and cells."""
 
     layers: tuple[tuple[str, Explanation], ...]
     """(the layer's name in the model, its explanation), in order."""
@@ -64,8 +64,8 @@ def explain(
     """Says which engine and instruction set ``module(*inputs)`` runs on, and why.
 
     For a layer or a cell nothing is computed: the inputs pass the same checks as in a call, and the plan comes from the
-    very function that the engine uses. ``lengths`` and ``reset_mask`` are predicates inside the same kernel and do not
-    change it. ``engine``: explains what would run within :func:`cuda_engine` of that name; no effect on the CPU.
+    engine's own function. ``lengths`` and ``reset_mask`` are predicates inside the same kernel and do not change it.
+    ``engine``: explains what would run within :func:`cuda_engine` of that name; no effect on the CPU.
 
     Any other model is run once, without gradients and in evaluation mode, to see the arguments of its recurrent layers
     and cells; each is explained for its first call.

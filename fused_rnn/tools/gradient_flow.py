@@ -34,7 +34,7 @@ def gradient_flow(model: nn.Module, probe: str = "last", *, steps: int | None = 
         print(flow.summary())
 
     For each layer, direction and step: the norm, over batch and units, of dL/dh_t, and of dL/dc_t for an LSTM. The
-    backward kernel computes it as it goes. Recorded by ``backward()`` (not ``torch.autograd.grad``), even after the
+    backward kernel computes it along the way. Recorded by ``backward()`` (not ``torch.autograd.grad``), even after the
     ``with``, for calls made inside it. Results and gradients do not change.
 
     Args:

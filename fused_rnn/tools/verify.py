@@ -169,7 +169,7 @@ def _short(dtype: torch.dtype) -> str:
 
 @dataclass
 class Problem:
-    """Random tensors for a case, and how to call a functional twin with them."""
+    """Random tensors for a case, and how to call a function of ``functional`` or ``reference`` with them."""
 
     case: Case
     cell: Cell
@@ -194,7 +194,7 @@ class Problem:
             input = pack_padded_sequence(input, self.lengths.cpu(), case.batch_first, enforce_sorted=False)
         else:
             options["lengths"] = self.lengths
-        if cell.layer is None:  # no function of its own
+        if cell.layer is None:  # not in `functional`
             output, *state = arguments.run_cell(_RUNNERS[api], cell, input, hx, weights, **options)
             state = tuple(state[: cell.states])
         else:
