@@ -30,18 +30,21 @@ template <>
 struct NativeOf<float> {
   typedef float Vector __attribute__((vector_size(kVectorBytes)));
   typedef int32_t Integers __attribute__((vector_size(kVectorBytes)));
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct NativeOf<double> {
   static constexpr int kBytes = kVectorBytes < int(sizeof(double)) ? sizeof(double) : kVectorBytes;
   typedef double Vector __attribute__((vector_size(kBytes)));
   typedef int64_t Integers __attribute__((vector_size(kBytes)));
+  typedef uint64_t Bits __attribute__((vector_size(kBytes)));
 };
 
 template <class T>
 struct Vec {
   using Native = typename NativeOf<T>::Vector;
   using Integers = typename NativeOf<T>::Integers;
+  using Bits = typename NativeOf<T>::Bits;
   static constexpr int kLanes = sizeof(Native) / sizeof(T);
 
   Native v;
@@ -165,9 +168,9 @@ FUSED_RNN_INLINE ExpParts<T> exp_parts(Vec<T> x) {
   const V shifted = x * V(T(1.44269504088896340736)) + V(M::kRound);
   const V n = shifted - V(M::kRound);
   const V r = (x - n * V(M::kLn2)) - n * V(M::kLn2Rest);
-  // The low bits of `shifted` hold n; beside its bias they are the bits of 2^n.
-  const typename V::Integers bits = (typename V::Integers)shifted.v;
-  const typename V::Integers power = (bits + M::kBias) << M::kMantissa;
+  // The low bits of `shifted` hold n; beside its bias they are the bits of 2^n. Of NaN they are any bits.
+  const typename V::Bits bits = (typename V::Bits)shifted.v;
+  const typename V::Bits power = (bits + M::kBias) << M::kMantissa;
   // In pairs of terms: half as many dependent steps.
   constexpr int kLast = M::kTerms - 1;
   const V rr = r * r;
