@@ -51,6 +51,7 @@ test-all: library $(STAMP)-dev ## before a release: also what takes many minutes
 	"$(PYTHON)" -m pytest -m "exhaustive or not exhaustive" $(ARGS)
 	$(on-machine) $(ARGS)
 	"$(PYTHON)" scripts/cxx_check.py
+	"$(PYTHON)" scripts/sanitize_check.py
 	"$(PYTHON)" scripts/compile_all_archs.py
 
 test-cuda: library $(STAMP)-test ## all tests of the CUDA kernels, whose PTX is executed on the CPU; needs nvcc
