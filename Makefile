@@ -52,6 +52,7 @@ test-all: library $(STAMP)-dev $(STAMP)-clients ## before a release: also what t
 	$(on-machine) $(ARGS)
 	"$(PYTHON)" -m pytest tests/clients $(ARGS)
 	"$(PYTHON)" scripts/cxx_check.py
+	"$(PYTHON)" scripts/sanitize_check.py
 	"$(PYTHON)" scripts/compile_all_archs.py
 
 test-clients: library $(STAMP)-clients ## the layers in packages that use torch.nn's, which pip fetches (2 minutes)

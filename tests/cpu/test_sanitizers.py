@@ -1,0 +1,44 @@
+"""The CPU engine under AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+import os
+import platform
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.compiling import CSRC, FLAGS
+
+SANITIZE = "-std=c++20 -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -DFUSED_RNN_ISA=Baseline"
+SOURCE = Path(__file__).parent / "sanitize_check.cpp"
+
+
+def compiled(folder, flags, name="check"):
+    """The path of the program, or None where the compiler has no sanitizers."""
+    program = folder / name
+    command = [*shlex.split(os.environ.get("CXX", "g++")), *shlex.split(SANITIZE), *shlex.split(flags), f"-I{CSRC}"]
+    done = subprocess.run([*command, str(SOURCE), "-o", str(program)], capture_output=True, text=True, check=False)
+    if "asan" in done.stderr and "cannot find" in done.stderr:
+        pytest.skip("the compiler has no sanitizers")
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+def run(program, cases):
+    done = subprocess.run([program, str(cases)], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="sanitizers are tried on Linux")
+def test_random_layers(tmp_path):
+    run(compiled(tmp_path, "-DFUSED_RNN_ONE_DTYPE"), 300)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(platform.system() != "Linux", reason="sanitizers are tried on Linux")
+@pytest.mark.parametrize("isa", FLAGS)
+def test_random_layers_on_every_vector(tmp_path, isa):
+    """In every dtype. With AMX and bfloat16 products: ``scripts/sanitize_check.py``."""
+    kept = [flag for flag in FLAGS[isa].split() if flag.startswith(("-m", "-D"))]
+    run(compiled(tmp_path, " ".join(kept)), 2000)
