@@ -14,7 +14,7 @@ namespace fused_rnn {
 
 using Gradient = std::optional<Tensor>;
 
-// The bits of `wanted`, as in fused_rnn/ops/layer.py (tests/test_dispatch.py compares them, bit by bit). Gradients of
+// The bits of `wanted`, as in fused_rnn/ops/layer.py (tests/ops/test_dispatch.py compares them, bit by bit). Gradients of
 // the states cost nothing and are always computed.
 enum Wanted : int64_t {
   kInput = 1,

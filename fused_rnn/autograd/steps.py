@@ -39,8 +39,8 @@ class Step(torch.autograd.Function):
         needs = ctx.needs_input_grad
         if grad_h is None and grad_c is None:
             return (None,) * len(needs)
-        if torch.is_grad_enabled():
-            return _differentiable_gradients(ctx.code, ctx.saved_tensors, needs, grad_h, grad_c)
+        if torch.is_grad_enabled() or _needs_layer(grad_h) or _needs_layer(grad_c):
+            return _gradients_by_layer(ctx.code, ctx.saved_tensors, needs, grad_h, grad_c)
         saved, input, h0, c0, *weights = ctx.saved_tensors
         wanted = _wanted(needs, ctx.code)
         grads = _backward(ctx.code, grad_h, grad_c, input, h0, c0, weights, saved, wanted)
@@ -58,8 +58,18 @@ def _wanted(needs: tuple[bool, ...], code: int) -> int:
     return wanted_gradients(kinds, needs[_INPUT], needs[_WEIGHTS:])
 
 
-def _differentiable_gradients(code: int, saved_tensors, needs, grad_h, grad_c) -> tuple[Tensor | None, ...]:
-    """For create_graph: computed by the layer's functions, as a sequence of one step."""
+def _needs_layer(grad: Tensor | None) -> bool:
+    """Whether a gradient is compiled, transformed or batched: only the layer's functions handle that."""
+    return (
+        torch.compiler.is_compiling()
+        or torch_private.in_transform()
+        or torch_private.in_forward_mode()
+        or (grad is not None and torch_private.is_legacy_batched(grad))
+    )
+
+
+def _gradients_by_layer(code: int, saved_tensors, needs, grad_h, grad_c) -> tuple[Tensor | None, ...]:
+    """The gradients of a sequence of one step, by the layer's functions; differentiable if grad mode is on."""
     cell, _, bias, bidirectional, _ = stack_of(code)
     saved, input, h0, c0, *weights = saved_tensors
 

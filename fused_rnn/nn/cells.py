@@ -18,7 +18,7 @@ _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 def _step(module: nn.RNNCellBase, cell: Cell, input, hx) -> tuple[Tensor, Tensor] | Tensor | Proxy:
     """The new states; a tensor where there is one."""
-    if type(input) is Proxy:
+    if isinstance(input, Proxy) or isinstance(hx, Proxy):
         return module._call_module_node(input, hx=hx)
     names, parameters = _NAMES if module.bias else _NAMES[:2], module._parameters  # torch takes any truthy bias
     weights = [parameters.get(name) for name in names]  # not by getattr, which is slow on modules

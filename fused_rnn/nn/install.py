@@ -35,7 +35,8 @@ def install() -> Installation:
     """From now on ``torch.nn.LSTM``, ``GRU``, ``RNN`` and their cells are this library's, until :func:`uninstall`.
 
     Packages imported afterwards create and subclass our layers, and models that they load or unpickle contain them.
-    Names imported before, by ``from torch.nn import LSTM``, keep their classes: install first, or use :func:`swap`.
+    Names imported before, by ``from torch.nn import LSTM``, keep their classes, and classes derived before must not
+    name ``torch.nn.LSTM`` in their methods (``super()`` is fine): install first, or use :func:`swap`.
     Layers created meanwhile keep working after :func:`uninstall`. A second call has no effect.
 
         with fused_rnn.install():
@@ -47,7 +48,7 @@ def install() -> Installation:
         dynamo.admit(Recurrent)
         _before.update(bind(bindings_of({kind.__name__: ours for kind, ours in OURS.items()})))
         for kind in STOCK.values():
-            copyreg.pickle(kind, _reduce_stock)  # pickling them by name would find ours
+            copyreg.dispatch_table.setdefault(kind, _reduce_stock)  # pickling them by name would find ours
     return Installation(is_first=True)
 
 
@@ -57,7 +58,8 @@ def uninstall() -> None:
         bind(_before)
         _before.clear()
         for kind in STOCK.values():
-            copyreg.dispatch_table.pop(kind, None)
+            if copyreg.dispatch_table.get(kind) is _reduce_stock:
+                del copyreg.dispatch_table[kind]
 
 
 def _reduce_stock(module: nn.Module) -> tuple:

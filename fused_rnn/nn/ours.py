@@ -9,6 +9,7 @@ import warnings
 
 from torch import nn
 from torch.fx import Proxy
+from torch.nn.utils import parametrize
 
 from ..autograd.operators import OPERATORS
 from ..ops import torch_private
@@ -55,25 +56,28 @@ class Ours:
                 f"torch.fx cannot see into the forward of {self._get_name()}; let the Tracer's is_leaf_module keep it"
             )
         given = {name: option for name, option in options.items() if option is not None and option is not False}
-        tracer = input.tracer
+        tracer = next(arg for arg in (input, options["hx"]) if isinstance(arg, Proxy)).tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
 
     def _slow_forward(self, *args, **kwargs):
         """What torch.jit.trace calls for ``forward``."""
         if not torch_private.in_onnx_trace():
             return super()._slow_forward(*args, **kwargs)
-        kind = self._class_for("torch.onnx.export(dynamo=False)")
-        options = {} if self._has_own_forward() else kwargs
-        if any(option is not None and option is not False for name, option in options.items() if name != "hx"):
+        # By torch.nn's operators, which that exporter knows.
+        if self._has_own_forward():
+            own, self.__class__ = type(self), self._class_for("torch.onnx.export(dynamo=False)")
+            try:
+                return self.forward(*args, **kwargs)
+            finally:
+                self.__class__ = own
+        # For a single layer the exporter passes the defaults of all options, by position.
+        hx = kwargs.pop("hx", None) if len(args) < 2 else args[1]
+        if any(option is not None and option is not False for option in (*args[2:], *kwargs.values())):
             raise NotImplementedError(
                 f"torch.onnx.export(dynamo=False) cannot export the options of {self._get_name()}; dynamo=True exports "
                 "lengths"
             )
-        own, self.__class__ = type(self), kind
-        try:
-            return self.forward(*args, **kwargs)  # by torch.nn's operators, for that exporter
-        finally:
-            self.__class__ = own
+        return self._stock_class().forward(self, args[0], hx)
 
     def _class_for(self, exporter: str) -> type[nn.Module]:
         """torch.nn's equivalent class, or the user's subclass of it, for code that does not know our classes."""
@@ -98,6 +102,11 @@ class Ours:
     def __prepare_scriptable__(self) -> nn.Module:
         """torch.nn's layer or cell with the same parameters, as TorchScript cannot compile ours."""
         kind = self._class_for("torch.jit.script")
+        if parametrize.is_parametrized(self):
+            raise NotImplementedError(
+                "torch.jit.script cannot compile parametrized layers; make them plain ones by "
+                "torch.nn.utils.parametrize.remove_parametrizations"
+            )
         warnings.warn(
             f"torch.jit.script replaces {self._get_name()} by torch.nn.{self._stock_class().__name__}, in the model "
             "itself too: the same parameters, torch.nn's speed, and no lengths, reset_mask or other options. "
@@ -123,7 +132,8 @@ class Ours:
     @qconfig.setter
     def qconfig(self, value) -> None:
         self.__dict__["qconfig"] = value
-        if any(isinstance(self, kind) for kind in torch_private.types_to_quantize() & set(STOCK.values())):
+        asked = torch_private.types_to_quantize() & set(STOCK.values())
+        if value is not None or any(isinstance(self, kind) for kind in asked):
             warnings.warn(
                 f"torch.ao.quantization does not know {self._get_name()}, which stays as it is; to quantize "
                 "torch.nn's layer in its place, call fused_rnn.restore(model) before",
@@ -132,4 +142,6 @@ class Ours:
 
     @qconfig.deleter
     def qconfig(self) -> None:
-        self.__dict__.pop("qconfig", None)
+        if "qconfig" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no attribute 'qconfig'")
+        del self.__dict__["qconfig"]

@@ -28,7 +28,7 @@ class Recurrent(Ours, nn.RNNBase):
         self, input, hx=None, lengths=None, reset_mask=None, grad_clip=None, cells: bool = False, runner=None
     ) -> tuple | Proxy:
         """One call; returns what ``forward`` does. ``runner``: instead of the layer's own."""
-        if type(input) is Proxy:
+        if isinstance(input, Proxy) or isinstance(hx, Proxy):
             masks = {"lengths": lengths, "reset_mask": reset_mask, "grad_clip": grad_clip, "return_cells": cells}
             return self._call_module_node(input, hx=hx, **masks)
         # From `_parameters`: updating `_flat_weights` would cost more than a small call.

@@ -77,9 +77,10 @@ def _mixed(kind: type[nn.Module]) -> type[nn.Module]:
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
-        "__reduce_ex__": reduce,
         "_class_before_swap": kind,
     }
+    if kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__:
+        own["__reduce_ex__"] = reduce
     try:
         return type(kind)(kind.__name__, (kind, OURS[stock]), own)
     except TypeError as error:

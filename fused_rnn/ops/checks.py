@@ -166,12 +166,11 @@ def check_state_dtypes(states: tuple[Tensor, ...], dtype: torch.dtype) -> None:
 
 def contiguous(data: Tensor) -> Tensor:
     """``data.contiguous()``; raises where torch's would read freed memory."""
-    if torch.compiler.is_compiling() or data.is_contiguous():
-        return data.contiguous()
-    has_storage = type(data) is Tensor and data.device.type != "meta" and not torch_private.in_transform()
-    if has_storage and data.numel() and not data.untyped_storage().nbytes():
-        raise RuntimeError("fused_rnn: the input's storage was freed")
-    return data.contiguous()
+    if not torch.compiler.is_compiling() and not data.is_contiguous():
+        has_storage = type(data) is Tensor and data.device.type != "meta" and not torch_private.in_transform()
+        if has_storage and data.numel() and not data.untyped_storage().nbytes():
+            raise RuntimeError("fused_rnn: the input's storage was freed")
+    return data.contiguous()  # the only one here: torch.jit.trace compares source lines
 
 
 def check_device(device: torch.device) -> None:

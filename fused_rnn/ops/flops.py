@@ -55,9 +55,28 @@ def _infer(code, input, h0, c0, weights, *_, out_val=None, **__) -> int:
     return count
 
 
+def _step(stack, input, h0, c0, weights) -> Layer:
+    cell, _, bias, bidirectional, _ = stack_of(stack)
+    return Layer(cell, bias, bidirectional, input.unsqueeze(0), h0, c0, None, None, None, tuple(weights))
+
+
+def _step_forward(*args, out_val=None) -> int:
+    return _products(_step(*args))
+
+
+def _step_backward(stack, grad_h, grad_c, input, h0, c0, weights, saved, wanted, out_val=None) -> int:
+    return _products(_step(stack, input, h0, c0, weights), wanted)
+
+
 def _register(counter: ModuleType) -> None:
     operators = torch.ops.fused_rnn
-    formulas = {operators.layer_forward: _forward, operators.layer_backward: _backward, operators.infer: _infer}
+    formulas = {
+        operators.layer_forward: _forward,
+        operators.layer_backward: _backward,
+        operators.infer: _infer,
+        operators.step_forward: _step_forward,
+        operators.step_backward: _step_backward,
+    }
     for operator, formula in formulas.items():
         counter.register_flop_formula(operator, get_raw=True)(formula)
 

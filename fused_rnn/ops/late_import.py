@@ -20,19 +20,25 @@ def after_import(name: str, then: Callable[[ModuleType], None]) -> None:
 class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, name: str, then: Callable[[ModuleType], None]):
         self.name, self.then = name, then
+        self._searching = False
 
     def find_spec(self, name: str, path, target=None):
-        if name != self.name or self not in sys.meta_path:
+        if name != self.name or self._searching:
             return None
-        sys.meta_path.remove(self)  # or the search below would recurse
-        spec = importlib.util.find_spec(name)
+        self._searching = True  # so that the search below does not come here again
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._searching = False
         if spec is None or spec.loader is None:
             return spec
         load = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             load(module)
-            self.then(module)
+            if self in sys.meta_path:  # the first import that succeeds
+                sys.meta_path.remove(self)
+                self.then(module)
 
         spec.loader.exec_module = exec_module
         return spec
