@@ -14,7 +14,7 @@ from torch import Tensor
 from ..ops import torch_private
 from ..ops.calls import FORWARD_TENSORS, MASKS, ForwardArguments, unflatten
 from ..ops.layer import stack_of, weight_kinds_of
-from .functions import LayerForward, wanted_gradients
+from .functions import LayerForward, apart, wanted_gradients
 
 _forward = torch_private.bare(torch.ops.fused_rnn.step_forward.default)
 _backward = torch_private.bare(torch.ops.fused_rnn.step_backward.default)
@@ -49,7 +49,8 @@ class Step(torch.autograd.Function):
 
 def run_step(code: int, input: Tensor, states: Sequence[Tensor | None], weights: list[Tensor]) -> Sequence[Tensor]:
     """The new states of a plain call that needs gradients."""
-    return torch_private.apply_function(Step, (code, input, *states, *weights))
+    found = torch_private.apply_function(Step, (code, input, *states, *weights))
+    return apart(*found) if len(found) > 1 else found
 
 
 @lru_cache(maxsize=1024)

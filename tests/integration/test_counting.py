@@ -1,5 +1,7 @@
 """Tools of torch that count operations or look for torch.nn's classes: the FLOP counter, torch.ao.quantization."""
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -56,3 +58,23 @@ def test_dynamic_quantization_warns_of_skipped_layers():
         quantize(model, {nn.GRU})  # nobody asked for it
         quantize(fused_rnn.restore(nn.Sequential(nn.Linear(2, 2))), {nn.GRU})
     assert not hasattr(model[0], "qconfig")
+
+
+def test_flops_of_a_cell_forward_and_backward():
+    cell, x = fused_rnn.LSTMCell(3, 4), torch.randn(2, 3, requires_grad=True)
+    forward, (h, _) = flops(lambda: cell(x))
+    assert forward == 2 * 2 * 16 * (3 + 4)
+    h, _ = cell(x)
+    assert flops(lambda: h.sum().backward())[0] == 2 * forward
+
+
+def test_a_probe_for_a_module_does_not_use_up_what_waits_for_its_import():
+    script = """
+import importlib.util, torch, fused_rnn
+assert importlib.util.find_spec("torch.utils.flop_counter") is not None
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    fused_rnn.GRU(3, 4)(torch.ones(5, 2, 3))
+assert counter.get_total_flops() == 2 * 10 * 12 * 7, counter.get_total_flops()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

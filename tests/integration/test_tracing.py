@@ -28,6 +28,13 @@ class Net(nn.Module):
         return output, hidden, state
 
 
+def _feed(file, x):
+    """The only input of an exported model, whatever its name."""
+    import onnx
+
+    return {onnx.load_from_string(file.getvalue()).graph.input[0].name: x.numpy()}
+
+
 def tensors(results):
     return [t for r in results for t in (tensors(r) if isinstance(r, (tuple, list)) else [r])]
 
@@ -246,3 +253,67 @@ def test_onnx_by_tracing_refuses_options_by_name():
 
     with pytest.raises(NotImplementedError, match="cannot export the options of fused_rnn"):
         torch.onnx.export(Net(), (torch.randn(5, 2, 3), torch.tensor([5, 2])), io.BytesIO(), dynamo=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("called_before", [False, True])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_onnx_by_tracing_of_parametrized_layers(swapped, called_before):
+    pytest.importorskip("onnxscript", reason="torch.onnx.export needs it")
+    runtime = pytest.importorskip("onnxruntime", reason="it runs what was exported")
+
+    class Half(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    layer = nn.LSTM(4, 5) if swapped else fused_rnn.LSTM(4, 5)
+    nn.utils.parametrize.register_parametrization(layer, "weight_hh_l0", Half())
+    if swapped:
+        fused_rnn.swap(layer)
+    nn.utils.parametrize.register_parametrization(layer, "weight_ih_l0", Half())
+    model, x, file = nn.Sequential(layer).eval(), torch.randn(3, 2, 4), io.BytesIO()
+    if called_before:
+        model(x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+        torch.onnx.export(model, (x,), file, dynamo=False)
+        found = runtime.InferenceSession(file.getvalue()).run(None, _feed(file, x))
+        torch.testing.assert_close(torch.from_numpy(found[0]), model(x)[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LAYERS)
+def test_onnx_by_tracing_of_a_single_layer(name):
+    pytest.importorskip("onnxscript", reason="torch.onnx.export needs it")
+    runtime = pytest.importorskip("onnxruntime", reason="it runs what was exported")
+    layer, x, file = getattr(fused_rnn, name)(4, 5), torch.randn(3, 2, 4), io.BytesIO()
+    torch.onnx.export(layer, (x,), file, dynamo=False)
+    found = runtime.InferenceSession(file.getvalue()).run(None, _feed(file, x))
+    torch.testing.assert_close(torch.from_numpy(found[0]), layer(x)[0].detach())
+
+
+def test_a_trace_of_a_sliced_input_passes_torchs_own_check():
+    torch.jit.trace(fused_rnn.LSTM(4, 5), (torch.randn(3, 2, 4)[:, 0],))
+    torch.jit.trace(fused_rnn.GRU(4, 5), (torch.randn(3, 4, 4)[:, ::2],))
+
+
+def test_fx_takes_attributes_of_its_inputs_and_states_alone():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru = fused_rnn.GRU(3, 4)
+            self.register_buffer("x", torch.randn(5, 2, 3))
+
+        def forward(self, y, h):
+            return self.gru(y.mT)[0] + self.gru(self.x, h)[0]
+
+    y, h = torch.randn(5, 3, 2), torch.randn(1, 2, 4)
+    net = Net()
+    torch.testing.assert_close(torch.fx.symbolic_trace(net)(y, h), net(y, h))
+
+
+def test_script_refuses_parametrized_layers():
+    layer = nn.utils.parametrizations.weight_norm(fused_rnn.GRU(3, 4), "weight_hh_l0")
+    with pytest.raises(NotImplementedError, match="cannot compile parametrized layers"):
+        torch.jit.script(nn.Sequential(layer))

@@ -144,3 +144,64 @@ def test_what_is_refused(change, message):
         arguments[place] = value
     with pytest.raises(RuntimeError, match=message):
         operators.step_forward(*arguments)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_hooks_on_states_that_no_loss_reaches_are_not_called(used):
+    cell, x, called = fused_rnn.LSTMCell(3, 4), torch.randn(3, 2, 3), []
+    states = None
+    for step in x:
+        states = cell(step, states)
+        for k, state in enumerate(states):
+            state.register_hook(lambda grad, k=k: called.append(k) or grad.clamp(-1, 1))
+    states[used].sum().backward()
+    assert sorted(called) == sorted([0, 1] * 2 + [used])
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("used", [0, 1])
+def test_hooks_on_outputs_of_layers_likewise(name, used):
+    called = []
+    for library in (fused_rnn, torch.nn):
+        output, states = getattr(library, name)(3, 4)(torch.randn(5, 2, 3))
+        results = [output, *(states if isinstance(states, tuple) else (states,))]
+        for k, result in enumerate(results):
+            result.register_hook(lambda grad, k=k: called.append(k) or 2 * grad)
+        results[used].sum().backward()
+    assert called == [used] * 2
+
+
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_batched_and_forward_mode_derivatives_of_a_cells_gradient(name):
+    cell = getattr(fused_rnn, name)(3, 4, dtype=torch.float64)
+    x, h0 = torch.randn(2, 3, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
+
+    def h(x):
+        states = cell(x, (h0, h0) if name == "LSTMCell" else h0)
+        return states[0] if isinstance(states, tuple) else states
+
+    jacobians = [torch.autograd.functional.jacobian(h, x, vectorize=vectorize) for vectorize in (True, False)]
+    torch.testing.assert_close(*jacobians)
+    leaf = x.clone().requires_grad_()
+    output, vectors = h(leaf), torch.randn(5, 2, 4, dtype=torch.float64)
+    batched = torch.autograd.grad(output, leaf, vectors, is_grads_batched=True, retain_graph=True)[0]
+    by_vmap = torch.vmap(lambda v: torch.autograd.grad(output, leaf, v, retain_graph=True)[0])(vectors)
+    one_by_one = torch.stack([torch.autograd.grad(output, leaf, v, retain_graph=True)[0] for v in vectors])
+    torch.testing.assert_close(batched, one_by_one)
+    torch.testing.assert_close(by_vmap, one_by_one)
+    torch.autograd.gradcheck(h, leaf, check_batched_grad=True)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(vectors[0], vectors[1])
+        (grad,) = torch.autograd.grad(output, leaf, dual)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(grad).tangent, one_by_one[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_autograd_takes_a_cell():
+    cell, x = fused_rnn.GRUCell(3, 4), torch.randn(2, 3)
+    expected = torch.autograd.grad(cell(x).square().sum(), list(cell.parameters()))
+    loss = cell(x).square().sum()
+    with torch._dynamo.compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager", fullgraph=True)):
+        loss.backward()
+    torch.testing.assert_close([p.grad for p in cell.parameters()], list(expected))
+    torch._dynamo.reset()
