@@ -50,7 +50,8 @@ def test_autocast_leaves_float64_alone(kind):
     with torch.autocast("cpu", torch.bfloat16):
         assert {output.dtype for output in tensors_of(ours(make_input(ours)))} == {F64}
         for args in ((make_input(ours, dtype=F32),), (make_input(ours), make_states(ours, dtype=F32))):
-            with pytest.raises(ValueError, match="does not match weight dtype"):
+            is_layers_input = kind in LAYERS and len(args) == 1
+            with pytest.raises(ValueError if is_layers_input else RuntimeError, match="does not match weight dtype"):
                 ours(*args)
 
 
