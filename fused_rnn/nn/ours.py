@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 import warnings
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.utils import parametrize
 
@@ -26,6 +26,13 @@ def _level_of_user() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
     return level
+
+
+def _is_given(option) -> bool:
+    """Whether an option is not at its default, None or False, which an exporter may have made a tensor of."""
+    if isinstance(option, Tensor):
+        return option.dim() > 0 or bool(option)
+    return option is not None and option is not False
 
 
 class Ours:
@@ -55,7 +62,7 @@ class Ours:
             raise NotImplementedError(
                 f"torch.fx cannot see into the forward of {self._get_name()}; let the Tracer's is_leaf_module keep it"
             )
-        given = {name: option for name, option in options.items() if option is not None and option is not False}
+        given = {name: option for name, option in options.items() if _is_given(option)}
         tracer = next(arg for arg in (input, options["hx"]) if isinstance(arg, Proxy)).tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
 
@@ -72,7 +79,7 @@ class Ours:
                 self.__class__ = own
         # For a single layer the exporter passes the defaults of all options, by position.
         hx = kwargs.pop("hx", None) if len(args) < 2 else args[1]
-        if any(option is not None and option is not False for option in (*args[2:], *kwargs.values())):
+        if any(map(_is_given, (*args[2:], *kwargs.values()))):
             raise NotImplementedError(
                 f"torch.onnx.export(dynamo=False) cannot export the options of {self._get_name()}; dynamo=True exports "
                 "lengths"
