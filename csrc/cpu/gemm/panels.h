@@ -197,12 +197,68 @@ void pack_lines(E* to, const Plain<E>& matrix, int64_t panel, const void* from, 
     }
 }
 
-// B of a product: packed, or row-major (`raw`), to be packed block by block during the product.
+// Adds to kRows rows of sums, `stride` apart, the products of A's columns k .. k + kDepth - 1 with those rows of B.
+template <class E, class S, int kRows, int kDepth>
+void add_streamed(Arithmetic<E>* sums, int64_t stride, const S* b, int64_t ld, int64_t columns, const E* const* a,
+                  int64_t k) {
+  using V = Vec<Arithmetic<E>>;
+  V factor[kRows][kDepth];
+  for (int i = 0; i < kRows; ++i)
+    for (int n = 0; n < kDepth; ++n) factor[i][n] = V(load(a[i][k + n]));
+  for (int64_t j = 0; j < columns; j += V::kLanes) {
+    V x[kDepth];
+#pragma GCC unroll 4
+    for (int n = 0; n < kDepth; ++n) x[n] = load_vector(b + (k + n) * ld + j, columns - j);
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      V sum = load_vector(sums + i * stride + j);
+#pragma GCC unroll 4
+      for (int n = 0; n < kDepth; ++n) sum = sum + factor[i][n] * x[n];
+      store_vector(sums + i * stride + j, sum);
+    }
+  }
+}
+
+// Few rows of A times some columns of a row-major B, which is streamed row by row while the sums stay in L1.
+template <class E, class S, int kRows>
+void multiply_streamed(Arithmetic<E>* sums, int64_t stride, const Plain<E>& matrix, const void* from, int64_t first,
+                       int64_t columns, const E* const* a) {
+  constexpr int kDepth = 4;
+  const S* const b = static_cast<const S*>(from) + first;
+  zero_row(sums, kRows * stride);
+  int64_t k = 0;
+  for (; k + kDepth <= matrix.depth; k += kDepth)
+    add_streamed<E, S, kRows, kDepth>(sums, stride, b, matrix.columns, columns, a, k);
+  for (; k < matrix.depth; ++k) add_streamed<E, S, kRows, 1>(sums, stride, b, matrix.columns, columns, a, k);
+}
+
+template <class E>
+using MultiplyStreamed = void (*)(Arithmetic<E>* sums, int64_t stride, const Plain<E>& matrix, const void* from,
+                                  int64_t first, int64_t columns, const E* const* a);
+
+// B of a product: packed, or row-major (`raw`): then packed block by block during the product or, for few rows of A,
+// streamed.
 template <class E>
 struct RightOperand {
+  static constexpr int kMostStreamed = 4;  // rows of A
+
   const E* packed;
   const void* raw = nullptr;
   void (*pack)(E* to, const Plain<E>& matrix, int64_t panel, const void* from, int64_t first, int64_t lines) = nullptr;
+  const MultiplyStreamed<E>* streamed = nullptr;  // for 1 .. kMostStreamed rows
+
+  static RightOperand of_packed(const E* packed) { return {packed}; }
+  template <class S>
+  static RightOperand of_rows(const S* raw) {
+    RightOperand right = {nullptr, raw, &pack_lines<E, S>};
+    if constexpr (kTogether<E> == 1) {
+      static constexpr MultiplyStreamed<E> kStreamed[kMostStreamed] = {
+          &multiply_streamed<E, S, 1>, &multiply_streamed<E, S, 2>, &multiply_streamed<E, S, 3>,
+          &multiply_streamed<E, S, 4>};
+      right.streamed = kStreamed;
+    }
+    return right;
+  }
 };
 
 }  // namespace

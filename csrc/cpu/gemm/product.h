@@ -229,6 +229,24 @@ void multiply(const Matrix& matrix, const E* packed, PanelRange panels, const Le
 }
 #endif
 
+// Some panels' columns at a time, whose sums fit L1.
+template <class E, class Row, class Use>
+void multiply_streamed(const Plain<E>& matrix, const RightOperand<E>& right, PanelRange panels,
+                       const LeftRows<Row>& left, Use use) {
+  constexpr int64_t kPanels = 16, kMostRows = RightOperand<E>::kMostStreamed;
+  constexpr int64_t kStride = kPanels * kMostVectors * Vec<Arithmetic<E>>::kLanes;
+  Arithmetic<E> sums[kMostRows * kStride] __attribute__((aligned(64)));
+  const E* a[kMostRows];
+  for (int64_t i = 0; i < left.count; ++i) a[i] = left.row(i);
+  for (int64_t panel = panels.first; left.count > 0 && panel < panels.last; panel += kPanels) {
+    const int64_t last = minimum(panel + kPanels, panels.last), first = matrix.first_column(panel);
+    const int64_t columns = minimum(matrix.first_column(last), matrix.columns) - first;
+    right.streamed[left.count - 1](sums, kStride, matrix, right.raw, first, columns, a);
+    for (int64_t p = panel; p < last; ++p)
+      for (int64_t i = 0; i < left.count; ++i) use(p, i, sums + i * kStride + matrix.first_column(p) - first);
+  }
+}
+
 // `multiply` for a right operand that may be unpacked.
 template <class E, class Row, class Fetch, class Use>
 void multiply_right(const Plain<E>& matrix, const RightOperand<E>& right, PanelRange panels, const LeftRows<Row>& left,
@@ -236,6 +254,8 @@ void multiply_right(const Plain<E>& matrix, const RightOperand<E>& right, PanelR
 #ifdef FUSED_RNN_AMX
   multiply(matrix, right.packed, panels, left, fetch, use);
 #else
+  if (right.streamed && left.count <= RightOperand<E>::kMostStreamed)
+    return multiply_streamed(matrix, right, panels, left, use);
   E block[kLinesAtOnce * kMostVectors * Vec<Arithmetic<E>>::kLanes * kTogether<E>] __attribute__((aligned(64)));
   const auto source = [&](int64_t panel, int64_t next) {
     const int vectors = matrix.panel_vectors(panel);

@@ -41,10 +41,10 @@ struct BackwardState {
   // One problem's W_ih or W_hh as a right operand.
   RightOperand<E> right(const Backward& g, const Plain<E>& matrix, const E* packed, const void* Weights::* weights,
                         int64_t problem) const {
-    if (!reads_weights_once(g)) return {packed + problem * matrix.size()};
+    if (!reads_weights_once(g)) return RightOperand<E>::of_packed(packed + problem * matrix.size());
     const int64_t m = problem / g.directions;
     const void* raw = g.weights[problem % g.directions].*weights;
-    return {nullptr, at<S>(raw, m * matrix.depth * matrix.columns), &pack_lines<E, S>};
+    return RightOperand<E>::of_rows(at<S>(raw, m * matrix.depth * matrix.columns));
   }
 
   BackwardState(const Backward& g, const Plan& plan, Carver& carve) {
