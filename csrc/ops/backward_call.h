@@ -70,7 +70,7 @@ struct BackwardCall {
         if (!exists) return nullptr;
         Shape shape = shape_of(weights[grad_weights.size()]);
         if (K > 1) shape.insert(args.members.size(), K);
-        grad_weights.push_back(allocate(wanted & kind, shape));
+        grad_weights.push_back(wanted & kind ? recycled_tensor(like, shape) : allocate(false, shape));
         return wanted & kind ? grad_weights.back().data_ptr() : nullptr;
       };
       WeightGradients& w = g.grads[d];

@@ -15,7 +15,8 @@ using torch::stable::Tensor;
 Tensor new_tensor(const Tensor& like, const Shape& shape,
                   std::optional<torch::headeronly::ScalarType> dtype = std::nullopt);
 
-// The same, for tensors saved for the backward pass: on the CPU, large ones come from a pool (at most 256 MiB).
+// The same, for tensors saved for the backward pass and for weight gradients: on the CPU, large ones come from a pool (at
+// most 256 MiB). Their storage cannot be resized.
 Tensor recycled_tensor(const Tensor& like, const Shape& shape);
 
 // The scratch memory of one operator call. On the CPU each thread keeps a buffer of up to kKept bytes between calls,
