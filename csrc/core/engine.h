@@ -21,6 +21,8 @@ struct Engine {
   void (*pack)(const Layer&, void* packed);
   // Identifies the layout that pack writes; it depends on the instruction set, for example.
   int64_t (*packed_format)();
+  // Whether Backward's grad_h0 and grad_c0 may be null: then what leads to them alone is not computed.
+  bool may_skip_initial_gradients = false;
 };
 
 void add_engine(torch::headeronly::DeviceType device, const Engine& engine);

@@ -117,7 +117,7 @@ void backward(const Backward& args, const Scratch& scratch) {
 }
 int64_t packed_format() { return static_cast<int64_t>(best_isa()); }
 
-const Engine kEngine = {&forward, &backward, &packed_bytes, &pack, &packed_format};
+const Engine kEngine = {&forward, &backward, &packed_bytes, &pack, &packed_format, true};
 const bool kAdded = (add_engine(torch::headeronly::DeviceType::CPU, kEngine), true);
 
 }  // namespace

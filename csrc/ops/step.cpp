@@ -55,8 +55,8 @@ std::vector<Tensor> step_backward(int64_t stack, Gradient grad_h, Gradient grad_
   call.args.read_weights(weights);
   call.args.read_states(h0, c0);
   call.read(std::nullopt, grad_h, grad_c, std::nullopt, saved);
-  const bool on_cpu = input.device().type() == torch::headeronly::DeviceType::CPU;
-  call.write(wanted, !on_cpu || h0 || c0);
+  const Engine& engine = engine_for(input.device().type());
+  call.write(wanted, !engine.may_skip_initial_gradients || h0 || c0);
   call.run();
   std::vector<Tensor> results = {call.grad_input, call.grad_h0, call.grad_c0};
   results.insert(results.end(), call.grad_weights.begin(), call.grad_weights.end());

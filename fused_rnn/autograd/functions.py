@@ -321,17 +321,6 @@ def is_captured() -> bool:
     return torch.compiler.is_exporting() or torch_private.is_tracing()
 
 
-_alias = torch_private.bare(torch.ops.aten.alias.default)
-
-
-def apart(*outputs: Tensor) -> tuple[Tensor, ...]:
-    """The outputs of one function as graph nodes of their own, as torch.nn's are.
-
-    A hook on one that no gradient reaches is then not called; on a function's own output it would be called with None.
-    """
-    return tuple([_alias(output) if output.requires_grad else output for output in outputs])
-
-
 # ---- entry point -----------------------------------------------------------------------------------------------------
 
 
@@ -356,8 +345,6 @@ def run_layer(
     elif save or transformed:
         flat = flatten(ForwardArguments(save, cells, grad_clip, layer))
         output, h_n, c_n, all_cells, _ = apply(LayerForward, *flat)
-        if save and not (transformed or torch.compiler.is_compiling()):
-            output, h_n, c_n, all_cells = apart(output, h_n, c_n, all_cells)
     else:
         output, h_n, c_n, all_cells, _ = layer_forward(save, cells, *layer[:-1], *layer.weights)
     return output, h_n, c_n, all_cells
@@ -368,4 +355,4 @@ def run_for_gradients(layer: Layer, cells: bool) -> tuple[Tensor, Tensor, Tensor
     # Flat ForwardArguments, built inline for speed.
     flat = (True, cells, None, *layer[:-1], *layer.weights)
     output, h_n, c_n, all_cells, _ = torch_private.apply_function(LayerForward, flat)
-    return *apart(output, h_n, c_n), all_cells
+    return output, h_n, c_n, all_cells

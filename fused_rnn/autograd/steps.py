@@ -14,10 +14,12 @@ from torch import Tensor
 from ..ops import torch_private
 from ..ops.calls import FORWARD_TENSORS, MASKS, ForwardArguments, unflatten
 from ..ops.layer import stack_of, weight_kinds_of
-from .functions import LayerForward, apart, wanted_gradients
+from .functions import LayerForward, wanted_gradients
 
 _forward = torch_private.bare(torch.ops.fused_rnn.step_forward.default)
 _backward = torch_private.bare(torch.ops.fused_rnn.step_backward.default)
+
+_clone = torch_private.bare(torch.ops.aten.clone.default)
 
 _INPUT, _WEIGHTS = 1, 4  # positions in the arguments of ``Step.apply``
 _NO_MASKS = (None,) * len(range(*MASKS.indices(MASKS.stop)))
@@ -50,7 +52,9 @@ class Step(torch.autograd.Function):
 def run_step(code: int, input: Tensor, states: Sequence[Tensor | None], weights: list[Tensor]) -> Sequence[Tensor]:
     """The new states of a plain call that needs gradients."""
     found = torch_private.apply_function(Step, (code, input, *states, *weights))
-    return apart(*found) if len(found) > 1 else found
+    # h and c as graph nodes of their own, as torch.nn's are: a hook on one that no gradient reaches is then not called;
+    # on a function's own output it would be called with None.
+    return found if len(found) == 1 else tuple([_clone(state) for state in found])
 
 
 @lru_cache(maxsize=1024)

@@ -77,7 +77,7 @@ def add_cells(tree):
     reference = tree / "fused_rnn/reference.py"
     steps = ", ".join(step for _, step in CELLS.values())
     edit(reference, r"(STEPS = \([^)]*?),?\s*\)", rf"\1, {steps})")
-    edit(reference, r"(# By the cells' ids)", rf"{step}\n\n{OTHER_STEPS}\n\n\1")
+    edit(reference, r"(# By cell id)", rf"{step}\n\n{OTHER_STEPS}\n\n\1")
 
 
 @pytest.fixture(scope="module")

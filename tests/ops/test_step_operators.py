@@ -158,18 +158,6 @@ def test_hooks_on_states_that_no_loss_reaches_are_not_called(used):
     assert sorted(called) == sorted([0, 1] * 2 + [used])
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize("used", [0, 1])
-def test_hooks_on_outputs_of_layers_likewise(name, used):
-    called = []
-    output, states = getattr(fused_rnn, name)(3, 4)(torch.randn(5, 2, 3))
-    results = [output, *(states if isinstance(states, tuple) else (states,))]
-    for k, result in enumerate(results):
-        result.register_hook(lambda grad, k=k: called.append(k) or 2 * grad)
-    results[used].sum().backward()
-    assert called == [used]
-
-
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
 def test_batched_and_forward_mode_derivatives_of_a_cells_gradient(name):
     cell = getattr(fused_rnn, name)(3, 4, dtype=torch.float64)

@@ -77,4 +77,7 @@ void fill_allocations(bool fill) { filled = fill; }
 
 // What the operators themselves allocate so (csrc/ops/memory.cpp); this module's own, not the whole program's.
 void* operator new(size_t bytes, std::align_val_t) { return ptx::allocate_fenced(bytes); }
+void* operator new(size_t bytes, std::align_val_t, const std::nothrow_t&) noexcept {
+  return ptx::allocate_fenced(bytes);
+}
 void operator delete(void* memory, std::align_val_t) noexcept { ptx::free_fenced(memory); }
