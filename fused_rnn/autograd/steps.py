@@ -22,7 +22,7 @@ _backward = torch_private.bare(torch.ops.fused_rnn.step_backward.default)
 _clone = torch_private.bare(torch.ops.aten.clone.default)
 
 _INPUT, _WEIGHTS = 1, 4  # positions in the arguments of ``Step.apply``
-_NO_MASKS = (None,) * len(range(*MASKS.indices(MASKS.stop)))
+_NO_MASKS = (None,) * (MASKS.stop - MASKS.start)
 
 
 class Step(torch.autograd.Function):

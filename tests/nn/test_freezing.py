@@ -14,7 +14,17 @@ from torch.nn.utils import parametrizations, stateless
 import fused_rnn
 from fused_rnn.ops.layer import TIME_MAJOR, stack_code
 from fused_rnn.tools.verify import TOLERANCE, relative_error
-from support.modules import F64, every_layer, make_input, make_packed, make_pair, make_states, tensors_of
+from support.modules import (
+    F64,
+    every_layer,
+    make_input,
+    make_packed,
+    make_pair,
+    make_states,
+    tensors_of,
+    through_file,
+    through_pickle,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("no_reference"),
@@ -197,17 +207,6 @@ def test_conversions_repack():
     torch.testing.assert_close(layer(input)[0], expected)
     with pytest.raises(RuntimeError, match=f"weights are frozen on cpu, not on meta; {THAW}"):
         layer.to("meta")
-
-
-def through_pickle(layer):
-    return pickle.loads(pickle.dumps(layer))
-
-
-def through_file(layer):
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @torch.no_grad()

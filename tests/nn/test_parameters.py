@@ -2,7 +2,6 @@
 
 import copy
 import io
-import pickle
 
 import pytest
 import torch
@@ -25,6 +24,8 @@ from support.modules import (
     make_pair,
     results_of,
     tensors_of,
+    through_file,
+    through_pickle,
     weight_hh,
 )
 
@@ -35,19 +36,8 @@ pytestmark = [
 unprojected = pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
 
 
-def through_pickle(module):
-    return pickle.loads(pickle.dumps(module))
-
-
-def through_save(module):
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 @every_kind
-@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle, through_save])
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle, through_file])
 def test_copies_are_independent_of_the_original(kind, copied):
     ours, theirs = make_pair(kind, **DEEP if kind in LAYERS else {})
     args = input_and_states(theirs)

@@ -1,5 +1,8 @@
 """The same layer or cell from this library and from torch.nn, and how the two are compared."""
 
+import io
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -164,3 +167,17 @@ def assert_same_error(our_call, torch_call, *args, **options) -> None:
     """Both calls fail, with the same type of exception and the same message."""
     found, expected = error_of(our_call, *args, **options), error_of(torch_call, *args, **options)
     assert (type(found), str(found)) == (type(expected), str(expected))
+
+
+# ---- copies of a module ----------------------------------------------------------------------------------------------
+
+
+def through_pickle(module: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(module))
+
+
+def through_file(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
