@@ -1,5 +1,6 @@
 """A copy of the source tree with more cells: correct ones must work, and a wrong formula must be detected."""
 
+import ast
 import os
 import re
 import shlex
@@ -44,10 +45,16 @@ def copy_tree(to):
             shutil.copy(file, to)
 
 
-def edit(file, pattern, replacement):
-    text, count = re.subn(pattern, replacement, file.read_text())
-    assert count == 1, f"{pattern!r} occurs {count} times in {file.name}"
-    file.write_text(text)
+def add_lines(file, after, lines):
+    """After line number ``after``, counted from 1."""
+    text = file.read_text().splitlines()
+    file.write_text("\n".join([*text[:after], *lines, *text[after:]]) + "\n")
+
+
+def end_of(file, name):
+    """Number of the last line of what a Python module assigns to ``name``."""
+    assigned = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Assign)]
+    return next(node.end_lineno for node in assigned if node.targets[0].id == name)
 
 
 # In the order of their ids: the header of each, its struct, and the name of its step in the reference.
@@ -63,21 +70,26 @@ def add_cells(tree):
     """Follows the steps of CONTRIBUTING.md, whose example is one of the cells."""
     for name in CELLS:
         shutil.copy(TESTS / f"cells/{name}.h", tree / "csrc/cells")
-    cells = tree / "csrc/cells/cells.h"
-    includes = "".join(f'\n#include "cells/{name}.h"' for name in CELLS)
-    edit(cells, r'(#include "cells/lstm\.h")', rf"\1{includes}")
-    count = len(re.findall(r"X\(\d+, \w+\)", cells.read_text()))
-    rows = [f"X({count + i}, {struct})" for i, (struct, _) in enumerate(CELLS.values())]
-    edit(cells, rf"(X\({count - 1}, \w+\)) *\n", r" \\\n  ".join([r"\1", *rows]) + "\n")
-    added = "".join(f'    Row("{name}"),\n' for name in CELLS)
-    edit(tree / "fused_rnn/ops/cells.py", r"(?s)(\n_ROWS = \(.*?\n)\)\n", rf"\1{added})\n")
+    registry = tree / "csrc/cells/cells.h"
+    names = [struct for struct, _ in CELLS.values()]
+    registry.write_text(with_rows(registry.read_text(), names, [f"cells/{name}.h" for name in CELLS]))
+    rows = tree / "fused_rnn/ops/cells.py"
+    add_lines(rows, end_of(rows, "_ROWS") - 1, [f'    Row("{name}"),' for name in CELLS])
     page = (ROOT / "CONTRIBUTING.md").read_text()
     step, module = map(textwrap.dedent, re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     (tree / "fused_rnn/nn/peephole_lstm.py").write_text(module)
-    reference = tree / "fused_rnn/reference.py"
     steps = ", ".join(step for _, step in CELLS.values())
-    edit(reference, r"(STEPS = \([^)]*?),?\s*\)", rf"\1, {steps})")
-    edit(reference, r"(# By cell id)", rf"{step}\n\n{OTHER_STEPS}\n\n\1")
+    reference = tree / "fused_rnn/reference.py"
+    add_lines(reference, end_of(reference, "STEPS"), [step, OTHER_STEPS, f"STEPS += ({steps})"])
+
+
+def with_rows(text, structs, headers):
+    """The registry with more cells: an include for each, and a row each at the end of the table."""
+    *_, last = re.finditer(r"X\((\d+), \w+\)", text)
+    first = int(last[1]) + 1
+    rows = "".join(f" X({id}, {struct})" for id, struct in enumerate(structs, first))
+    includes = "".join(f'#include "{header}"\n' for header in headers)
+    return includes + text[: last.end()] + rows + text[last.end() :]
 
 
 @pytest.fixture(scope="module")
