@@ -129,22 +129,35 @@ const char* check_packing(int64_t cases) {
   return nullptr;
 }
 
+// Some rows of A times a strip of an unpacked matrix; the order of a sum must not depend on the number of rows.
 template <class T, class S>
-const char* check_dot_products(int64_t cases) {
+const char* check_strip(int64_t cases) {
   constexpr int64_t kLanes = Vec<T>::kLanes;
   for (int64_t n = 0; n < cases; ++n) {
-    const int64_t depth = some_depth(kLanes), columns = between(1, kLanes), lead = depth + between(0, 2);
-    Guarded<S> matrix((columns - 1) * lead + depth);
-    Guarded<T> a(depth);
+    const bool is_deep = n % 8 == 0;
+    const int64_t depth = some_depth(kLanes) + (is_deep ? between(1, 3) * kDepthOfStrip : 0);
+    const int64_t columns = between(1, kLanes), rows = between(1, kRowsOfStrip);
+    Guarded<S> matrix(columns * depth);
+    Guarded<T> a(rows * depth);
     matrix.fill_with_integers();
     a.fill_with_integers();
-    const Vec<T> found = dot_products(depth, matrix.data(), lead, columns, a.data());
-    for (int64_t j = 0; j < columns; ++j) {
-      T expected = 0;
-      for (int64_t k = 0; k < depth; ++k) expected += load(matrix[j * lead + k]) * a[k];
-      CHECK(found.v[j] == expected, "wrong dot product: depth %ld, column %ld of %ld", long(depth), long(j),
-            long(columns));
-    }
+    int64_t stored = 0;
+    const char* wrong = nullptr;
+    const LeftRows left = {rows, [&](int64_t i) { return a.data() + i * depth; }};
+    multiply_strip<T>(depth, matrix.data(), columns, left, [&](int64_t i, Vec<T> found) {
+      ++stored;
+      for (int64_t j = 0; j < columns; ++j) {
+        T expected = 0;
+        for (int64_t k = 0; k < depth; ++k) expected += load(matrix[j * depth + k]) * a[i * depth + k];
+        if (found.v[j] != expected) wrong = "wrong product with a strip";
+      }
+      const LeftRows alone = {1, [&](int64_t) { return a.data() + i * depth; }};
+      multiply_strip<T>(depth, matrix.data(), columns, alone, [&](int64_t, Vec<T> same) {
+        if (memcmp(&same, &found, sizeof same) != 0) wrong = "a row's products depend on the other rows";
+      });
+    });
+    CHECK(!wrong, "%s: depth %ld, %ld rows, %ld columns", wrong, long(depth), long(rows), long(columns));
+    CHECK(stored == rows, "%ld rows stored, not %ld", long(stored), long(rows));
   }
   return nullptr;
 }
@@ -155,13 +168,13 @@ const char* check(const char* what, int64_t cases) {
   if (!strcmp(what, "order")) return check_order<T>(cases);
   if (!strcmp(what, "transpose")) return check_transpose<T>();
   if (!strcmp(what, "packing")) return check_packing<T, T>(cases);
-  if (!strcmp(what, "dot_products")) return check_dot_products<T, T>(cases);
+  if (!strcmp(what, "strip")) return check_strip<T, T>(cases);
   if constexpr (sizeof(T) == sizeof(float)) {
     const char* found = nullptr;
     if (!strcmp(what, "packing_16_bits"))
       return (found = check_packing<T, BFloat16>(cases)) ? found : check_packing<T, Half>(cases);
-    if (!strcmp(what, "dot_products_16_bits"))
-      return (found = check_dot_products<T, BFloat16>(cases)) ? found : check_dot_products<T, Half>(cases);
+    if (!strcmp(what, "strip_16_bits"))
+      return (found = check_strip<T, BFloat16>(cases)) ? found : check_strip<T, Half>(cases);
   }
   return "there is no such check";
 }

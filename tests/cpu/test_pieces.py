@@ -20,8 +20,8 @@ def tuned(name):
     return int(re.search(rf"\b{name} = ([\d']+)[,;]", TUNING)[1].replace("'", ""))
 
 
-FEW, MANY = tuned("kLeastRowsToPackFew"), tuned("kLeastRowsToPackMany")
-MANY_WEIGHTS = tuned("kManyWeightsToPack")
+FEW, MANY, MOST = (tuned(f"kLeastRowsToPack{weights}") for weights in ("Few", "Many", "Most"))
+MANY_WEIGHTS, MOST_WEIGHTS = tuned("kManyWeightsToPack"), tuned("kMostWeightsToPackSoon")
 HALF, BFLOAT16 = tuned("kLeastRowsToPackHalf"), tuned("kLeastRowsToPackBFloat16")
 SPLIT_ROWS, SPLIT_BATCH, SPLIT_UNITS = map(tuned, ("kLeastSplitRows", "kLeastSplitBatch", "kLeastSplitUnits"))
 ON_TILES = fused_rnn.info()["CPU instruction set for large float32 layers"] == "amx"
@@ -30,6 +30,7 @@ ON_TILES = fused_rnn.info()["CPU instruction set for large float32 layers"] == "
 CASES = [
     (torch.float32, 20, FEW),
     (torch.float32, 128, MANY),
+    (torch.float32, 460, MOST),
     (torch.float64, 20, FEW),
     (torch.float64, 128, MANY),
     (torch.bfloat16, 128, BFLOAT16),
@@ -53,7 +54,8 @@ def is_same(dtype, hidden, steps, batch=1, pieces=6):
 
 @pytest.mark.parametrize(("dtype", "hidden", "least"), CASES)
 def test_pieces_of_enough_rows_give_the_same_bits(dtype, hidden, least):
-    assert (3 * hidden**2 >= MANY_WEIGHTS) == (hidden == 128)
+    assert (3 * hidden**2 >= MANY_WEIGHTS) == (hidden >= 128)
+    assert (3 * hidden**2 >= MOST_WEIGHTS) == (hidden == 460)
     for rows in range(least, least + 8):
         assert is_same(dtype, hidden, rows), rows
         assert is_same(dtype, hidden, (rows + 2) // 3, batch=3), rows
@@ -71,6 +73,6 @@ def test_pieces_of_enough_rows_give_the_same_bits_on_tiles():
 def test_the_readme_has_these_numbers():
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"each piece has {FEW} rows (steps times batch) or more" in readme
-    assert f"{MANY} where W<sub>hh</sub> has {MANY_WEIGHTS:,} weights or more" in readme
+    assert f"{MANY} where W<sub>hh</sub> has {MANY_WEIGHTS:,} weights or more, {MOST} from {MOST_WEIGHTS:,} on" in readme
     assert f"{BFLOAT16} in bfloat16, {HALF} in float16" in readme
     assert f"with a batch of {SPLIT_BATCH} or more and {SPLIT_UNITS} units or more, {SPLIT_ROWS}" in readme

@@ -19,9 +19,9 @@ CHECKS = [
     ("packing", 0, 300),
     ("packing", 1, 300),
     ("packing_16_bits", 0, 300),
-    ("dot_products", 0, 500),
-    ("dot_products", 1, 500),
-    ("dot_products_16_bits", 0, 500),
+    ("strip", 0, 500),
+    ("strip", 1, 500),
+    ("strip_16_bits", 0, 500),
 ]
 
 

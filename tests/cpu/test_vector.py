@@ -1,4 +1,4 @@
-"""csrc/cpu/simd/vector.h: vectorized exp, tanh and sigmoid against float64, to a few eps."""
+"""csrc/cpu/simd/functions.h: vectorized exp, tanh and sigmoid against float64, to a few eps."""
 
 import ctypes
 import math
@@ -11,7 +11,7 @@ from support.compiling import FLAGS, compile_library
 
 SOURCE = """
 #include "cells/math.h"
-#include "cpu/simd/vector.h"
+#include "cpu/simd/functions.h"
 using namespace fused_rnn;
 using namespace fused_rnn::cpu;
 // Calls f(Type, j) over [0, n): whole vectors first, then scalars.
@@ -84,7 +84,7 @@ def units_in_the_last_place(numbers, info):
 
 
 def bound_of(name, kind):
-    """What vector.h states, in units in the last place."""
+    """What functions.h states, in units in the last place."""
     if kind == "double":
         return 8  # 4 eps
     return {"exp": 2, "tanh": 1, "sigmoid": 2.4}[name]

@@ -272,33 +272,61 @@ void multiply_right(const Plain<E>& matrix, const RightOperand<E>& right, PanelR
 
 // ---- a product with an unpacked matrix ------------------------------------------------------------------------------
 
-// sum over k of from[j * ld + k] * a[k], for j < columns <= L. The L vectors of partial sums are reduced together, by
-// zips as in `transpose`.
-template <class E, class S>
-Vec<Arithmetic<E>> dot_products(int64_t depth, const S* from, int64_t ld, int64_t columns, const E* a) {
+// Rows of A that share a strip of the matrix while it is in L1, and the numbers of each row that are read at a time.
+constexpr int64_t kRowsOfStrip = 8, kDepthOfStrip = 256;
+
+// L vectors of partial sums over k, for the dot products of one row of A with L rows of a matrix.
+template <class E>
+struct DotProducts {
   using T = Arithmetic<E>;
-  constexpr int kLanes = Vec<T>::kLanes;
-  using Lanes = std::make_integer_sequence<int, kLanes>;
+  static constexpr int kLanes = Vec<T>::kLanes;
   using V = typename Vec<T>::Native;
-  const S* rows[kLanes];
-  for (int j = 0; j < kLanes; ++j) rows[j] = from + (j < columns ? j : columns - 1) * ld;
-  V sum[kLanes] = {};
-  int64_t k = 0;
-  for (; k + kLanes <= depth; k += kLanes) {
-    const V x = load_vector(a + k).v;
+  V sum[kLanes];
+
+  // Adds the products of columns k .. last - 1.
+  template <class S>
+  FUSED_RNN_INLINE void add(const S* const* rows, const E* a, int64_t k, int64_t last) {
+    for (; k + kLanes <= last; k += kLanes) {
+      const V x = load_vector(a + k).v;
 #pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) sum[j] += x * load_vector(rows[j] + k).v;
+      for (int j = 0; j < kLanes; ++j) sum[j] += x * load_vector(rows[j] + k).v;
+    }
+    if (k < last) {
+      const V x = load_vector(a + k, last - k).v;
+      for (int j = 0; j < kLanes; ++j) sum[j] += x * load_vector(rows[j] + k, last - k).v;
+    }
   }
-  if (k < depth) {
-    const V x = load_vector(a + k, depth - k).v;
-    for (int j = 0; j < kLanes; ++j) sum[j] += x * load_vector(rows[j] + k, depth - k).v;
-  }
+
+  // Reduces all of them together, by zips as in `transpose`.
+  FUSED_RNN_INLINE Vec<T> total() {
+    using Lanes = std::make_integer_sequence<int, kLanes>;
 #pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int half = kLanes / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
-    for (int j = 0; j < half; ++j)
-      sum[j] = zip_low(sum[j], sum[j + half], Lanes{}) + zip_high(sum[j], sum[j + half], Lanes{});
-  return sum[0];
+      for (int j = 0; j < half; ++j)
+        sum[j] = zip_low(sum[j], sum[j + half], Lanes{}) + zip_high(sum[j], sum[j + half], Lanes{});
+    return sum[0];
+  }
+};
+
+// store(i, sum over k of from[j * depth + k] * row(i)[k]) for each of up to kRowsOfStrip rows of A, and j < columns <= L.
+template <class E, class S, class Row, class Store>
+void multiply_strip(int64_t depth, const S* from, int64_t columns, const LeftRows<Row>& left, Store store) {
+  constexpr int kLanes = DotProducts<E>::kLanes;
+  const S* rows[kLanes];
+  for (int j = 0; j < kLanes; ++j) rows[j] = from + (j < columns ? j : columns - 1) * depth;
+  if (left.count == 1 || depth <= kDepthOfStrip) {  // sums in registers
+    for (int64_t i = 0; i < left.count; ++i) {
+      DotProducts<E> sums = {};
+      sums.add(rows, left.row(i), 0, depth);
+      store(i, sums.total());
+    }
+    return;
+  }
+  DotProducts<E> sums[kRowsOfStrip] = {};
+  for (int64_t k = 0; k < depth; k += kDepthOfStrip)
+    for (int64_t i = 0; i < left.count; ++i) sums[i].add(rows, left.row(i), k, minimum(depth, k + kDepthOfStrip));
+  for (int64_t i = 0; i < left.count; ++i) store(i, sums[i].total());
 }
 
 }  // namespace

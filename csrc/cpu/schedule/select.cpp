@@ -61,7 +61,8 @@ int64_t rows_to_pack_for(const Load& load) {
     case Dtype::kBFloat16:
       return kLeastRowsToPackBFloat16;
     default:
-      return load.recurrent_weights < kManyWeightsToPack ? kLeastRowsToPackFew : kLeastRowsToPackMany;
+      if (load.recurrent_weights < kManyWeightsToPack) return kLeastRowsToPackFew;
+      return load.recurrent_weights < kMostWeightsToPackSoon ? kLeastRowsToPackMany : kLeastRowsToPackMost;
   }
 }
 

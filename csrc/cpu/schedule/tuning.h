@@ -32,8 +32,8 @@ constexpr int64_t kLeastSplitBatch = 16, kLeastSplitUnits = 64, kLeastSplitRows 
 // matrices from the cache; without it every row reads all weights, converting those of 16 bits.
 //   python -m benchmarks cpu --only "one step" --threads 1; add lines of 2 to 16 rows, and of two steps
 constexpr int64_t kLeastRowsToPackHalf = 2, kLeastRowsToPackBFloat16 = 4;
-constexpr int64_t kManyWeightsToPack = 30'000;  // of W_hh
-constexpr int64_t kLeastRowsToPackFew = 5, kLeastRowsToPackMany = 10;
+constexpr int64_t kManyWeightsToPack = 30'000, kMostWeightsToPackSoon = 600'000;  // of W_hh
+constexpr int64_t kLeastRowsToPackFew = 5, kLeastRowsToPackMany = 10, kLeastRowsToPackMost = 20;
 
 // On vectors: below this many rows a thread, split the units, not the batch. Runs of batch rows are independent, but
 // each reads all weights; shares of the units have a barrier after every step, which costs as much as reading some

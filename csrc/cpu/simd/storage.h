@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "core/formats.h"
-#include "cpu/simd/vector.h"
+#include "cpu/simd/functions.h"
 
 namespace fused_rnn::cpu {
 namespace {

@@ -144,15 +144,19 @@ struct GateWeights {
   void multiply_by(PanelRange range, const LeftRows<Row>& left, Fetch fetch, Use use, Results results = {}) const {
     if (is_packed) return multiply(matrix, packed, range, left, fetch, use, results);
     if constexpr (kParts<E> == 1) {
-      T buffer[Panels::kWidth] __attribute__((aligned(64))) = {};
+      T buffer[kRowsOfStrip * Panels::kWidth] __attribute__((aligned(64)));
       for (int64_t panel = range.first; panel < range.last; ++panel)
-        for (int64_t i = 0; i < left.count; ++i) {
+        for (int64_t first = 0; first < left.count; first += kRowsOfStrip) {
+          const int64_t width = matrix.panels.width(panel);
           T* const kept = results(panel);
-          T* const sums = kept ? kept + i * matrix.panels.width(panel) : buffer;
+          T* const sums = kept ? kept + first * width : buffer;
+          const LeftRows some = {minimum(kRowsOfStrip, left.count - first),
+                                 [&](int64_t i) { return left.row(first + i); }};
           for_rows(panel, [&](int v, const S* rows, int64_t count) {
-            store_vector(sums + v * kLanes, dot_products(matrix.depth, rows, matrix.depth, count, left.row(i)));
+            multiply_strip<E>(matrix.depth, rows, count, some,
+                              [&](int64_t i, Vec<T> x) { store_vector(sums + i * width + v * kLanes, x); });
           });
-          use(panel, i, sums);
+          for (int64_t i = 0; i < some.count; ++i) use(panel, first + i, sums + i * width);
         }
     }
   }
