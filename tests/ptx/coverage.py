@@ -158,27 +158,27 @@ def everything(machine) -> list[str]:
 
 # ---- what is left ----------------------------------------------------------------------------------------------------
 
-# Patterns of a statement's text and origin, and why a block of statements with one such is left; the first counts.
+# Patterns of a statement's text and functions, and why a block of statements with one such is left; the first counts.
 CHUNKS = "chunks of K that no layer fills where this shape is taken, or only wider ones do"
 BEYOND_32_BITS = "division of numbers beyond 32 bits"
 NOT_OF_THE_CELL = "projections and tangents, which this cell or kernel does not have"
 REASONS = [
     (r"call |trap|exit;", "", "assertions that do not hold"),
     (r"(div|rem)\.[su]64", "", BEYOND_32_BITS),
-    (r"", r"multiply_numbers|multiply_pieces|WarpWeights|parked_\[|kPacksOfChunk", CHUNKS),
-    (r"", r"clear_unit", "lengths and padding, where a call is packed"),
-    (r"", r"keep_waiting|others_gave_up|report\(|drain_after_timeout", "waits in vain where another one was before"),
-    (r"", r"is_missing|keep_polling|settle", "what was there at the first look"),
-    (r"", r"kPeers|store_async|outlet", "more blocks in a cluster than these widths need"),
-    (r"", r"is_reset|common\.resets|cut_", "resets, where a call has none"),
-    (r"", r"lengths|is_active|to = \{\}", "lengths and padding, where a call is packed"),
-    (r"", r"offsets|row_of|time_of|pace|first_row", "rows that are not packed, where a call's are"),
-    (r"", r"clipped|clips", "clipping, where a call has none"),
-    (r"", r"projected\(|wide|added_", NOT_OF_THE_CELL),
-    (r"", r"clear_rest|template clear", "zeros behind what is published, where there are few"),
-    (r"", r"math\.h: ", "special cases of a function"),
-    (r"", r"both\[", "the second direction, where a call has one"),
-    (r"", r"tokens\.cuh|matrices\.cuh", "loops unrolled for more rows than these"),
+    (r"", r"\bWarpWeights::(WarpWeights|multiply_numbers|multiply_pieces)\b", CHUNKS),
+    (r"", r"\bclear_unit<", "lengths and padding, where a call is packed"),
+    (r"", r"\bWaiter::|\b(Cluster|Flags)::wait<|::drain_after_timeout\b", "waits in vain where another one was before"),
+    (r"", r"\bis_missing<|\bkeep_polling\b", "what was there at the first look"),
+    (r"", r"\bCluster::(Cluster|outlet|publish)\b", "more blocks in a cluster than these widths need"),
+    (r"", r"\bclipped<", "clipping, where a call has none"),
+    (r"", r"\bis_reset\b|\bis_cut\b|\brare < \w+Cell::advance\b", "resets, where a call has none"),
+    (r"", r"\bis_active\b|\bActiveSteps::|Cell::store\b", "lengths and padding, where a call is packed"),
+    (r"", r"\brow_of\b|\bTraversal::|::pace\b", "rows that are not packed, where a call's are"),
+    (r"", r"\bprojected\b|\badded_dh<|\btangent_backward<", NOT_OF_THE_CELL),
+    (r"", r"::clear_rest\b", "zeros behind what is published, where there are few"),
+    (r"", r"^(exp|tanh|sigmoid)\b", "special cases of a function"),
+    (r"", r"\bpick<", "the second direction, where a call has one"),
+    (r"", r"\b(look_up|sum_by_token|sum_rows|gather|copy|transpose)<", "loops unrolled for more rows than these"),
 ]
 OUT_OF_REACH = {CHUNKS, BEYOND_32_BITS, NOT_OF_THE_CELL}
 UNKNOWN = "unknown"
@@ -204,8 +204,8 @@ def blocks(machine, kernel) -> list[list[listing.Statement]]:
 
 
 def reason(block: list[listing.Statement]) -> str:
-    for text, origin, why in REASONS:
-        if any(re.search(text, s.text) and re.search(origin, s.origin) for s in block):
+    for text, functions, why in REASONS:
+        if any(re.search(text, s.text) and re.search(functions, s.functions) for s in block):
             return why
     return UNKNOWN
 
@@ -260,8 +260,7 @@ def report(found: Coverage) -> str:
     lines += [f"{n:7} {why}" for why, n in by_reason.most_common()]
     for why in by_reason:
         lines += ["", f"{why}, by source line"]
-        places = Counter(
-            f"{f.file}:{f.line}: {f.text}" for s in found.left if s.why == why for f in s.statement.frames[:1]
-        )
+        left = (left.statement for left in found.left if left.why == why)
+        places = Counter(frame.source() for statement in left for frame in statement.frames[:1])
         lines += [f"{n:7} {place}" for place, n in places.most_common(25)]
     return "\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ import torch
 
 from support.gpu import tf32
 
-from . import calls, listing
+from . import calls, flow, listing
 from .calls import Call
 
 ATTEMPTS = 5  # orders of events, each with random numbers of its own
@@ -115,17 +115,19 @@ Changes = tuple[tuple[str, str], ...] | Callable[[list[listing.Statement]], list
 class Mutation(NamedTuple):
     name: str
     run: Pass
-    at: str  # a pattern of where a statement comes from: lines "file: source", its own first, then where it was inlined
+    at: str  # a pattern of Statement.functions
     changes: Changes
-    kernel: str = ""  # part of its name
-    every: int = 1  # 2: every second statement that fits, not the first
+    which: flow.Which = flow.all_that_fit  # of those that it changes
+    every: int = 1  # 2: every second one of them, not the first
+    each: bool = False  # one at a time: each of them has to be seen
 
 
 def changed_lines(mutation: Mutation, statements: list[listing.Statement]) -> dict[int, str]:
-    fit = [s for s in statements if re.search(mutation.at, s.origin)]
+    fit = [s for s in statements if re.search(mutation.at, s.functions)]
     made = mutation.changes(fit) if callable(mutation.changes) else [changed(s.text, mutation.changes) for s in fit]
-    lines = [(s.line, text) for s, text in zip(fit, made, strict=True) if text != s.text]
-    return dict(lines[mutation.every - 1 :: mutation.every])
+    lines = {s.line: text for s, text in zip(fit, made, strict=True) if text != s.text}
+    meant = mutation.which(statements, [s for s in fit if s.line in lines])
+    return {s.line: lines[s.line] for s in meant[mutation.every - 1 :: mutation.every]}
 
 
 def changed(text: str, changes: tuple[tuple[str, str], ...]) -> str:
@@ -135,14 +137,19 @@ def changed(text: str, changes: tuple[tuple[str, str], ...]) -> str:
     return text
 
 
-def is_seen(machine, mutation: Mutation) -> str | None:
-    """By what. Every kernel that the pass launches and that it fits is changed by itself."""
-    run, found = running(machine, mutation.run), []
+def unseen(machine, mutation: Mutation) -> list[str]:
+    """Where it is not noticed. Every kernel that the pass launches and that it fits is changed by itself."""
+    run, tried, found = running(machine, mutation.run), 0, []
     for kernel, statements in run.executed.items():
-        if mutation.kernel in kernel and (lines := changed_lines(mutation, statements)):
-            found.append(run.seen_with(kernel, lines))
-    assert found, "there is no place for it: the kernels have changed, and it must change with them"
-    return None if None in found else found[-1]
+        lines = changed_lines(mutation, statements)
+        parts = [{line: text} for line, text in lines.items()] if mutation.each else [lines] if lines else []
+        tried += len(parts)
+        for part in parts:
+            if run.seen_with(kernel, part) is None:
+                at = next(s for s in statements if s.line in part)
+                found.append(f"{at.text.strip()} of line {at.line}, at {at.functions}")
+    assert tried, "there is no place for it: the kernels have changed, and it must change with them"
+    return found
 
 
 # ---- one by one ------------------------------------------------------------------------------------------------------
@@ -163,7 +170,7 @@ class Place(NamedTuple):
     weakening: Weakening
 
     def __str__(self):
-        frames = " < ".join(f"{f.file}: {f.text}" for f in self.statement.frames[:3])
+        frames = " < ".join(map(str, self.statement.frames[:3]))
         return f"{self.runs[0]}: {self.statement.opcode} -> '{self.weakening.to}' at {frames}"
 
 

@@ -5,14 +5,16 @@ What PTX cannot say is left out: faults of the host's code, such as steps projec
 packed step that are mixed up.
 """
 
+import itertools
 import re
 from typing import NamedTuple
 
 from .calls import Call
 from .cases import BF16, F32, F64
+from .flow import both, decided_by, last_before, stores_of_zero
 from .mutants import Mutation, Pass, Place, Weakening
 
-LSTM = 0
+LSTM, GRU = 0, 1
 
 
 def small(dtype, engine, hidden=13, rows="padded", reset=False, **options):
@@ -29,6 +31,7 @@ def passes(dtype, engine, forward=13, backward=13, weak=False, silent=None, afte
 
 
 STEP, STEP_BACK = Pass(Call(F32, LSTM), "forward"), Pass(Call(F32, LSTM), "backward")
+GRU_STEP, GRU_STEP_BACK = Pass(Call(F32, GRU), "forward"), Pass(Call(F32, GRU), "backward")
 CLIPPED_STEP, CLIPPED = Pass(Call(F32, LSTM, clip=0.3), "backward"), Pass(small(F32, "one", clip=0.3), "backward")
 IDS = Pass(Call(F32, LSTM, tokens=True, rows="padded", input_size=9), "forward")
 IDS_BACK = Pass(Call(F32, LSTM, tokens=True, input_size=9), "backward")
@@ -96,24 +99,24 @@ OTHER_PHASE = (
 BLOCK_SCOPE = ((r"acquire\.cluster\.shared", "acquire.cta.shared"),)
 STAYS_FOR_NOTHING = ((r", 100000;", ", 0;"),)
 HALF = (r"v4\.b32 (.*)\{(\S+, \S+), \S+, \S+\}", r"v2.b32 \1{\2}")  # of what is stored
+OTHER_WORD = ((", -1;", ", 2131702838;"),)
 OTHER_FORMAT = ((r"f32\.bf16\.bf16\.f32", "f32.f16.f16.f32"),)
 OTHER_ROWS = ((r"(mma\.\S+\s+\{[^}]*\}, \{)(%\w+), (%\w+), (%\w+), (%\w+)", r"\1\3, \2, \5, \4"),)
 OTHER_K = ((r"(mma.*\{)(%\w+), (%\w+)(\},? *\{[^}]*\};)", r"\1\3, \2\4"),)
 
 
 def clipped_too_early(statements):
-    """Of "d = a + b; d = clipped(d)": d = clipped(a) + b."""
-    made, added, last = [s.text for s in statements], None, None
-    for k, text in enumerate([*made, "add.f32 %end, %end, %end;"]):
-        if found := re.search(r"add\.f32\s+(%\w+), (%\w+), (%\w+);", text):
-            if added:
-                result = re.search(r"selp\.f32\s+(%\w+),", made[last])[1]
-                made[last] += f" add.f32 {result}, {result}, {added};"
-            if k < len(made):
-                made[k], added = f"mov.f32 {found[1]}, {found[2]};", found[3]
-        elif "selp.f32" in text:
-            last = k
-    return made
+    """Of "d = a + b; d = clipped(d)": d = clipped(a) + b. The output's gradient is what is added last."""
+    texts = [s.text for s in statements]
+    runs = itertools.groupby(range(len(texts)), lambda k: statements[k].functions.startswith("clipped"))
+    for is_clip, run in runs:
+        if not is_clip:
+            added = max(k for k in run if "add.f32" in texts[k])
+            continue
+        clip = max(k for k in run if "selp.f32" in texts[k])
+        result, (to, a, b) = re.findall(r"%\w+", texts[clip])[0], re.findall(r"%\w+", texts[added])
+        texts[added], texts[clip] = f"mov.f32 {to}, {a};", f"{texts[clip]} add.f32 {result}, {result}, {b};"
+    return texts
 
 
 def in_first_buffer(statements):
@@ -143,61 +146,79 @@ def other_half(statements):
     return texts
 
 
-SHOWN_SUMS, ZEROS = r"= \{\{c\[2 \* i\]", ((r", 0f7FFFFFFF;", ", 0f00000000;"),)
-LEAVES = r"end_run\(\);"
-EXPECT, CUT = r"if \(.*\) mbarrier_arrive_and_expect", r"state\[1\] = cut \? T\(0\)"
+NO_NAN = ((r", 0f7FFFFFFF;", ", 0f00000000;"),)
+AT_RESET, OF_UNIT_AT_RESET = decided_by(r"\bPlace::is_cut\b"), decided_by(r"\bis_reset\b")
+MEMORY_AT_RESET = both(AT_RESET, last_before(r"^Lstm::(forward|tangent)<"))  # which comes after all sums
+# The second buffer of sums is that of steps of odd parity.
+SECOND_BUFFER = r"^Persistent::(put_sums<Persistent::multiply<1>|finish_step<false, Constant<1>)"
+AFTER_TIMEOUT = r"\bPersistent::drain_after_timeout\b"
+BEGIN_WAIT = r"^cluster_wait < Cluster::begin_run<"
+END_RUN = r"\bCluster::end_run\b"
+EXPECT = r"^mbarrier_arrive_and_expect < Cluster::wait<"
+BEFORE_SHARE = r"^__syncwarp < WarpWeights::multiply_numbers::"
+# The first chunks are fetched by multiply_numbers itself, which fetches others while it goes over the chunks.
+NEXT_CHUNK = r"< WarpWeights::fetch < WarpWeights::multiply_numbers::lambda"
 NAMED = [
     # step by step
-    Mutation("a reset forgets the memory", STEP, CUT, NEVER_ZERO, "forward_step"),
-    Mutation("a reset forgets the memory's tangent", TANGENTS, CUT, NEVER_ZERO, "tangent_step"),
-    Mutation("gradients flow through a reset", STEP_BACK, r"cut \? T\(0\) : dr_j", NEVER_ZERO),
-    Mutation("a tangent of gradients flows through a reset", TANGENTS, r"^.*added_h \|\| p\.is_cut", NEVER_ZERO),
-    Mutation("padding is masked one step late", STEP_BACK, r"is_active\(g, m, t, b\)", ONE_LATER, "gather"),
-    Mutation("a row takes part one step too long", STEP, r"is_active\(layer, m, pick", ONE_LATER, "forward_step"),
-    Mutation("gradients are not clipped", CLIPPED_STEP, r"grad_clip > 0", ALWAYS_BRANCHES),
-    Mutation("an id is that of another row", IDS, r"int64_t id = f\.tokens", OTHER_ID),
-    Mutation("the id before padding is passed over", IDS_BACK, r"!is_active\(g, m, t, b\)", NEXT_TIME, "sum_by_token"),
-    Mutation("norms without their barrier", NORMS, r"__syncthreads", BAR, "norms"),
+    Mutation("a reset forgets the memory", STEP, r"^forward_step<", NEVER_ZERO, MEMORY_AT_RESET),
+    Mutation("a reset forgets the memory's tangent", TANGENTS, r"^tangent_step<", NEVER_ZERO, MEMORY_AT_RESET),
+    Mutation("gradients of an LSTM flow through a reset", STEP_BACK, r"^backward_step<", NEVER_ZERO, AT_RESET),
+    # One of an LSTM's would not be seen: its forget gate multiplies the memory, which is zero after a reset.
+    Mutation("a reset forgets a sum, or the state", GRU_STEP, r"^forward_step<", NEVER_ZERO, AT_RESET, each=True),
+    Mutation("gradients flow through a reset", GRU_STEP_BACK, r"^backward_step<", NEVER_ZERO, AT_RESET, each=True),
+    Mutation("a tangent of gradients flows through a reset", TANGENTS, r"^added_dh<", NEVER_ZERO, AT_RESET),
+    Mutation("padding is masked one step late", STEP_BACK, r"^is_active < gather<", ONE_LATER),
+    Mutation("a row takes part one step too long", STEP, r"^is_active < Place::Place < forward_step<", ONE_LATER),
+    Mutation("gradients are not clipped", CLIPPED_STEP, r"^clipped<\w+> < whole_dh<", ALWAYS_BRANCHES),
+    Mutation("an id is that of another row", IDS, r"^look_up<", OTHER_ID),
+    Mutation("the id before padding is passed over", IDS_BACK, r"^is_active < sum_by_token<", NEXT_TIME),
+    Mutation("norms without their barrier", NORMS, r"^norms<", BAR),
     # cells whose state is in registers
-    Mutation("a reset forgets the state of a unit in registers", UNEVEN, r"common\.resets && cut_", ALWAYS_BRANCHES),
-    Mutation("gradients flow through a reset of such a unit", UNEVEN_BACK, r"common\.resets && cut_", ALWAYS_BRANCHES),
-    Mutation("gradients of units in registers are not clipped", CLIPPED, r"common\.clips\b", ALWAYS_BRANCHES),
+    Mutation(
+        "a reset forgets the state of a unit in registers",
+        *(UNEVEN, r"^ForwardCell::advance", ALWAYS_BRANCHES, OF_UNIT_AT_RESET),
+    ),
+    Mutation(
+        "gradients flow through a reset of such a unit",
+        *(UNEVEN_BACK, r"^BackwardCell::advance", ALWAYS_BRANCHES, OF_UNIT_AT_RESET),
+    ),
+    Mutation(
+        "gradients of units in registers are not clipped",
+        *(CLIPPED, r"^BackwardCell::advance", ALWAYS_BRANCHES, last_before(r"^clipped<")),
+    ),
     Mutation(
         "gradients are clipped before the output's joins",
-        *(CLIPPED, r"dh \+= load\(output_\)|dh = clipped\(", clipped_too_early),
+        *(CLIPPED, r"^(clipped<\w+> < )?BackwardCell::advance", clipped_too_early),
     ),
-    Mutation("padding is not cleared", UNEVEN, r"to = \{\}; \}\);", NO_STORE),
-    Mutation("a unit in registers takes part one step too long", UNEVEN, r"^.*bool is_active\(\) const", ONE_LATER),
+    Mutation("padding is not cleared", UNEVEN, r"< ForwardCell::store <", NO_STORE, stores_of_zero),
+    Mutation("a unit in registers takes part one step too long", UNEVEN, r"^ActiveSteps::is_active", ONE_LATER),
     # a block, a warp
     Mutation("one: barriers are left out", ONE, "", BAR),
     Mutation("one: barriers are left out, 16 bits", ONE_BF, "", BAR),
-    Mutation("one: slots are not zeros in the beginning", ONE, r"clear_slots", NO_STORE),
-    Mutation("sums are read before all warps have written theirs", FLAGS, r"kernel\.cuh: __syncthreads", BAR),
-    Mutation(
-        "sums of the next step overwrite those of this one",
-        *(POLLING, r"^.*(\* 8\) = \{\{|\bfrom\[)(.*\n)*.*(multiply<1>|Constant<1>)", in_first_buffer),
-    ),
-    Mutation("a publication has a unit four times", ONE, r"gather_quad", LANE_0),
-    Mutation("sums come from another row's lanes", ONE, r"Products::finish", OTHER_LANE),
-    Mutation("a chunk is shown over one that is still read", CHUNKS, r"chunk > 0\) __syncwarp", WARP_BAR),
-    Mutation("a chunk is read before all lanes have shown it", CHUNKS, r"warp_weights\.cuh: __syncwarp", WARP_BAR),
+    Mutation("one: slots are not zeros in the beginning", ONE, r"^clear_slots<", NO_STORE),
+    Mutation("sums are read before all warps have written theirs", FLAGS, r"^Persistent::finish_step<", BAR),
+    Mutation("sums of the next step overwrite those of this one", POLLING, SECOND_BUFFER, in_first_buffer),
+    Mutation("a publication has a unit four times", ONE, r"< gather_quad<", LANE_0),
+    Mutation("sums come from another row's lanes", ONE, r"< Scalars::finish <", OTHER_LANE),
+    Mutation("a chunk is shown over one that is still read", CHUNKS, BEFORE_SHARE, WARP_BAR),
+    Mutation("a chunk is read before all lanes have shown it", CHUNKS, r"^__syncwarp < WarpWeights::share", WARP_BAR),
     Mutation("polling: the warp's barriers are left out", POLLING, "", WARP_BAR),
     Mutation("flags: the warp's barriers are left out", FLAGS_F64, "", WARP_BAR),
-    Mutation("the next chunk's numbers are an older one's", FETCHED, r"fetch\(link, from \+ kStage", NO_LOAD),
-    Mutation("parked weights are taken for their neighbours", PARKED, r"parked_\[\(chunk - kHeld\)", parts_moved_on),
+    Mutation("the next chunk's numbers are an older one's", FETCHED, NEXT_CHUNK, NO_LOAD),
+    Mutation("parked weights are taken for their neighbours", PARKED, r"^WarpWeights::WarpWeights", parts_moved_on),
     # order between blocks, through global memory
     Mutation("flags: acquire becomes relaxed", FLAGS, "", ACQUIRE),
     Mutation("flags: release becomes relaxed", FLAGS, "", RELEASE),
     Mutation("flags: acquire becomes relaxed, double", FLAGS_F64, "", ACQUIRE),
     Mutation("flags: barriers are left out", FLAGS, "", BAR),
-    Mutation("a flag is raised before the block is done", FLAGS, r"\barrive\(", BAR),
-    Mutation("a block looks before all flags are up", FLAGS, r"\bwait<\w+>\(slot\)", NO_VOTE),
+    Mutation("a flag is raised before the block is done", FLAGS, r"^Flags::arrive", BAR),
+    Mutation("a block looks before all flags are up", FLAGS, r"^Flags::wait<", NO_VOTE),
     Mutation("polling: numbers are loaded plainly", POLLING, "", PLAIN_LOADS),
     Mutation("polling: numbers are stored plainly", POLLING, "", PLAIN_STORES),
-    Mutation("what is not there yet is taken for a number", POLLING, r"is_missing", ((", -1;", ", 2131702838;"),)),
-    Mutation("polling: what nobody publishes is not cleared", POLLING, r"template clear", NO_STORE),
+    Mutation("what is not there yet is taken for a number", POLLING, r"^Polling::is_missing<", OTHER_WORD),
+    Mutation("polling: what nobody publishes is not cleared", POLLING, r"< Polling::clear<", NO_STORE),
     # clusters
-    Mutation("cluster: nobody waits before the first store", CLUSTER, r"cluster_wait\(\);", NO_CLUSTER_BARRIER),
+    Mutation("cluster: nobody waits before the first store", CLUSTER, BEGIN_WAIT, NO_CLUSTER_BARRIER),
     Mutation("cluster: no barrier at the beginning", CLUSTER, "", NO_CLUSTER_BARRIER),
     Mutation("cluster: bytes arrive before they are expected", CLUSTER, "", BLOCK_BARRIER),
     Mutation("cluster: the next bytes are never expected", CLUSTER, EXPECT, EXPECTS_NOTHING),
@@ -207,13 +228,13 @@ NAMED = [
     Mutation("cluster: waits acquire at the block's scope", CLUSTER, "", BLOCK_SCOPE),
     Mutation("cluster: barriers of the block are left out", CLUSTER, "", BAR),
     Mutation("cluster: barriers of the block are left out, 16 bits", CLUSTER_BF, "", BAR),
-    Mutation("cluster: half the bytes are stored", CLUSTER, r"store_async", (HALF,)),
-    Mutation("cluster: a double is sent by half", CLUSTER_F64, r"store_async", NO_STORE, every=2),
+    Mutation("cluster: half the bytes are stored", CLUSTER, r"^store_async<", (HALF,)),
+    Mutation("cluster: a double is sent by half", CLUSTER_F64, r"^store_async<", NO_STORE, every=2),
     # blocks that wait in vain
-    Mutation("cluster: sums are zeros where nothing came", VAIN, SHOWN_SUMS, ZEROS),
-    Mutation("flags: sums are zeros where nothing came", VAIN_FLAGS, SHOWN_SUMS, ZEROS),
-    Mutation("cluster: a block leaves before others have stored to it", HELD_UP, LEAVES, NO_CLUSTER_BARRIER),
-    Mutation("cluster: a block leaves before what is on its way has come", HELD_UP, LEAVES, STAYS_FOR_NOTHING),
+    Mutation("cluster: sums are zeros where nothing came", VAIN, AFTER_TIMEOUT, NO_NAN),
+    Mutation("flags: sums are zeros where nothing came", VAIN_FLAGS, AFTER_TIMEOUT, NO_NAN),
+    Mutation("cluster: a block leaves before others have stored to it", HELD_UP, END_RUN, NO_CLUSTER_BARRIER),
+    Mutation("cluster: a block leaves before what is on its way has come", HELD_UP, END_RUN, STAYS_FOR_NOTHING),
     # products
     Mutation("bfloat16 taken for float16", CLUSTER_BF, "", OTHER_FORMAT),
     Mutation("rows of a tile change places", CLUSTER_BF, "", OTHER_ROWS),
@@ -254,29 +275,29 @@ WEAKENINGS = [
 
 class Harmless(NamedTuple):
     opcode: str  # how it begins
-    at: str  # part of where the statement comes from
+    at: str  # a pattern of Statement.functions
     runs: str  # how the pass begins; a pattern
     why: str
 
     def fits(self, place: Place) -> bool:
         return (
             place.statement.opcode.startswith(self.opcode)
-            and self.at in place.statement.origin
+            and re.search(self.at, place.statement.functions) is not None
             and re.match(self.runs, str(place.runs[0])) is not None
         )
 
 
 HARMLESS = [
     Harmless(
-        *("fence.mbarrier_init", "mbarrier_init(", "cluster"),
+        *("fence.mbarrier_init", "^mbarrier_init < Cluster::begin_run<", "cluster"),
         "The cluster's barrier that follows releases too: who has waited for it finds the mbarriers initialised.",
     ),
     Harmless(
-        *("bar.sync", "arrive(0);", r"flags \w+ backward"),
+        *("bar.sync", "^Flags::arrive < Persistent::run", r"flags \w+ backward"),
         "Before its first step the way back shows zeros, and the ring is zeros: nobody can tell which they are.",
     ),
     Harmless(
-        *("st.release", "arrive(0);", r"flags \w+ backward"),
+        *("st.release", "< Flags::arrive < Persistent::run", r"flags \w+ backward"),
         "As with the barrier before it: what it releases are zeros over zeros.",
     ),
 ]
