@@ -73,6 +73,8 @@ def test_pieces_of_enough_rows_give_the_same_bits_on_tiles():
 def test_the_readme_has_these_numbers():
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"each piece has {FEW} rows (steps times batch) or more" in readme
-    assert f"{MANY} where W<sub>hh</sub> has {MANY_WEIGHTS:,} weights or more, {MOST} from {MOST_WEIGHTS:,} on" in readme
+    assert (
+        f"{MANY} where W<sub>hh</sub> has {MANY_WEIGHTS:,} weights or more, {MOST} from {MOST_WEIGHTS:,} on" in readme
+    )
     assert f"{BFLOAT16} in bfloat16, {HALF} in float16" in readme
     assert f"with a batch of {SPLIT_BATCH} or more and {SPLIT_UNITS} units or more, {SPLIT_ROWS}" in readme
