@@ -27,9 +27,10 @@ LIBRARY = BUILD / "_C.so"
 OLDEST_TORCH = (2, 11)  # its stable ABI is what the library is compiled for
 
 # The CPU engine is compiled once per instruction set; the library picks one of them when it runs.
-ENGINE = Path("csrc/cpu/kernels.cpp")
+ENGINE, INT8_ENGINE = Path("csrc/cpu/kernels.cpp"), Path("csrc/cpu/int8_kernels.cpp")
 X86_64 = platform.machine() in ("x86_64", "AMD64")
 ISA_FLAGS = {"baseline": ""}
+INT8_ISA_FLAGS = {"baseline": ""}
 if X86_64:
     AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512"
     BFLOAT16 = "-mavx512bf16 -DFUSED_RNN_BFLOAT16_PRODUCTS=1"  # for layers of bfloat16 alone
@@ -42,6 +43,12 @@ if X86_64:
         "avx512_bf16": f"{AVX512} {BFLOAT16}",
         "amx_bf16": f"{AMX} {BFLOAT16}",
         "amx_fp32": f"{AMX} {SPLIT}",
+    }
+    INT8_ISA_FLAGS["baseline"] = "-O2"
+    INT8_ISA_FLAGS |= {
+        "avx2": "-march=x86-64-v3",
+        "avx_vnni": "-march=x86-64-v3 -mavxvnni",
+        "avx512_vnni": f"{AVX512} -mavx512vnni",
     }
 
 
@@ -193,14 +200,15 @@ def object_of(source):
 def compile_steps(with_cuda):
     """Yields (rule, source, object, extra flags), in the order of the link."""
     for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cpp")):
-        if source != ENGINE and (with_cuda or "cuda" not in source.parts):
+        if source not in (ENGINE, INT8_ENGINE) and (with_cuda or "cuda" not in source.parts):
             yield "cxx", source, object_of(source), "-DFUSED_RNN_X86_ISAS=1" if X86_64 else ""
     for source in cuda_sources() if with_cuda else ():
         yield "nvcc", source, object_of(source), ""
     # Last: of an inline function in several objects the linker keeps the first, which must run on every CPU.
-    for isa, flags in ISA_FLAGS.items():
-        name = isa.title().replace("_", "")
-        yield "cxx", ENGINE, f"{BUILD}/{ENGINE}.{isa}.o", f"-DFUSED_RNN_ISA={name} {flags}"
+    for engine, sets in ((ENGINE, ISA_FLAGS), (INT8_ENGINE, INT8_ISA_FLAGS)):
+        for isa, flags in sets.items():
+            name = isa.title().replace("_", "")
+            yield "cxx", engine, f"{BUILD}/{engine}.{isa}.o", f"-DFUSED_RNN_ISA={name} {flags}"
 
 
 def ninja_file(torch, nvcc=None, archs=()):

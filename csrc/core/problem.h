@@ -19,6 +19,10 @@ enum class Dtype : int { kFloat, kDouble, kBFloat16, kHalf };
 constexpr int kMaxDirections = 2;
 constexpr int kMaxStates = 2;
 
+// How weights are packed: as the layer's dtype is best multiplied, or as integers of 8 bits, which input and h then
+// become too, or do not.
+enum class WeightFormat : int { kOwn, kInt8, kInt8WeightsOnly };
+
 // One direction's weights; null where the layer has none.
 struct Weights {
   const void* ih;       // [M, G*H, I]
@@ -54,6 +58,7 @@ struct Layer {
   const void* c0;               // [M, D, B, H]; null: zeros
   Weights weights[kMaxDirections];
   const void* packed;  // the same weights as packed by Engine::pack, or null
+  WeightFormat format;  // of `packed`
 
   // Row b is active at t < lengths[b]. Null: always.
   const int64_t* lengths;  // [M, B]

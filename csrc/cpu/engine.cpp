@@ -49,12 +49,23 @@ void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scrat
   });
 }
 
+std::vector<Isa> isas_of(const Layer& layer) { return isas_for(layer.dtype, layer.format); }
+
+const Pass<Forward>& forward_pass(Isa isa, const Layer& layer) {
+  if (layer.format != WeightFormat::kOwn) return int8_kernels_for(isa).forward(layer.cell, layer.format);
+  return kernels_for(isa, layer.dtype).forward(layer.cell, layer.dtype);
+}
+const Packing& packing_of(Isa isa, const Layer& layer) {
+  if (layer.format != WeightFormat::kOwn) return int8_kernels_for(isa).packing(layer.cell, layer.format);
+  return kernels_for(isa, layer.dtype).packing(layer.cell, layer.dtype);
+}
+
 // A call's plan, owning the order of its rows.
 struct CallPlan : Plan {
   std::vector<int64_t> rows;
 
   explicit CallPlan(const Layer& layer)
-      : Plan(select(isas_for(layer.dtype), load_of(layer), torch::stable::get_num_threads())),
+      : Plan(select(isas_of(layer), load_of(layer), torch::stable::get_num_threads())),
         rows(order_rows(layer, *this)) {
     order = rows.empty() ? nullptr : rows.data();
   }
@@ -68,7 +79,7 @@ struct PackingCall {
   const Packing& packing;
 
   PackingCall(const Layer& layer, Isa isa)
-      : plan{isa, 1, 1, 1, nullptr, true}, packing(kernels_for(isa, layer.dtype).packing(layer.cell, layer.dtype)) {
+      : plan{isa, 1, 1, 1, nullptr, true}, packing(packing_of(isa, layer)) {
     static_cast<Layer&>(forward) = layer;
     forward.packed = nullptr;
     forward.tokens = nullptr;  // packed weights serve any input
@@ -84,12 +95,12 @@ struct PackingCall {
 // The instruction set may differ from call to call: the weights are packed for each of them, one after the other.
 int64_t packed_bytes(const Layer& layer) {
   int64_t bytes = 0;
-  for (const Isa isa : isas_for(layer.dtype)) bytes += PackingCall(layer, isa).bytes();
+  for (const Isa isa : isas_of(layer)) bytes += PackingCall(layer, isa).bytes();
   return bytes;
 }
 void pack(const Layer& layer, void* packed) {
   char* to = static_cast<char*>(packed);
-  for (const Isa isa : isas_for(layer.dtype)) {
+  for (const Isa isa : isas_of(layer)) {
     const PackingCall call(layer, isa);
     call.pack(to);
     to += call.bytes();
@@ -97,7 +108,7 @@ void pack(const Layer& layer, void* packed) {
 }
 const void* packed_for(Isa wanted, const Layer& layer) {
   const char* packed = static_cast<const char*>(layer.packed);
-  for (const Isa isa : isas_for(layer.dtype)) {
+  for (const Isa isa : isas_of(layer)) {
     if (isa == wanted) break;
     packed += PackingCall(layer, isa).bytes();
   }
@@ -108,7 +119,7 @@ void forward(const Forward& given, const Scratch& scratch) {
   const CallPlan plan(given);
   Forward args = given;
   if (args.packed) args.packed = packed_for(plan.isa, args);
-  run(kernels_for(plan.isa, args.dtype).forward(args.cell, args.dtype), args, plan, scratch);
+  run(forward_pass(plan.isa, args), args, plan, scratch);
 }
 
 void backward(const Backward& args, const Scratch& scratch) {

@@ -49,7 +49,7 @@ T* offset(T* data, int64_t bytes) {
 std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
                           std::vector<Tensor> weights, std::optional<std::vector<Tensor>> packed,
                           std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
-                          std::optional<Tensor> reset_mask) {
+                          std::optional<Tensor> reset_mask, bool cells) {
   // This operator has no gradient, and below autograd it cannot tell whether an argument requires one.
   FUSED_RNN_CHECK(!aoti_torch_grad_mode_is_enabled(),
                   "fused_rnn: infer has no gradient: call it under torch.no_grad() or torch.inference_mode()");
@@ -65,7 +65,7 @@ std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0,
   const Tensor& like = like_of(input, weights);
   const int64_t element = static_cast<int64_t>(like.element_size());
   Tensor data = input;
-  std::optional<Tensor> held_h0, held_c0, h_n, c_n;
+  std::optional<Tensor> held_h0, held_c0, h_n, c_n, all_cells;
   for (int64_t k = 0; k < L; ++k) {
     Forward f = {};
     const auto own_weights = std::span(weights).subspan(k * per_layer, per_layer);
@@ -79,7 +79,7 @@ std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0,
       args.take_rows(data, outline.rows, outline.steps, outline.batch);
     }
     args.read_weights(own_weights);
-    if (packed) f.packed = unpacked((*packed)[k], f, bias, own_weights, engine);
+    if (packed) take_packed(f, (*packed)[k], bias, own_weights, engine);
     if (lengths) args.read_lengths(lengths);
     args.check_tokens();
     if (reset_mask) args.take_reset(*reset_mask, batch_sizes ? Shape{f.steps, f.batch} : outline.rows);
@@ -87,6 +87,8 @@ std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0,
     const int64_t P = f.output_size, H = f.hidden;
     const bool two_states = args.cell.states > 1;
     const Shape h_shape = concat({outline.states, {P}}), c_shape = concat({outline.states, {H}});
+    FUSED_RNN_CHECK(!cells || (two_states && L == 1),
+                    "fused_rnn: only a single layer of a cell with two states returns the second of every step");
     if (k == 0) {
       FUSED_RNN_CHECK(!two_states || h0.has_value() == c0.has_value(), "fused_rnn: h0 and c0 come together");
       if (h0) held_h0 = args.checked(*h0, "h0", h_shape);
@@ -102,6 +104,10 @@ std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0,
     f.c0 = offset(held_c0 ? address_of(*held_c0) : nullptr, c_bytes);
     Tensor output = new_tensor(like, concat({outline.rows, {D * P}}));
     f.output = output.data_ptr();
+    if (cells) {
+      all_cells = new_tensor(like, concat({outline.rows, {D * H}}));
+      f.cells = all_cells->data_ptr();
+    }
     f.h_n = offset(h_n->data_ptr(), h_bytes);
     f.c_n = offset(c_n ? c_n->data_ptr() : nullptr, c_bytes);
 
@@ -110,6 +116,7 @@ std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0,
     engine.forward(f, [&](int64_t bytes) { return scratch.take(bytes); });
     data = output;
   }
+  if (all_cells) return {data, *h_n, *c_n, *all_cells};
   if (c_n) return {data, *h_n, *c_n};
   return {data, *h_n};
 }

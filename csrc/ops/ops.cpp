@@ -131,11 +131,12 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
       "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, Tensor saved_tangent, Tensor states, Tensor? h, "
       "Tensor? wide, int wanted) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor wide, Tensor[] "
       "grad_weights)");
-  // Inference of a stack of layers; states are those of all layers. Returns output, h_n and, with a second state, c_n.
-  // Arguments that are rarely given come last: omitted ones cost less.
+  // Inference of a stack of layers; states are those of all layers. Returns output, h_n and, with a second state, c_n;
+  // then the second state after every step of a single layer, if asked for. Arguments that are rarely given come last:
+  // omitted ones cost less.
   m.def(
       "infer(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor[]? packed=None, "
-      "Tensor? lengths=None, Tensor? batch_sizes=None, Tensor? reset_mask=None) -> Tensor[]");
+      "Tensor? lengths=None, Tensor? batch_sizes=None, Tensor? reset_mask=None, bool cells=False) -> Tensor[]");
   // A single step of a cell, `stack` in layout kOneStep: input [B, I], states [B, H]. Returns h, c if there is one, and
   // what step_backward needs. Called without gradients, by the cells' autograd function.
   m.def("step_forward(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights) -> Tensor[]");
@@ -144,6 +145,6 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
       "step_backward(int stack, Tensor? grad_h, Tensor? grad_c, Tensor input, Tensor? h0, Tensor? c0, "
       "Tensor[] weights, Tensor saved, int wanted) -> Tensor[]");
   // Packs one layer's weights for `infer`, whose `packed` takes one of these for each layer. Valid only for these
-  // tensors, in this process; the layout is the engine's own.
-  m.def("pack_weights(int cell, bool bias, bool bidirectional, Tensor[] weights) -> Tensor");
+  // tensors, in this process; the layout is the engine's own. `format`: a WeightFormat (core/problem.h).
+  m.def("pack_weights(int cell, bool bias, bool bidirectional, Tensor[] weights, int format=0) -> Tensor");
 }

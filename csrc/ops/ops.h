@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
 std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
                           std::vector<Tensor> weights, std::optional<std::vector<Tensor>> packed,
                           std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
-                          std::optional<Tensor> reset_mask);
+                          std::optional<Tensor> reset_mask, bool cells);
 
 std::vector<Tensor> step_forward(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
                                  std::vector<Tensor> weights);
@@ -39,7 +39,7 @@ std::vector<Tensor> step_backward(int64_t stack, std::optional<Tensor> grad_h, s
                                   Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
                                   std::vector<Tensor> weights, Tensor saved, int64_t wanted);
 
-Tensor pack_weights(int64_t cell, bool bias, bool bidirectional, std::vector<Tensor> weights);
+Tensor pack_weights(int64_t cell, bool bias, bool bidirectional, std::vector<Tensor> weights, int64_t format);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     int64_t cell, bool bias, bool bidirectional, std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,

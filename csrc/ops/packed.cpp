@@ -1,5 +1,9 @@
 #include "ops/packed.h"
 
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "ops/arguments.h"
@@ -17,17 +21,18 @@ constexpr int64_t kMaxWeights = 2 * 6;  // directions, tensors of each: the fiel
 // Compared by memcmp: no padding, every byte set.
 struct alignas(64) Header {
   char magic[8] = {'f', 'u', 's', 'e', 'd', 'r', 'n', 'n'};
-  int64_t format, cell, dtype, bias, directions, input_size, hidden, output_size;
+  int64_t engine_format, weight_format, cell, dtype, bias, directions, input_size, hidden, output_size;
   int64_t bytes;  // of the whole tensor
   // The weights' addresses: the only cheap way to tell them from others of their size; they differ between processes.
   const void* weights[kMaxWeights] = {};
-  int64_t unused[2] = {};
+  int64_t unused = 0;
 };
 static_assert(sizeof(Header) == 24 * 8 && std::is_trivially_copyable_v<Header>);
 
 Header header_of(const Layer& layer, bool bias, std::span<const Tensor> weights, const Engine& engine) {
   Header header;
-  header.format = engine.packed_format();
+  header.engine_format = engine.packed_format();
+  header.weight_format = static_cast<int64_t>(layer.format);
   header.cell = layer.cell;
   header.dtype = static_cast<int64_t>(layer.dtype);
   header.bias = bias;
@@ -40,15 +45,38 @@ Header header_of(const Layer& layer, bool bias, std::span<const Tensor> weights,
   return header;
 }
 
+WeightFormat format_of(int64_t value) {
+  constexpr int64_t kLast = static_cast<int64_t>(WeightFormat::kInt8WeightsOnly);
+  FUSED_RNN_CHECK(0 <= value && value <= kLast, "fused_rnn: there is no format ", value, " of weights");
+  return static_cast<WeightFormat>(value);
+}
+
+// Integers of 8 bits need a float layer whose weights have finite scales, and sums of 32 bits that hold all products.
+void check_for_int8(const Layer& layer, std::span<const Tensor> weights) {
+  constexpr int64_t kMostDepth = 65'536;
+  FUSED_RNN_CHECK(layer.dtype == Dtype::kFloat, "fused_rnn: weights become int8 in float32 layers, not in ",
+                  torch::headeronly::toString(weights[0].scalar_type()), " ones");
+  FUSED_RNN_CHECK(std::max({layer.input_size, layer.hidden, layer.output_size}) <= kMostDepth,
+                  "fused_rnn: layers with int8 weights have at most ", kMostDepth, " inputs and units");
+  for (const Tensor& weight : weights) {
+    const Tensor whole = torch::stable::contiguous(weight);
+    const std::span numbers(whole.const_data_ptr<float>(), whole.numel());
+    FUSED_RNN_CHECK(std::ranges::all_of(numbers, [](float x) { return std::isfinite(x); }),
+                    "fused_rnn: a weight is NaN or infinite, which int8 has no scale for");
+  }
+}
+
 }  // namespace
 
-Tensor pack_weights(int64_t cell, bool bias, bool bidirectional, std::vector<Tensor> weights) {
+Tensor pack_weights(int64_t cell, bool bias, bool bidirectional, std::vector<Tensor> weights, int64_t format) {
   FUSED_RNN_CHECK(!weights.empty(), "fused_rnn: there are no weights to pack");
   const Engine& engine = engine_for(weights[0].device().type());
   Layer layer = {};
   Arguments args(layer, cell, bias, bidirectional, weights[0], weights);
   FUSED_RNN_CHECK(args.members.empty(), "fused_rnn: weights of members cannot be packed");
   args.read_weights(weights);
+  layer.format = format_of(format);
+  if (layer.format != WeightFormat::kOwn) check_for_int8(layer, weights);
   const Header header = header_of(layer, bias, weights, engine);
   Tensor packed = new_tensor(weights[0], {header.bytes}, ScalarType::Byte);
   char* data = static_cast<char*>(packed.data_ptr());
@@ -58,26 +86,28 @@ Tensor pack_weights(int64_t cell, bool bias, bool bidirectional, std::vector<Ten
   return packed;
 }
 
-const void* unpacked(const Tensor& packed, const Layer& layer, bool bias, std::span<const Tensor> weights,
-                     const Engine& engine) {
-  const Header expected = header_of(layer, bias, weights, engine);
+void take_packed(Layer& layer, const Tensor& packed, bool bias, std::span<const Tensor> weights,
+                 const Engine& engine) {
   FUSED_RNN_CHECK(packed.dim() == 1 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
-                      packed.device().type() == DeviceType::CPU && packed.numel() == expected.bytes,
-                  "fused_rnn: packed weights must be what pack_weights returned: ", expected.bytes,
-                  " contiguous bytes on the CPU");
+                      packed.device().type() == DeviceType::CPU && packed.numel() >= int64_t(sizeof(Header)),
+                  "fused_rnn: packed weights must be what pack_weights returned: contiguous bytes on the CPU");
   check_storage(packed, "packed");
   const char* data = static_cast<const char*>(packed.const_data_ptr());
   FUSED_RNN_CHECK(reinterpret_cast<uintptr_t>(data) % alignof(Header) == 0,
                   "fused_rnn: packed weights must be what pack_weights returned, not a part of another tensor");
   Header found;
   std::memcpy(&found, data, sizeof(Header));
-  FUSED_RNN_CHECK(std::memcmp(found.magic, expected.magic, sizeof found.magic) == 0,
+  FUSED_RNN_CHECK(std::memcmp(found.magic, Header().magic, sizeof found.magic) == 0,
                   "fused_rnn: packed weights must be what pack_weights returned");
-  FUSED_RNN_CHECK(found.format == expected.format,
+  layer.format = format_of(found.weight_format);
+  const Header expected = header_of(layer, bias, weights, engine);
+  FUSED_RNN_CHECK(packed.numel() == found.bytes, "fused_rnn: packed weights must be what pack_weights returned: ",
+                  found.bytes, " bytes, not ", packed.numel());
+  FUSED_RNN_CHECK(found.engine_format == expected.engine_format,
                   "fused_rnn: these weights were packed for another instruction set: thaw and freeze again");
   FUSED_RNN_CHECK(std::memcmp(&found, &expected, sizeof(Header)) == 0,
                   "fused_rnn: these are not the weights that were packed: thaw and freeze again");
-  return data + sizeof(Header);
+  layer.packed = data + sizeof(Header);
 }
 
 }  // namespace fused_rnn

@@ -8,8 +8,8 @@
 
 namespace fused_rnn {
 
-// The value of Layer::packed. Throws unless this process and engine packed these weights into `packed`.
-const void* unpacked(const torch::stable::Tensor& packed, const Layer& layer, bool bias,
-                     std::span<const torch::stable::Tensor> weights, const Engine& engine);
+// Sets Layer::packed and format. Throws unless this process and engine packed these weights into `packed`.
+void take_packed(Layer& layer, const torch::stable::Tensor& packed, bool bias,
+                 std::span<const torch::stable::Tensor> weights, const Engine& engine);
 
 }  // namespace fused_rnn

@@ -64,7 +64,9 @@ def _batch_of(rows: tuple[int, ...], h0: Tensor | None, batch_sizes: Tensor | No
 
 
 @torch.library.register_fake("fused_rnn::infer")
-def _infer_shapes(stack, input, h0, c0, weights, packed=None, lengths=None, batch_sizes=None, reset_mask=None):
+def _infer_shapes(
+    stack, input, h0, c0, weights, packed=None, lengths=None, batch_sizes=None, reset_mask=None, cells=False
+):
     cell, num_layers, bias, bidirectional, layout = stack_of(stack)
     per_layer = tuple(weights[: len(weights) // num_layers])
     layer = Layer(cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, per_layer)
@@ -77,8 +79,10 @@ def _infer_shapes(stack, input, h0, c0, weights, packed=None, lengths=None, batc
     else:
         batch = rows[0] if layout == BATCH_FIRST else _batch_of(rows, h0, batch_sizes)
         states = (num_layers * directions, batch)
-    widths = (width, hidden)[: kind.states]
-    return [weights[0].new_empty((*rows, directions * width)), *(weights[0].new_empty((*states, w)) for w in widths)]
+    shapes = [(*rows, directions * width), *((*states, w) for w in (width, hidden)[: kind.states])]
+    if cells:
+        shapes.append((*rows, directions * hidden))
+    return [weights[0].new_empty(shape) for shape in shapes]
 
 
 def _step_of(stack: int, input: Tensor, h0, c0, weights) -> Layer:

@@ -57,6 +57,14 @@ struct FactorOf<Split> {
 template <class E>
 using Factor = typename FactorOf<E>::type;
 
+// The elements of A, where they are not those of B.
+template <class E>
+struct LeftOf {
+  using type = E;
+};
+template <class E>
+using Left = typename LeftOf<E>::type;
+
 // The elements of the products of a layer whose storage type is S.
 #if defined(FUSED_RNN_SPLIT_PRODUCTS)
 template <class S>
@@ -72,7 +80,7 @@ using Element = Arithmetic<S>;
 template <class E>
 constexpr int kTogether = sizeof(Factor<E>) / sizeof(E);
 template <class E>
-constexpr int kParts = kTogether<E> > 1 ? sizeof(E) / sizeof(BFloat16) : 1;
+constexpr int kParts = kTogether<E> > 1 && sizeof(E) > sizeof(BFloat16) ? sizeof(E) / sizeof(BFloat16) : 1;
 
 // Whether products run on AMX tiles.
 #ifdef FUSED_RNN_AMX
@@ -177,6 +185,12 @@ FUSED_RNN_INLINE Parts<E> load_line(Row row, int64_t line, int64_t depth, int64_
       both.part[p] = (typename Vec<Arithmetic<E>>::Native)((Words)first.part[p] >> 16 | (Words)second.part[p]);
     return both;
   }
+}
+
+// A vector of B.
+template <class V, class E>
+FUSED_RNN_INLINE V load_right(const E* from) {
+  return load_lanes<V>(from);
 }
 
 // sum + x * b in every lane.

@@ -25,11 +25,11 @@ struct Prefetch {
 // out[m][v] = (or +=) sum over k of rows[m][k * step] * panel[k][v]; k counts factors. Each sum has kChains independent
 // accumulators: a single row has too few sums to hide the latency of multiply-adds.
 template <int kRows, int kVectors, int kChains, class E>
-void multiply_tile(int64_t depth, const E* const* rows, int64_t step, const E* panel, Prefetch next, Arithmetic<E>* out,
-                   bool add_to_out) {
+void multiply_tile(int64_t depth, const Left<E>* const* rows, int64_t step, const E* panel, Prefetch next,
+                   Arithmetic<E>* out, bool add_to_out) {
   using V = typename Vec<Arithmetic<E>>::Native;
   constexpr int kLanes = Vec<Arithmetic<E>>::kLanes, kFactor = kTogether<E>;
-  const E* a[kRows];
+  const Left<E>* a[kRows];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) a[m] = rows[m];
   // All indices are compile-time constants, or the sums would be spilled.
@@ -38,10 +38,10 @@ void multiply_tile(int64_t depth, const E* const* rows, int64_t step, const E* p
     if (kRows > 1) __builtin_prefetch(next.from + (k * next.rate >> 8) * kCacheLine, 0, 2);
     V b[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) b[v] = load_lanes<V>(panel + (k * kVectors + v) * kLanes * kFactor);
+    for (int v = 0; v < kVectors; ++v) b[v] = load_right<V>(panel + (k * kVectors + v) * kLanes * kFactor);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const auto x = load_lanes<Factor<E>>(a[m] + k * step * kFactor);
+      const auto x = load_lanes<Factor<Left<E>>>(a[m] + k * step * kFactor);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[s][m][v] = add_product(sum[s][m][v], x, b[v]);
     }
@@ -64,7 +64,7 @@ void multiply_tile(int64_t depth, const E* const* rows, int64_t step, const E* p
 }
 
 template <class E>
-using Tile = void (*)(int64_t depth, const E* const* rows, int64_t step, const E* panel, Prefetch next,
+using Tile = void (*)(int64_t depth, const Left<E>* const* rows, int64_t step, const E* panel, Prefetch next,
                       Arithmetic<E>* out, bool add_to_out);
 
 // Tiles of 1 .. tile_rows(kVectors) rows; the first entry is for a batch of one, split four ways along K.
@@ -162,6 +162,7 @@ void multiply_panel(const PanelSource<E, Lines>& panel, const LeftRows<Row>& lef
   using T = Arithmetic<E>;
   const int vectors = panel.vectors;
   const int64_t width = vectors * Vec<T>::kLanes, line = width * kTogether<E>;
+  const int64_t line_bytes = line * int64_t(sizeof(E));
   const int64_t lines = (panel.depth + kTogether<E> - 1) / kTogether<E>;
   // At least one block, so that empty sums become zeros.
   const int64_t blocks = lines > kLinesAtOnce ? (lines + kLinesAtOnce - 1) / kLinesAtOnce : 1;
@@ -172,15 +173,15 @@ void multiply_panel(const PanelSource<E, Lines>& panel, const LeftRows<Row>& lef
     const int64_t first = count * group / groups, rows = count * (group + 1) / groups - first;
     // Balanced tiles: 16 rows are 6 + 5 + 5, not 6 + 6 + 4.
     const int64_t most = tile_rows(vectors), tiles = (rows + most - 1) / most;
-    const int64_t fetch_rate = (vectors * 256 + tiles - 1) / tiles;
+    const int64_t fetch_rate = (256 * line_bytes / kCacheLine + tiles - 1) / tiles;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t k0 = lines * block / blocks, block_lines = lines * (block + 1) / blocks - k0;
       const E* from = panel.lines(k0, block_lines);
       // Each tile prefetches a share of the next block: if that comes from beyond L2, a single tile would be too short.
-      const int64_t share = (block_lines * vectors + tiles - 1) / tiles;
+      const int64_t share = (block_lines * line_bytes / kCacheLine + tiles - 1) / tiles;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t i0 = rows * tile / tiles, height = rows * (tile + 1) / tiles - i0;
-        const E* a[kMostRows];
+        const Left<E>* a[kMostRows];
         for (int64_t i = 0; i < height; ++i) a[i] = row(first + i0 + i) + k0 * step * kTogether<E>;
         if (block == 0)
           for (int64_t i = 0; i < height; ++i) fetch(first + i0 + i);

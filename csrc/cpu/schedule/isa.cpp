@@ -13,6 +13,16 @@
 namespace fused_rnn::cpu {
 namespace {
 
+bool has_avx_vnni() {
+#if defined(FUSED_RNN_X86_ISAS) && defined(__linux__)  // GCC before 13 cannot be asked
+  constexpr unsigned kAvxVnni = 1u << 4;
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni);
+#else
+  return false;
+#endif
+}
+
 // Whether the processor has AMX with bfloat16 and Linux lets this process use it: a process must request permission,
 // since tile state adds 8 KiB to every thread's saved registers.
 bool may_use_amx() {
@@ -35,10 +45,14 @@ bool is_supported(Isa isa) {
     case Isa::kAvx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
              __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+    case Isa::kAvxVnni:
+      return is_supported(Isa::kAvx2) && has_avx_vnni();
     case Isa::kAvx512:
       return is_supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Vnni:
+      return is_supported(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
     case Isa::kAvx512Bf16:
       return is_supported(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
     case Isa::kAmx:
@@ -50,7 +64,15 @@ bool is_supported(Isa isa) {
 }
 
 // Best first.
-constexpr Isa kIsas[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kBaseline};
+constexpr Isa kIsas[] = {Isa::kAmx,    Isa::kAvx512Bf16, Isa::kAvx512Vnni, Isa::kAvx512,
+                        Isa::kAvxVnni, Isa::kAvx2,       Isa::kBaseline};
+
+// The best one for weights of 8 bits that is no better than `isa`, or what FUSED_RNN_ISA asks for.
+Isa isa_for_int8(Isa isa) {
+  for (const Isa other : {Isa::kAvx512Vnni, Isa::kAvxVnni, Isa::kAvx2})
+    if (other <= isa && is_supported(other)) return other;
+  return Isa::kBaseline;
+}
 
 std::string asked_isa() {
   const char* variable = std::getenv("FUSED_RNN_ISA");
@@ -65,7 +87,8 @@ Isa find_isa() {
     if (is_supported(isa)) return isa;
     throw std::runtime_error("FUSED_RNN_ISA=" + asked + " is not supported by this processor or build");
   }
-  throw std::runtime_error("FUSED_RNN_ISA must be baseline, avx2, avx512, avx512_bf16 or amx, got '" + asked + "'");
+  throw std::runtime_error(
+      "FUSED_RNN_ISA must be baseline, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16 or amx, got '" + asked + "'");
 }
 
 }  // namespace
@@ -75,10 +98,13 @@ Isa best_isa() {
   return isa;
 }
 
-std::vector<Isa> isas_for(Dtype dtype) {
+std::vector<Isa> isas_for(Dtype dtype, WeightFormat format) {
   const Isa isa = best_isa();
-  const bool only_for_some = isa == Isa::kAvx512Bf16 || isa == Isa::kAmx;
-  if (!only_for_some || dtype == Dtype::kBFloat16) return {isa};
+  if (format != WeightFormat::kOwn) return {isa_for_int8(isa)};
+  if (isa <= Isa::kAvx2) return {isa};
+  if (isa == Isa::kAvxVnni) return {Isa::kAvx2};
+  const bool has_own = isa == Isa::kAvx512Bf16 || isa == Isa::kAmx;
+  if (has_own && dtype == Dtype::kBFloat16) return {isa};
   if (isa != Isa::kAmx || dtype != Dtype::kFloat) return {Isa::kAvx512};
   static const bool always = !asked_isa().empty();
   return always ? std::vector{Isa::kAmx} : std::vector{Isa::kAvx512, Isa::kAmx};
@@ -90,8 +116,12 @@ const char* isa_name(Isa isa) {
       return "baseline";
     case Isa::kAvx2:
       return "avx2";
+    case Isa::kAvxVnni:
+      return "avx_vnni";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Vnni:
+      return "avx512_vnni";
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
     case Isa::kAmx:
@@ -109,6 +139,16 @@ const Kernels& kernels_for(Isa isa, Dtype dtype) {
 #endif
   (void)isa, (void)dtype;
   return kKernelsBaseline;
+}
+
+const Int8Kernels& int8_kernels_for(Isa isa) {
+#ifdef FUSED_RNN_X86_ISAS
+  if (isa == Isa::kAvx512Vnni) return kInt8KernelsAvx512Vnni;
+  if (isa == Isa::kAvxVnni) return kInt8KernelsAvxVnni;
+  if (isa == Isa::kAvx2) return kInt8KernelsAvx2;
+#endif
+  (void)isa;
+  return kInt8KernelsBaseline;
 }
 
 }  // namespace fused_rnn::cpu

@@ -6,15 +6,17 @@
 
 namespace fused_rnn::cpu {
 
-enum class Isa : int { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+enum class Isa : int { kBaseline, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx };
 
 // The best instruction set that this processor supports, or the one that FUSED_RNN_ISA names. Throws if that one is
 // unknown, not built or not supported.
 Isa best_isa();
 // The instruction sets for layers of this dtype. avx512_bf16 and amx are for bfloat16, amx for float32 too (split
 // floats, gemm/split.h). If those pay for large layers only, amx comes second; FUSED_RNN_ISA=amx uses them for all.
-std::vector<Isa> isas_for(Dtype dtype);
+// avx_vnni and avx512_vnni are for weights of 8 bits; other layers then run on avx2 and avx512.
+std::vector<Isa> isas_for(Dtype dtype, WeightFormat format = WeightFormat::kOwn);
 const char* isa_name(Isa isa);
 const Kernels& kernels_for(Isa isa, Dtype dtype);
+const Int8Kernels& int8_kernels_for(Isa isa);
 
 }  // namespace fused_rnn::cpu

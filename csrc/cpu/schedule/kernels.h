@@ -33,15 +33,24 @@ struct Kernels {
   const Packing& (*packing)(int64_t cell, Dtype dtype);
   const Pass<Backward>& (*backward)(int64_t cell, Dtype dtype);
 };
+// Of float layers whose weights are packed in 8 bits.
+struct Int8Kernels {
+  const Pass<Forward>& (*forward)(int64_t cell, WeightFormat format);
+  const Packing& (*packing)(int64_t cell, WeightFormat format);
+};
 
-// One for each build of kernels.cpp.
+// One for each build of kernels.cpp, and of int8_kernels.cpp.
 extern const Kernels kKernelsBaseline;
+extern const Int8Kernels kInt8KernelsBaseline;
 #ifdef FUSED_RNN_X86_ISAS
 extern const Kernels kKernelsAvx2;
 extern const Kernels kKernelsAvx512;
 extern const Kernels kKernelsAvx512Bf16;  // these for one dtype each
 extern const Kernels kKernelsAmxBf16;
 extern const Kernels kKernelsAmxFp32;
+extern const Int8Kernels kInt8KernelsAvx2;
+extern const Int8Kernels kInt8KernelsAvxVnni;
+extern const Int8Kernels kInt8KernelsAvx512Vnni;
 #endif
 
 }  // namespace fused_rnn::cpu

@@ -12,14 +12,16 @@ Load load_of(const Layer& layer) {
   const int64_t problems = layer.members * layer.directions;
   const int64_t gates = dispatch_cell(layer.cell, [](auto cell) { return int64_t(decltype(cell)::type::kGates); });
   const int64_t depth = (layer.tokens ? 0 : layer.input_size) + layer.output_size;  // tokens are looked up
-  const int64_t weights = gates * layer.hidden * depth;
+  // A weight of 8 bits costs as much as a quarter of a float.
+  const int64_t cost = layer.format == WeightFormat::kOwn ? 4 : 1;
+  const int64_t weights = gates * layer.hidden * depth * cost / 4;
   return {layer.dtype,
           problems,
           layer.batch,
           layer.rows,
           layer.hidden,
           weights,
-          gates * layer.hidden * layer.output_size,
+          gates * layer.hidden * layer.output_size * cost / 4,
           problems * layer.rows * weights,
           layer.packed != nullptr};
 }

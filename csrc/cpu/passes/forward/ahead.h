@@ -13,7 +13,7 @@ class LookAhead {
  public:
   // For one share of a run's units.
   LookAhead(const ForwardRun<Cell, S>& run, int64_t share)
-      : run_(run), sums_(run.state.input_sums[share]), first_panel_(run.panels_of_share(share).first) {}
+      : run_(run), share_(share), sums_(run.state.input_sums[share]), first_panel_(run.panels_of_share(share).first) {}
 
   // Collects the input rows of a step and the following ones.
   void gather(const ForwardStep& step) {
@@ -39,7 +39,7 @@ class LookAhead {
 
   // W_ih x for some of the share's panels.
   void multiply(const PanelRange& range) const {
-    const auto ih = run_.ih();
+    const auto ih = run_.ih(share_);
     const auto sums = [&](int64_t panel) { return of_panel(panel); };
     if (!run_.f.tokens)
       return ih.multiply_by(range, LeftRows{count_, [&](int64_t i) { return sums_.rows[i]; }, 1, run_.f.rows == 1},
@@ -66,6 +66,7 @@ class LookAhead {
   }
 
   const ForwardRun<Cell, S>& run_;
+  int64_t share_;
   const InputSums<Cell, S>& sums_;
   int64_t first_panel_, count_ = 0;
 };

@@ -86,7 +86,7 @@ class ForwardCells {
   }
 
   // With a projection: h of the columns of one panel of W_hr. sums: W_hr times the cell's h.
-  void projection(const Plain<E>& hr, int64_t panel, int64_t i, const T* sums) const {
+  void projection(const Plain<Weight<S>>& hr, int64_t panel, int64_t i, const T* sums) const {
     const Forward& f = run_.f;
     const Row row(run_, step_, i);
     const S* added = at<S>(f.tangent_h, row.by_row * f.output_size);

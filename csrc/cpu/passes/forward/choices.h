@@ -1,5 +1,6 @@
 // How a forward pass computes its products, depending on the layer's size and the plan.
 #pragma once
+#include "cpu/gemm/int8.h"
 #include "cpu/passes/forward/panels.h"
 #include "cpu/schedule/tuning.h"
 
@@ -30,7 +31,10 @@ struct ForwardChoices {
 
   // Read W_ih and W_hh together, panel by panel: a few rows of a single step are memory-bound, and the next call, which
   // sweeps in the other direction (next_direction, gemm/panels.h), finds the last panels cached.
-  static bool reads_together(const Forward& f) { return f.steps == 1 && f.batch < kLeastRowsReadApart && !f.primal; }
+  // Weights of 8 bits are small, and rows are quantized once for all panels.
+  static bool reads_together(const Forward& f) {
+    return !kQuantized<S> && f.steps == 1 && f.batch < kLeastRowsReadApart && !f.primal;
+  }
 
   // The number of steps for which W_ih x is computed at once.
   static int64_t steps_ahead(const Forward& f, const Plan& plan) {

@@ -10,6 +10,7 @@ template <class Cell, class S>
 class ForwardLoop {
   using T = Arithmetic<S>;
   using E = Element<S>;
+  using W = Weight<S>;
   using Choices = ForwardChoices<Cell, S>;
   using Packed = PackedWeights<Cell, S>;
   using Panels = GatePanels<Cell, T>;
@@ -53,7 +54,7 @@ class ForwardLoop {
   // The units of h, or of c, that a share writes.
   Range share_of_h(int64_t share) const {
     if (!projected(w_.f)) return share_of_c(share);
-    const Plain<E> hr = Packed::projection(w_.f);
+    const Plain<W> hr = Packed::projection(w_.f);
     const Range own = part_of(hr.panels(), w_.plan.unit_chunks, share);
     const int64_t P = w_.f.output_size;
     return {minimum(P, hr.first_column(own.first)), minimum(P, hr.first_column(own.last))};
@@ -128,15 +129,16 @@ class ForwardLoop {
       if (!Choices::fuses(f, w_.plan) && !Choices::reads_together(f)) ahead.multiply({range.first, range.last});
     }
     if constexpr (Choices::kMayFuse)
-      if (Choices::fuses(f, w_.plan)) return fused_gates(range, ahead, slot);
-    const auto hh = w_.hh();
+      if (Choices::fuses(f, w_.plan)) return fused_gates(share, range, ahead, slot);
+    const auto hh = w_.hh(share);
     const LeftRows rows = entering_h_rows();
     const ForwardCells<Cell, S> cells(w_, step_);
     const auto fetch = [&](int64_t panel, int64_t i) { cells.fetch(panel, i); };
     const auto use = [&](int64_t panel, int64_t i, const T* r) {
       w_.panels.with_units(panel, [&](auto known) {
         constexpr int kUnits = decltype(known)::value;
-        if (f.primal) return cells.template tangent<kUnits>(panel, i, r);
+        if constexpr (!kQuantized<S>)
+          if (f.primal) return cells.template tangent<kUnits>(panel, i, r);
         const T* x = ahead.of_panel(panel) + (ahead.first_row(slot) + i) * Cell::kGates * kUnits * kLanes;
         cells.template cell<kUnits, false>(panel, i, x, r);
       });
@@ -155,9 +157,9 @@ class ForwardLoop {
   }
 
   // The same with W_ih x and W_hh h accumulated into one sum.
-  void fused_gates(const PanelRange& range, const LookAhead<Cell, S>& ahead, int64_t slot) const {
+  void fused_gates(int64_t share, const PanelRange& range, const LookAhead<Cell, S>& ahead, int64_t slot) const {
     constexpr int kShared = Choices::kOwnSums == 0 ? kMostVectors : Cell::kSharedGates;
-    const auto ih = w_.ih(), hh = w_.hh();
+    const auto ih = w_.ih(share), hh = w_.hh(share);
     const ForwardCells<Cell, S> cells(w_, step_);
     const LeftRows rows = entering_h_rows();
     const LeftRows inputs = {step_.rows, [&](int64_t i) { return ahead.input_row(ahead.first_row(slot) + i); }};
@@ -181,12 +183,19 @@ class ForwardLoop {
 
   // W_hr h.
   void project(int64_t share) const {
-    const Plain<E> hr = Packed::projection(w_.f);
+    const Plain<W> hr = Packed::projection(w_.f);
     const ForwardCells<Cell, S> cells(w_, step_);
     const auto row = [&](int64_t i) { return w_.state.wide_h + i * w_.state.wide_stride; };
-    multiply(hr, w_.packed.hr, panels_of(part_of(hr.panels(), w_.plan.unit_chunks, share)),
-             LeftRows{step_.rows, row, 1, w_.f.batch == 1}, FetchNothing{},
-             [&](int64_t panel, int64_t i, const T* sums) { cells.projection(hr, panel, i, sums); });
+    const PanelRange range = panels_of(part_of(hr.panels(), w_.plan.unit_chunks, share));
+    const LeftRows rows = {step_.rows, row, 1, w_.f.batch == 1};
+    const auto use = [&](int64_t panel, int64_t i, const T* sums) { cells.projection(hr, panel, i, sums); };
+    if constexpr (kQuantized<S>) {
+      const auto& scratch = w_.state.input_sums[share].quantized;
+      QuantizedWeights<Plain<W>, W>{hr, w_.packed.hr, w_.packed.hr_scales, scratch}.multiply_by(range, rows,
+                                                                                                FetchNothing{}, use);
+    } else {
+      multiply(hr, w_.packed.hr, range, rows, FetchNothing{}, use);
+    }
   }
 
   const ForwardRun<Cell, S> w_;

@@ -2,6 +2,7 @@
 #pragma once
 #include "cpu/gemm/amx.h"
 #include "cpu/passes/forward/choices.h"
+#include "cpu/passes/forward/quantized.h"
 #include "cpu/passes/tokens.h"
 #include "cpu/passes/workspace.h"
 
@@ -12,23 +13,27 @@ namespace {
 template <class Cell, class S>
 struct PackedWeights {
   using T = Arithmetic<S>;
-  using E = Element<S>;
-  E *ih, *hh, *hr;
+  using W = Weight<S>;
+  W *ih, *hh, *hr;
   T *bias_ih, *bias_hh, *params;
+  Scales ih_scales, hh_scales, hr_scales;                     // of weights of 8 bits
   int64_t ih_size, hh_size, hr_size, bias_size, params_size;  // of one problem
 
-  static Plain<E> projection(const Layer& f) { return {f.hidden, f.output_size}; }
+  static Plain<W> projection(const Layer& f) { return {f.hidden, f.output_size}; }
 
   PackedWeights(const Forward& f, const Plan& plan, Carver& carve) {
     const int64_t Q = problems(f), units = GatePanels<Cell, T>{f.hidden}.padded_units();
     bias_size = Cell::kGates * units;
     params_size = Cell::kParams * units;
-    ih_size = ForwardChoices<Cell, S>::packs_input(f, plan) ? bias_size * padded_depth<E>(f.input_size) : 0;
-    hh_size = plan.pack && Cell::kRecurrent ? bias_size * padded_depth<E>(f.output_size) : 0;
+    ih_size = ForwardChoices<Cell, S>::packs_input(f, plan) ? bias_size * padded_depth<W>(f.input_size) : 0;
+    hh_size = plan.pack && Cell::kRecurrent ? bias_size * padded_depth<W>(f.output_size) : 0;
     hr_size = projected(f) ? projection(f).size() : 0;
-    ih = carve.take<E>(Q * ih_size);
-    hh = carve.take<E>(Q * hh_size);
-    hr = carve.take<E>(Q * hr_size);
+    ih = carve.take<W>(Q * ih_size);
+    hh = carve.take<W>(Q * hh_size);
+    hr = carve.take<W>(Q * hr_size);
+    hr_scales_size = kQuantized<S> && hr_size > 0 ? projection(f).vectors() * Vec<float>::kLanes : 0;
+    for (Scales* scales : {&ih_scales, &hh_scales}) *scales = take_scales(carve, Q * (kQuantized<S> ? bias_size : 0));
+    hr_scales = take_scales(carve, Q * hr_scales_size);
     bias_ih = carve.take<T>(Q * bias_size);
     bias_hh = carve.take<T>(Q * bias_size);
     params = carve.take<T>(Q * params_size);
@@ -42,7 +47,19 @@ struct PackedWeights {
     own.bias_ih += problem * bias_size;
     own.bias_hh += problem * bias_size;
     own.params += problem * params_size;
+    if (kQuantized<S>) {
+      own.ih_scales = ih_scales.from(problem * bias_size);
+      own.hh_scales = hh_scales.from(problem * bias_size);
+      own.hr_scales = hr_scales.from(problem * hr_scales_size);
+    }
     return own;
+  }
+
+ private:
+  int64_t hr_scales_size;
+
+  static Scales take_scales(Carver& carve, int64_t count) {
+    return {carve.take<float>(count), carve.take<int32_t>(count)};
   }
 };
 
@@ -50,7 +67,7 @@ struct PackedWeights {
 template <class Cell, class S>
 class WeightPacker {
   using T = Arithmetic<S>;
-  using E = Element<S>;
+  using W = Weight<S>;
   using V = Vec<T>;
   using Panels = GatePanels<Cell, T>;
   using Packed = PackedWeights<Cell, S>;
@@ -69,19 +86,22 @@ class WeightPacker {
     const int64_t GH = Cell::kGates * f_.hidden, I = f_.input_size, P = f_.output_size;
     const Range own = part_of(panels_.count(), parts_, part_);
     for (int64_t panel = own.first; panel < own.last; ++panel) {
-      if (to_.ih_size > 0) pack(to_.ih, at<S>(from_.ih, m_ * GH * I), panel, I);
-      if (to_.hh_size > 0) pack(to_.hh, at<S>(from_.hh, m_ * GH * P), panel, P);
+      if (to_.ih_size > 0) pack(to_.ih, to_.ih_scales, at<S>(from_.ih, m_ * GH * I), panel, I);
+      if (to_.hh_size > 0) pack(to_.hh, to_.hh_scales, at<S>(from_.hh, m_ * GH * P), panel, P);
       pack_biases(panel);
     }
     if (part_ == 0) pack_the_rest();
   }
 
  private:
-  void pack(E* to, const S* from, int64_t panel, int64_t depth) const {
-    E* const start = to + GateMatrix<Cell, E>{panels_, depth}.offset(panel);
+  void pack(W* to, Scales scales, const S* from, int64_t panel, int64_t depth) const {
+    const GateMatrix<Cell, W> matrix = {panels_, depth};
     panels_.for_vectors(panel, [&](int v, int g, Units units) {
       const S* rows = from + (g * f_.hidden + units.first) * depth;
-      pack_transposed(start, panels_.vectors(panel), v, depth, rows, units.count);
+      if constexpr (kQuantized<S>)
+        quantize_vector(matrix, to, scales, panel, v, rows, units.count);
+      else
+        pack_transposed(to + matrix.offset(panel), panels_.vectors(panel), v, depth, rows, units.count);
     });
   }
 
@@ -104,9 +124,18 @@ class WeightPacker {
     for (int64_t p = 0; p < Cell::kParams; ++p)
       load_row(to_.params + p * panels_.padded_units(), at<S>(from_.params, (m_ * Cell::kParams + p) * H), H);
     if (!projected(f_)) return;
-    const Plain<E> hr = Packed::projection(f_);
-    for (int64_t panel = 0; panel < hr.panels(); ++panel)
-      hr.pack_transpose_of(to_.hr, panel, at<S>(from_.hr, m_ * P * H));
+    const Plain<W> hr = Packed::projection(f_);
+    const S* from = at<S>(from_.hr, m_ * P * H);
+    for (int64_t panel = 0; panel < hr.panels(); ++panel) {
+      if constexpr (kQuantized<S>) {
+        for (int v = 0; v < hr.panel_vectors(panel); ++v) {
+          const int64_t first = hr.first_column(panel) + v * V::kLanes;
+          quantize_vector(hr, to_.hr, to_.hr_scales, panel, v, from + first * H, minimum(V::kLanes, P - first));
+        }
+      } else {
+        hr.pack_transpose_of(to_.hr, panel, from);
+      }
+    }
   }
 
   const Forward& f_;
@@ -117,7 +146,7 @@ class WeightPacker {
   int64_t part_, parts_;
 };
 
-// A gate matrix, [G*H, depth], packed or row-major.
+// A gate matrix, [G*H, depth], packed or row-major. With weights of 8 bits: QuantizedWeights.
 template <class Cell, class S>
 struct GateWeights {
   using T = Arithmetic<S>;

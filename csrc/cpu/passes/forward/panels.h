@@ -57,7 +57,9 @@ struct GatePanels {
 // A gate matrix as an operand (the interface of Plain in gemm/panels.h).
 template <class Cell, class E>
 struct GateMatrix {
-  using Panels = GatePanels<Cell, Arithmetic<E>>;
+  // Sums of 32-bit integers become floats.
+  using T = std::conditional_t<std::is_integral_v<Arithmetic<E>>, float, Arithmetic<E>>;
+  using Panels = GatePanels<Cell, T>;
   Panels panels;
   int64_t depth;
 

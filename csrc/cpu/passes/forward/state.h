@@ -19,6 +19,7 @@ struct InputSums {
   int64_t* ids;    // [rows], in place of both
   int64_t* first;  // [steps]: each step's first row
   int64_t most_rows, input_stride;
+  QuantizedRows quantized;  // of the input, and then of h
 
   InputSums(const Forward& f, const Plan& plan, Carver& carve) {
     using Choices = ForwardChoices<Cell, S>;
@@ -33,6 +34,10 @@ struct InputSums {
     rows = carve.take<const E*>(f.tokens ? 0 : most_rows);
     ids = carve.take<int64_t>(f.tokens ? most_rows : 0);
     first = carve.take<int64_t>(steps);
+    const bool quantizes = std::is_same_v<Weight<S>, Int8>;
+    quantized.stride = QuantizedRows::stride_of(maximum(f.tokens ? 0 : f.input_size, f.hidden));
+    quantized.numbers = carve.take<Int8>(quantizes ? most_rows * quantized.stride : 0);
+    quantized.scales = carve.take<float>(quantizes ? most_rows : 0);
   }
 
   // The sums of one of the share's panels. All but the last one are as wide as the first.
@@ -79,7 +84,8 @@ struct ForwardRun {
   using Packed = PackedWeights<Cell, S>;
   using State = RunState<Cell, S>;
   using Sums = InputSums<Cell, S>;
-  using Matrix = GateWeights<Cell, S>;
+  using W = Weight<S>;
+  using Matrix = std::conditional_t<kQuantized<S>, QuantizedWeights<GateMatrix<Cell, W>, W>, GateWeights<Cell, S>>;
 
   const Forward& f;
   const Plan& plan;
@@ -111,13 +117,20 @@ struct ForwardRun {
   int64_t time(int64_t step) const { return run.d == 0 ? step : f.steps - 1 - step; }
   Range panels_of_share(int64_t share) const { return part_of(panels.count(), plan.unit_chunks, share); }
 
-  Matrix ih() const {
+  // For one share of the units.
+  Matrix ih(int64_t share) const {
     const int64_t GH = Cell::kGates * f.hidden, I = f.input_size;
-    return {{panels, I}, Choices::packs_input(f, plan), packed.ih, at<S>(f.weights[run.d].ih, run.m * GH * I)};
+    if constexpr (kQuantized<S>)
+      return {{panels, I}, packed.ih, packed.ih_scales, state.input_sums[share].quantized};
+    else
+      return {{panels, I}, Choices::packs_input(f, plan), packed.ih, at<S>(f.weights[run.d].ih, run.m * GH * I)};
   }
-  Matrix hh() const {
+  Matrix hh(int64_t share) const {
     const int64_t GH = Cell::kGates * f.hidden, P = f.output_size;
-    return {{panels, P}, plan.pack, packed.hh, at<S>(f.weights[run.d].hh, run.m * GH * P)};
+    if constexpr (kQuantized<S>)
+      return {{panels, P}, packed.hh, packed.hh_scales, state.input_sums[share].quantized};
+    else
+      return {{panels, P}, plan.pack, packed.hh, at<S>(f.weights[run.d].hh, run.m * GH * P)};
   }
 
  private:
