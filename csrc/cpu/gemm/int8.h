@@ -103,7 +103,14 @@ FUSED_RNN_INLINE Ints add_product(Ints sum, Quad x, Ints b) {
 // A vector of weights as floats.
 template <>
 FUSED_RNN_INLINE FloatLanes load_right<FloatLanes, Int8Weight>(const Int8Weight* from) {
-  return __builtin_convertvector(load_lanes<SignedBytes>(from), FloatLanes);
+#if defined(__AVX512F__)  // GCC converts bytes to floats one by one
+  const __m512i integers = _mm512_maskz_cvtepi8_epi32(0xffff, load_lanes<__m128i>(from));
+#elif defined(__AVX2__)
+  const __m256i integers = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#else
+  const Ints integers = __builtin_convertvector(load_lanes<SignedBytes>(from), Ints);
+#endif
+  return __builtin_convertvector((Ints)integers, FloatLanes);
 }
 
 // ---- float layers with such weights ---------------------------------------------------------------------------------
