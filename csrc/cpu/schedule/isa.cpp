@@ -75,13 +75,15 @@ Isa best_isa() {
   return isa;
 }
 
-std::vector<Isa> isas_for(Dtype dtype) {
-  const Isa isa = best_isa();
-  const bool only_for_some = isa == Isa::kAvx512Bf16 || isa == Isa::kAmx;
-  if (!only_for_some || dtype == Dtype::kBFloat16) return {isa};
-  if (isa != Isa::kAmx || dtype != Dtype::kFloat) return {Isa::kAvx512};
+std::span<const Isa> isas_for(Dtype dtype) {
+  static const Isa best[] = {best_isa()};
+  static constexpr Isa kVectors[] = {Isa::kAvx512}, kVectorsAndTiles[] = {Isa::kAvx512, Isa::kAmx};
+  const bool only_for_some = best[0] == Isa::kAvx512Bf16 || best[0] == Isa::kAmx;
+  if (!only_for_some || dtype == Dtype::kBFloat16) return best;
+  if (best[0] != Isa::kAmx || dtype != Dtype::kFloat) return kVectors;
   static const bool always = !asked_isa().empty();
-  return always ? std::vector{Isa::kAmx} : std::vector{Isa::kAvx512, Isa::kAmx};
+  if (always) return best;
+  return kVectorsAndTiles;
 }
 
 const char* isa_name(Isa isa) {

@@ -1,6 +1,6 @@
 // The instruction sets, and the kernels compiled for them.
 #pragma once
-#include <vector>
+#include <span>
 
 #include "cpu/schedule/kernels.h"
 
@@ -13,7 +13,7 @@ enum class Isa : int { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 Isa best_isa();
 // The instruction sets for layers of this dtype. avx512_bf16 and amx are for bfloat16, amx for float32 too (split
 // floats, gemm/split.h). If those pay for large layers only, amx comes second; FUSED_RNN_ISA=amx uses them for all.
-std::vector<Isa> isas_for(Dtype dtype);
+std::span<const Isa> isas_for(Dtype dtype);
 const char* isa_name(Isa isa);
 const Kernels& kernels_for(Isa isa, Dtype dtype);
 
