@@ -131,8 +131,8 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
       "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, Tensor saved_tangent, Tensor states, Tensor? h, "
       "Tensor? wide, int wanted) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor wide, Tensor[] "
       "grad_weights)");
-  // Inference of a stack of layers; states are those of all layers. Returns output, h_n and, with a second state, c_n; of
-  // a single step (kOneStep) only the states, as h is the output.
+  // Inference of a stack of layers; states are those of all layers. Returns output, h_n and, with a second state, c_n;
+  // of a single step (kOneStep) only the states, as h is the output.
   // Arguments that are rarely given come last: omitted ones cost less.
   m.def(
       "infer(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor[]? packed=None, "
