@@ -6,8 +6,7 @@ and a new one takes over a slot that still holds another one's state: ``reset_ma
 concatenated in each row, without padding) as in serving (one step a call).
 
 Shows that each stream gets the same answers as alone, in one call over its whole length; what a server without resets
-would answer; and the latency of a step, in percentiles, of this library, frozen or not, of torch.nn and, if installed,
-of ONNX Runtime.
+would answer; and percentiles of a step's latency: this library's layer and Stream, torch.nn, ONNX Runtime if installed.
 """
 
 from __future__ import annotations
@@ -160,14 +159,13 @@ def engines(args, model: Watch, slots: int) -> dict[str, Engine]:
     found = {"fused_rnn": by_module(ours, slots), "torch.nn.LSTM": by_module(theirs, slots)}
     found["torch.nn.LSTMCell"] = by_cell(theirs, slots)
     if args.device.type == "cpu":
-        found["fused_rnn, frozen"] = by_module(fused_rnn.freeze(copy.deepcopy(ours)), slots)
+        found["fused_rnn.Stream"] = by_stream(ours, slots)
         if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
             found["ONNX Runtime"] = by_onnx_runtime(ours, slots)
     return found
 
 
 def zeros(model: Watch, slots: int) -> tuple[Tensor, Tensor]:
-    """h and c, ``[1, B, H]``."""
     h = model.head.weight.new_zeros(1, slots, model.lstm.hidden_size)
     return h, h.clone()
 
@@ -183,8 +181,18 @@ def by_module(model: Watch, slots: int) -> Engine:
     return step
 
 
+def by_stream(model: Watch, slots: int) -> Engine:
+    stream = fused_rnn.Stream(model.lstm, batch=slots)
+
+    def step(readings: Tensor, first: Tensor) -> Tensor:
+        if first.any():
+            stream.reset(first[0])
+        return model.head(stream.step(readings[0]))[None]
+
+    return step
+
+
 def by_cell(model: Watch, slots: int) -> Engine:
-    """torch.nn's layer for single steps."""
     cell = nn.LSTMCell(1, model.lstm.hidden_size).to(model.head.weight.device)
     cell.load_state_dict({name.removesuffix("_l0"): weight for name, weight in model.lstm.state_dict().items()})
     h, c = (state[0] for state in zeros(model, slots))
@@ -281,20 +289,11 @@ def alone(args, model: Watch, data: Traffic, logits: Tensor) -> float:
     return worst
 
 
-def percentiles(microseconds: Tensor) -> list[float]:
-    return torch.quantile(microseconds, torch.tensor(PERCENTILES) / 100).tolist()
-
-
 # ---- the picture ----
 
 
-COLORS = {
-    "fused_rnn, frozen": BLUE,
-    "fused_rnn": "#56b4e9",
-    "torch.nn.LSTM": ORANGE,
-    "torch.nn.LSTMCell": "#e69f00",
-    "ONNX Runtime": GREEN,
-}
+COLORS = {"fused_rnn.Stream": BLUE, "fused_rnn": "#56b4e9", "torch.nn.LSTM": ORANGE, "ONNX Runtime": GREEN}
+COLORS["torch.nn.LSTMCell"] = "#e69f00"
 
 
 def draw(args, data: Traffic, logits: Tensor, latency: dict[int, dict[str, list[float]]]) -> None:
@@ -321,8 +320,8 @@ def draw(args, data: Traffic, logits: Tensor, latency: dict[int, dict[str, list[
         by_percentile.minorticks_off()
         for axes in (by_percentile, by_slots):
             axes.grid(color="#eeeeee", lw=0.7)
-        handles, labels = by_percentile.get_legend_handles_labels()
-        bottom.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+        handles = by_percentile.get_legend_handles_labels()
+        bottom.legend(*handles, loc="outside upper center", ncols=len(handles[0]), frameon=False)
 
 
 def draw_slot(axes, data: Traffic, logits: Tensor, slot: int, steps: int) -> None:
@@ -366,7 +365,8 @@ def main() -> None:
     for slots in [1, 16] if args.quick else [1, 4, 16, 64]:
         data = traffic(served, slots)
         logits, took = serve(args, model, data)
-        latency[slots] = {name: percentiles(microseconds) for name, microseconds in took.items()}
+        shares = torch.tensor(PERCENTILES) / 100
+        latency[slots] = {name: torch.quantile(own, shares).tolist() for name, own in took.items()}
         print_latency(latency[slots], f"slots {slots}, streams {len(data.streams)}, units {hidden}")
     draw(args, data, logits["fused_rnn"], latency)
 

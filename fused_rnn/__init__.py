@@ -19,6 +19,7 @@ from .nn.freeze import freeze, thaw
 from .nn.install import install, uninstall
 from .nn.layers import GRU, LSTM, RNN
 from .nn.stack import Stack
+from .nn.stream import Stream
 from .ops import fake as fake  # register the operators' shapes and costs
 from .ops import flops as flops
 from .ops.engines import cuda_engine
@@ -38,6 +39,7 @@ __all__ = [
     "LSTMCell",
     "RNNCell",
     "Stack",
+    "Stream",
     "__version__",
     "cuda_engine",
     "explain",
@@ -64,7 +66,7 @@ def __dir__() -> list[str]:
 
 
 # Pickles and help() refer to classes by module: the public one, whichever file defines them.
-_MODULES = (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell, Stack)
+_MODULES = (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell, Stack, Stream)
 _RESULTS = (
     Block,
     Chunk,

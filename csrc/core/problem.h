@@ -72,7 +72,7 @@ struct Layer {
 
 struct Forward : Layer {
   void* output;  // [M, N, D*P]; zeros where a padded row is past its end
-  void* h_n;     // [M, D, B, P]
+  void* h_n;     // [M, D, B, P]; on the CPU, without lengths, it may be h0, and c_n may be c0
   void* c_n;     // [M, D, B, H]; cells with a second state only
   void* cells;   // [M, N, D*H], the second state after every step; null when not asked for
   void* saved;   // [M, D, N, R], for the backward pass, in the engine's own layout (saved_row.h). Null in inference.

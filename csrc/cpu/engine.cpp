@@ -49,7 +49,7 @@ void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scrat
   });
 }
 
-std::vector<Isa> isas_of(const Layer& layer) { return isas_for(layer.dtype, layer.format); }
+std::span<const Isa> isas_of(const Layer& layer) { return isas_for(layer.dtype, layer.format); }
 
 const Pass<Forward>& forward_pass(Isa isa, const Layer& layer) {
   if (layer.format != WeightFormat::kOwn) return int8_kernels_for(isa).forward(layer.cell, layer.format);

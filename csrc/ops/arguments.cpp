@@ -38,7 +38,27 @@ int64_t elements_spanned(const Tensor& t) {
   return last + 1;
 }
 
+int32_t code_of_dtype(const Tensor& t) {
+  int32_t code;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &code));
+  return code;
+}
+
 }  // namespace
+
+ScalarType scalar_type_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat:
+      return ScalarType::Float;
+    case Dtype::kDouble:
+      return ScalarType::Double;
+    case Dtype::kBFloat16:
+      return ScalarType::BFloat16;
+    case Dtype::kHalf:
+      return ScalarType::Half;
+  }
+  unknown_value("dtype", static_cast<int64_t>(dtype));
+}
 
 void check_storage(const Tensor& t, const char* name) { check_storage(t, name, elements_spanned(t)); }
 
@@ -58,11 +78,26 @@ const void* address_of(const Tensor& t) {
   return data ? data : &kNothing;
 }
 
-Tensor Checker::as(const Tensor& t, const char* name, const Shape& shape, ScalarType dtype) const {
+int32_t code_of(ScalarType dtype) { return torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)); }
+
+Checker::Checker(const Tensor& on_device_of, int32_t dtype) : dtype_(dtype) {
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on_device_of.get(), &device_type_));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(on_device_of.get(), &device_index_));
+}
+Checker::Checker(const Tensor& like) : Checker(like, code_of_dtype(like)) {}
+
+Tensor Checker::as(const Tensor& t, const char* name, const Shape& shape, int32_t dtype) const {
   FUSED_RNN_CHECK(same(t.sizes(), shape), "fused_rnn: ", name, " must be ", text(shape), ", got ", text(t.sizes()));
-  FUSED_RNN_CHECK(t.scalar_type() == dtype, "fused_rnn: ", name, " must be ", torch::headeronly::toString(dtype),
-                  ", got ", torch::headeronly::toString(t.scalar_type()));
-  FUSED_RNN_CHECK(t.device() == device_, "fused_rnn: ", name, " is not on the input's device");
+  const auto name_of = [](int32_t code) {
+    return torch::headeronly::toString(torch::stable::detail::to<ScalarType>(torch::stable::detail::from(code)));
+  };
+  const int32_t found = code_of_dtype(t);
+  FUSED_RNN_CHECK(found == dtype, "fused_rnn: ", name, " must be ", name_of(dtype), ", got ", name_of(found));
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device_index));
+  FUSED_RNN_CHECK(device_type == device_type_ && device_index == device_index_, "fused_rnn: ", name,
+                  " is not on the input's device");
   const bool is_contiguous = t.is_contiguous();
   check_storage(t, name, is_contiguous ? elements_of(shape) : elements_spanned(t));
   return is_contiguous ? t : torch::stable::contiguous(t);  // contiguous() costs a dispatch
@@ -78,11 +113,20 @@ Arguments::Arguments(Layer& layer, int64_t cell_id, bool bias, bool bidirectiona
     : cell(traits_of(cell_id)), checked(like_of(input, weights)), layer_(layer) {
   layer.cell = cell_id;
   layer.dtype = dtype_of(like_of(input, weights));
-  layer.device = input.get_device_index();
   layer.directions = bidirectional ? 2 : 1;
-  held_.reserve(weights.size() + 8);
+  begin(input, weights.size());
   read_weight_layout(bias, weights);
   layer.saved_width = saved_width(layer, cell.saved, cell.states);
+}
+
+Arguments::Arguments(Layer& layer, const Tensor& input)
+    : cell(traits_of(layer.cell)), checked(input, code_of(scalar_type_of(layer.dtype))), layer_(layer) {
+  begin(input, 0);
+}
+
+void Arguments::begin(const Tensor& input, int64_t weights) {
+  layer_.device = input.get_device_index();
+  held_.reserve(weights + 8);
 }
 
 void Arguments::read(const Tensor& input, const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,

@@ -21,6 +21,9 @@ inline Shape shape_of(const Tensor& t) {
   return Shape(sizes.begin(), sizes.end());
 }
 
+// The inverse of an engine's dtype.
+torch::headeronly::ScalarType scalar_type_of(Dtype dtype);
+
 // Whether the input is ids, each standing for a one-hot row.
 inline bool holds_tokens(const Tensor& input) { return input.scalar_type() == torch::headeronly::ScalarType::Long; }
 // A tensor of the layer's dtype and device.
@@ -35,17 +38,26 @@ void check_storage(const Tensor& t, const char* name, int64_t elements_spanned);
 // The address of a tensor that was given: never null, which would say that it was not, even if it is empty.
 const void* address_of(const Tensor& t);
 
+// torch's code of a dtype, which differs between its versions.
+int32_t code_of(torch::headeronly::ScalarType dtype);
+
 // Checks a tensor's shape, dtype, device and storage; returns it contiguous.
 class Checker {
  public:
-  explicit Checker(const Tensor& like) : dtype_(like.scalar_type()), device_(like.device()) {}
+  // `dtype`: a code of torch's.
+  Checker(const Tensor& on_device_of, int32_t dtype);
+  explicit Checker(const Tensor& like);
 
   Tensor operator()(const Tensor& t, const char* name, const Shape& shape) const { return as(t, name, shape, dtype_); }
-  Tensor as(const Tensor& t, const char* name, const Shape& shape, torch::headeronly::ScalarType dtype) const;
+  Tensor as(const Tensor& t, const char* name, const Shape& shape, torch::headeronly::ScalarType dtype) const {
+    return as(t, name, shape, code_of(dtype));
+  }
 
  private:
-  torch::headeronly::ScalarType dtype_;
-  torch::stable::Device device_;
+  Tensor as(const Tensor& t, const char* name, const Shape& shape, int32_t dtype) const;
+
+  // torch's codes, as comparing them is far cheaper than converting each to an enumerator.
+  int32_t dtype_, device_type_, device_index_;
 };
 
 // Without rows there is nothing to do in a step, and such an input may have any number of steps.
@@ -69,6 +81,9 @@ struct Arguments {
   Arguments(Layer& layer, int64_t cell_id, bool bias, bool bidirectional, const Tensor& input,
             std::span<const Tensor> weights);
   Arguments(const Arguments&) = delete;
+
+  // Takes them from `layer`, which has those of its packed weights (packed.h).
+  Arguments(Layer& layer, const Tensor& input);
 
   // Everything else, by the following functions in this order.
   void read(const Tensor& input, const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
@@ -111,6 +126,7 @@ struct Arguments {
   // Whether this argument has a member dimension before its own `dims`; if not, all members share it.
   bool per_member(const Tensor& t, int64_t dims) const { return !members.empty() && t.dim() == dims + 1; }
 
+  void begin(const Tensor& input, int64_t weights);
   void read_weight_layout(bool bias, std::span<const Tensor> weights);
   void read_batch_sizes(const Tensor& batch_sizes);
   void take_input(const Tensor& input, const Shape& rows, bool own);

@@ -212,4 +212,18 @@ void* CallScratch::take_kept(int64_t bytes) {
   return memory;
 }
 
+void KeptScratch::Free::operator()(void* memory) const { fused_rnn::Free{}(memory); }
+
+void* KeptScratch::take(int64_t bytes) {
+  if (next_ == blocks_.size()) blocks_.emplace_back();
+  Block& block = blocks_[next_++];
+  if (block.bytes < bytes || !block.memory) {
+    block.bytes = 0;  // the allocation may throw
+    block.memory.reset();
+    block.memory.reset(allocate_aligned(rounded_up(bytes), kAlignment));
+    block.bytes = bytes;
+  }
+  return fill_if_asked(block.memory.get(), bytes);
+}
+
 }  // namespace fused_rnn

@@ -2,6 +2,7 @@
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -39,6 +40,27 @@ class CallScratch {
   int64_t used_ = 0;  // of the thread's buffer
   std::vector<void*> pooled_;
   std::vector<Tensor> held_;  // neither kept nor pooled
+};
+
+// The scratch memory of one call after another on the CPU, kept in between: only calls that need more than any before
+// allocate.
+class KeptScratch {
+ public:
+  // Before each call.
+  void begin() { next_ = 0; }
+  void* take(int64_t bytes);
+
+ private:
+  struct Free {
+    void operator()(void* memory) const;
+  };
+  struct Block {
+    std::unique_ptr<void, Free> memory;
+    int64_t bytes = 0;
+  };
+
+  std::vector<Block> blocks_;  // of a call's first request, second one, ...
+  size_t next_ = 0;
 };
 
 // For tests: whether all of this memory is filled with one bits, a NaN in every dtype, when allocated.

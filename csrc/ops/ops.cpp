@@ -132,11 +132,16 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
       "Tensor? wide, int wanted) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor wide, Tensor[] "
       "grad_weights)");
   // Inference of a stack of layers; states are those of all layers. Returns output, h_n and, with a second state, c_n;
-  // then the second state after every step of a single layer, if asked for. Arguments that are rarely given come last:
-  // omitted ones cost less.
+  // of a single step (kOneStep) only the states, as h is the output. Of a single layer also the second state after every
+  // step, if asked for. Arguments that are rarely given come last: omitted ones cost less.
   m.def(
       "infer(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor[]? packed=None, "
       "Tensor? lengths=None, Tensor? batch_sizes=None, Tensor? reset_mask=None, bool cells=False) -> Tensor[]");
+  // The same for one layer in one direction, whose arguments are as few as possible: a small step takes less time than
+  // many of them. `weight_ih` may be what pack_weights returned for the layer; the other weights are then left out.
+  m.def(
+      "infer_layer(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor weight_ih, Tensor? weight_hh=None, "
+      "Tensor? bias_ih=None, Tensor? bias_hh=None) -> Tensor[]");
   // A single step of a cell, `stack` in layout kOneStep: input [B, I], states [B, H]. Returns h, c if there is one, and
   // what step_backward needs. Called without gradients, by the cells' autograd function.
   m.def("step_forward(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights) -> Tensor[]");

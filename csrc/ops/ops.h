@@ -32,6 +32,10 @@ std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0,
                           std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
                           std::optional<Tensor> reset_mask, bool cells);
 
+std::vector<Tensor> infer_layer(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
+                                Tensor weight_ih, std::optional<Tensor> weight_hh, std::optional<Tensor> bias_ih,
+                                std::optional<Tensor> bias_hh);
+
 std::vector<Tensor> step_forward(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
                                  std::vector<Tensor> weights);
 

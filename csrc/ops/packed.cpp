@@ -25,9 +25,31 @@ struct alignas(64) Header {
   int64_t bytes;  // of the whole tensor
   // The weights' addresses: the only cheap way to tell them from others of their size; they differ between processes.
   const void* weights[kMaxWeights] = {};
-  int64_t unused = 0;
+  int64_t projected;
 };
 static_assert(sizeof(Header) == 24 * 8 && std::is_trivially_copyable_v<Header>);
+
+constexpr const char* kNotPacked = "packed weights must be what pack_weights returned";
+
+int64_t bytes_of(const Layer& layer, const Engine& engine) {
+  return static_cast<int64_t>(sizeof(Header)) + engine.packed_bytes(layer);
+}
+
+bool is_whole(const Tensor& packed) {
+  return packed.dim() == 1 && is_packed(packed) && packed.is_contiguous() && packed.device().type() == DeviceType::CPU;
+}
+
+// The header of packed weights, if they are in this engine's format.
+Header header_at(const void* packed, const Engine& engine) {
+  FUSED_RNN_CHECK(reinterpret_cast<uintptr_t>(packed) % alignof(Header) == 0, "fused_rnn: ", kNotPacked,
+                  ", not a part of another tensor");
+  Header found;
+  std::memcpy(&found, packed, sizeof(Header));
+  FUSED_RNN_CHECK(std::memcmp(found.magic, Header().magic, sizeof found.magic) == 0, "fused_rnn: ", kNotPacked);
+  FUSED_RNN_CHECK(found.engine_format == engine.packed_format(),
+                  "fused_rnn: these weights were packed for another instruction set: thaw and freeze again");
+  return found;
+}
 
 Header header_of(const Layer& layer, bool bias, std::span<const Tensor> weights, const Engine& engine) {
   Header header;
@@ -40,7 +62,8 @@ Header header_of(const Layer& layer, bool bias, std::span<const Tensor> weights,
   header.input_size = layer.input_size;
   header.hidden = layer.hidden;
   header.output_size = layer.output_size;
-  header.bytes = static_cast<int64_t>(sizeof(Header)) + engine.packed_bytes(layer);
+  header.projected = projected(layer);
+  header.bytes = bytes_of(layer, engine);
   for (size_t i = 0; i < weights.size(); ++i) header.weights[i] = weights[i].const_data_ptr();
   return header;
 }
@@ -86,28 +109,43 @@ Tensor pack_weights(int64_t cell, bool bias, bool bidirectional, std::vector<Ten
   return packed;
 }
 
-void take_packed(Layer& layer, const Tensor& packed, bool bias, std::span<const Tensor> weights,
-                 const Engine& engine) {
-  FUSED_RNN_CHECK(packed.dim() == 1 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
-                      packed.device().type() == DeviceType::CPU && packed.numel() >= int64_t(sizeof(Header)),
-                  "fused_rnn: packed weights must be what pack_weights returned: contiguous bytes on the CPU");
+bool is_packed(const Tensor& weight) { return weight.scalar_type() == ScalarType::Byte; }
+
+void take_packed(Layer& layer, const Tensor& packed, bool bias, std::span<const Tensor> weights, const Engine& engine) {
+  FUSED_RNN_CHECK(is_whole(packed) && packed.numel() >= static_cast<int64_t>(sizeof(Header)), "fused_rnn: ", kNotPacked,
+                  ": contiguous bytes on the CPU");
   check_storage(packed, "packed");
   const char* data = static_cast<const char*>(packed.const_data_ptr());
-  FUSED_RNN_CHECK(reinterpret_cast<uintptr_t>(data) % alignof(Header) == 0,
-                  "fused_rnn: packed weights must be what pack_weights returned, not a part of another tensor");
-  Header found;
-  std::memcpy(&found, data, sizeof(Header));
-  FUSED_RNN_CHECK(std::memcmp(found.magic, Header().magic, sizeof found.magic) == 0,
-                  "fused_rnn: packed weights must be what pack_weights returned");
+  const Header found = header_at(data, engine);
   layer.format = format_of(found.weight_format);
   const Header expected = header_of(layer, bias, weights, engine);
-  FUSED_RNN_CHECK(packed.numel() == found.bytes, "fused_rnn: packed weights must be what pack_weights returned: ",
-                  found.bytes, " bytes, not ", packed.numel());
-  FUSED_RNN_CHECK(found.engine_format == expected.engine_format,
-                  "fused_rnn: these weights were packed for another instruction set: thaw and freeze again");
+  FUSED_RNN_CHECK(packed.numel() == found.bytes, "fused_rnn: ", kNotPacked, ": ", found.bytes, " bytes, not ",
+                  packed.numel());
   FUSED_RNN_CHECK(std::memcmp(&found, &expected, sizeof(Header)) == 0,
                   "fused_rnn: these are not the weights that were packed: thaw and freeze again");
   layer.packed = data + sizeof(Header);
+}
+
+void read_packed(const void* packed, int64_t bytes, Layer& layer, const Engine& engine) {
+  FUSED_RNN_CHECK(bytes >= static_cast<int64_t>(sizeof(Header)), "fused_rnn: ", kNotPacked);
+  const Header found = header_at(packed, engine);
+  layer.cell = found.cell;
+  layer.dtype = static_cast<Dtype>(found.dtype);
+  layer.format = format_of(found.weight_format);
+  layer.members = 1;
+  layer.directions = found.directions;
+  layer.input_size = found.input_size;
+  layer.hidden = found.hidden;
+  layer.output_size = found.output_size;
+  layer.packed = static_cast<const char*>(packed) + sizeof(Header);
+  for (int64_t d = 0; d < layer.directions; ++d) layer.weights[d].hr = found.projected ? layer.packed : nullptr;
+  FUSED_RNN_CHECK(bytes == found.bytes && bytes == bytes_of(layer, engine), "fused_rnn: ", kNotPacked);
+}
+
+void read_packed(const Tensor& packed, Layer& layer, const Engine& engine) {
+  FUSED_RNN_CHECK(is_whole(packed), "fused_rnn: ", kNotPacked);
+  check_storage(packed, "packed");
+  read_packed(packed.const_data_ptr(), packed.numel(), layer, engine);
 }
 
 }  // namespace fused_rnn

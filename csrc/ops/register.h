@@ -7,6 +7,7 @@
 #define FUSED_RNN_IMPLEMENT_OPERATORS(m)                           \
   m.impl("layer_forward", TORCH_BOX(&fused_rnn::layer_forward));   \
   m.impl("infer", TORCH_BOX(&fused_rnn::infer));                   \
+  m.impl("infer_layer", TORCH_BOX(&fused_rnn::infer_layer));       \
   m.impl("step_forward", TORCH_BOX(&fused_rnn::step_forward));     \
   m.impl("step_backward", TORCH_BOX(&fused_rnn::step_backward));   \
   m.impl("pack_weights", TORCH_BOX(&fused_rnn::pack_weights));     \

@@ -9,7 +9,7 @@ namespace fused_rnn {
 enum Layout : int64_t {
   kTimeMajor = 0,   // input [T, B, I], states [L*D, B, P]; unbatched [T, I] and [L*D, P]; packed [rows, I]
   kBatchFirst = 1,  // input [B, T, I] with B = 1 or T = 1, which is the same in memory as [T, B, I]; or unbatched
-  kOneStep = 2,     // input [B, I], states [B, H]: a single step
+  kOneStep = 2,     // input [B, I], states [B, H]: a single step, whose output is h
 };
 // Ids likewise, without I; a single step takes none.
 

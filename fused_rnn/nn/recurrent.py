@@ -33,7 +33,7 @@ class Recurrent(Ours, nn.RNNBase):
             return self._call_module_node(input, hx=hx, **masks)
         # From `_parameters`: updating `_flat_weights` would cost more than a small call.
         parameters = self._parameters
-        weights = [parameters.get(name) for name in self._flat_weights_names]
+        weights = list(map(parameters.get, self._flat_weights_names))
         are_plain = plain.are_plain(weights)
         if not are_plain:
             weights = self._current_weights()
@@ -51,8 +51,11 @@ class Recurrent(Ours, nn.RNNBase):
         results = arguments.run(runner or own, form, input, hx, weights, options, are_plain)
         if form.cell.states == 1:
             return tuple(results)
-        output, h_n, c_n, *all_cells = results
-        return output, (h_n, c_n), *all_cells
+        if len(results) == 3:
+            output, h_n, c_n = results
+            return output, (h_n, c_n)
+        output, h_n, c_n, cells = results
+        return output, (h_n, c_n), cells
 
     def _weight_names(self) -> list[str]:
         return self._flat_weights_names

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from operator import is_
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter, is_
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,15 @@ from ..ops.cells import BY_MODE, Cell
 from ..ops.layer import TIME_MAJOR, Layer, stack_code
 
 _THAW = "call fused_rnn.thaw(model) first"
+_version_of = attrgetter("_version")
+
+
+def _versions_of(tensors: Iterable[Tensor]) -> list[int]:
+    return list(map(_version_of, tensors))
+
+
+def _addresses_of(tensors: Iterable[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, tensors))
 
 
 class Frozen(Runner):
@@ -32,18 +41,26 @@ class Frozen(Runner):
             self.packed = [pack(cell.id, bias, bidirectional, span) for span in spans]
         self.weights = list(weights)
         # Tensors created under inference_mode have no versions.
-        self.versions = None if any(w.is_inference() for w in weights) else [w._version for w in weights]
-        # The operator recognises the weights by their addresses, so their memory must not be reused meanwhile.
+        self.versions = None if any(w.is_inference() for w in weights) else _versions_of(weights)
+        self.addresses = _addresses_of(weights)
+        # Weights are recognised by their addresses too, so their memory must not be reused meanwhile.
         self._memories = [weight.detach() for weight in weights]
 
     def check(self, weights: Sequence[Tensor | None]) -> None:
         """Raises if ``weights`` are known not to be those that were packed; `weight.data.copy_()` goes unnoticed."""
         if torch.compiler.is_compiling():
-            return  # Dynamo sees no versions; the operator checks the addresses
-        if not all(map(is_, weights, self.weights)):
-            raise RuntimeError(f"fused_rnn: a weight of this frozen layer was replaced; {_THAW}")
-        if self.versions is not None and self.versions != [weight._version for weight in weights]:
-            raise RuntimeError(f"fused_rnn: a weight of this frozen layer was changed in place; {_THAW}")
+            return  # Dynamo sees neither versions nor addresses; the operator checks the addresses
+        change = self.change_of(weights)
+        if change is not None:
+            raise RuntimeError(f"fused_rnn: {change}; {_THAW}")
+
+    def change_of(self, weights: Sequence[Tensor | None]) -> str | None:
+        """How these weights differ from those that were packed, as far as that is known."""
+        if not all(map(is_, weights, self.weights)) or _addresses_of(weights) != self.addresses:
+            return "a weight of this frozen layer was replaced"
+        if self.versions is not None and _versions_of(weights) != self.versions:
+            return "a weight of this frozen layer was changed in place"
+        return None
 
     def check_call(self, layer: Layer) -> None:
         """Raises for a call that needs derivatives or is made under a transform."""

@@ -39,6 +39,7 @@ RunLayer = Callable[[Layer, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
 RunStep = Callable[[int, Tensor, Sequence[Tensor | None], list[Tensor]], Sequence[Tensor]]
 _NONLINEARITIES = {cell.nonlinearity: cell for cell in BY_ID if cell.nonlinearity is not None}
 _infer = torch_private.bare(torch.ops.fused_rnn.infer.default)
+_infer_layer = torch_private.bare(torch.ops.fused_rnn.infer_layer.default)
 
 
 class Runner:
@@ -47,7 +48,7 @@ class Runner:
     infers = False
     """Whether a plain call without gradients may go to the operator ``infer``, which runs all layers at once."""
     packed: Sequence[Tensor] | None = None
-    """The layers' packed weights, for ``infer``."""
+    """The layers' packed weights, for ``infer`` and ``infer_layer``."""
     run_for_gradients: RunLayer | None = None
     """Runs the layers of plain calls that need gradients; None: ``layers()`` does."""
     step_for_gradients: RunStep | None = None
@@ -128,8 +129,8 @@ def run(
             if not torch.is_grad_enabled():
                 is_time_major = options is NO_OPTIONS and not form.batch_first
                 is_plain = runner.infers and (is_time_major or plain.fit_infer(form, input, options))
-                if is_plain and options is NO_OPTIONS and runner.packed is None:
-                    return _infer(form.code, input, *states, weights)
+                if is_plain and options is NO_OPTIONS and form.fits_infer_layer:
+                    return _infer_layer(form.code, input, *states, *(runner.packed or weights))
                 if is_plain:
                     masks = (options.lengths, None, options.reset_mask)
                     return _infer(form.code, input, *states, weights, runner.packed, *masks)
@@ -232,8 +233,7 @@ def single_step(runner: Runner, cell: Cell, input, hx, weights: list[Tensor], ar
             if not torch.is_grad_enabled():
                 is_plain = runner.infers
                 if is_plain:
-                    _, *states = _infer(form.step_code, input, *states, weights)
-                    return states
+                    return _infer_layer(form.step_code, input, *states, *weights)
             elif runner.step_for_gradients is not None and plain.need_gradients(input, weights):
                 is_plain = True
                 return runner.step_for_gradients(form.step_code, input, states, weights)

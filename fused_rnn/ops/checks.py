@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import library, torch_private
 from .cells import Cell
-from .layer import BATCH_FIRST, LAYOUTS, ONE_STEP, TIME_MAJOR, Wanted, stack_code
+from .layer import BATCH_FIRST, LAYOUTS, MOST_WEIGHTS_OF_INFER_LAYER, ONE_STEP, TIME_MAJOR, Wanted, stack_code
 
 
 class Form(NamedTuple):
@@ -28,6 +28,8 @@ class Form(NamedTuple):
     """The stack's code for the operator ``infer``."""
     step_code: int
     """The code for a single step."""
+    fits_infer_layer: bool
+    """Whether it is one layer in one direction, of as few weights as ``infer_layer`` takes."""
 
     @property
     def name(self) -> str:
@@ -54,7 +56,8 @@ def form_of(cell: Cell, num_layers: int, bidirectional: bool, batch_first: bool,
     bias, kinds = layouts[count]
     code = stack_code(cell.id, num_layers, bias, bidirectional, BATCH_FIRST if batch_first else TIME_MAJOR)
     step_code = stack_code(cell.id, num_layers, bias, bidirectional, ONE_STEP)
-    return Form(cell, num_layers, bidirectional, batch_first, bias, kinds, code, step_code)
+    fits_infer_layer = blocks == 1 and count <= MOST_WEIGHTS_OF_INFER_LAYER
+    return Form(cell, num_layers, bidirectional, batch_first, bias, kinds, code, step_code, fits_infer_layer)
 
 
 known_form = lru_cache(maxsize=1024)(form_of)  # Dynamo cannot enter it

@@ -79,10 +79,18 @@ def _infer_shapes(
     else:
         batch = rows[0] if layout == BATCH_FIRST else _batch_of(rows, h0, batch_sizes)
         states = (num_layers * directions, batch)
-    shapes = [(*rows, directions * width), *((*states, w) for w in (width, hidden)[: kind.states])]
+    output = () if layout == ONE_STEP else ((*rows, directions * width),)
+    shapes = [*output, *((*states, w) for w in (width, hidden)[: kind.states])]
     if cells:
         shapes.append((*rows, directions * hidden))
     return [weights[0].new_empty(shape) for shape in shapes]
+
+
+@torch.library.register_fake("fused_rnn::infer_layer")
+def _infer_layer_shapes(stack, input, h0, c0, *weights):
+    if weights[0].dtype == torch.uint8:
+        raise NotImplementedError("fused_rnn: packed weights do not tell their layer's sizes to fake tensors")
+    return _infer_shapes(stack, input, h0, c0, [weight for weight in weights if weight is not None])
 
 
 def _step_of(stack: int, input: Tensor, h0, c0, weights) -> Layer:

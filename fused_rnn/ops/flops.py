@@ -55,6 +55,10 @@ def _infer(code, input, h0, c0, weights, *_, out_val=None, **__) -> int:
     return count
 
 
+def _infer_layer(code, input, h0, c0, *weights, out_val=None) -> int:
+    return _infer(code, input, h0, c0, [weight for weight in weights if weight is not None])
+
+
 def _step(stack, input, h0, c0, weights) -> Layer:
     cell, _, bias, bidirectional, _ = stack_of(stack)
     return Layer(cell, bias, bidirectional, input.unsqueeze(0), h0, c0, None, None, None, tuple(weights))
@@ -74,6 +78,7 @@ def _register(counter: ModuleType) -> None:
         operators.layer_forward: _forward,
         operators.layer_backward: _backward,
         operators.infer: _infer,
+        operators.infer_layer: _infer_layer,
         operators.step_forward: _step_forward,
         operators.step_backward: _step_backward,
     }

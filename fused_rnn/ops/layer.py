@@ -164,6 +164,7 @@ class Layer(NamedTuple):
 
 # How the tensors of an `infer` call are laid out; csrc/ops/stack_code.h has the same.
 TIME_MAJOR, BATCH_FIRST, ONE_STEP = range(3)
+MOST_WEIGHTS_OF_INFER_LAYER = 4
 
 
 _FIRST = library.stack_code()  # bits of a stack's code

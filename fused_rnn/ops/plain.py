@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .cells import Cell
 from .checks import NO_OPTIONS, Form, Options
-from .torch_private import any_autocast, dispatch_modes, in_forward_mode, in_transform, is_tracing_eagerly
+from .torch_private import any_autocast, dispatch_modes, forward_ad, in_transform, is_tracing_eagerly
 
 _is_compiling = torch.compiler.is_compiling
 _PLAIN = frozenset((Tensor, nn.Parameter))  # a subclass may override anything
@@ -29,7 +29,7 @@ def states_of(cell: Cell, input, hx) -> tuple[Tensor | None, Tensor | None] | No
     """(h0, c0) if input and states are plain and no transform, mode, trace or autocast is active; otherwise None."""
     if (
         in_transform()
-        or in_forward_mode()
+        or forward_ad._current_level >= 0
         or dispatch_modes()
         or any_autocast()
         or is_tracing_eagerly()
@@ -41,9 +41,10 @@ def states_of(cell: Cell, input, hx) -> tuple[Tensor | None, Tensor | None] | No
         return None, None
     if cell.states == 1:
         return (hx, None) if type(hx) in _PLAIN else None
-    if type(hx) is not tuple or len(hx) != 2 or not _PLAIN.issuperset(map(type, hx)):
+    if type(hx) is not tuple or len(hx) != 2:
         return None
-    return hx
+    h, c = hx
+    return hx if type(h) in _PLAIN and type(c) in _PLAIN else None
 
 
 def fit_infer(form: Form, input: Tensor, options: Options) -> bool:

@@ -141,3 +141,10 @@ def test_small_calls_stay_off_tiles():
     ):
         found = plan(batch=batch, hidden=hidden, steps=steps, packed=packed, threads=threads, dtype=torch.float32)
         assert found.instruction_set == expected, (batch, hidden, steps, packed, threads)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_small_step_stays_on_one_thread(cell):
+    """Waking another one takes longer than the step."""
+    for hidden in (64, 128):
+        assert plan(steps=1, batch=1, hidden=hidden, cell=cell, packed=True, threads=2).threads == 1

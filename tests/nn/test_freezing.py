@@ -149,7 +149,7 @@ CHANGES = {
     "in place": (lambda layer: layer.bias_hh_l1.add_(1), "was changed in place"),
     "optimizer": (step_of_an_optimizer, "was changed in place"),
     "parametrized": (lambda layer: parametrizations.weight_norm(layer, "weight_hh_l0"), "was replaced"),
-    "memory": (replace_memory, "not the weights that were packed: thaw and freeze again"),
+    "memory": (replace_memory, "was replaced"),
 }
 
 

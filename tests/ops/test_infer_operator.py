@@ -78,3 +78,89 @@ def test_the_operator_refuses(changes, message):
 def test_the_operator_gives_no_wrong_gradient():
     with pytest.raises(RuntimeError, match=r"infer has no gradient.*torch\.no_grad"):
         torch.ops.fused_rnn.infer(*operator_arguments())
+
+
+# ---- one layer, its weights one by one or packed ---------------------------------------------------------------------
+
+
+def layer_arguments(cell=0, hidden=4, input=(5, 2, 3), layout=0, num_layers=1, bidirectional=False, states=(1, 2, 4)):
+    code = stack_code(cell, num_layers, True, bidirectional, layout)
+    h0 = torch.randn(states)
+    c0 = torch.randn(states) if BY_ID[cell].states > 1 else None
+    rows = BY_ID[cell].gates * hidden
+    weights = [torch.randn(shape) for shape in ((rows, 3), (rows, hidden), (rows,), (rows,))]
+    return code, torch.randn(input), h0, c0, weights
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cell", [cell for cell in BY_ID if cell.recurrent and not cell.params], ids=lambda c: c.name)
+def test_one_layer_is_a_stack_of_one(cell):
+    code, input, h0, c0, weights = layer_arguments(cell.id)
+    expected = torch.ops.fused_rnn.infer(code, input, h0, c0, weights)
+    for found in (
+        torch.ops.fused_rnn.infer_layer(code, input, h0, c0, *weights),
+        torch.ops.fused_rnn.infer_layer(
+            code, input, h0, c0, torch.ops.fused_rnn.pack_weights(cell.id, True, False, weights)
+        ),
+    ):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_shapes_of_one_layer_without_data():
+    code, input, h0, c0, weights = layer_arguments()
+    args = (code, input, h0, c0, *weights)
+    torch.library.opcheck(torch.ops.fused_rnn.infer_layer.default, args, test_utils=("test_schema", "test_faketensor"))
+    with pytest.raises(NotImplementedError, match="packed weights do not tell"):
+        torch.ops.fused_rnn.infer_layer(
+            code, input.to("meta"), None, None, torch.zeros(9, dtype=torch.uint8, device="meta")
+        )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 2}, "runs one layer, in one direction"),
+        ({"bidirectional": True}, "runs one layer, in one direction"),
+        ({"layout": 2}, "no input of 3 dimensions in layout 2"),
+        ({"input": (5, 2, 4)}, r"input must be \[5, 2, 3\], got \[5, 2, 4\]"),
+        ({"states": (1, 3, 4)}, r"h0 must be \[1, 2, 4\], got \[1, 3, 4\]"),
+        ({"input": (0, 2, 3)}, "needs a step"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else " and ".join(given),
+)
+def test_one_layer_refuses(changes, message, is_packed):
+    code, input, h0, c0, weights = layer_arguments(**changes)
+    if is_packed:
+        weights = [torch.ops.fused_rnn.pack_weights(0, True, False, weights)]
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fused_rnn.infer_layer(code, input, h0, c0, *weights)
+
+
+@torch.no_grad()
+def test_packed_weights_of_one_layer_must_be_its_own():
+    code, input, h0, c0, weights = layer_arguments()
+    run, pack = torch.ops.fused_rnn.infer_layer, torch.ops.fused_rnn.pack_weights
+    packed = pack(0, True, False, weights)
+    changed = packed.clone()
+    changed[24:32] = 0  # dtype and what follows
+    gru = pack(1, True, False, layer_arguments(1)[-1])
+    for wrong, message in (
+        ([gru], "another kind of layer"),
+        ([pack(0, True, True, weights * 2)], "another kind of layer"),
+        ([packed, weights[1]], "are all of a layer's"),
+        ([packed[:-64]], "what pack_weights returned"),
+        ([torch.zeros_like(packed)], "what pack_weights returned"),
+        ([packed[:40]], "what pack_weights returned"),
+        ([torch.cat([packed[:1], packed])[1:]], "not a part of another tensor"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            run(code, input, h0, c0, *wrong)
+    with pytest.raises(RuntimeError, match="input must be Float, got Double"):
+        run(code, input.double(), h0, c0, packed)
+    with pytest.raises(RuntimeError, match="ids must lie between"):
+        run(code, torch.full((5, 2), 3), h0, c0, packed)

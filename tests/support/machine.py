@@ -13,6 +13,7 @@ def take_over(put=setattr):
     put(functions, "_FORWARD", operators.layer_forward.default)
     put(functions, "_BACKWARD", operators.layer_backward.default)
     put(arguments, "_infer", operators.infer.default)
+    put(arguments, "_infer_layer", operators.infer_layer.default)
     put(steps, "_forward", operators.step_forward.default)
     put(steps, "_backward", operators.step_backward.default)
     put(ops_layer, "_operators", operators)

@@ -64,8 +64,8 @@ bool is_supported(Isa isa) {
 }
 
 // Best first.
-constexpr Isa kIsas[] = {Isa::kAmx,    Isa::kAvx512Bf16, Isa::kAvx512Vnni, Isa::kAvx512,
-                        Isa::kAvxVnni, Isa::kAvx2,       Isa::kBaseline};
+constexpr Isa kIsas[] = {Isa::kAmx,     Isa::kAvx512Bf16, Isa::kAvx512Vnni, Isa::kAvx512,
+                         Isa::kAvxVnni, Isa::kAvx2,       Isa::kBaseline};
 
 // The best one for weights of 8 bits that is no better than `isa`, or what FUSED_RNN_ISA asks for.
 Isa isa_for_int8(Isa isa) {
@@ -98,16 +98,18 @@ Isa best_isa() {
   return isa;
 }
 
-std::vector<Isa> isas_for(Dtype dtype, WeightFormat format) {
-  const Isa isa = best_isa();
-  if (format != WeightFormat::kOwn) return {isa_for_int8(isa)};
-  if (isa <= Isa::kAvx2) return {isa};
-  if (isa == Isa::kAvxVnni) return {Isa::kAvx2};
-  const bool has_own = isa == Isa::kAvx512Bf16 || isa == Isa::kAmx;
-  if (has_own && dtype == Dtype::kBFloat16) return {isa};
-  if (isa != Isa::kAmx || dtype != Dtype::kFloat) return {Isa::kAvx512};
+std::span<const Isa> isas_for(Dtype dtype, WeightFormat format) {
+  static const Isa best[] = {best_isa()}, for_int8[] = {isa_for_int8(best[0])};
+  static constexpr Isa kAvx2[] = {Isa::kAvx2}, kVectors[] = {Isa::kAvx512}, kAndTiles[] = {Isa::kAvx512, Isa::kAmx};
+  if (format != WeightFormat::kOwn) return for_int8;
+  if (best[0] <= Isa::kAvx2) return best;
+  if (best[0] == Isa::kAvxVnni) return kAvx2;
+  const bool has_own = best[0] == Isa::kAvx512Bf16 || best[0] == Isa::kAmx;
+  if (has_own && dtype == Dtype::kBFloat16) return best;
+  if (best[0] != Isa::kAmx || dtype != Dtype::kFloat) return kVectors;
   static const bool always = !asked_isa().empty();
-  return always ? std::vector{Isa::kAmx} : std::vector{Isa::kAvx512, Isa::kAmx};
+  if (always) return best;
+  return kAndTiles;
 }
 
 const char* isa_name(Isa isa) {

@@ -1,6 +1,6 @@
 // The instruction sets, and the kernels compiled for them.
 #pragma once
-#include <vector>
+#include <span>
 
 #include "cpu/schedule/kernels.h"
 
@@ -14,7 +14,7 @@ Isa best_isa();
 // The instruction sets for layers of this dtype. avx512_bf16 and amx are for bfloat16, amx for float32 too (split
 // floats, gemm/split.h). If those pay for large layers only, amx comes second; FUSED_RNN_ISA=amx uses them for all.
 // avx_vnni and avx512_vnni are for weights of 8 bits; other layers then run on avx2 and avx512.
-std::vector<Isa> isas_for(Dtype dtype, WeightFormat format = WeightFormat::kOwn);
+std::span<const Isa> isas_for(Dtype dtype, WeightFormat format = WeightFormat::kOwn);
 const char* isa_name(Isa isa);
 const Kernels& kernels_for(Isa isa, Dtype dtype);
 const Int8Kernels& int8_kernels_for(Isa isa);

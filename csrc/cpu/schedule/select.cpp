@@ -70,7 +70,7 @@ int64_t rows_to_pack_for(const Load& load) {
 
 }  // namespace
 
-Plan select(const std::vector<Isa>& isas, const Load& load, int64_t threads) {
+Plan select(std::span<const Isa> isas, const Load& load, int64_t threads) {
   const bool large = load.batch >= kLeastSplitBatch && load.hidden >= kLeastSplitUnits &&
                      (load.packed || load.rows >= kLeastSplitRows);
   const Isa isa = large ? isas.back() : isas.front();

@@ -1,5 +1,6 @@
 // Chooses a call's instruction set and its division among threads.
 #pragma once
+#include <span>
 #include <vector>
 
 #include "core/problem.h"
@@ -20,7 +21,7 @@ struct Load {
 Load load_of(const Layer& layer);
 
 // A pure function: which of `isas` a call runs on, and how it is divided among at most `threads` threads.
-Plan select(const std::vector<Isa>& isas, const Load& load, int64_t threads);
+Plan select(std::span<const Isa> isas, const Load& load, int64_t threads);
 
 // Plan::order: the batch rows by decreasing length, dealt to the runs in turn to balance them. Empty if all rows have
 // all steps.
