@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -27,9 +29,22 @@ def left_out(work: Work) -> str | None:
 
 
 def feed(problem: Problem) -> dict:
-    """The model's inputs by name, as arrays that share the tensors' memory."""
-    tensors = {"x": problem.input} | dict(zip("hc", problem.states, strict=False))
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+    """The model's inputs by name: x, and the states of each layer."""
+    return {"x": problem.input.numpy()} | {name: state.numpy() for name, state in _states(problem).items()}
+
+
+def results(problem: Problem, outputs: Iterable) -> list[Tensor]:
+    """torch.nn's results of the model's outputs, which are arrays."""
+    output, *states = map(torch.from_numpy, outputs)
+    layers = problem.work.num_layers
+    return [output, *(torch.cat(states[k : k + layers]) for k in range(0, len(states), layers))]
+
+
+def _states(problem: Problem) -> dict[str, Tensor]:
+    """h0 h1 ... c0 c1 ..., of each layer on its own."""
+    layers = problem.work.num_layers
+    parts = [(name, state.chunk(layers)) for name, state in zip("hc", problem.states, strict=False)]
+    return {f"{name}{k}": chunks[k] for name, chunks in parts for k in range(layers)}
 
 
 def model(problem: Problem):
@@ -39,8 +54,7 @@ def model(problem: Problem):
     directions, hidden = 1 + work.bidirectional, work.shape.hidden
     per_layer = len(problem.weights) // work.num_layers
     nodes, tensors, sequence = [], [], "x"
-    state_inputs = list("hc"[: len(problem.states)])
-    state_outputs = [f"{name}_n" for name in state_inputs]
+    states = _states(problem)
     for k in range(work.num_layers):
         weights = _onnx_weights(work.layer, problem.weights[k * per_layer : (k + 1) * per_layer])
         names = [f"{name}{k}" for name in "wrb"]
@@ -48,14 +62,21 @@ def model(problem: Problem):
         options = {"hidden_size": hidden, "direction": "bidirectional" if work.bidirectional else "forward"}
         if work.layer == "GRU":
             options["linear_before_reset"] = 1  # torch's GRU: the reset gate acts after the recurrent product
-        inputs = [sequence, *names, *(["", *state_inputs] if state_inputs else [])]
-        nodes.append(helper.make_node(work.layer, inputs, [f"y{k}", *state_outputs], **options))
+        own = [name for name in states if name.endswith(str(k))]
+        inputs = [sequence, *names, *(["", *own] if own else [])]
+        nodes.append(helper.make_node(work.layer, inputs, [f"y{k}", *map(_final, own)], **options))
         # Y is [T, D, B, H]; torch and the next layer want [T, B, D * H].
-        nodes.append(helper.make_node("Transpose", [f"y{k}"], [f"t{k}"], perm=[0, 2, 1, 3]))
         sequence = f"s{k}"
-        nodes.append(helper.make_node("Reshape", [f"t{k}", "merged"], [sequence]))
-    merged = [*problem.input.shape[:2], directions * hidden]
-    tensors.append(helper.make_tensor("merged", TensorProto.INT64, [3], merged))
+        if directions == 1:
+            nodes.append(helper.make_node("Squeeze", [f"y{k}", "axes"], [sequence]))
+        else:
+            nodes.append(helper.make_node("Transpose", [f"y{k}"], [f"t{k}"], perm=[0, 2, 1, 3]))
+            nodes.append(helper.make_node("Reshape", [f"t{k}", "merged"], [sequence]))
+    if directions == 1:
+        tensors.append(helper.make_tensor("axes", TensorProto.INT64, [1], [1]))
+    else:
+        merged = [*problem.input.shape[:2], directions * hidden]
+        tensors.append(helper.make_tensor("merged", TensorProto.INT64, [3], merged))
 
     def value(name: str, tensor: Tensor):
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(tensor.shape))
@@ -63,11 +84,15 @@ def model(problem: Problem):
     graph = helper.make_graph(
         nodes,
         "layer",
-        [value("x", problem.input), *map(value, state_inputs, problem.states)],
-        [value(sequence, problem.grad), *map(value, state_outputs, problem.states)],
+        [value("x", problem.input), *(value(name, state) for name, state in states.items())],
+        [value(sequence, problem.grad), *(value(_final(name), state) for name, state in states.items())],
         tensors,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def _final(state: str) -> str:
+    return f"{state}_n"
 
 
 def _onnx_weights(layer: str, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

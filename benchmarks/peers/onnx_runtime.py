@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
 
 import numpy
 import torch
@@ -35,7 +34,7 @@ def left_out(work: Work) -> str | None:
 def build(problem: Problem) -> Side:
     session = session_of(onnx_model.model(problem).SerializeToString())
     feed = onnx_model.feed(problem)
-    return Side(lambda: session.run(None, feed), lambda results: [torch.from_numpy(array) for array in results])
+    return Side(lambda: session.run(None, feed), lambda outputs: onnx_model.results(problem, outputs))
 
 
 def session_of(model: bytes):
@@ -46,8 +45,8 @@ def session_of(model: bytes):
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def bound(session, problem: Problem) -> Callable[[], list]:
-    """A run whose inputs and outputs are bound once: the fastest way to call a session again and again."""
+def bound(session, problem: Problem, quantized: bool = False) -> Side:
+    """Inputs and outputs bound once: the fastest way to call a session again and again."""
     from onnxruntime import OrtValue
 
     binding, outputs = session.io_binding(), []
@@ -61,8 +60,7 @@ def bound(session, problem: Problem) -> Callable[[], list]:
         session.run_with_iobinding(binding)
         return outputs
 
-    return run
+    def as_tensors(outputs: list) -> list[torch.Tensor]:
+        return onnx_model.results(problem, (output.numpy() for output in outputs))
 
-
-def arrays(outputs: list) -> list[torch.Tensor]:
-    return [torch.from_numpy(output.numpy()) for output in outputs]
+    return Side(run, as_tensors, quantized)

@@ -18,4 +18,4 @@ def left_out(work: Work) -> str | None:
 
 def build(problem: Problem) -> Side:
     session = onnx_runtime.session_of(onnx_model.model(problem).SerializeToString())
-    return Side(onnx_runtime.bound(session, problem), onnx_runtime.arrays)
+    return onnx_runtime.bound(session, problem)

@@ -29,4 +29,4 @@ def build(problem: Problem) -> Side:
         quant_pre_process(onnx_model.model(problem), prepared, skip_symbolic_shape=True)
         quantize_dynamic(prepared, quantized)
         session = onnx_runtime.session_of(Path(quantized).read_bytes())
-    return Side(onnx_runtime.bound(session, problem), onnx_runtime.arrays, quantized=True)
+    return onnx_runtime.bound(session, problem, quantized=True)

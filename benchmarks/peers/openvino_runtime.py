@@ -48,5 +48,5 @@ def build(problem: Problem) -> Side:
         request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
     return Side(
         lambda: request.infer(share_outputs=True),
-        lambda results: [torch.from_numpy(array.copy()) for array in results.values()],
+        lambda outputs: onnx_model.results(problem, (array.copy() for array in outputs.values())),
     )
