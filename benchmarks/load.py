@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
+LOADAVG = Path("/proc/loadavg")
 SLACK = 0.5  # in tasks: a run on all cores takes all of them, and something small always runs now and then
 
 
@@ -15,7 +16,7 @@ class Load:
 
     def sample(self) -> None:
         """Call this while our own threads are idle."""
-        runnable = Path("/proc/loadavg").read_text().split()[3].split("/")[0]
+        runnable = LOADAVG.read_text().split()[3].split("/")[0]
         self._others.append(int(runnable) - 1)  # without this process, which is reading the file
 
     def facts(self) -> dict[str, float]:

@@ -62,7 +62,7 @@ def model(problem: Problem):
         options = {"hidden_size": hidden, "direction": "bidirectional" if work.bidirectional else "forward"}
         if work.layer == "GRU":
             options["linear_before_reset"] = 1  # torch's GRU: the reset gate acts after the recurrent product
-        own = [name for name in states if name.endswith(str(k))]
+        own = [f"{name}{k}" for name in "hc"[: len(problem.states)]]
         inputs = [sequence, *names, *(["", *own] if own else [])]
         nodes.append(helper.make_node(work.layer, inputs, [f"y{k}", *map(_final, own)], **options))
         # Y is [T, D, B, H]; torch and the next layer want [T, B, D * H].
