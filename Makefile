@@ -62,7 +62,7 @@ test-cuda: library $(STAMP)-test ## all tests of the CUDA kernels, whose PTX is 
 	"$(PYTHON)" -m pytest -m "exhaustive or not exhaustive" tests/ptx tests/cuda $(ARGS)
 	$(on-machine) $(ARGS)
 
-bench: library $(STAMP)-bench ## build, then measure for a few minutes (ARGS=--quick: one)
+bench: library $(STAMP)-bench ## build, then measure for ten minutes (ARGS=--quick: one)
 	"$(PYTHON)" -m benchmarks $(ARGS)
 
 report: $(STAMP)-bench ## write README's tables, the page of all peers and the plots from benchmarks/results

@@ -1,26 +1,33 @@
-"""How busy the machine is during a run: our threads, and whatever else wants to run while these are idle."""
+"""How busy the machine is during a measurement: our threads, and the cores that everything else takes meanwhile."""
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
-from statistics import fmean
 
-LOADAVG = Path("/proc/loadavg")
-SLACK = 0.5  # in tasks: a run on all cores takes all of them, and something small always runs now and then
+STAT = Path("/proc/stat")
+SLACK = 0.5  # in cores: a run on all cores takes all of them, and something small always runs now and then
 
 
 class Load:
-    def __init__(self, threads: int, cores: int):
-        self.threads, self.cores = threads, cores
-        self._others: list[int] = []
+    """From here on until ``facts``."""
 
-    def sample(self) -> None:
-        """Call this while our own threads are idle."""
-        runnable = LOADAVG.read_text().split()[3].split("/")[0]
-        self._others.append(int(runnable) - 1)  # without this process, which is reading the file
+    def __init__(self, threads: int, cores: int):
+        self._threads, self._cores = threads, cores
+        self._start, self._others = time.monotonic(), _others()
 
     def facts(self) -> dict[str, float]:
-        return {"mean": self.threads + fmean(self._others or [0]), "cores": self.cores}
+        """The mean load, in cores, and how many there are."""
+        others = (_others() - self._others) / (time.monotonic() - self._start)
+        return {"mean": self._threads + max(0.0, others), "cores": self._cores}
+
+
+def _others() -> float:
+    """Seconds that the machine's processors have worked, this process left out, or were taken away by their host."""
+    user, nice, system, _idle, _waiting, *more = map(int, STAT.read_text().split("\n", 1)[0].split()[1:])
+    interrupts, steal = sum(more[:2]), more[2]
+    return (user + nice + system + interrupts + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def exceeds(facts: dict[str, float]) -> bool:

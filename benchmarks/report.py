@@ -26,7 +26,7 @@ def report(folder: Path, readme: Path = README) -> None:
     path = folder / page.NAME
     path.write_text(page.text([results for results in found if results.lines and results.suite != "gpu"]))
     text = markdown(cpu, *([r for r in found if r.suite == suite] for suite in ("cells", "features")))
-    link = f"[Every peer in every group]({_beside(path, readme)}), single steps and 8-bit layers line by line."
+    link = f"[Every peer in every group]({_beside(path, readme)}), and single steps line by line."
     pictures = "\n".join(f"![{title}]({_beside(path, readme)})" for path, title in drawn.items())
     readme.write_text(replace_between_markers(readme.read_text(), f"{text}\n{link}\n\n{pictures}\n"))
     print(f"written: the speed section of {readme.name}, {', '.join(path.name for path in (path, *drawn))}")

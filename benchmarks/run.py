@@ -61,7 +61,7 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
     if suite == "features":
         found = [f for f in features(full=effort.name == "full") if asked(f.name, only)]
         for feature in _with_progress(found, lambda f: f.name):
-            results.features.append(measure_feature(feature, effort, Load(threads, most_threads)))
+            results.features.append(measure_feature(feature, effort, threads, most_threads))
             _print(table.feature_row(results.features[-1]))
         return results
 
@@ -69,7 +69,7 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
     print(f"\n{table.EXPLANATION}")
     group = None
     for work in _with_progress(works, str):
-        line, left_out = measure_line(work, effort, limits, Load(threads, most_threads))
+        line, left_out = measure_line(work, effort, limits, most_threads)
         results.lines.append(line)
         for why in left_out:
             places, place = results.left_out.setdefault(why, []), f"{work.group} {work.mode}"
@@ -87,7 +87,7 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
     return results
 
 
-def measure_line(work: Work, effort: Effort, limits: Limits, load: Load) -> tuple[Line, list[str]]:
+def measure_line(work: Work, effort: Effort, limits: Limits, cores: int) -> tuple[Line, list[str]]:
     """The line, and the reason for everything that it leaves out: installed peers, calls of ours."""
     problem = build(work)
     sides, left_out = problem.sides(), []
@@ -121,32 +121,29 @@ def measure_line(work: Work, effort: Effort, limits: Limits, load: Load) -> tupl
 
     def probe() -> None:
         wait_for_idle_threads()
-        load.sample()
         operations.append(limits.operations(instructions))
         for level, rates in read.items():
             rates.append(limits.read(level))
 
+    load = Load(limits.threads, cores)
     times = time_interleaved({name: side.run for name, side in sides.items()}, effort, probe)
+    busy = load.facts()
     seconds_per_byte = {level.name: share / median(read[level]) for level, share in shares.items()}
     limit = roofline.limit(cost, median(operations), instructions, seconds_per_byte)
     facts = {"ms": 1e3 * limit.seconds, "bound_by": limit.bound_by, **asdict(cost)} if work.device == "cpu" else {}
     timed = {name: asdict(timing) | errors.get(name, {}) for name, timing in times.items()}
-    return Line(work, timed, facts, load.facts()), left_out
+    return Line(work, timed, facts, busy), left_out
 
 
-def measure_feature(feature: Feature, effort: Effort, load: Load) -> dict:
+def measure_feature(feature: Feature, effort: Effort, threads: int, cores: int) -> dict:
     torch.manual_seed(0)
     runs = feature.build()
     if feature.same_results:
         check(feature.name, {name: Side(run) for name, run in runs.items()}, next(iter(runs)))
     if feature.once:
         effort = replace(effort, seconds=0, fewest_rounds=1)
-
-    def sample() -> None:
-        wait_for_idle_threads()
-        load.sample()
-
-    times = time_interleaved(runs, effort, sample)
+    load = Load(threads, cores)
+    times = time_interleaved(runs, effort)
     sides = {name: asdict(timing) for name, timing in times.items()}
     return {"name": feature.name, "target": feature.target, "sides": sides, "load": load.facts()}
 

@@ -190,7 +190,7 @@ EFFORTS = {
     effort.name: effort
     for effort in (
         Effort("quick", "about a minute", 0.2, 3),
-        Effort("standard", "about 6 minutes", 0.4, 3),
-        Effort("full", "about 20 minutes", 2.0, 5),
+        Effort("standard", "about 10 minutes", 0.4, 3),
+        Effort("full", "about 30 minutes", 2.0, 5),
     )
 }

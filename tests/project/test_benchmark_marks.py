@@ -1,5 +1,6 @@
 """Lines that are not to be relied on, for their spread or the machine's load, are marked wherever they are shown."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,17 +85,27 @@ def test_results_with_marks_survive_the_file(results, tmp_path):
     assert Results.load(one.save(tmp_path)) == one
 
 
-@pytest.mark.parametrize("running, expected", [(1, False), (2, True)])
-def test_load_counts_what_others_run(running, expected, monkeypatch, tmp_path):
-    monkeypatch.setattr(load, "LOADAVG", tmp_path / "loadavg")
-    load.LOADAVG.write_text(f"9.00 9.00 9.00 {running}/100 12345\n")
+@pytest.mark.parametrize("others, expected", [(0.0, False), (0.4, False), (0.6, True), (2.0, True)])
+def test_load_counts_what_others_take(others, expected, monkeypatch, tmp_path):
+    """Two seconds, in which this process works for three, and others, the host among them, for so many cores."""
+    now = {"monotonic": 10.0, "process_time": 5.0}
+    for clock in now:
+        monkeypatch.setattr(load.time, clock, lambda clock=clock: now[clock])
+    monkeypatch.setattr(load, "STAT", tmp_path / "stat")
+    tick = os.sysconf("SC_CLK_TCK")
+
+    def write(user: float, idle: float, steal: float) -> None:
+        numbers = [user, 0, 7, idle, 0, 0, 0, steal, 0, 0]
+        load.STAT.write_text(f"cpu  {' '.join(str(round(tick * number)) for number in numbers)}\ncpu0 1 2 3\n")
+
+    write(100, 50, 20)
     found = load.Load(threads=2, cores=2)
-    found.sample()
-    assert found.facts() == {"mean": 1 + running, "cores": 2}
-    assert load.exceeds(found.facts()) == expected
+    now |= {"monotonic": 12.0, "process_time": 8.0}
+    write(100 + 3 + others, 90, 20 + others)
+    facts = found.facts()
+    assert facts == {"mean": pytest.approx(2 + others, abs=0.02), "cores": 2}
+    assert load.exceeds(facts) == expected
 
 
 def test_load_of_this_machine_can_be_read():
-    found = load.Load(threads=1, cores=2)
-    found.sample()
-    assert found.facts()["mean"] >= 1
+    assert load.Load(threads=1, cores=2).facts()["mean"] >= 1

@@ -9,7 +9,6 @@ import torch
 
 import fused_rnn
 from benchmarks import problem, run, suites, variants
-from benchmarks.load import Load
 from benchmarks.peers import PEERS, compiled_loop, onnx_runtime_int8, torch_ao
 from benchmarks.results import Line
 from benchmarks.suites import EFFORTS, QUANTIZED, Shape, Work, lines
@@ -52,7 +51,7 @@ def measured(work, monkeypatch, peers=()):
     limits = SimpleNamespace(
         threads=1, fastest=lambda dtype: dtype, shares=lambda size: {}, operations=lambda kind: 1e9, read=None
     )
-    return run.measure_line(work, replace(EFFORTS["quick"], seconds=0.0, fewest_rounds=1), limits, Load(1, cores=2))
+    return run.measure_line(work, replace(EFFORTS["quick"], seconds=0.0, fewest_rounds=1), limits, cores=2)
 
 
 # ---- peers -----------------------------------------------------------------------------------------------------------

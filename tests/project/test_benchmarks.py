@@ -12,7 +12,6 @@ import torch
 from benchmarks import devices, features, page, problem, report, results, roofline, table, timing
 from benchmarks.__main__ import arguments_of
 from benchmarks.limits import Limits
-from benchmarks.load import Load
 from benchmarks.peers import jax_scan
 from benchmarks.results import Line, Results
 from benchmarks.run import commit, measure_line
@@ -157,7 +156,7 @@ def test_line_is_measured(limits, monkeypatch):
     monkeypatch.setattr(jax_scan, "missing", lambda: None)
     effort = replace(EFFORTS["quick"], seconds=0.0, fewest_rounds=1)
     work = Work("float64", "GRU", "training", Shape(3, 2, 4), dtype="float64")
-    line, left_out = measure_line(work, effort, limits, Load(1, cores=2))
+    line, left_out = measure_line(work, effort, limits, cores=2)
     assert set(line.sides) == {"ours", "torch.nn"}
     assert left_out == ["JAX: float32 on the CPU only"]
     assert line.ratio("torch.nn") > 0
