@@ -26,7 +26,7 @@ else
   ENVIRONMENT := $(wildcard $(ACTIVE)/pyvenv.cfg)
 endif
 
-.PHONY: help test smoke test-all test-clients test-cuda bench lint format dist cxx-check cuda-check oldest-gpu library clean
+.PHONY: help test smoke test-all test-clients test-cuda bench report lint format dist cxx-check cuda-check oldest-gpu library clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 14
@@ -62,8 +62,11 @@ test-cuda: library $(STAMP)-test ## all tests of the CUDA kernels, whose PTX is 
 	"$(PYTHON)" -m pytest -m "exhaustive or not exhaustive" tests/ptx tests/cuda $(ARGS)
 	$(on-machine) $(ARGS)
 
-bench: library $(STAMP)-bench ## build, then measure for a few minutes (ARGS=--quick: one)
+bench: library $(STAMP)-bench ## build, then measure for ten minutes (ARGS=--quick: one)
 	"$(PYTHON)" -m benchmarks $(ARGS)
+
+report: $(STAMP)-bench ## write README's tables, the page of all peers and the plots from benchmarks/results
+	"$(PYTHON)" -m benchmarks report
 
 # The linters are programs of the environment, which need not be active.
 lint format: export PATH := $(abspath $(dir $(PYTHON))):$(PATH)

@@ -1,8 +1,9 @@
-"""Measures fused_rnn beside torch.nn, torch.compile, ONNX Runtime and JAX, and against the machine's own limits.
+"""Measures fused_rnn beside torch.nn, its 8-bit layers and torch.compile, beside ONNX Runtime, OpenVINO and JAX, and
+against the machine's own limits.
 
 Each number of threads runs in a process of its own, confined to as many cores. Whole runs are written to
-benchmarks/results/; ``report`` makes the README's table and the plots from those. The gpu suite runs alone, its most
-informative lines first, until --seconds have passed, and writes results to --out as it goes.
+benchmarks/results/; ``report`` makes the README's tables, PEERS.md and the plots from those. The gpu suite runs alone,
+its most informative lines first, until --seconds have passed, and writes results to --out as it goes.
 """
 
 from __future__ import annotations

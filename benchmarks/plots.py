@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from .results import Line, Results, plural
+from .markdown import measured
+from .results import LARGEST_SPREAD, Line, Results, plural
 from .suites import LAYERS, MODES, PLAIN, SCALING, SCALING_BASE, SHAPES
 
 COLORS = {"LSTM": "#0072b2", "GRU": "#d55e00", "RNN": "#009e73"}
-MARKERS = {"torch.nn": "o", "ONNX Runtime": "D", "JAX": "x"}
+MARKERS = {"torch.nn": "o", "ONNX Runtime": "D", "OpenVINO": "s", "JAX": "x"}
 SIDE_COLORS = {"ours": "#0072b2", "torch.nn": "#d55e00", "JAX": "#777777"}
 GREY = "#777777"
 STYLE = {
@@ -45,6 +46,18 @@ def draw(cpu: list[Results], folder: Path) -> dict[Path, str]:
     return drawn
 
 
+def _mark(axes: Axes, x: float, y: float, line: Line) -> None:
+    """A ring around what is not to be relied on."""
+    if line.doubts:
+        axes.plot(x, y, marker="o", mfc="none", color=GREY, ms=9, mew=0.8, ls="")
+
+
+def _explain_marks(figure: Figure, lines: list[Line]) -> None:
+    if any(line.doubts for line in lines):
+        text = f"ringed: not to be relied on, a spread of more than {LARGEST_SPREAD:.0%} or a busy machine"
+        figure.supxlabel(text, x=0.99, ha="right", fontsize=8, color=GREY)
+
+
 def ratios(cpu: list[Results]) -> Figure:
     """A panel for each mode and number of threads, with a row for each shape and a lane in it for each layer."""
     figure = Figure(figsize=(10, 4.2 * len(cpu)), layout="constrained")
@@ -56,7 +69,10 @@ def ratios(cpu: list[Results]) -> Figure:
     for axes in panels[-1]:
         axes.set_xlabel("times faster than the peer")
     handles = [Line2D([], [], marker="s", ls="", color=color, label=layer) for layer, color in COLORS.items()]
-    handles += [Line2D([], [], marker=m, ls="", color="black", mfc="none", label=f"vs {n}") for n, m in MARKERS.items()]
+    shown = [line for results in cpu for line in results.lines if line.work.group == PLAIN]
+    for name in (name for name in MARKERS if name in measured(shown)):
+        handles.append(Line2D([], [], marker=MARKERS[name], ls="", color="black", mfc="none", label=f"vs {name}"))
+    _explain_marks(figure, shown)
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     return figure
 
@@ -70,6 +86,7 @@ def _ratio_panel(axes: Axes, lines: list[Line]) -> None:
             if ratio is not None:
                 color = COLORS[line.work.layer]
                 axes.plot(ratio, y, marker=marker, color=color, mfc=color if marker == "o" else "none", ms=4.5, ls="")
+                _mark(axes, ratio, y, line)
     axes.axvline(1, color="black", lw=1)
     for k in range(1, len(SHAPES)):
         axes.axhline(k - 0.5, color="#e4e4e4", lw=0.7)
@@ -97,6 +114,8 @@ def roofline(results: Results) -> Figure | None:
             color, x = COLORS[line.work.layer], _intensity(line) * apart[line.work.layer]
             axes.plot(x, _rate(line, "torch.nn"), marker="o", mfc="white", color=color, ms=4.5, ls="")
             axes.plot(x, _rate(line, "ours"), marker="o", color=color, ms=4.5, ls="")
+            for side in ("torch.nn", "ours"):
+                _mark(axes, x, _rate(line, side), line)
         for batch, intensity in {line.work.shape.batch: _intensity(line) for line in own}.items():
             axes.annotate(f"B{batch}", (intensity, 0.02), xycoords=("data", "axes fraction"), ha="center", color=GREY)
         axes.set_title(f"{mode}, {plural(results.threads, 'thread')}, float32", loc="left", fontsize=10)
@@ -107,6 +126,7 @@ def roofline(results: Results) -> Figure | None:
     handles = [Line2D([], [], marker="s", ls="", color=color, label=layer) for layer, color in COLORS.items()]
     handles.append(Line2D([], [], marker="o", ls="", color="black", label="fused_rnn"))
     handles.append(Line2D([], [], marker="o", ls="", color="black", mfc="white", label="torch.nn"))
+    _explain_marks(figure, lines)
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     return figure
 
@@ -153,13 +173,12 @@ def scaling(results: Results) -> Figure | None:
     panels = figure.subplots(1, len(SCALING), sharey=True)
     for axes, (field, shapes) in zip(panels, SCALING.items(), strict=True):
         for side, color in SIDE_COLORS.items():
-            points = [
-                (getattr(s, field), 1e3 * lines[s].ms(side) / s.steps)
-                for s in shapes
-                if s in lines and side in lines[s].sides
-            ]
+            own = [lines[s] for s in shapes if s in lines and side in lines[s].sides]
+            points = [(getattr(line.work.shape, field), 1e3 * line.ms(side) / line.work.shape.steps) for line in own]
             label = {"ours": "fused_rnn"}.get(side, side)
             axes.plot(*zip(*points, strict=True), marker="o", ms=4, lw=1.5, color=color, label=label)
+            for (x, y), line in zip(points, own, strict=True):
+                _mark(axes, x, y, line)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks([getattr(s, field) for s in shapes])
@@ -170,6 +189,7 @@ def scaling(results: Results) -> Figure | None:
         axes.grid(color="#eeeeee", lw=0.7)
     panels[0].set_ylabel("µs for each time step")
     panels[0].set_title(f"LSTM training, {plural(results.threads, 'thread')}", loc="left", fontsize=10)
+    _explain_marks(figure, list(lines.values()))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     return figure

@@ -19,6 +19,7 @@ from .suites import Work
 # bits every step rounds h, and torch.nn rounds other intermediate values than we do.
 LARGEST_DIFFERENCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 LARGEST_DIFFERENCE_TF32 = 2e-2  # it has float16's mantissa
+LARGEST_DIFFERENCE_QUANTIZED = 1e-1  # a sanity check; the error itself is printed beside the time
 
 
 def _identity(results: list[Tensor]) -> list[Tensor]:
@@ -27,10 +28,11 @@ def _identity(results: list[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: what is timed, and how to convert its results to tensors."""
+    """One side of a comparison: what is timed, how to convert its results to tensors, and whether weights are 8-bit."""
 
     run: Callable[[], list]
     as_tensors: Callable[[list], list[Tensor]] = field(default=_identity)
+    quantized: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,17 @@ class Problem:
         return () if self.hx is None else self.hx if isinstance(self.hx, tuple) else (self.hx,)
 
     def sides(self) -> dict[str, Side]:
-        """This library and torch.nn; see peers/ for the others."""
-        found = {"ours": Side(self._call(self.ours)), "torch.nn": Side(self._call(self.theirs))}
-        freezes = self.work.mode == "inference" and self.work.device == "cpu" and not self.work.cell
-        if freezes and hasattr(fused_rnn, "freeze"):
-            frozen = fused_rnn.freeze(copy.deepcopy(self.ours).requires_grad_(False).eval())
-            found["frozen"] = Side(self._call(frozen))
-        return found
+        """This library's layer and torch.nn's; see ``variants`` and peers/ for the others."""
+        return {"ours": Side(self.call(self.ours)), "torch.nn": Side(self.call(self.theirs))}
 
-    def _call(self, module: nn.Module) -> Callable[[], list[Tensor]]:
+    def exact_output(self) -> Tensor:
+        """In float64."""
+        states = tuple(state.double() for state in self.states)
+        hx = states if isinstance(self.hx, tuple) else states[0] if states else None
+        with torch.inference_mode():
+            return copy.deepcopy(self.theirs).double()(self.input.double(), hx)[0]
+
+    def call(self, module: nn.Module) -> Callable[[], list[Tensor]]:
         if self.work.cell:
             return training_of_cell(module, self) if self.work.mode == "training" else inference_of_cell(module, self)
         return training(module, self) if self.work.mode == "training" else inference(module, self)
@@ -147,19 +151,21 @@ def _data(sequence: Tensor | PackedSequence) -> Tensor:
     return sequence.data if isinstance(sequence, PackedSequence) else sequence
 
 
-def check(what: object, sides: dict[str, Side], reference: str = "torch.nn", limit: float | None = None) -> None:
-    """Runs every side once; raises if results differ from the reference's by more than ``limit``.
+def check(
+    what: object, sides: dict[str, Side], reference: str = "torch.nn", limit: float | None = None
+) -> dict[str, list[Tensor]]:
+    """Runs every side once and returns the results; raises if they differ from the reference's by more than ``limit``.
 
-    The default limit depends on the dtype.
+    The default limit depends on the dtype, and on whether a side is quantized.
     """
-    expected = sides[reference].as_tensors(sides[reference].run())
+    found = {name: side.as_tensors(side.run()) for name, side in sides.items()}
+    expected = found[reference]
     for name, side in sides.items():
-        if name == reference:
-            continue
-        found = side.as_tensors(side.run())
-        worst = max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
-        limit = limit or LARGEST_DIFFERENCE[expected[0].dtype]
-        if not worst <= limit:
+        worst = max(relative_error(a, b) for a, b in zip(found[name], expected, strict=True))
+        usual = LARGEST_DIFFERENCE_QUANTIZED if side.quantized else LARGEST_DIFFERENCE[expected[0].dtype]
+        if not worst <= (limit or usual):
             raise AssertionError(
-                f"{what}: {name} differs from {reference} by {worst:.1e}, more than {limit:.0e}; nothing was measured"
+                f"{what}: {name} differs from {reference} by {worst:.1e}, more than {limit or usual:.0e}; "
+                "nothing was measured"
             )
+    return found

@@ -1,21 +1,21 @@
-"""Writes the README's speed section and the plots from the result files."""
+"""Writes the README's speed section, the page of all peers and the plots from the result files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from .results import Line, Results, geomean, groups, load_all, plural, ratios
+from . import page
+from .markdown import DOUBT, by_group, count_of_lost, footnote, machine, mean_and_worst, measured, table
+from .results import Line, Results, doubts, geomean, groups, load_all, plural
 from .suites import PLAIN, SHAPES
 from .table import notes
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: begin, written by python -m benchmarks report -->", "<!-- benchmarks: end -->"
-OPPONENTS = ("torch.nn", "ONNX Runtime", "JAX")
 
 
 def report(folder: Path, readme: Path = README) -> None:
-    """Draws the plots into ``folder`` and writes the part of ``readme`` between the markers."""
+    """Writes plots and page into ``folder``, and the part of ``readme`` between the markers."""
     from . import plots
 
     found = load_all(folder)
@@ -23,10 +23,13 @@ def report(folder: Path, readme: Path = README) -> None:
     if not cpu:
         raise SystemExit(f"no results of the cpu suite in {folder}: measure first, python -m benchmarks")
     drawn = plots.draw(cpu, folder)
+    path = folder / page.NAME
+    path.write_text(page.text([results for results in found if results.lines and results.suite != "gpu"]))
     text = markdown(cpu, *([r for r in found if r.suite == suite] for suite in ("cells", "features")))
+    link = f"[Every peer in every group]({_beside(path, readme)}), and single steps line by line."
     pictures = "\n".join(f"![{title}]({_beside(path, readme)})" for path, title in drawn.items())
-    readme.write_text(replace_between_markers(readme.read_text(), f"{text}\n{pictures}\n"))
-    print(f"written: the speed section of {readme.name}, {', '.join(path.name for path in drawn)}")
+    readme.write_text(replace_between_markers(readme.read_text(), f"{text}\n{link}\n\n{pictures}\n"))
+    print(f"written: the speed section of {readme.name}, {', '.join(path.name for path in (path, *drawn))}")
 
 
 def replace_between_markers(text: str, inside: str) -> str:
@@ -38,12 +41,9 @@ def replace_between_markers(text: str, inside: str) -> str:
 
 
 def markdown(cpu: list[Results], cells: list[Results], features: list[Results]) -> str:
-    parts = [_header(cpu), _plain_table(cpu), _other_table(cpu), _slower(cpu), _memory(cpu[-1]), *_cells(cells)]
-    return "\n\n".join(part for part in [*parts, _features(features)] if part) + "\n"
-
-
-def _machine(last: Results) -> str:
-    return f"{last.machine['processor']}, {plural(last.threads, 'core')}, {last.machine['CPU instruction set']}"
+    parts = [_header(cpu), _plain_table(cpu), count_of_lost(cpu), *_missing(cpu[-1]), _memory(cpu[-1])]
+    parts += [*_cells(cells), _features(features)]
+    return "\n\n".join(part for part in [*parts, *footnote(*parts)] if part) + "\n"
 
 
 def _cells(cells: list[Results]) -> list[str]:
@@ -52,56 +52,35 @@ def _cells(cells: list[Results]) -> list[str]:
         return []
     last = cells[-1]
     version = f"torch {last.peers['torch.nn']}; commit {last.commit}, {last.date[:10]}"
-    where = f"Cells, measured on {_machine(last)}; {version}. A loop has 50 steps."
-    return [where, _other_table(cells), _slower(cells)]
+    where = f"Cells, measured on {machine(last)}; {version}. A loop has 50 steps."
+    return [where, by_group(cells, "inference"), by_group(cells, "training"), count_of_lost(cells)]
 
 
 def _header(cpu: list[Results]) -> str:
     last = cpu[-1]
-    peers = [f"{name} {version}" for name, version in last.peers.items() if name != "compiled loop"]
+    compared = measured([line for results in cpu for line in results.lines if line.work.group == PLAIN])
+    peers = [f"{name} {last.peers[name]}" for name in compared]
     shapes = ", ".join(str(shape).replace(" ", "") for shape in SHAPES)
     rates = ", ".join(f"{name.split()[0]} {rate:.0f}" for name, rate in cpu[0].limits.items() if "GFLOP" in name)
     return (
-        f"Measured on {_machine(last)}; {', '.join(peers)}; commit {last.commit}, {last.date[:10]}. "
+        f"Measured on {machine(last)}; {', '.join(peers)}; commit {last.commit}, {last.date[:10]}. "
         f"One core computes (GFLOP/s) {rates}.\n"
         f"How many times faster than each peer: geometric mean over {shapes} (T steps, B rows, H units and inputs), "
-        "in brackets the worst shape. ONNX Runtime packs weights when it loads a model, so it meets the frozen layer "
-        "where there is one. The last columns: how much of the machine's limit, multiply-adds or reading weights, is "
-        "reached."
+        f"in brackets the worst shape. {page.WHOM} The last columns: how much of the machine's limit, multiply-adds or "
+        "reading weights, is reached."
     )
 
 
 def _plain_table(cpu: list[Results]) -> str:
     by_threads = {results.threads: groups(results.lines) for results in cpu}
-    heads = [f"{name}, {plural(threads, 'thread')}" for name in (*OPPONENTS, "limit") for threads in by_threads]
+    compared = measured([line for results in cpu for line in results.lines if line.work.group == PLAIN])
+    heads = [f"{name}, {plural(threads, 'thread')}" for name in (*compared, "limit") for threads in by_threads]
     rows = []
     for key in dict.fromkeys(key for found in by_threads.values() for key in found if key[0] == PLAIN):
-        cells = [_mean_and_worst(found.get(key, []), name) for name in OPPONENTS for found in by_threads.values()]
+        cells = [mean_and_worst(found.get(key, []), name) for name in compared for found in by_threads.values()]
         cells += [_share(found.get(key, [])) for found in by_threads.values()]
         rows.append([f"{key[1]} {key[2]}", *cells])
-    return _table(["", *heads], rows)
-
-
-def _other_table(cpu: list[Results]) -> str:
-    by_threads = {results.threads: groups(results.lines) for results in cpu}
-    kinds = dict.fromkeys(key[:2] for found in by_threads.values() for key in found if key[0] not in (PLAIN, "scaling"))
-    heads = [f"{mode}, {plural(threads, 'thread')}" for mode in ("inference", "training") for threads in by_threads]
-    rows = []
-    for group, layer in kinds:
-        cells = [
-            _mean_and_worst(found.get((group, layer, mode), []), "torch.nn")
-            for mode in ("inference", "training")
-            for found in by_threads.values()
-        ]
-        rows.append([f"{layer} {group}", *cells])
-    return _table(["against torch.nn", *heads], rows) if rows else ""
-
-
-def _mean_and_worst(lines: Iterable[Line], opponent: str) -> str:
-    found = [ratio for _, ratio in ratios(lines, opponent)]
-    if not found:
-        return "-"
-    return f"{geomean(found):.2f}" + (f" ({min(found):.2f})" if len(found) > 1 else "")
+    return table(["", *heads], rows)
 
 
 def _share(lines: list[Line]) -> str:
@@ -109,19 +88,8 @@ def _share(lines: list[Line]) -> str:
     return "-" if share is None else f"{share:.0%}"
 
 
-def _slower(cpu: list[Results]) -> str:
-    """The lines where torch.nn is faster, and what was left out."""
-    rows = []
-    for results in cpu:
-        for (group, layer, mode), lines in groups(results.lines).items():
-            lost = [f"{line.work.shape} {ratio:.2f}" for line, ratio in ratios(lines, "torch.nn") if ratio < 1]
-            if lost:
-                rows.append(f"- {plural(results.threads, 'thread')}, {group}, {layer} {mode}: {', '.join(lost)}")
-    count = sum(ratio < 1 for results in cpu for _, ratio in ratios(results.lines, "torch.nn"))
-    total = sum(len(results.lines) for results in cpu)
-    text = f"Slower than torch.nn: {count} of {total} lines" + ("\n\n" + "\n".join(rows) if rows else ".")
-    missing = [note for note in notes(cpu[-1]) if "did not run" in note]
-    return "\n\n".join([text, *missing])
+def _missing(results: Results) -> list[str]:
+    return [note for note in notes(results) if "did not run" in note]
 
 
 def _memory(results: Results) -> str:
@@ -142,14 +110,10 @@ def _features(features: list[Results]) -> str:
         reference, *others = entry["sides"]
         costs = [f"{name} {entry['sides'][name]['ms'] / entry['sides'][reference]['ms']:.2f}" for name in others]
         target = "" if entry["target"] is None else f"{entry['target']:.2f}"
-        rows.append([entry["name"], reference, ", ".join(costs), target])
+        doubt = f" {DOUBT}" if doubts(entry["sides"], entry.get("load", {})) else ""
+        rows.append([entry["name"], reference, ", ".join(costs) + doubt, target])
     threads = plural(features[-1].threads, "thread")
-    return _table([f"options, {threads}", "time 1 is", "then the time of", "target"], rows)
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return table([f"options, {threads}", "time 1 is", "then the time of", "target"], rows)
 
 
 def _beside(path: Path, readme: Path) -> str:

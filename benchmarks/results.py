@@ -8,12 +8,43 @@ from dataclasses import asdict, dataclass, field
 from math import exp, log
 from pathlib import Path
 
+from .load import exceeds
 from .suites import Work
 
 FOLDER = Path(__file__).parent / "results"
-# Which of our two calls each peer is compared with: ONNX Runtime, which packs its weights on loading, with the frozen
-# layer.
-OPPONENTS = {"torch.nn": "ours", "ONNX Runtime": "frozen", "JAX": "ours", "compiled loop": "ours"}
+# Which of our calls each peer is compared with, the fastest one: frozen layers meet peers that pack weights on loading,
+# streams those whose inputs are bound once, 8-bit layers 8-bit ones.
+_LOADED = ("ours", "frozen")
+_BOUND = (*_LOADED, "stream")
+_QUANTIZED = (*_BOUND, "int8", "int8 weights", "int8 stream")
+OPPONENTS = {
+    "torch.nn": ("ours",),
+    "ONNX Runtime": _LOADED,
+    "ONNX Runtime bound": _BOUND,
+    "OpenVINO": _BOUND,
+    "JAX": ("ours",),
+    "compiled loop": ("ours",),
+    "ONNX Runtime int8": _QUANTIZED,
+    "torch.ao int8": _QUANTIZED,
+}
+# All sides in the order of tables, with short names.
+SIDES = {
+    "ours": "ours",
+    "frozen": "frozen",
+    "stream": "stream",
+    "int8": "int8",
+    "int8 weights": "int8 weights",
+    "int8 stream": "int8 stream",
+    "torch.nn": "torch.nn",
+    "ONNX Runtime": "ONNX",
+    "ONNX Runtime bound": "ONNX bound",
+    "OpenVINO": "OpenVINO",
+    "JAX": "JAX",
+    "compiled loop": "loop",
+    "ONNX Runtime int8": "ONNX int8",
+    "torch.ao int8": "ao int8",
+}
+LARGEST_SPREAD = 0.3  # of a side; lines beyond it, or measured on a busy machine, are marked wherever they are shown
 
 
 @dataclass
@@ -21,23 +52,30 @@ class Line:
     """One line of the table: times of each side, and the machine's limit."""
 
     work: Work
-    sides: dict[str, dict]  # name: ms, spread, rounds; for ours on a GPU also the engine and its plan, if any
+    sides: dict[str, dict]  # name: ms, spread, rounds; error if quantized; ours on a GPU: engine and its plan, if any
     limit: dict  # ms, bound_by, operations, weight_bytes, resident_bytes; empty if unknown
+    load: dict[str, float] = field(default_factory=dict)  # mean, cores; empty if unknown
 
     def ms(self, side: str) -> float | None:
-        if side == "frozen" and side not in self.sides:
-            side = "ours"
         return self.sides[side]["ms"] if side in self.sides else None
 
     def ratio(self, opponent: str) -> float | None:
         """Our speed-up; None if that side did not run."""
         theirs = self.ms(opponent)
-        return None if theirs is None else theirs / self.ms(OPPONENTS[opponent])
+        return None if theirs is None else theirs / self._fastest(OPPONENTS[opponent])
 
     @property
     def of_limit(self) -> float | None:
-        """The share of the machine's limit that our faster call reaches; None if the limit is unknown."""
-        return self.limit["ms"] / min(self.ms("ours"), self.ms("frozen")) if self.limit else None
+        """The share of the machine's limit that our fastest call of full precision reaches; None if it is unknown."""
+        return self.limit["ms"] / self._fastest(_BOUND) if self.limit else None
+
+    def _fastest(self, sides: Iterable[str]) -> float:
+        return min(self.ms(side) for side in sides if side in self.sides)
+
+    @property
+    def doubts(self) -> list[str]:
+        """What speaks against relying on the line."""
+        return doubts(self.sides, self.load)
 
 
 @dataclass
@@ -70,6 +108,8 @@ class Results:
         fields = asdict(self)
         for line, own in zip(self.lines, fields["lines"], strict=True):
             own["work"] = line.work.to_json()
+            if not line.load:
+                del own["load"]
         if not self.failures:
             del fields["failures"]
         new = path.with_suffix(".new")  # renamed atomically, so that the file is complete whenever a run is stopped
@@ -82,6 +122,15 @@ class Results:
         fields = json.loads(path.read_text())
         fields["lines"] = [Line(**line | {"work": Work.from_json(line["work"])}) for line in fields["lines"]]
         return cls(**fields)
+
+
+def doubts(sides: dict[str, dict], load: dict[str, float]) -> list[str]:
+    """The reasons not to rely on times."""
+    spreads = {name: side["spread"] for name, side in sides.items()}
+    found = [f"spread of {name} {spread:.0%}" for name, spread in spreads.items() if spread > LARGEST_SPREAD]
+    if exceeds(load):
+        found.append(f"load of {load['mean']:.1f} on {plural(load['cores'], 'core')}")
+    return found
 
 
 def load_all(folder: Path) -> list[Results]:

@@ -19,15 +19,18 @@ import torch
 
 import fused_rnn
 from fused_rnn.tools.progress import progress
+from fused_rnn.tools.verify import relative_error
 
 from . import memory, roofline, table
 from .features import Feature, features
 from .limits import Limits
+from .load import Load
 from .peers import PEERS
 from .problem import Side, build, check
 from .results import Line, Results, plural
 from .suites import PLAIN, SUITES, Effort, Work
 from .timing import time_interleaved, wait_for_idle_threads
+from .variants import VARIANTS
 
 Item = TypeVar("Item")
 
@@ -58,15 +61,15 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
     if suite == "features":
         found = [f for f in features(full=effort.name == "full") if asked(f.name, only)]
         for feature in _with_progress(found, lambda f: f.name):
-            results.features.append(measure_feature(feature, effort))
+            results.features.append(measure_feature(feature, effort, threads, most_threads))
             _print(table.feature_row(results.features[-1]))
         return results
 
     works = [w for w in SUITES[suite] if effort.selects(w, threads, most_threads) and asked(str(w), only)]
-    print(f"\n{table.heading()}")
+    print(f"\n{table.EXPLANATION}")
     group = None
     for work in _with_progress(works, str):
-        line, left_out = measure_line(work, effort, limits)
+        line, left_out = measure_line(work, effort, limits, most_threads)
         results.lines.append(line)
         for why in left_out:
             places, place = results.left_out.setdefault(why, []), f"{work.group} {work.mode}"
@@ -84,10 +87,17 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
     return results
 
 
-def measure_line(work: Work, effort: Effort, limits: Limits) -> tuple[Line, list[str]]:
-    """The line, and the reason for every installed peer that it leaves out."""
+def measure_line(work: Work, effort: Effort, limits: Limits, cores: int) -> tuple[Line, list[str]]:
+    """The line, and the reason for everything that it leaves out: installed peers, calls of ours."""
     problem = build(work)
     sides, left_out = problem.sides(), []
+    for variant in VARIANTS:
+        if variant.applies(work):
+            why = variant.missing(work)
+            if why is None:
+                sides[variant.name] = variant.build(problem)
+            else:
+                left_out.append(f"{variant.name}: {why}")
     for peer in PEERS:
         if peer.missing():
             continue
@@ -99,7 +109,10 @@ def measure_line(work: Work, effort: Effort, limits: Limits) -> tuple[Line, list
                 why = str(error)
         if why is not None:
             left_out.append(f"{peer.NAME}: {why}")
-    check(work, sides)
+    found = check(work, sides)
+    quantized = [name for name, side in sides.items() if side.quantized]
+    exact = problem.exact_output() if quantized else None
+    errors = {name: {"error": relative_error(found[name][0], exact)} for name in quantized}
 
     cost = roofline.cost(work)
     instructions = limits.fastest(work.dtype)
@@ -112,23 +125,27 @@ def measure_line(work: Work, effort: Effort, limits: Limits) -> tuple[Line, list
         for level, rates in read.items():
             rates.append(limits.read(level))
 
+    load = Load(limits.threads, cores)
     times = time_interleaved({name: side.run for name, side in sides.items()}, effort, probe)
+    busy = load.facts()
     seconds_per_byte = {level.name: share / median(read[level]) for level, share in shares.items()}
     limit = roofline.limit(cost, median(operations), instructions, seconds_per_byte)
     facts = {"ms": 1e3 * limit.seconds, "bound_by": limit.bound_by, **asdict(cost)} if work.device == "cpu" else {}
-    return Line(work, {name: asdict(timing) for name, timing in times.items()}, facts), left_out
+    timed = {name: asdict(timing) | errors.get(name, {}) for name, timing in times.items()}
+    return Line(work, timed, facts, busy), left_out
 
 
-def measure_feature(feature: Feature, effort: Effort) -> dict:
+def measure_feature(feature: Feature, effort: Effort, threads: int, cores: int) -> dict:
     torch.manual_seed(0)
     runs = feature.build()
     if feature.same_results:
         check(feature.name, {name: Side(run) for name, run in runs.items()}, next(iter(runs)))
     if feature.once:
         effort = replace(effort, seconds=0, fewest_rounds=1)
+    load = Load(threads, cores)
     times = time_interleaved(runs, effort)
     sides = {name: asdict(timing) for name, timing in times.items()}
-    return {"name": feature.name, "target": feature.target, "sides": sides}
+    return {"name": feature.name, "target": feature.target, "sides": sides, "load": load.facts()}
 
 
 def asked(name: str, only: list[str]) -> bool:

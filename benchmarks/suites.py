@@ -39,11 +39,17 @@ class Work:
     packed: bool = False  # rows of different lengths, as a PackedSequence
     carried: bool = False  # states go in and come out, as in streaming
     cell: bool = False  # LSTMCell and the like, called once for each step
+    quantized: bool = False  # 8-bit layers take part, ours and the peers'
     device: str = "cpu"
     tf32: bool = False  # float32 products on a GPU may use TF32
 
     def __str__(self) -> str:
         return f"{self.group} {self.layer} {self.mode} {self.shape}"
+
+    @property
+    def single_step(self) -> bool:
+        """One step of a stream, of a layer or a stack of them."""
+        return self.carried and self.shape.steps == 1
 
     @property
     def lengths(self) -> list[int]:
@@ -130,6 +136,12 @@ CELLS = [
     *lines("cell, one step", LAYERS, MODES, CELL_STEPS, cell=True),
     *lines("cell, loop", LAYERS, MODES, CELL_LOOPS, cell=True),
 ]
+QUANTIZED_SHAPES = [*(Shape(100, 1, h) for h in (128, 256, 512, 1024)), *(Shape(100, 16, h) for h in (256, 512, 1024))]
+QUANTIZED = [
+    *lines("quantized", LAYERS, MODES[:1], QUANTIZED_SHAPES, quantized=True),
+    # The prediction network of a speech transducer, which runs once for every token that it emits.
+    *lines("decoder step", ["LSTM"], MODES[:1], [Shape(1, 1, 640)], num_layers=2, carried=True, quantized=True),
+]
 SUITES = {
     "cpu": [
         *lines(PLAIN, LAYERS, MODES, SHAPES),
@@ -139,12 +151,14 @@ SUITES = {
         *lines("bfloat16", ["LSTM"], MODES, SHAPES[:4], dtype="bfloat16"),
         *lines("2 layers, bidirectional", LAYERS, MODES, SHAPES[:2], num_layers=2, bidirectional=True),
         *lines("one step", LAYERS, MODES[:1], [Shape(1, 1, h) for h in (64, 128, 256, 512)], carried=True),
+        *QUANTIZED,
         *CELLS,
         *lines("short", LAYERS, MODES, [Shape(8, 16, 128)]),
         *lines("wide", LAYERS, MODES, [Shape(20, 16, 1500)]),
         *lines("scaling", ["LSTM"], MODES[1:], dict.fromkeys(s for axis in SCALING.values() for s in axis)),
     ],
     "cells": CELLS,
+    "quantized": QUANTIZED,
     "gpu": gpu_suite(),
 }
 
@@ -167,14 +181,16 @@ class Effort:
             return True
         if self.name == "quick":
             return work.group == PLAIN and work.shape in QUICK_SHAPES
-        return work.group == PLAIN or threads == (1 if work.cell else most_threads)
+        if work.group == PLAIN or work.quantized or work.single_step:
+            return True
+        return threads == (1 if work.cell else most_threads)
 
 
 EFFORTS = {
     effort.name: effort
     for effort in (
         Effort("quick", "about a minute", 0.2, 3),
-        Effort("standard", "about 6 minutes", 0.4, 3),
-        Effort("full", "about 20 minutes", 2.0, 5),
+        Effort("standard", "about 10 minutes", 0.4, 3),
+        Effort("full", "about 30 minutes", 2.0, 5),
     )
 }

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from .results import OPPONENTS, Line, Results, geomean, groups, plural, ratios
+from .results import OPPONENTS, SIDES, Line, Results, doubts, geomean, groups, plural, ratios
 
-# The sides and their column headings, in order.
-SIDES = {
-    "ours": "ours",
-    "frozen": "frozen",
-    "torch.nn": "torch.nn",
-    "ONNX Runtime": "ONNX",
-    "JAX": "JAX",
-    "compiled loop": "loop",
-}
-
-
-def heading() -> str:
-    """Times with their spread over rounds, then our speed-ups."""
-    times = "".join(f"{short:>13}" for short in SIDES.values())
-    factors = "".join(f"{SIDES[name]:>9}" for name in OPPONENTS)
-    above = f"{'':32}{'milliseconds ± spread':>{13 * len(SIDES)}}{'times faster than':>{9 * len(OPPONENTS)}}"
-    return f"{above}\n{'':32}{times}{factors}  reached of the limit"
+EXPLANATION = (
+    "milliseconds ± spread over rounds, how many times faster we are, error against float64 of 8-bit layers; "
+    "then how much of the machine's limit is reached"
+)
 
 
 def row(line: Line) -> str:
-    """Marks a line in which a peer is faster."""
+    """Marks a line in which a peer is faster, and one that is not to be relied on."""
     work = line.work
-    times = "".join(f"{_time(line.sides.get(name)):>13}" for name in SIDES)
-    found = {name: line.ratio(name) for name in OPPONENTS}
-    factors = "".join(f"{'-' if ratio is None else f'{ratio:.2f}x':>9}" for ratio in found.values())
-    limit = f"{100 * line.of_limit:5.0f}% of {line.limit['bound_by']:12}" if line.limit else ""
-    slower = [name for name, ratio in found.items() if ratio is not None and ratio < 1]
-    mark = f" SLOWER than {', '.join(slower)}" if slower else ""
-    return f"{work.layer:5}{work.mode:10}{work.shape!s:17}{times}{factors}{limit}{mark}".rstrip()
+    parts = [_side(line, name) for name in SIDES if name in line.sides]
+    if line.limit:
+        parts.append(f"{100 * line.of_limit:.0f}% of {line.limit['bound_by']}")
+    slower = [name for name in OPPONENTS if (line.ratio(name) or 1) < 1]
+    if slower:
+        parts.append(f"SLOWER than {', '.join(slower)}")
+    if line.doubts:
+        parts.append(_doubtful(line.doubts))
+    return f"{work.layer:5}{work.mode:10}{work.shape!s:15} {' | '.join(parts)}"
 
 
-def _time(side: dict | None) -> str:
-    return f"{_number(side['ms'])} ±{100 * side['spread']:2.0f}%" if side else "-"
+def _doubtful(why: list[str]) -> str:
+    return f"UNRELIABLE: {', '.join(why)}"
+
+
+def _side(line: Line, name: str) -> str:
+    side = line.sides[name]
+    text = f"{SIDES[name]} {_number(side['ms']):>6} ±{100 * side['spread']:2.0f}%"
+    if "error" in side:
+        text += f" error {side['error']:.4f}"
+    return f"{text} {line.ratio(name):.2f}x" if name in OPPONENTS else text
 
 
 def _number(ms: float) -> str:
@@ -55,6 +52,7 @@ def summary(results: Results) -> str:
                 mean = geomean(r for _, r in found)
                 parts.append(f"{SIDES[opponent]} {mean:5.2f}x ({ratio:.2f}x {worst.work.shape})")
         rows.append(f"{group:24}{layer:5}{mode:10} {'; '.join(parts)}")
+    rows += ["", *(f"{line.work} is {_doubtful(line.doubts)}" for line in results.lines if line.doubts)]
     rows += ["", *notes(results)]
     if results.memory:
         rows += ["", "peak memory of a training step, MB"]
@@ -79,11 +77,12 @@ def feature_row(entry: dict) -> str:
     sides = entry["sides"]
     reference, *others = sides
     parts = [f"{name} {_number(sides[name]['ms'])} ms ({_cost(entry, name)})" for name in others]
-    target = ""
+    why = doubts(sides, entry["load"])
+    end = f"   {_doubtful(why)}" if why else ""
     if entry["target"]:
         worst = max(sides[name]["ms"] for name in others) / sides[reference]["ms"]
-        target = f"   target {entry['target']:.2f}x: {'met' if worst <= entry['target'] else 'MISSED'}"
-    return f"{entry['name']:46} {reference} {_number(sides[reference]['ms'])} ms; {'; '.join(parts)}{target}"
+        end = f"   target {entry['target']:.2f}x: {'met' if worst <= entry['target'] else 'MISSED'}{end}"
+    return f"{entry['name']:46} {reference} {_number(sides[reference]['ms'])} ms; {'; '.join(parts)}{end}"
 
 
 def _cost(entry: dict, side: str) -> str:

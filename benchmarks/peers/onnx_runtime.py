@@ -1,4 +1,4 @@
-"""ONNX Runtime's LSTM, GRU and RNN operators holding torch.nn's weights: inference, weights packed once on loading.
+"""ONNX Runtime's LSTM, GRU and RNN operators: inference, weights packed once on loading.
 
 Its threads keep spinning after a call, by default; timing waits until they stop.
 """
@@ -8,16 +8,14 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 
+import numpy
 import torch
-from torch import Tensor
 
 from ..problem import Problem, Side
-from ..suites import GATES, Work
+from ..suites import Work
+from . import onnx_model
 
 NAME = "ONNX Runtime"
-# ONNX orders the gates differently: iofc for torch's i f g o, zrn for r z n.
-GATE_ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
-OPSET, IR_VERSION = 17, 8  # old enough for any ONNX Runtime that runs with this library's torch
 
 
 def missing() -> str | None:
@@ -30,74 +28,39 @@ def version() -> str:
 
 
 def left_out(work: Work) -> str | None:
-    if work.cell:
-        return "has no cells"
-    if work.mode == "training":
-        return "inference only"
-    if work.device != "cpu" or work.dtype != "float32":
-        return "its operators are float32 on the CPU"
-    if work.packed or work.projected:
-        return "its operators know neither packed input nor projections"
-    return None
+    return onnx_model.left_out(work)
 
 
 def build(problem: Problem) -> Side:
+    session = session_of(onnx_model.model(problem).SerializeToString())
+    feed = onnx_model.feed(problem)
+    return Side(lambda: session.run(None, feed), lambda outputs: onnx_model.results(problem, outputs))
+
+
+def session_of(model: bytes):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    model = _model(problem).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    feed = {"x": problem.input.numpy()}
-    feed |= {name: state.numpy() for name, state in zip("hc", problem.states, strict=False)}
-    return Side(lambda: session.run(None, feed), lambda results: [torch.from_numpy(array) for array in results])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _model(problem: Problem):
-    from onnx import TensorProto, helper, numpy_helper
+def bound(session, problem: Problem, quantized: bool = False) -> Side:
+    """Inputs and outputs bound once: the fastest way to call a session again and again."""
+    from onnxruntime import OrtValue
 
-    work = problem.work
-    directions, hidden = 1 + work.bidirectional, work.shape.hidden
-    per_layer = len(problem.weights) // work.num_layers
-    nodes, tensors, sequence = [], [], "x"
-    state_inputs = list("hc"[: len(problem.states)])
-    state_outputs = [f"{name}_n" for name in state_inputs]
-    for k in range(work.num_layers):
-        weights = _onnx_weights(work.layer, problem.weights[k * per_layer : (k + 1) * per_layer])
-        names = [f"{name}{k}" for name in "wrb"]
-        tensors += [numpy_helper.from_array(w.numpy(), name) for w, name in zip(weights, names, strict=True)]
-        options = {"hidden_size": hidden, "direction": "bidirectional" if work.bidirectional else "forward"}
-        if work.layer == "GRU":
-            options["linear_before_reset"] = 1  # torch's GRU: the reset gate acts after the recurrent product
-        inputs = [sequence, *names, *(["", *state_inputs] if state_inputs else [])]
-        nodes.append(helper.make_node(work.layer, inputs, [f"y{k}", *state_outputs], **options))
-        # Y is [T, D, B, H]; torch and the next layer want [T, B, D * H].
-        nodes.append(helper.make_node("Transpose", [f"y{k}"], [f"t{k}"], perm=[0, 2, 1, 3]))
-        sequence = f"s{k}"
-        nodes.append(helper.make_node("Reshape", [f"t{k}", "merged"], [sequence]))
-    merged = [*problem.input.shape[:2], directions * hidden]
-    tensors.append(helper.make_tensor("merged", TensorProto.INT64, [3], merged))
+    binding, outputs = session.io_binding(), []
+    for name, array in onnx_model.feed(problem).items():
+        binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
+    for output in session.get_outputs():
+        outputs.append(OrtValue.ortvalue_from_shape_and_type(output.shape, numpy.float32))
+        binding.bind_ortvalue_output(output.name, outputs[-1])
 
-    def value(name: str, tensor: Tensor):
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(tensor.shape))
+    def run() -> list:
+        session.run_with_iobinding(binding)
+        return outputs
 
-    graph = helper.make_graph(
-        nodes,
-        "layer",
-        [value("x", problem.input), *map(value, state_inputs, problem.states)],
-        [value(sequence, problem.grad), *map(value, state_outputs, problem.states)],
-        tensors,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    def as_tensors(outputs: list) -> list[torch.Tensor]:
+        return onnx_model.results(problem, (output.numpy() for output in outputs))
 
-
-def _onnx_weights(layer: str, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """W ``[D, G*H, I]``, R ``[D, G*H, H]`` and both biases in a row ``[D, 2*G*H]``."""
-
-    def reordered(weight: Tensor) -> Tensor:
-        gates = weight.chunk(GATES[layer])
-        return torch.cat([gates[k] for k in GATE_ORDER[layer]])
-
-    w_ih, w_hh, b_ih, b_hh = ([reordered(weight) for weight in weights[k::4]] for k in range(4))
-    biases = [torch.cat(pair) for pair in zip(b_ih, b_hh, strict=True)]
-    return torch.stack(w_ih), torch.stack(w_hh), torch.stack(biases)
+    return Side(run, as_tensors, quantized)

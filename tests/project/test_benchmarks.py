@@ -9,19 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import fused_rnn
-from benchmarks import devices, features, problem, report, results, roofline, suites, table, timing
+from benchmarks import devices, features, page, problem, report, results, roofline, table, timing
 from benchmarks.__main__ import arguments_of
 from benchmarks.limits import Limits
-from benchmarks.peers import PEERS, jax_scan
+from benchmarks.peers import jax_scan
 from benchmarks.results import Line, Results
 from benchmarks.run import commit, measure_line
-from benchmarks.suites import EFFORTS, SUITES, Shape, Work, lines
+from benchmarks.suites import EFFORTS, SUITES, Shape, Work
+from support.benchmark_lines import EVERY_KIND
 
 FIXTURE = Path(__file__).parent / "benchmark_results"
-EVERY_KIND = list(  # one line of each group, layer and mode
-    {(w.group, w.layer, w.mode): replace(w, shape=Shape(min(w.shape.steps, 3), 4, 6)) for w in SUITES["cpu"]}.values()
-)
 
 
 @pytest.fixture
@@ -107,34 +104,6 @@ def test_wrong_results_are_not_measured():
         problem.check("this line", sides)
 
 
-@pytest.mark.parametrize("peer", [p for p in PEERS if p.NAME != "compiled loop"], ids=lambda p: p.NAME)
-@pytest.mark.parametrize("layer", suites.LAYERS)
-def test_peer_agrees_with_torch_nn(peer, layer):
-    if peer.missing():
-        pytest.skip(peer.missing())
-    for work in EVERY_KIND:
-        if work.layer == layer and peer.left_out(work) is None:
-            built = problem.build(work)
-            problem.check(work, built.sides() | {peer.NAME: peer.build(built)})
-
-
-def test_frozen_layer_is_a_side_of_inference(monkeypatch):
-    """Whether or not the library has freeze."""
-    monkeypatch.setattr(fused_rnn, "freeze", lambda module: module, raising=False)
-    found = {work.mode: set(problem.build(work).sides()) for work in EVERY_KIND[:2]}
-    assert found == {"inference": {"ours", "frozen", "torch.nn"}, "training": {"ours", "torch.nn"}}
-
-
-@pytest.mark.parametrize("layer", suites.LAYERS)
-def test_uncompiled_loop_agrees_with_torch_nn(layer, monkeypatch):
-    from benchmarks.peers import compiled_loop
-
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    for work in lines("short", [layer], suites.MODES, [Shape(3, 4, 6)]):
-        built = problem.build(work)
-        problem.check(work, built.sides() | {compiled_loop.NAME: compiled_loop.build(built)})
-
-
 # ---- how it is measured ----------------------------------------------------------------------------------------------
 
 
@@ -187,11 +156,12 @@ def test_line_is_measured(limits, monkeypatch):
     monkeypatch.setattr(jax_scan, "missing", lambda: None)
     effort = replace(EFFORTS["quick"], seconds=0.0, fewest_rounds=1)
     work = Work("float64", "GRU", "training", Shape(3, 2, 4), dtype="float64")
-    line, left_out = measure_line(work, effort, limits)
+    line, left_out = measure_line(work, effort, limits, cores=2)
     assert set(line.sides) == {"ours", "torch.nn"}
     assert left_out == ["JAX: float32 on the CPU only"]
     assert line.ratio("torch.nn") > 0
     assert line.of_limit > 0
+    assert line.load["cores"] == 2
 
 
 def test_cost_of_a_plain_layer():
@@ -243,8 +213,8 @@ def test_summary_names_missing_peers(measured):
 def test_markdown_shows_the_losing_lines(measured):
     text = report.markdown([measured[0]], [], [measured[1]])
     assert "| LSTM inference | 2.00 (1.00) |" in text
-    assert "Slower than torch.nn: 1 of 4 lines" in text
-    assert "- 1 thread, plain, GRU training: T100 B1 H128 0.50" in text
+    assert "| torch.nn | 1 of 4 | 0.50 | plain GRU |" in text
+    assert "- torch.nn, 1 thread, plain, GRU training: T100 B1 H128 0.50" in page.text([measured[0]])
     assert "| packed | padded | packed 1.25 | 1.10 |" in text
     assert "0.50 (geometric mean" in text
 
@@ -264,6 +234,17 @@ def test_report_changes_nothing_the_second_time(tmp_path):
     assert found[0]["README.md"].endswith("after\n")
     assert "old" not in found[0]["README.md"]
     assert "(results/ratios.svg)" in found[0]["README.md"]
+    assert "(results/PEERS.md)" in found[0]["README.md"]
+
+
+def test_report_of_the_repository_is_up_to_date(tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "benchmarks" / "results"
+    shutil.copytree(results.FOLDER, folder)
+    readme = Path(shutil.copy(report.README, tmp_path))
+    report.report(folder, readme)
+    assert readme.read_text() == report.README.read_text()
+    assert (folder / page.NAME).read_text() == (results.FOLDER / page.NAME).read_text()
 
 
 def test_readme_has_the_markers():
