@@ -7,6 +7,7 @@ import sys
 
 from . import info, verify
 from .ops.cells import CELLS
+from .tools.verify import INT8_TOLERANCE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     check = commands.add_parser("verify", help="check the installed kernels: gradcheck and a float64 reference")
     check.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     check.add_argument("--cell", choices=tuple(CELLS), nargs="+", help="only these cells")
+    check.add_argument("--weights", choices=tuple(INT8_TOLERANCE), help="the errors of layers with weights of 8 bits")
     check.add_argument("--quick", action="store_true", help="leave out the finite differences")
     options = parser.parse_args(arguments)
 
@@ -24,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
             for key, value in info().items():
                 print(f"{key + ':':29} {value}")
             return 0
-        report = verify(options.device, options.cell, quick=options.quick)
-    except (RuntimeError, NotImplementedError) as error:  # no such device or instruction set
+        report = verify(options.device, options.cell, weights=options.weights, quick=options.quick)
+    except (RuntimeError, NotImplementedError, ValueError) as error:  # no such device or instruction set
         print(f"fused_rnn {options.command}: {error}", file=sys.stderr)
         return 2
     print(report)

@@ -57,7 +57,7 @@ struct Layer {
   const void* h0;               // [M, D, B, P]; null: zeros
   const void* c0;               // [M, D, B, H]; null: zeros
   Weights weights[kMaxDirections];
-  const void* packed;  // the same weights as packed by Engine::pack, or null
+  const void* packed;   // the same weights as packed by Engine::pack, or null
   WeightFormat format;  // of `packed`
 
   // Row b is active at t < lengths[b]. Null: always.

@@ -65,8 +65,7 @@ struct CallPlan : Plan {
   std::vector<int64_t> rows;
 
   explicit CallPlan(const Layer& layer)
-      : Plan(select(isas_of(layer), load_of(layer), torch::stable::get_num_threads())),
-        rows(order_rows(layer, *this)) {
+      : Plan(select(isas_of(layer), load_of(layer), torch::stable::get_num_threads())), rows(order_rows(layer, *this)) {
     order = rows.empty() ? nullptr : rows.data();
   }
   CallPlan(const CallPlan&) = delete;
@@ -78,8 +77,7 @@ struct PackingCall {
   Plan plan;
   const Packing& packing;
 
-  PackingCall(const Layer& layer, Isa isa)
-      : plan{isa, 1, 1, 1, nullptr, true}, packing(packing_of(isa, layer)) {
+  PackingCall(const Layer& layer, Isa isa) : plan{isa, 1, 1, 1, nullptr, true}, packing(packing_of(isa, layer)) {
     static_cast<Layer&>(forward) = layer;
     forward.packed = nullptr;
     forward.tokens = nullptr;  // packed weights serve any input

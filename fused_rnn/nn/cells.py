@@ -8,7 +8,9 @@ from torch.fx import Proxy
 from ..autograd.operators import OPERATORS
 from ..ops import arguments, plain
 from ..ops.cells import CELLS, Cell
-from .ours import Ours
+from ..ops.layer import WeightFormat
+from .freezable import Freezable
+from .runners import Frozen
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -32,11 +34,18 @@ def _step(module: nn.RNNCellBase, cell: Cell, input, hx) -> tuple[Tensor, Tensor
     return tuple(states) if cell.states > 1 else states[0]
 
 
-class RecurrentCell(Ours, nn.RNNCellBase):
+class RecurrentCell(Freezable, nn.RNNCellBase):
     """A base before torch.nn.LSTMCell and the like."""
 
     def _weight_names(self) -> tuple[str, ...]:
         return _NAMES if self.bias else _NAMES[:2]
+
+    def _pack(self, format: WeightFormat = WeightFormat.OWN) -> Frozen:
+        weights = [self._parameters[name] for name in self._weight_names()]
+        return Frozen(self._cell(), bool(self.bias), False, 1, weights, format)
+
+    def _cell(self) -> Cell:
+        raise NotImplementedError
 
 
 class LSTMCell(RecurrentCell, nn.LSTMCell):
@@ -44,7 +53,10 @@ class LSTMCell(RecurrentCell, nn.LSTMCell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """``input [B, I]``, ``hx = (h [B, H], c [B, H])`` to ``(h, c)``; all of them may be without B."""
-        return _step(self, CELLS["lstm"], input, hx)
+        return _step(self, self._cell(), input, hx)
+
+    def _cell(self) -> Cell:
+        return CELLS["lstm"]
 
 
 class GRUCell(RecurrentCell, nn.GRUCell):
@@ -52,7 +64,10 @@ class GRUCell(RecurrentCell, nn.GRUCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """``input [B, I]``, ``hx [B, H]`` to h ``[B, H]``; all of them may be without B."""
-        return _step(self, CELLS["gru"], input, hx)
+        return _step(self, self._cell(), input, hx)
+
+    def _cell(self) -> Cell:
+        return CELLS["gru"]
 
 
 class RNNCell(RecurrentCell, nn.RNNCell):
@@ -63,7 +78,10 @@ class RNNCell(RecurrentCell, nn.RNNCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """``input [B, I]``, ``hx [B, H]`` to h ``[B, H]``; all of them may be without B."""
+        return _step(self, self._cell(), input, hx)
+
+    def _cell(self) -> Cell:
         cell = CELLS.get(f"rnn_{self.nonlinearity}")
         if cell is None:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return _step(self, cell, input, hx)
+        return cell

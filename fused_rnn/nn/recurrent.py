@@ -12,12 +12,13 @@ from ..autograd.operators import OPERATORS
 from ..ops import arguments, plain
 from ..ops.cells import BY_MODE
 from ..ops.checks import NO_OPTIONS, form_of, known_form, options_of
+from ..ops.layer import WeightFormat
 from . import dynamo
-from .ours import Ours
+from .freezable import Freezable
 from .runners import Frozen
 
 
-class Recurrent(Ours, nn.RNNBase):
+class Recurrent(Freezable, nn.RNNBase):
     """A base before torch.nn.LSTM and the like: their constructors and helpers, our calls."""
 
     def __init__(self, *args, **kwargs) -> None:
@@ -71,40 +72,10 @@ class Recurrent(Ours, nn.RNNBase):
             self._update_flat_weights()
         return self._flat_weights
 
-    # ---- frozen weights: repacked whenever torch replaces all of a module's weights ----
-
-    def _pack(self) -> Frozen:
+    def _pack(self, format: WeightFormat = WeightFormat.OWN) -> Frozen:
         weights = [self._parameters[name] for name in self._flat_weights_names]
-        return Frozen(BY_MODE[self.mode], bool(self.bias), self.bidirectional, self.num_layers, weights)
-
-    def _thaw(self) -> bool:
-        """Thaws the layer; returns whether it was frozen."""
-        was_frozen = isinstance(self._runner, Frozen)
-        if was_frozen:
-            del self._runner
-        return was_frozen
-
-    def _apply(self, *args, **kwargs):
-        was_frozen = self._thaw()
-        module = super()._apply(*args, **kwargs)
-        if was_frozen:
-            self._runner = self._pack()
-        return module
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        was_frozen = self._thaw()
-        super()._load_from_state_dict(*args, **kwargs)
-        if was_frozen:
-            self._runner = self._pack()
-
-    def __getstate__(self):
-        state = super().__getstate__()
-        if isinstance(self._runner, Frozen):
-            state["_frozen"] = True  # the packed copy is valid in this process only
-        return state
+        return Frozen(BY_MODE[self.mode], bool(self.bias), self.bidirectional, self.num_layers, weights, format)
 
     def __setstate__(self, state):
         dynamo.admit(Recurrent)
         super().__setstate__(state)
-        if self.__dict__.pop("_frozen", None):
-            self._runner = self._pack()

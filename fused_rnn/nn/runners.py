@@ -12,7 +12,7 @@ from ..autograd import functions, norms
 from ..ops import torch_private
 from ..ops.arguments import RunLayer, Runner
 from ..ops.cells import BY_MODE, Cell
-from ..ops.layer import TIME_MAJOR, Layer, stack_code
+from ..ops.layer import TIME_MAJOR, Layer, WeightFormat, stack_code
 
 _THAW = "call fused_rnn.thaw(model) first"
 _version_of = attrgetter("_version")
@@ -31,14 +31,23 @@ class Frozen(Runner):
 
     infers = True
 
-    def __init__(self, cell: Cell, bias: bool, bidirectional: bool, num_layers: int, weights: Sequence[Tensor]):
+    def __init__(
+        self,
+        cell: Cell,
+        bias: bool,
+        bidirectional: bool,
+        num_layers: int,
+        weights: Sequence[Tensor],
+        format: WeightFormat = WeightFormat.OWN,
+    ):
         if weights[0].device.type != "cpu":
             raise RuntimeError(f"fused_rnn: weights are frozen on cpu, not on {weights[0].device.type}; {_THAW}")
         per_layer = len(weights) // num_layers
         spans = [list(weights[k * per_layer : (k + 1) * per_layer]) for k in range(num_layers)]
         with torch.no_grad():
             pack = torch.ops.fused_rnn.pack_weights
-            self.packed = [pack(cell.id, bias, bidirectional, span) for span in spans]
+            self.packed = [pack(cell.id, bias, bidirectional, span, int(format)) for span in spans]
+        self.format = format
         self.weights = list(weights)
         # Tensors created under inference_mode have no versions.
         self.versions = None if any(w.is_inference() for w in weights) else _versions_of(weights)
@@ -75,6 +84,11 @@ class Frozen(Runner):
 
     def layers(self) -> RunLayer:
         if functions.is_captured():  # packed weights are valid in this process only
+            if self.is_quantized:
+                raise RuntimeError(
+                    "fused_rnn: a layer with int8 weights is neither exported nor traced; call fused_rnn.thaw(model) "
+                    "first. Of an exported ONNX model, onnxruntime.quantization.quantize_dynamic makes an int8 one"
+                )
             return functions.run_layer
         packed = iter(self.packed)
 
@@ -83,16 +97,25 @@ class Frozen(Runner):
             own = next(packed)
             with torch.no_grad():
                 are_others = layer.weights[0].dtype != self.weights[0].dtype  # autocast's copies
-                if cells or are_others:  # `infer` does not return cells
+                if are_others and self.is_quantized:
+                    raise RuntimeError(
+                        "fused_rnn: a layer with int8 weights computes in float32 and int8, not in autocast's dtype; "
+                        f"call it outside of autocast, or {_THAW}"
+                    )
+                if are_others:
                     output, h_n, c_n, all_cells, _ = layer.forward(save=False, cells=cells)
                     return output, h_n, c_n, all_cells
-                results = _infer_layer(layer, own)
+                results = _infer_layer(layer, own, cells)
             return (*results, *[results[0].new_empty(0)] * (4 - len(results)))
 
         return run_layer
 
+    @property
+    def is_quantized(self) -> bool:
+        return self.format != WeightFormat.OWN
 
-def _infer_layer(layer: Layer, packed: Tensor) -> list[Tensor]:
+
+def _infer_layer(layer: Layer, packed: Tensor, cells: bool) -> list[Tensor]:
     return torch.ops.fused_rnn.infer(
         stack_code(layer.cell, 1, layer.bias, layer.bidirectional, TIME_MAJOR),
         layer.input,
@@ -103,6 +126,7 @@ def _infer_layer(layer: Layer, packed: Tensor) -> list[Tensor]:
         layer.lengths,
         layer.batch_sizes,
         layer.reset_mask,
+        cells,
     )
 
 

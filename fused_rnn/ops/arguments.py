@@ -233,7 +233,7 @@ def single_step(runner: Runner, cell: Cell, input, hx, weights: list[Tensor], ar
             if not torch.is_grad_enabled():
                 is_plain = runner.infers
                 if is_plain:
-                    return _infer_layer(form.step_code, input, *states, *weights)
+                    return _infer_layer(form.step_code, input, *states, *(runner.packed or weights))
             elif runner.step_for_gradients is not None and plain.need_gradients(input, weights):
                 is_plain = True
                 return runner.step_for_gradients(form.step_code, input, states, weights)

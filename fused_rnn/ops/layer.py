@@ -53,6 +53,14 @@ class Wanted(enum.IntFlag):
     PARAMETERS = 64
 
 
+class WeightFormat(enum.IntEnum):
+    """How packed weights are stored: csrc/core/problem.h's WeightFormat."""
+
+    OWN = 0
+    INT8 = 1
+    INT8_WEIGHTS_ONLY = 2
+
+
 def weight_kinds(cell: Cell, bias: bool, projected: bool = False) -> list[Wanted]:
     """The kinds of the weights of one layer and direction, in order."""
     kinds = [Wanted.WEIGHT_IH]

@@ -42,7 +42,7 @@ def _load() -> ctypes.CDLL:
     library.fused_rnn_fill_memory.restype = None
     library.fused_rnn_cpu_plan.restype = ctypes.c_char_p
     library.fused_rnn_cpu_plan.argtypes = [
-        *[ctypes.c_int64] * 10,
+        *[ctypes.c_int64] * 11,
         ctypes.POINTER(ctypes.c_int64),
         ctypes.c_char_p,
         ctypes.c_int64,

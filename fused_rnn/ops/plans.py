@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from . import library
+from .layer import WeightFormat
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/core/problem.h's Dtype
 
@@ -36,12 +37,13 @@ def cpu_plan(
     hidden: int = 1,
     output_size: int = 1,
     packed: bool = False,
+    format: WeightFormat = WeightFormat.OWN,
     threads: int = 1,
 ) -> CpuPlan:
-    """The plan for a layer of these sizes; ``packed``: its weights have been packed by ``freeze``."""
-    sizes = (cell_id, _DTYPES.index(dtype), directions, rows, batch, input_size, hidden, output_size, packed, threads)
+    """The plan for a layer of these sizes; ``packed``: ``freeze`` has packed its weights, in this ``format``."""
+    sizes = (cell_id, _DTYPES.index(dtype), directions, rows, batch, input_size, hidden, output_size)
     plan, error = (ctypes.c_int64 * 4)(), ctypes.create_string_buffer(256)
-    isa = library.compiled.fused_rnn_cpu_plan(*sizes, plan, error, len(error))
+    isa = library.compiled.fused_rnn_cpu_plan(*sizes, packed, format, threads, plan, error, len(error))
     if isa is None:
         raise RuntimeError(error.value.decode())
     return CpuPlan(isa.decode(), *plan[:3], bool(plan[3]))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from ..nn.freeze import is_frozen
+from ..nn.freeze import is_frozen, thaw, weights_of
 from ..nn.kinds import OURS, cell_of
 from ..nn.recurrent import Recurrent
+from ..nn.runners import Frozen
 from ..ops import arguments, engines, plans
 from ..ops.arguments import Runner
-from ..ops.layer import Layer
+from ..ops.layer import Layer, WeightFormat
 
 _SPLIT = "Each float is multiplied as three bfloat16, on tiles, as exactly as float32 is; FUSED_RNN_ISA=avx512 does not"
 _FROZEN = "The weights are frozen: packed once by fused_rnn.freeze, for calls without gradients"
@@ -63,7 +66,7 @@ def explain(
 ) -> Explanation | ModelExplanation:
     """Says which engine and instruction set ``module(*inputs)`` runs on, and why.
 
-    For a layer or a cell nothing is computed: the inputs pass the same checks as in a call, and the plan comes from the
+    For a layer or a cell nothing is computed (with int8 weights its output is, to tell its error): the inputs pass the same checks as in a call, and the plan comes from the
     engine's own function. ``lengths`` and ``reset_mask`` are predicates inside the same kernel and do not change it.
     ``engine``: explains what would run within :func:`cuda_engine` of that name; no effect on the CPU.
 
@@ -150,7 +153,7 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, engine: str | 
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
     if layer.input.device.type == "cuda":
         return explain_cuda(layer, plans.gpu(layer.input.device), engine)
-    return _explain_cpu(layer, is_frozen(module))
+    return _explain_cpu(layer, module._runner if is_frozen(module) else None, _error_of(module, inputs, masks))
 
 
 def _explain_others(module: nn.Module) -> Explanation:
@@ -195,7 +198,24 @@ class _Stop(Exception):
 # ---- plans in words --------------------------------------------------------------------------------------------------
 
 
-def _explain_cpu(layer: Layer, packed: bool) -> Explanation:
+def _error_of(module: nn.Module, inputs: tuple, masks: dict) -> str | None:
+    """How far the output of a layer with int8 weights is from that of its float twin."""
+    if not is_frozen(module) or not module._runner.is_quantized:
+        return None
+    given = {name: mask for name, mask in masks.items() if mask is not None}
+    with torch.no_grad():
+        quantized, twin = (_output_of(run(*inputs, **given)) for run in (module, thaw(copy.deepcopy(module))))
+    error = (quantized - twin).norm() / twin.norm()
+    return f"The weights are {weights_of(module)}: for this input the output differs by {error:.1e} of its norm"
+
+
+def _output_of(results) -> Tensor:
+    while isinstance(results, tuple) and not isinstance(results, PackedSequence):
+        results = results[0]
+    return results.data if isinstance(results, PackedSequence) else results
+
+
+def _explain_cpu(layer: Layer, frozen: Frozen | None, error: str | None) -> Explanation:
     cell, directions, hidden, width, _, rows = layer.sizes
     dtype = layer.weights[0].dtype
     plan = plans.cpu_plan(
@@ -207,7 +227,8 @@ def _explain_cpu(layer: Layer, packed: bool) -> Explanation:
         input_size=0 if layer.reads_tokens else layer.input.shape[-1],
         hidden=hidden,
         output_size=width,
-        packed=packed,
+        packed=frozen is not None,
+        format=WeightFormat.OWN if frozen is None else frozen.format,
         threads=torch.get_num_threads(),
     )
     reasons = [
@@ -219,8 +240,10 @@ def _explain_cpu(layer: Layer, packed: bool) -> Explanation:
         reasons.append(_SPLIT)
     if layer.reads_tokens:
         reasons.append(_TOKENS)
-    if packed:
+    if frozen is not None:
         reasons.append(_FROZEN)
+    if error is not None:
+        reasons.append(error)
     return Explanation("fused", plan.instruction_set, ". ".join(reasons))
 
 

@@ -8,6 +8,7 @@ import torch
 
 from .._version import __version__
 from ..ops import library, plans
+from ..ops.layer import WeightFormat
 
 
 def info() -> dict[str, str]:
@@ -25,6 +26,9 @@ def info() -> dict[str, str]:
             0, torch.float32, rows=1 << 12, batch=64, hidden=256, output_size=256
         ).instruction_set,
         "CPU instruction set for bfloat16": plans.cpu_plan(0, torch.bfloat16).instruction_set,
+        "CPU instruction set for int8": plans.cpu_plan(
+            0, torch.float32, packed=True, format=WeightFormat.INT8
+        ).instruction_set,
         "CUDA architectures built in": " ".join(library.cuda_archs()) or "none (CPU-only build)",
         "CUDA of torch": torch.version.cuda or "none (CPU build of torch)",
         "GPU": ", ".join(gpus) or "none seen",

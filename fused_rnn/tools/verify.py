@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .. import functional, reference
 from ..autograd.operators import OPERATORS
+from ..nn.freeze import FORMATS
+from ..nn.runners import Frozen
 from ..ops import arguments
+from ..ops.arguments import Runner
 from ..ops.cells import CELLS, Cell
 from ..ops.checks import check_device
 from ..ops.layer import Wanted, weight_kinds
@@ -32,6 +36,10 @@ TOLERANCE = {
     torch.float16: 1e-2,
 }
 
+
+# Of the outputs of layers with weights of 8 bits, which keep 7 bits of the largest weight of each row; those of "int8"
+# keep as many of the largest number of each row of the input and of h.
+INT8_TOLERANCE = {"int8": 2e-2, "int8-weights-only": 1.5e-2}
 
 _RUNNERS = {functional: OPERATORS, reference: reference.RUNNER}
 
@@ -121,6 +129,7 @@ def verify(
     device: str = "cpu",
     cells: Sequence[str] | None = None,
     *,
+    weights: str | None = None,
     quick: bool = False,
     show_progress: bool = True,
 ) -> Report:
@@ -129,12 +138,15 @@ def verify(
     Args:
         device: where to run, "cpu" or "cuda".
         cells: names among "lstm", "gru", "rnn_tanh", "rnn_relu"; None for all.
+        weights: "int8" or "int8-weights-only": the errors of layers that ``freeze`` has quantized, in place of the rest.
         quick: leave out the finite differences.
         show_progress: draw a progress bar when stderr is a terminal.
     """
     unknown = set(cells or ()) - set(CELLS)
     if unknown:
         raise ValueError(f"unknown cell {', '.join(sorted(unknown))}; known: {', '.join(CELLS)}")
+    if weights is not None and weights not in INT8_TOLERANCE:
+        raise ValueError(f"weights must be None or one of {', '.join(INT8_TOLERANCE)}, got {weights!r}")
     check_device(torch.device(device))
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("torch sees no GPU to verify on")
@@ -148,8 +160,13 @@ def verify(
     # Shrunk for finite differences, the wider case equals the plain one.
     without = ("wider", "clipped gradients")  # and clipped gradients are not derivatives
     gradient_checks = [c for c in checks if c[1] == torch.float64 and c[2].name not in without and not quick]
-    total = len(checks) + len(gradient_checks)
     work = [(_compare, check) for check in checks] + [(_finite_differences, check) for check in gradient_checks]
+    if weights is not None:
+        if torch.device(device).type != "cpu":
+            raise ValueError("int8 weights are of layers on the CPU")
+        quantized = [check for check in checks if check[1] == torch.float32 and check[2].name != "clipped gradients"]
+        work = [(partial(_compare_quantized, weights), check) for check in quantized]
+    total = len(work)
     report = Report()
     # Leaves the caller's random state and grad mode alone.
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -177,8 +194,8 @@ class Problem:
     lengths: Tensor | None
     reset_mask: Tensor | None
 
-    def call(self, api, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """All outputs of ``api``, a module with functions lstm, gru and rnn."""
+    def call(self, api, tensors: Sequence[Tensor], runner: Runner | None = None) -> list[Tensor]:
+        """All outputs of ``api``, a module with functions lstm, gru and rnn, or of ``runner`` in its place."""
         case, cell = self.case, self.cell
         states = cell.states if case.states else 0
         input, given, weights = tensors[0], tuple(tensors[1 : 1 + states]), list(tensors[1 + states :])
@@ -194,8 +211,8 @@ class Problem:
             input = pack_padded_sequence(input, self.lengths.cpu(), case.batch_first, enforce_sorted=False)
         else:
             options["lengths"] = self.lengths
-        if cell.layer is None:  # not in `functional`
-            output, *state = arguments.run_cell(_RUNNERS[api], cell, input, hx, weights, **options)
+        if cell.layer is None or runner is not None:  # not in `functional`
+            output, *state = arguments.run_cell(runner or _RUNNERS[api], cell, input, hx, weights, **options)
             state = tuple(state[: cell.states])
         else:
             if cell.nonlinearity is not None:
@@ -281,6 +298,23 @@ def _compare(cell: Cell, dtype: torch.dtype, case: Case, device: str) -> Result:
     outputs = 1 + cell.states
     what = f"output {worst}" if worst < outputs else f"gradient {worst - outputs}"
     return Result(cell.name, _short(dtype), case.name, errors[worst], TOLERANCE[dtype], f"in {what}")
+
+
+def _compare_quantized(weights: str, cell: Cell, dtype: torch.dtype, case: Case, device: str) -> Result:
+    """A layer with weights of 8 bits against its float twin."""
+    problem = make_problem(cell, case, dtype, device)
+    with torch.no_grad():
+        found = problem.call(functional, problem.tensors, runner=_frozen(problem, weights))
+        expected = problem.call(functional, problem.tensors)
+    error = relative_error(*(torch.cat([r.flatten().double() for r in side]) for side in (found, expected)))
+    return Result(cell.name, weights, case.name, error, INT8_TOLERANCE[weights])
+
+
+def _frozen(problem: Problem, weights: str) -> Frozen:
+    case, states = problem.case, problem.cell.states if problem.case.states else 0
+    return Frozen(
+        problem.cell, case.bias, case.bidirectional, case.num_layers, problem.tensors[1 + states :], FORMATS[weights]
+    )
 
 
 def _finite_differences(cell: Cell, dtype: torch.dtype, case: Case, device: str) -> Result:

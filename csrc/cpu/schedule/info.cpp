@@ -5,13 +5,13 @@
 using namespace fused_rnn;
 using namespace fused_rnn::cpu;
 
-// The CPU engine's plan for a layer of this size on this many threads; `packed`: its weights are packed already. `plan`
-// gets Plan's threads, row_chunks, unit_chunks and pack. Returns the instruction set's name, or null and the reason in
-// `error`.
+// The CPU engine's plan for a layer of this size on this many threads; `packed`: its weights are packed already, in this
+// WeightFormat. `plan` gets Plan's threads, row_chunks, unit_chunks and pack. Returns the instruction set's name, or null
+// and the reason in `error`.
 FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t dtype, int64_t directions, int64_t rows,
                                                 int64_t batch, int64_t input_size, int64_t hidden, int64_t output_size,
-                                                int64_t packed, int64_t threads, int64_t* plan, char* error,
-                                                int64_t error_size) {
+                                                int64_t packed, int64_t format, int64_t threads, int64_t* plan,
+                                                char* error, int64_t error_size) {
   const char* isa = nullptr;
   succeeds(error, error_size, [&] {
     Layer layer = {};
@@ -25,7 +25,8 @@ FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t dtype, int
     layer.hidden = hidden;
     layer.output_size = output_size;
     layer.packed = packed ? &layer : nullptr;
-    const Plan found = select(isas_for(layer.dtype), load_of(layer), threads);
+    layer.format = static_cast<WeightFormat>(format);
+    const Plan found = select(isas_for(layer.dtype, layer.format), load_of(layer), threads);
     plan[0] = found.threads;
     plan[1] = found.row_chunks;
     plan[2] = found.unit_chunks;
