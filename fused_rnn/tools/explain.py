@@ -66,8 +66,9 @@ def explain(
 ) -> Explanation | ModelExplanation:
     """Says which engine and instruction set ``module(*inputs)`` runs on, and why.
 
-    For a layer or a cell nothing is computed (with int8 weights its output is, to tell its error): the inputs pass the same checks as in a call, and the plan comes from the
-    engine's own function. ``lengths`` and ``reset_mask`` are predicates inside the same kernel and do not change it.
+    For a layer or a cell nothing is computed, unless its weights are int8, to tell their error: inputs pass the same
+    checks as in a call, and the plan comes from the engine's own function. ``lengths`` and ``reset_mask`` are
+    predicates inside the same kernel and do not change it.
     ``engine``: explains what would run within :func:`cuda_engine` of that name; no effect on the CPU.
 
     Any other model is run once, without gradients and in evaluation mode, to see the arguments of its recurrent layers
