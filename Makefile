@@ -105,8 +105,10 @@ $(STAMP)-tools: pyproject.toml $(ENVIRONMENT)
 	touch $@
 
 # The library has just been built, so this build finds nothing to do; pip would have hidden its progress.
+# The environment's torch stays: if a package wants another one, pip says which and stops.
 $(STAMP)-%: pyproject.toml | library
-	"$(PYTHON)" -m pip install --quiet --no-build-isolation -e ".[$*]"
+	torch=$$("$(PYTHON)" -c 'from importlib.metadata import version; print(version("torch"))'); \
+	"$(PYTHON)" -m pip install --quiet --no-build-isolation -e ".[$*]" "torch==$$torch"
 	touch $@
 
 .venv/pyvenv.cfg:

@@ -3,7 +3,7 @@
 Builds it in a temporary copy of the tree, and runs the tests of kernels and operators on it with every instruction set
 that this processor has.
 
-Usage: python scripts/sanitize_check.py [pytest arguments]    a quarter of an hour; needs g++ with its sanitizers
+Usage: python scripts/sanitize_check.py [pytest arguments]    twenty minutes; needs g++ with its sanitizers
 """
 
 import os

@@ -66,7 +66,7 @@ class LayerForward(torch.autograd.Function):
         if grads[0] is None and not any([grad is not None for grad in grads]):
             return None, (None,) * len(needs)
         compiling = torch.compiler.is_compiling()
-        wanted = (_wanted_by if compiling else _wanted_again)(needs, cell, bidirectional)
+        wanted = (wanted_by if compiling else _wanted_again)(needs, cell, bidirectional)
         arguments = (wanted, groups, norms, grad_clip, *grads, saved, cell, bias, bidirectional, *tensors)
         # Dynamo cannot enter a Function inside another's backward.
         followed = torch.is_grad_enabled() or torch_private.in_transform() or torch_private.in_forward_mode()
@@ -140,13 +140,13 @@ class LayerBackward(torch.autograd.Function):
         return states + weights, state_dims + weight_dims
 
 
-def _wanted_by(needs: tuple[bool, ...], cell: int, bidirectional: bool) -> int:
+def wanted_by(needs: tuple[bool, ...], cell: int, bidirectional: bool) -> int:
     """The gradients that LayerForward's backward requests; ``needs``: its context's needs_input_grad."""
     layer = unflatten(ForwardArguments, needs).layer
     return wanted_gradients(weight_kinds_of(cell, bidirectional, len(layer.weights)), layer.input, layer.weights)
 
 
-_wanted_again = lru_cache(maxsize=1024)(_wanted_by)  # Dynamo cannot enter it
+_wanted_again = lru_cache(maxsize=1024)(wanted_by)  # Dynamo cannot enter it
 
 
 def wanted_gradients(kinds: Sequence[Wanted], input: bool, weights: Sequence[bool]) -> int:
@@ -347,12 +347,4 @@ def run_layer(
         output, h_n, c_n, all_cells, _ = apply(LayerForward, *flat)
     else:
         output, h_n, c_n, all_cells, _ = layer_forward(save, cells, *layer[:-1], *layer.weights)
-    return output, h_n, c_n, all_cells
-
-
-def run_for_gradients(layer: Layer, cells: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """:func:`run_layer` for plain calls that need gradients."""
-    # Flat ForwardArguments, built inline for speed.
-    flat = (True, cells, None, *layer[:-1], *layer.weights)
-    output, h_n, c_n, all_cells, _ = torch_private.apply_function(LayerForward, flat)
     return output, h_n, c_n, all_cells

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from ..ops.arguments import RunLayer, Runner
-from . import functions, steps
+from . import plain
 
 
 class _Operators(Runner):
     infers = True
-    run_for_gradients = staticmethod(functions.run_for_gradients)
-    step_for_gradients = staticmethod(steps.run_step)
+    run_for_gradients = staticmethod(plain.run_layer)
+    step_for_gradients = staticmethod(plain.run_step)
 
     def layers(self) -> RunLayer:
-        return functions.run_layer
+        return plain.run_any_layer
 
 
-OPERATORS = _Operators(functions.run_layer)
+OPERATORS = _Operators(plain.run_any_layer)

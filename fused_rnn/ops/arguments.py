@@ -31,6 +31,7 @@ from .checks import (
     states_of,
 )
 from .layer import LAYOUTS, Layer
+from .nodes import own_node, own_nodes
 from .sequences import check_sizes, enter_packed, enter_padded
 
 # (layer, whether to return the second state of every step) -> output, h_n, c_n, those states
@@ -142,8 +143,10 @@ def run(
                         form.cell.id, form.bias, form.bidirectional, data, *states, None, None, None, tuple(weights)
                     )
                     output, h_n, c_n, _ = _over_layers(form, runner.run_for_gradients, whole, options)
-                    output = output.transpose(0, 1) if form.batch_first else output
-                    return (output, h_n, c_n) if form.cell.states > 1 else (output, h_n)
+                    results = (output, h_n, c_n) if form.cell.states > 1 else (output, h_n)
+                    for result in results if form.num_layers == 1 else (output,):  # others are concatenations
+                        own_node(result)
+                    return results if not form.batch_first else (output.transpose(0, 1), *results[1:])
         if torch_private.is_tracing():
             with torch_private.no_tracer_warnings():
                 return _run_any(runner, form, input, hx, weights, options)
@@ -163,7 +166,10 @@ def _run_any(runner: Runner, form: Form, input, hx, weights: list[Tensor], optio
     whole, leave = _prepare(form, input, hx, weights, options)
     output, h_n, c_n, cells = _over_layers(form, run_layer, whole, options)
     output, h_n, c_n, *cells = leave(output, h_n, c_n, *([cells] if options.cells else []))
-    return (output, h_n, *([c_n] if form.cell.states > 1 else []), *cells)
+    results = (output, h_n, *([c_n] if form.cell.states > 1 else []), *cells)
+    if plain.is_eager():
+        own_nodes(results)
+    return results
 
 
 def _are_whole(form: Form, states: tuple[Tensor | None, Tensor | None]) -> bool:

@@ -25,6 +25,11 @@ def are_plain(tensors: Iterable) -> bool:
     return not _is_compiling() and _PLAIN.issuperset(map(type, tensors))
 
 
+def is_eager() -> bool:
+    """Whether no transform, mode or trace is active, nor a compiler."""
+    return not (_is_compiling() or in_transform() or in_forward_mode() or dispatch_modes() or is_tracing_eagerly())
+
+
 def states_of(cell: Cell, input, hx) -> tuple[Tensor | None, Tensor | None] | None:
     """(h0, c0) if input and states are plain and no transform, mode, trace or autocast is active; otherwise None."""
     if (

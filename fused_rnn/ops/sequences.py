@@ -68,10 +68,15 @@ def enter_padded(form: Form, input: Tensor, hx, lengths, reset_mask):
 
     def leave(output, h_n, c_n, *cells):
         if not batched:
-            h_n, c_n = h_n.squeeze(1), c_n.squeeze(1) if c_n.dim() == 3 else c_n
+            h_n, c_n = h_n.squeeze(1), c_n.squeeze(1) if _is_state(c_n) else c_n
         return lay_out(output), h_n, c_n, *map(lay_out, cells)
 
     return rows, states, leave
+
+
+def _is_state(c_n: Tensor | None) -> bool:
+    """None or an empty tensor: the cell has no second state."""
+    return c_n is not None and c_n.dim() == 3
 
 
 def _state_dims_message(input_dims: int, states: tuple[Tensor, ...], of_tokens: bool) -> str:
@@ -105,7 +110,7 @@ def enter_packed(form: Form, packed: PackedSequence, hx, lengths, reset_mask):
     def leave(output, h_n, c_n, *cells):
         if unsorted_indices is not None:
             h_n = h_n.index_select(1, unsorted_indices)
-            c_n = c_n.index_select(1, unsorted_indices) if c_n.dim() == 3 else c_n
+            c_n = c_n.index_select(1, unsorted_indices) if _is_state(c_n) else c_n
         return lay_out(output), h_n, c_n, *map(lay_out, cells)
 
     return rows, states, leave

@@ -117,7 +117,7 @@ def test_anomaly_mode_names_the_function_that_made_a_nan(kind):
     with pytest.warns(UserWarning) as caught, torch.autograd.detect_anomaly():
         output = tensors_of(module(input))[0]
         assert output.isfinite().all()
-        with pytest.raises(RuntimeError, match=r"'(LayerForward|Step)Backward' returned nan values"):
+        with pytest.raises(RuntimeError, match=r"'(PlainLayer|Step)Backward' returned nan values"):
             output.sum().backward()
     assert "output = tensors_of(module(input))[0]" in str(caught[-1].message)  # the line of the call
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from fused_rnn.autograd import functions, steps
+from fused_rnn.autograd import functions, plain
 from fused_rnn.ops import arguments
 from fused_rnn.ops import layer as ops_layer
 
@@ -14,6 +14,6 @@ def take_over(put=setattr):
     put(functions, "_BACKWARD", operators.layer_backward.default)
     put(arguments, "_infer", operators.infer.default)
     put(arguments, "_infer_layer", operators.infer_layer.default)
-    put(steps, "_forward", operators.step_forward.default)
-    put(steps, "_backward", operators.step_backward.default)
+    for name in ("layer_forward", "layer_backward", "step_forward", "step_backward"):
+        put(plain, f"_{name}", getattr(operators, name).default)
     put(ops_layer, "_operators", operators)
