@@ -66,8 +66,9 @@ def explain(
 ) -> Explanation | ModelExplanation:
     """Says which engine and instruction set ``module(*inputs)`` runs on, and why.
 
-    For a layer or a cell nothing is computed (with int8 weights its output is, to tell its error): the inputs pass the same checks as in a call, and the plan comes from the
-    engine's own function. ``lengths`` and ``reset_mask`` are predicates inside the same kernel and do not change it.
+    For a layer or a cell nothing is computed (with int8 weights its output is, to tell its error): the inputs pass the
+    same checks as in a call, and the plan comes from the engine's own function. ``lengths`` and ``reset_mask`` are
+    predicates inside the same kernel and do not change it.
     ``engine``: explains what would run within :func:`cuda_engine` of that name; no effect on the CPU.
 
     Any other model is run once, without gradients and in evaluation mode, to see the arguments of its recurrent layers
@@ -204,7 +205,8 @@ def _error_of(module: nn.Module, inputs: tuple, masks: dict) -> str | None:
         return None
     given = {name: mask for name, mask in masks.items() if mask is not None}
     with torch.no_grad():
-        quantized, twin = (_output_of(run(*inputs, **given)) for run in (module, thaw(copy.deepcopy(module))))
+        runs = module.forward, thaw(copy.deepcopy(module)).forward  # past hooks: one may be what asks
+        quantized, twin = (_output_of(run(*inputs, **given)) for run in runs)
     error = (quantized - twin).norm() / twin.norm()
     return f"The weights are {weights_of(module)}: for this input the output differs by {error:.1e} of its norm"
 

@@ -138,7 +138,7 @@ def verify(
     Args:
         device: where to run, "cpu" or "cuda".
         cells: names among "lstm", "gru", "rnn_tanh", "rnn_relu"; None for all.
-        weights: "int8" or "int8-weights-only": the errors of layers that ``freeze`` has quantized, in place of the rest.
+        weights: "int8" or "int8-weights-only": the errors of layers that ``freeze`` has quantized, and nothing else.
         quick: leave out the finite differences.
         show_progress: draw a progress bar when stderr is a terminal.
     """

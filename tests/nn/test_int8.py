@@ -173,7 +173,7 @@ def large_layers():
 @every_format
 @pytest.mark.parametrize(("kind", "sizes", "options", "batch"), list(large_layers()), ids=str)
 @torch.no_grad()
-def test_bits_depend_neither_on_threads_nor_on_pieces(kind, sizes, options, batch, weights, poisoned):
+def test_threads_and_pieces_give_the_same_bits(kind, sizes, options, batch, weights, poisoned):
     layer = fused_rnn.freeze(float_layer(kind, *sizes, **options), weights=weights)
     input, states = make_input(layer, 40, batch, F32), make_states(layer, batch, F32)
     torch.set_num_threads(1)
@@ -194,7 +194,7 @@ def test_bits_depend_neither_on_threads_nor_on_pieces(kind, sizes, options, batc
 @every_format
 @every_layer
 @torch.no_grad()
-def test_rows_do_not_depend_on_each_other(kind, weights):
+def test_a_row_has_the_same_bits_in_any_batch(kind, weights):
     options = {"proj_size": 11} if kind == "lstm_projected" else {}
     layer = fused_rnn.freeze(float_layer(kind, 21, 19, **options), weights=weights)
     input = make_input(layer, 4, 30, F32)
