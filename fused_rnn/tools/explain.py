@@ -205,7 +205,8 @@ def _error_of(module: nn.Module, inputs: tuple, masks: dict) -> str | None:
         return None
     given = {name: mask for name, mask in masks.items() if mask is not None}
     with torch.no_grad():
-        quantized, twin = (_output_of(run(*inputs, **given)) for run in (module, thaw(copy.deepcopy(module))))
+        runs = module.forward, thaw(copy.deepcopy(module)).forward  # past hooks: one may be what asks
+        quantized, twin = (_output_of(run(*inputs, **given)) for run in runs)
     error = (quantized - twin).norm() / twin.norm()
     return f"The weights are {weights_of(module)}: for this input the output differs by {error:.1e} of its norm"
 

@@ -1,4 +1,7 @@
-"""ops/test_engine.py, which includes verify, on every instruction set of this processor and without vectors."""
+"""ops/test_engine.py, which includes verify, on every instruction set of this processor and without vectors.
+
+And nn/test_int8.py on those for weights of 8 bits: its reference is the same for all.
+"""
 
 import os
 import platform
@@ -15,17 +18,29 @@ import fused_rnn
 from support.compiling import CSRC
 from support.paths import ROOT, TESTS
 
-ENGINE_TESTS = TESTS / "ops/test_engine.py"
 OBJECTS = ROOT / "build/native"
-ISAS = ("baseline", "avx2", "avx512", "amx") if platform.machine() in ("x86_64", "AMD64") else ("baseline",)
-BEST = fused_rnn.info()["CPU instruction set"]
+ENGINE, INT8 = "CPU instruction set", "CPU instruction set for int8"  # as info calls them
+TESTS_OF = {
+    ENGINE: (str(TESTS / "ops/test_engine.py"),),
+    # The layouts of a call are no matter of the instruction set.
+    INT8: (str(TESTS / "nn/test_int8.py"), "-k", "sizes or same_bits or integers or alone or any_size or deep or ids"),
+}
+ISAS_OF = {
+    ENGINE: ("baseline", "avx2", "avx512", "amx"),
+    INT8: ("baseline", "avx2", "avx_vnni", "avx512_vnni"),
+}
+if platform.machine() not in ("x86_64", "AMD64"):
+    ISAS_OF = dict.fromkeys(ISAS_OF, ("baseline",))
+BEST = fused_rnn.info()
+OTHERS = [(what, isa) for what, isas in ISAS_OF.items() for isa in isas if isa != BEST[what]]
 
 
 SCRIPT = """
 import sys, pytest, fused_rnn
 info = fused_rnn.info()
-print(info["CPU instruction set"], info["library"], flush=True)
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1]]))
+what, *arguments = sys.argv[1:]
+print(info[what], info["library"], flush=True)
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *arguments]))
 """
 
 
@@ -43,10 +58,9 @@ def start(*command, isa, package):
 
 @pytest.fixture(scope="module")
 def started():
-    """{isa: its tests, running in parallel}; they print too little to block."""
+    """{(what, isa): its tests, running in parallel}; they print too little to block."""
     package = Path(fused_rnn.__file__).resolve().parent.parent
-    command = ["-c", SCRIPT, str(ENGINE_TESTS)]
-    return {isa: start(*command, isa=isa, package=package) for isa in ISAS if isa != BEST}
+    return {(what, isa): start("-c", SCRIPT, what, *TESTS_OF[what], isa=isa, package=package) for what, isa in OTHERS}
 
 
 def test_without_vectors(started, tmp_path):
@@ -57,32 +71,36 @@ def test_without_vectors(started, tmp_path):
     if not (OBJECTS / "build.ninja").exists():
         pytest.skip("fused_rnn was not built in this tree, so there is nothing to link the engine with")
     shutil.copytree(ROOT / "fused_rnn", tmp_path / "fused_rnn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    scalar, library = tmp_path / "scalar.o", tmp_path / "fused_rnn/_C.so"
+    library = tmp_path / "fused_rnn/_C.so"
     defines = ["-DFUSED_RNN_VECTOR_BYTES=4", "-DFUSED_RNN_ISA=Baseline"]
     options = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{CSRC}", *defines]
     ninja = (OBJECTS / "build.ninja").read_text()
     (link,) = re.findall(r"^rule link\n  command = (.*)$", ninja, re.MULTILINE)
     (objects,) = re.findall(r"_C\.so: link (.*)$", ninja, re.MULTILINE)
-    objects, count = re.subn(r"\S*kernels\.cpp\.baseline\.o", str(scalar), objects)
-    assert count == 1
-    for command in (
-        [*cxx, *options, "-c", str(CSRC / "cpu/kernels.cpp"), "-o", str(scalar)],
-        shlex.split(link.replace("$out", str(library)).replace("$in", objects)),
-    ):
+    commands = []
+    for source in ("kernels.cpp", "int8_kernels.cpp"):
+        scalar = tmp_path / f"{source}.o"
+        objects, count = re.subn(rf"\S*/{source}\.baseline\.o", str(scalar), objects)
+        assert count == 1
+        commands.append([*cxx, *options, "-c", str(CSRC / "cpu" / source), "-o", str(scalar)])
+    commands.append(shlex.split(link.replace("$out", str(library)).replace("$in", objects)))
+    for command in commands:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    process = start("-c", SCRIPT, str(ENGINE_TESTS), isa="baseline", package=tmp_path)
+    for what, tests in TESTS_OF.items():
+        process = start("-c", SCRIPT, what, *tests, isa="baseline", package=tmp_path)
+        out, err = process.communicate()
+        assert process.returncode == 0, out + err
+        assert out.splitlines()[0] == f"baseline {library}"
+
+
+@pytest.mark.parametrize(("what", "isa"), OTHERS)
+def test_instruction_set(started, what, isa):
+    process = started[what, isa]
     out, err = process.communicate()
-    assert process.returncode == 0, out + err
-    assert out.splitlines()[0] == f"baseline {library}"
-
-
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != BEST])
-def test_instruction_set(started, isa):
-    out, err = started[isa].communicate()
     if "is not supported by this processor" in err:
         pytest.skip(f"this processor has no {isa}")
-    assert started[isa].returncode == 0, out + err
+    assert process.returncode == 0, out + err
     assert out.splitlines()[0] == f"{isa} {fused_rnn.info()['library']}"
 
 

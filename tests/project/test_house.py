@@ -187,7 +187,7 @@ IN_FUNCTION = "\n\ndef _late():\n    {}\n"
         (forbidden_arrows, "tools/figure.py", IN_FUNCTION.format("from .. import init"), "fused_rnn.init"),
         (forbidden_arrows, "extras/new.py", "", "no rule"),
         (circles, "autograd/second_order.py", "from . import functions", "-> fused_rnn.autograd.functions"),
-        (circles, "nn/recurrent.py", IN_FUNCTION.format("from .freeze import freeze"), "fused_rnn.nn.freeze"),
+        (circles, "nn/freezable.py", IN_FUNCTION.format("from .freeze import freeze"), "fused_rnn.nn.freeze"),
         (hidden_imports, "tools/verify.py", IN_FUNCTION.format("from .. import reference"), " .."),
         (hidden_imports, "ops/plans.py", IN_FUNCTION.format("import fused_rnn.ops.library"), "fused_rnn.ops.library"),
         (hidden_imports, "nn/stack.py", IN_FUNCTION.format("import json"), "json"),

@@ -153,8 +153,8 @@ struct Scale {
   float value, inverse;
 
   static Scale of(float largest, float zero_or_nan) {
-    const float value = largest / 127.f;
-    return {value + zero_or_nan, value > 0 ? 127.f / largest : 0.f};
+    constexpr float kLeast = 1e-36f;  // 127 / largest is finite; what is below becomes 0
+    return {largest / 127.f + zero_or_nan, largest >= kLeast ? 127.f / largest : 0.f};
   }
 };
 
