@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .cells import Cell
 from .checks import NO_OPTIONS, Form, Options
-from .torch_private import any_autocast, dispatch_modes, forward_ad, in_transform, is_tracing_eagerly
+from .torch_private import any_autocast, dispatch_modes, in_forward_mode, in_transform, is_tracing_eagerly
 
 _is_compiling = torch.compiler.is_compiling
 _PLAIN = frozenset((Tensor, nn.Parameter))  # a subclass may override anything
@@ -34,7 +34,7 @@ def states_of(cell: Cell, input, hx) -> tuple[Tensor | None, Tensor | None] | No
     """(h0, c0) if input and states are plain and no transform, mode, trace or autocast is active; otherwise None."""
     if (
         in_transform()
-        or forward_ad._current_level >= 0
+        or in_forward_mode()
         or dispatch_modes()
         or any_autocast()
         or is_tracing_eagerly()
