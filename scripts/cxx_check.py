@@ -82,7 +82,9 @@ def main():
     if "odr" in wanted:
         check_odr(steps)
     if "weak" in wanted:
-        check_weak([ROOT / target for _, source, target, _ in steps if source == SETUP["ENGINE"]])
+        check_weak(
+            [ROOT / target for _, source, target, _ in steps if source in (SETUP["ENGINE"], SETUP["INT8_ENGINE"])]
+        )
 
 
 if __name__ == "__main__":

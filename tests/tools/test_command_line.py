@@ -14,6 +14,7 @@ from fused_rnn.__main__ import main
 from fused_rnn.tools.verify import Report, Result
 
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
+ISAS_OF_INT8 = ("baseline", "avx2", "avx_vnni", "avx512_vnni")
 
 
 def test_info_has_what_a_bug_report_needs():
@@ -23,6 +24,7 @@ def test_info_has_what_a_bug_report_needs():
     assert info["python"] == platform.python_version()
     assert info["CPU instruction set"] in ISAS
     assert info["CPU instruction set for bfloat16"] in ISAS
+    assert info["CPU instruction set for int8"] in ISAS_OF_INT8
     assert Path(info["library"]).exists()
     assert all(isinstance(value, str) and value for value in info.values())
 
@@ -99,4 +101,28 @@ def test_verify_passes_with_every_instruction_set(isa):
 def test_unknown_instruction_set_is_named(command):
     done = run("-m", "fused_rnn", command, FUSED_RNN_ISA="nonsense")
     assert done.returncode != 0
-    assert "FUSED_RNN_ISA must be baseline, avx2, avx512, avx512_bf16 or amx, got 'nonsense'" in done.stderr
+    assert (
+        "FUSED_RNN_ISA must be baseline, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16 or amx, got 'nonsense'"
+        in done.stderr
+    )
+
+
+# FUSED_RNN_ISA: what float32 layers and those with int8 weights run on.
+@pytest.mark.parametrize(
+    ("asked", "float32", "int8"),
+    [
+        ("baseline", "baseline", "baseline"),
+        ("avx2", "avx2", "avx2"),
+        ("avx_vnni", "avx2", "avx_vnni"),
+        ("avx512", "avx512", ("avx2", "avx_vnni")),
+        ("avx512_vnni", "avx512", "avx512_vnni"),
+        ("amx", "amx", ("avx2", "avx_vnni", "avx512_vnni")),
+    ],
+)
+def test_instruction_set_asked_for(asked, float32, int8):
+    done = run("-m", "fused_rnn", "info", FUSED_RNN_ISA=asked)
+    if "is not supported by this processor or build" in done.stderr:
+        pytest.skip(f"this processor has no {asked}")
+    found = info_shown(done.stdout)
+    assert found["CPU instruction set"] == float32
+    assert found["CPU instruction set for int8"] in (int8 if isinstance(int8, tuple) else (int8,))
