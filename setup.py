@@ -205,10 +205,10 @@ def compile_steps(with_cuda):
     for source in cuda_sources() if with_cuda else ():
         yield "nvcc", source, object_of(source), ""
     # Last: of an inline function in several objects the linker keeps the first, which must run on every CPU.
-    for engine, sets in ((ENGINE, ISA_FLAGS), (INT8_ENGINE, INT8_ISA_FLAGS)):
-        for isa, flags in sets.items():
-            name = isa.title().replace("_", "")
-            yield "cxx", engine, f"{BUILD}/{engine}.{isa}.o", f"-DFUSED_RNN_ISA={name} {flags}"
+    of_isas = [(ENGINE, *isa) for isa in ISA_FLAGS.items()] + [(INT8_ENGINE, *isa) for isa in INT8_ISA_FLAGS.items()]
+    for engine, isa, flags in sorted(of_isas, key=lambda kernels: kernels[1] != "baseline"):
+        name = isa.title().replace("_", "")
+        yield "cxx", engine, f"{BUILD}/{engine}.{isa}.o", f"-DFUSED_RNN_ISA={name} {flags}"
 
 
 def ninja_file(torch, nvcc=None, archs=()):

@@ -1,7 +1,7 @@
 // Called by test_sanitizers.py: forward and backward passes of random layers, whose arrays end where the allocator's do.
 //
-// One kernels.cpp, compiled with this file under AddressSanitizer and UndefinedBehaviorSanitizer. Tasks run one after
-// another; results are only looked at for numbers that nothing wrote.
+// One kernels.cpp, or with FUSED_RNN_INT8 one int8_kernels.cpp, compiled with this file under AddressSanitizer and
+// UndefinedBehaviorSanitizer. Tasks run one after another; results are only looked at for numbers that nothing wrote.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -22,7 +22,11 @@ auto only_float(Dtype, F f) {
 }  // namespace fused_rnn
 #define dispatch_dtype only_float
 #endif
+#ifdef FUSED_RNN_INT8
+#include "cpu/int8_kernels.cpp"
+#else
 #include "cpu/kernels.cpp"
+#endif
 
 namespace fused_rnn {
 void unknown_value(const char* what, int64_t value) {
@@ -53,9 +57,37 @@ class Check {
     f_.h_n = results(M() * D() * B() * P());
     f_.c_n = traits_.states > 1 ? results(M() * D() * B() * H()) : nullptr;
     f_.cells = traits_.states > 1 && one_in(2) ? results(M() * N() * D() * H()) : nullptr;
+#ifdef FUSED_RNN_INT8
+    return run_int8();
+#else
+    return run_both();
+#endif
+  }
+
+ private:
+  bool results_are_written() const {
+    return no_nan(f_.output, M() * N() * D() * P()) && no_nan(f_.h_n, M() * D() * B() * P());
+  }
+
+#ifdef FUSED_RNN_INT8
+  bool run_int8() {
+    f_.format = one_in(2) ? WeightFormat::kInt8 : WeightFormat::kInt8WeightsOnly;
+    const Packing& packing = cpu::packing(f_.cell, f_.format);
+    Forward layer = f_;  // as pack_weights knows it: without an input
+    layer.tokens = nullptr;
+    const int64_t bytes = (packing.bytes(layer, plan_) + 63) / 64 * 64;
+    std::unique_ptr<void, decltype(&free)> packed(aligned_alloc(64, bytes), &free);
+    for (int64_t task = 0, tasks = packing.phase.count(layer, plan_); task < tasks; ++task)
+      packing.phase.run(layer, plan_, packed.get(), 0, task);
+    f_.packed = packed.get();
+    carry_out(forward(f_.cell, f_.format), f_);
+    return results_are_written();
+  }
+#else
+  bool run_both() {
     f_.saved = one_in(4) ? nullptr : results(M() * D() * N() * f_.saved_width);
     carry_out(forward(f_.cell, f_.dtype), f_);
-    bool written = no_nan(f_.output, M() * N() * D() * P()) && no_nan(f_.h_n, M() * D() * B() * P());
+    bool written = results_are_written();
     if (f_.saved == nullptr) return written;
 
     static_cast<Layer&>(b_) = f_;
@@ -84,8 +116,8 @@ class Check {
     for (int64_t d = 0; d < D(); ++d) written = written && (!b_.grads[d].hh || no_nan(b_.grads[d].hh, K * GH * P()));
     return written;
   }
+#endif
 
- private:
   int64_t M() const { return f_.members; }
   int64_t D() const { return f_.directions; }
   int64_t N() const { return f_.rows; }
@@ -108,6 +140,10 @@ class Check {
     plan_.row_chunks = between(1, std::min<int64_t>(f_.batch, 3));
     plan_.unit_chunks = plan_.row_chunks == 1 && f_.hidden >= 128 && one_in(2) ? 2 : 1;
     plan_.pack = !one_in(3);
+#ifdef FUSED_RNN_INT8  // which is packed, and has no members
+    f_.members = 1;
+    plan_.pack = true;
+#endif
     for (int64_t d = 0; d < f_.directions; ++d) f_.weights[d].hr = nullptr;
     projected_ = has_projection;
   }
@@ -238,7 +274,7 @@ int main(int, char** arguments) {
   using namespace fused_rnn::cpu;
   const int64_t cases = atol(arguments[1]);
   bool right = check<float>(Dtype::kFloat, cases);
-#ifndef FUSED_RNN_ONE_DTYPE
+#if !defined(FUSED_RNN_ONE_DTYPE) && !defined(FUSED_RNN_INT8)
   right = right && check<double>(Dtype::kDouble, cases) && check<BFloat16>(Dtype::kBFloat16, cases) &&
           check<Half>(Dtype::kHalf, cases);
 #endif

@@ -35,6 +35,11 @@ def test_random_layers(tmp_path):
     run(compiled(tmp_path, "-DFUSED_RNN_ONE_DTYPE"), 300)
 
 
+@pytest.mark.skipif(platform.system() != "Linux", reason="sanitizers are tried on Linux")
+def test_random_layers_with_weights_of_8_bits(tmp_path):
+    run(compiled(tmp_path, "-DFUSED_RNN_INT8"), 2000)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.skipif(platform.system() != "Linux", reason="sanitizers are tried on Linux")
 @pytest.mark.parametrize("isa", FLAGS)
@@ -42,3 +47,4 @@ def test_random_layers_on_every_vector(tmp_path, isa):
     """In every dtype. With AMX and bfloat16 products: ``scripts/sanitize_check.py``."""
     kept = [flag for flag in FLAGS[isa].split() if flag.startswith(("-m", "-D"))]
     run(compiled(tmp_path, " ".join(kept)), 2000)
+    run(compiled(tmp_path, " ".join([*kept, "-DFUSED_RNN_INT8"]), "int8"), 2000)

@@ -345,7 +345,9 @@ def test_foreign_packed_weights_are_refused():
         ([torch.cat([packed[:1], packed])[1:]], "not a part of another tensor"),
         ([packed.repeat_interleave(2)[::2]], "what pack_weights returned"),
         ([with_byte(packed.clone(), 8, 77)], "another instruction set"),
-        ([with_byte(packed.clone(), 16, 0)], "not the weights that were packed"),
+        ([with_byte(packed.clone(), 16, 1)], "not the weights that were packed"),  # in 8 bits
+        ([with_byte(packed.clone(), 16, 9)], "there is no format 9 of weights"),
+        ([with_byte(packed.clone(), 24, 0)], "not the weights that were packed"),  # of another cell
     ):
         with pytest.raises(RuntimeError, match=message):
             infer(layer, input, wrong)
