@@ -30,26 +30,24 @@ OLDEST_TORCH = (2, 11)  # its stable ABI is what the library is compiled for
 ENGINE, INT8_ENGINE = Path("csrc/cpu/kernels.cpp"), Path("csrc/cpu/int8_kernels.cpp")
 X86_64 = platform.machine() in ("x86_64", "AMD64")
 ISA_FLAGS = {"baseline": ""}
-INT8_ISA_FLAGS = {"baseline": ""}
 if X86_64:
+    AVX2 = "-march=x86-64-v3"
     AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512"
     BFLOAT16 = "-mavx512bf16 -DFUSED_RNN_BFLOAT16_PRODUCTS=1"  # for layers of bfloat16 alone
     SPLIT = "-mavx512bf16 -DFUSED_RNN_SPLIT_PRODUCTS=1"  # for layers of float32 alone
     AMX = f"{AVX512} -mamx-tile -mamx-bf16 -DFUSED_RNN_AMX=1"
     ISA_FLAGS["baseline"] = "-O2"  # of processors before 2013, which few have: it compiles faster
     ISA_FLAGS |= {
-        "avx2": "-march=x86-64-v3",
+        "avx2": AVX2,
         "avx512": AVX512,
         "avx512_bf16": f"{AVX512} {BFLOAT16}",
         "amx_bf16": f"{AMX} {BFLOAT16}",
         "amx_fp32": f"{AMX} {SPLIT}",
     }
-    INT8_ISA_FLAGS["baseline"] = "-O2"
-    INT8_ISA_FLAGS |= {
-        "avx2": "-march=x86-64-v3",
-        "avx_vnni": "-march=x86-64-v3 -mavxvnni",
-        "avx512_vnni": f"{AVX512} -mavx512vnni",
-    }
+# Of the engine for weights of 8 bits.
+INT8_ISA_FLAGS = {isa: ISA_FLAGS[isa] for isa in ("baseline", "avx2") if isa in ISA_FLAGS}
+if X86_64:
+    INT8_ISA_FLAGS |= {"avx_vnni": f"{AVX2} -mavxvnni", "avx512_vnni": f"{AVX512} -mavx512vnni"}
 
 
 def fail(message):

@@ -186,7 +186,7 @@ struct QuantizedRows {
   float* scales;
   int64_t stride;
 
-  // Whole vectors, and no multiple of 4 KiB, as row_stride (passes/workspace.h).
+  // Whole cache lines; no multiple of 4 KiB, as row_stride (passes/workspace.h).
   static int64_t stride_of(int64_t depth) {
     const int64_t padded = (depth + kCacheLine - 1) / kCacheLine * kCacheLine;
     return padded % 4096 == 0 ? padded + kCacheLine : padded;
