@@ -11,6 +11,7 @@ import importlib.util
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -20,34 +21,36 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 BUILD = Path("build/native")  # fixed, so that the next build is incremental: setuptools' own may be temporary
 LIBRARY = BUILD / "_C.so"
 OLDEST_TORCH = (2, 11)  # its stable ABI is what the library is compiled for
+VERSION = runpy.run_path(str(ROOT / "fused_rnn/_version.py"))["__version__"]
+TELLS_VERSION = Path("csrc/ops/info.cpp")
+
+# Linux's linker accepts undefined symbols unless told otherwise.
+LINKING = "-ldl -Xlinker --no-undefined" if sys.platform.startswith("linux") else ""
 
 # The CPU engine is compiled once per instruction set; the library picks one of them when it runs.
 ENGINE, INT8_ENGINE = Path("csrc/cpu/kernels.cpp"), Path("csrc/cpu/int8_kernels.cpp")
-X86_64 = platform.machine() in ("x86_64", "AMD64")
-ISA_FLAGS = {"baseline": ""}
-if X86_64:
-    AVX2 = "-march=x86-64-v3"
-    AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512"
-    BFLOAT16 = "-mavx512bf16 -DFUSED_RNN_BFLOAT16_PRODUCTS=1"  # for layers of bfloat16 alone
-    SPLIT = "-mavx512bf16 -DFUSED_RNN_SPLIT_PRODUCTS=1"  # for layers of float32 alone
-    AMX = f"{AVX512} -mamx-tile -mamx-bf16 -DFUSED_RNN_AMX=1"
-    ISA_FLAGS["baseline"] = "-O2"  # of processors before 2013, which few have: it compiles faster
-    ISA_FLAGS |= {
-        "avx2": AVX2,
-        "avx512": AVX512,
-        "avx512_bf16": f"{AVX512} {BFLOAT16}",
-        "amx_bf16": f"{AMX} {BFLOAT16}",
-        "amx_fp32": f"{AMX} {SPLIT}",
-    }
-# Of the engine for weights of 8 bits.
-INT8_ISA_FLAGS = {isa: ISA_FLAGS[isa] for isa in ("baseline", "avx2") if isa in ISA_FLAGS}
-if X86_64:
-    INT8_ISA_FLAGS |= {"avx_vnni": f"{AVX2} -mavxvnni", "avx512_vnni": f"{AVX512} -mavx512vnni"}
+PLUG_IN = Path("csrc/cpu/plug_in.cpp")  # compiled by the library, for cells that are defined at run time
+FLAGS = runpy.run_path(str(ROOT / "fused_rnn/own/flags.py"))  # those of such cells, too
+isas_of = FLAGS["isas_of"]
+
+
+def compiler():
+    return os.environ.get("CXX") or ("clang++" if sys.platform == "win32" else "g++")
+
+
+def target_machine():
+    """The one that is compiled for: this one, unless CXX is a cross compiler."""
+    command = shlex.split(compiler())
+    if shutil.which(command[0]) is None:
+        return platform.machine()
+    done = subprocess.run([*command, "-dumpmachine"], capture_output=True, text=True, check=False)
+    return done.stdout.split("-")[0] if done.returncode == 0 else platform.machine()
 
 
 def fail(message):
@@ -117,7 +120,7 @@ def cuda_archs():
 
 
 def cxx_flags(torch, nvcc, archs):
-    flags = ["-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra"]
+    flags = [f"{FLAGS['CXX_FLAGS']} -Wall -Wextra"]
     flags.append(f"-Icsrc -isystem {shlex.quote(f'{torch}/include')}")
     flags.append("-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH))
     if nvcc:
@@ -145,6 +148,9 @@ def compression(nvcc):
 
 # Measured: CPU time of a whole build, for who waits.
 EXPECTED = ("about 3 minutes of one core", "about 7 minutes of one core")
+
+# CUDA's runtime, linked statically, would otherwise need the glibc of the building machine.
+OLD_GLIBC = (Path("scripts/old_glibc.py"), BUILD / "glibc/old.ld")
 
 COMPILED = "$flags -MD -MF $out.d -c $in -o $out"  # of a rule for ninja, how a source becomes an object
 
@@ -195,23 +201,27 @@ def object_of(source):
     return Path(f"{source}.o") if source.is_relative_to(BUILD) else BUILD / f"{source}.o"
 
 
-def compile_steps(with_cuda):
-    """Yields (rule, source, object, extra flags), in the order of the link."""
+def compile_steps(with_cuda, machine=None):
+    """Yields (rule, source, object, extra flags), in the order of the link; ``machine``: not that of the compiler."""
+    isas = isas_of(machine or target_machine())
     for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cpp")):
-        if source not in (ENGINE, INT8_ENGINE) and (with_cuda or "cuda" not in source.parts):
-            yield "cxx", source, object_of(source), "-DFUSED_RNN_X86_ISAS=1" if X86_64 else ""
+        if source not in (ENGINE, INT8_ENGINE, PLUG_IN) and (with_cuda or "cuda" not in source.parts):
+            flags = [isas.chooses] if isas.chooses else []
+            if source == TELLS_VERSION:
+                quoted_version = f'"{VERSION}"'
+                flags.append(f"-DFUSED_RNN_VERSION={shlex.quote(quoted_version)}")
+            yield "cxx", source, object_of(source), " ".join(flags)
     for source in cuda_sources() if with_cuda else ():
         yield "nvcc", source, object_of(source), ""
     # Last: of an inline function in several objects the linker keeps the first, which must run on every CPU.
-    of_isas = [(ENGINE, *isa) for isa in ISA_FLAGS.items()] + [(INT8_ENGINE, *isa) for isa in INT8_ISA_FLAGS.items()]
+    of_isas = [(ENGINE, *isa) for isa in isas.engine.items()] + [(INT8_ENGINE, *isa) for isa in isas.int8.items()]
     for engine, isa, flags in sorted(of_isas, key=lambda kernels: kernels[1] != "baseline"):
-        name = isa.title().replace("_", "")
-        yield "cxx", engine, f"{BUILD}/{engine}.{isa}.o", f"-DFUSED_RNN_ISA={name} {flags}"
+        yield "cxx", engine, f"{BUILD}/{engine}.{isa}.o", f"-DFUSED_RNN_ISA={FLAGS['camel'](isa)} {flags}"
 
 
 def ninja_file(torch, nvcc=None, archs=()):
     """The text of build.ninja, its paths relative to ROOT. Without nvcc there is no trace of CUDA in it."""
-    cxx = os.environ.get("CXX", "g++")
+    cxx = compiler()
     commands = {"cxx": f"{cxx} {cxx_flags(torch, nvcc, archs)} {COMPILED}"}
     if nvcc:
         commands["nvcc"] = nvcc_command(nvcc, archs)
@@ -219,14 +229,20 @@ def ninja_file(torch, nvcc=None, archs=()):
     for rule, command in commands.items():
         text += f"rule {rule}\n  command = {command}\n  depfile = $out.d\n  deps = gcc\n  description = {rule} $out\n"
     linker = f"{shlex.quote(nvcc)} -cudart static" if nvcc else cxx
-    libraries = f"-L{shlex.quote(f'{torch}/lib')} -lc10 -ltorch_cpu -ldl"
-    text += f"rule link\n  command = {linker} -shared -Xlinker --no-undefined -o $out $in {libraries}\n"
+    libraries = f"-L{shlex.quote(f'{torch}/lib')} -lc10 -ltorch_cpu {LINKING}"
+    script, old_symbols = OLD_GLIBC
+    if nvcc:
+        libraries = f"-Xlinker --no-as-needed -Xlinker {old_symbols} {libraries}"
+        text += f"rule old_glibc\n  command = {shlex.quote(sys.executable)} $in {shlex.quote(cxx)} $out\n"
+        text += f"build {old_symbols}: old_glibc {script}\n"
+    text += f"rule link\n  command = {linker} -shared -o $out $in {libraries}\n"
     text += "  description = link $out\n"
 
     steps = list(compile_steps(with_cuda=bool(nvcc)))
     for rule, source, target, flags in steps:
         text += f"build {target}: {rule} {source}\n  flags = {flags}\n"
-    return f"{text}build {LIBRARY}: link {' '.join(str(target) for _, _, target, _ in steps)}\n"
+    needs = f" | {old_symbols}" if nvcc else ""
+    return f"{text}build {LIBRARY}: link {' '.join(str(target) for _, _, target, _ in steps)}{needs}\n"
 
 
 class NinjaBuild(build_ext):
@@ -248,11 +264,26 @@ class NinjaBuild(build_ext):
         self.copy_file(str(ROOT / LIBRARY), str(output))
 
 
+class WithHeaders(build_py):
+    """The package, with the sources that cells which are defined at run time are compiled from."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:  # they are in the source tree
+            return
+        for folder in ("core", "cells", "cpu"):
+            for path in sorted((ROOT / "csrc" / folder).rglob("*")):
+                if path.suffix == ".h" or path.relative_to(ROOT) in (ENGINE, PLUG_IN):
+                    to = Path(self.build_lib, "fused_rnn/include", path.relative_to(ROOT / "csrc"))
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    self.copy_file(str(path), str(to))
+
+
 class Wheel(bdist_wheel):
     def get_tag(self):
         return "py3", "none", super().get_tag()[2]  # no Python inside: one wheel for every Python 3
 
 
 if __name__ == "__main__":  # the tests and scripts/cuda_check.py read this file for its functions
-    commands = {"build_ext": NinjaBuild, "bdist_wheel": Wheel}
+    commands = {"build_ext": NinjaBuild, "build_py": WithHeaders, "bdist_wheel": Wheel}
     setup(ext_modules=[Extension("fused_rnn._C", [])], cmdclass=commands)

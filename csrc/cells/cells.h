@@ -4,13 +4,14 @@
 // separately (GRU's candidate needs that) and knows nothing of weights, biases, batches or time:
 //
 //   kGates            values of x and of r
-//   kStates           values carried from step to step; the first is h, which is also the output
+//   kStates           values carried from step to step, at most kMostStates; the first is h, which is also the output
 //   kSaved            values that forward saves for backward
 //   kParams           per-unit parameters (peepholes), read from `params`
 //   kRecurrent        false: there is no W_hh, r is not read and dr is not written
 //   kSharedGates      for this many leading gates dr equals dx, or there is no dr
 //   kReadsH           false: state[0] is never read, h enters through r alone, and dstate[0] is zero
 //   kProjectable      true: h may be projected to another width (proj_size), which needs kReadsH false
+//   kInitial[kStates] the states before the first step, unless given, and after a reset; may be infinite
 //
 //   forward(x[kGates], r[kGates], state[kStates], params[kParams] -> state_next[kStates], saved[kSaved])
 //   advance(saved, state -> state_next)     recomputes forward's result from the saved values
@@ -36,12 +37,29 @@ namespace {
 template <class Cell>
 constexpr bool kOneGateGradient = Cell::kSharedGates == Cell::kGates;
 
+// Most gates and states of a cell.
+constexpr int kMostGates = 8, kMostStates = 8;
+
+// Whether all states are zero before the first step.
+template <class Cell>
+constexpr bool kStartsAtZero = [] {
+  for (const double initial : Cell::kInitial)
+    if (initial != 0) return false;
+  return true;
+}();
+
 }  // namespace
 }  // namespace fused_rnn
 
-// X(id, type). Ids are part of the operators' contract: append, never renumber. fused_rnn/ops/cells.py names them.
+// X(id, type). Ids are part of the operators' contract: append, never renumber. fused_rnn/ops/cells.py names them. A
+// build of the kernels for a cell that is registered at run time has that one alone (cpu/plug_in.cpp).
+#ifdef FUSED_RNN_OWN_CELL
+#include FUSED_RNN_OWN_CELL
+#define FUSED_RNN_CELLS(X) X(FUSED_RNN_OWN_ID, Own)
+#else
 #define FUSED_RNN_CELLS(X) \
   X(0, Lstm)               \
   X(1, Gru)                \
   X(2, RnnTanh)            \
   X(3, RnnRelu)
+#endif

@@ -17,6 +17,7 @@ struct Gru {
   static constexpr int kSharedGates = 2;  // the candidate's x and r enter differently
   static constexpr bool kReadsH = true;
   static constexpr bool kProjectable = false;
+  static constexpr double kInitial[kStates] = {0};
 
   template <class T>
   FUSED_RNN_FN static void forward(const T* x, const T* r, const T* state, const T*, T* state_next, T* saved) {

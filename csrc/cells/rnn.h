@@ -37,6 +37,7 @@ struct Rnn {
   static constexpr int kSharedGates = kGates;
   static constexpr bool kReadsH = false;
   static constexpr bool kProjectable = false;
+  static constexpr double kInitial[kStates] = {0};
 
   template <class T>
   FUSED_RNN_FN static void forward(const T* x, const T* r, const T* state, const T*, T* state_next, T* saved) {

@@ -1,19 +1,13 @@
 // The one place where run-time values select compile-time types.
 #pragma once
 #include "cells/cells.h"
+#include "core/cell_traits.h"
 #include "core/problem.h"
 
 namespace fused_rnn {
 
 // Throws; defined in ops.cpp, so that kernels need no exception machinery.
 [[noreturn]] void unknown_value(const char* what, int64_t value);
-
-// A cell's constants (cells/cells.h) at run time, for code that is compiled once for all cells. Python reads the fields
-// by position (fused_rnn/ops/library.py).
-struct CellTraits {
-  int64_t gates, states, saved, params, shared_gates;
-  int64_t recurrent, reads_h, projectable, one_gate_gradient;  // 0 or 1
-};
 
 namespace {
 

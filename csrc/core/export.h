@@ -4,7 +4,11 @@
 #include <cstdio>
 #include <exception>
 
+#ifdef _WIN32
+#define FUSED_RNN_EXPORT extern "C" __declspec(dllexport)
+#else
 #define FUSED_RNN_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
 
 namespace fused_rnn {
 namespace {

@@ -3,6 +3,7 @@
 // Shape letters, here and in every engine:
 //   M members (independent sets of weights)   D directions   T steps   B batch   I input   H hidden   G gates
 //   P width of h: H, or proj_size             N rows: T*B, or the number of packed rows
+//   W width of all states after h, side by side: (kStates - 1) * H, called c here
 //   R saved values of one row and direction   K groups of batch rows with weight gradients of their own
 // A *problem* is one direction of one member, with its own weights; problems are independent of each other.
 // Arrays are contiguous in the shape given with them, and of the layer's dtype unless stated otherwise. A null pointer
@@ -17,7 +18,6 @@ namespace fused_rnn {
 enum class Dtype : int { kFloat, kDouble, kBFloat16, kHalf };
 
 constexpr int kMaxDirections = 2;
-constexpr int kMaxStates = 2;
 
 // How weights are packed: as the layer's dtype is best multiplied, or as integers of 8 bits, which input and h then
 // become too, or do not.
@@ -54,8 +54,8 @@ struct Layer {
   const void* input;            // [M, N, I]
   const int64_t* tokens;        // [M, N], instead of `input`: row n is one-hot, with its one at tokens[n]
   int64_t input_member_stride;  // N*I, with tokens N; 0 when the members share one input
-  const void* h0;               // [M, D, B, P]; null: zeros
-  const void* c0;               // [M, D, B, H]; null: zeros
+  const void* h0;               // [M, D, B, P]; null: as the cell says, zeros for tangents
+  const void* c0;               // [M, D, B, W]; likewise
   Weights weights[kMaxDirections];
   const void* packed;   // the same weights as packed by Engine::pack, or null
   WeightFormat format;  // of `packed`
@@ -73,8 +73,8 @@ struct Layer {
 struct Forward : Layer {
   void* output;  // [M, N, D*P]; zeros where a padded row is past its end
   void* h_n;     // [M, D, B, P]; on the CPU, without lengths, it may be h0, and c_n may be c0
-  void* c_n;     // [M, D, B, H]; cells with a second state only
-  void* cells;   // [M, N, D*H], the second state after every step; null when not asked for
+  void* c_n;     // [M, D, B, W]; cells with a second state only
+  void* cells;   // [M, N, D*W], the states after h after every step; null when not asked for
   void* saved;   // [M, D, N, R], for the backward pass, in the engine's own layout (saved_row.h). Null in inference.
 
   // With `primal`, the values saved by a forward pass, this computes that pass's derivative along a direction (its
@@ -90,13 +90,13 @@ struct Backward : Layer {
   const void* saved;
   const void* grad_output;  // [M, N, D*P]; null: zeros, likewise below
   const void* grad_h_n;     // [M, D, B, P]
-  const void* grad_c_n;     // [M, D, B, H]
-  const void* grad_cells;   // [M, N, D*H]
+  const void* grad_c_n;     // [M, D, B, W]
+  const void* grad_cells;   // [M, N, D*W]
 
   int64_t weight_groups;  // K: the batch is split into K equal runs of rows, each with its own weight gradients
   void* grad_input;       // [M, N, I], per member even when the input is shared; null when not asked for
   void* grad_h0;          // [M, D, B, P]; on the CPU null when not asked for
-  void* grad_c0;          // [M, D, B, H]; cells with a second state only; likewise
+  void* grad_c0;          // [M, D, B, W]; cells with a second state only; likewise
   WeightGradients grads[kMaxDirections];
   // Above 0: dL/dh of each step, once complete, is clamped to [-grad_clip, grad_clip] before it flows on.
   double grad_clip;

@@ -2,7 +2,7 @@
 //
 //   kept  [kSaved, H]   the values that the cell saves
 //   h     [P]           as it entered the step
-//   c     [H]           as it entered the step; cells with a second state only
+//   c     [W]           as it entered the step; cells with a second state only
 //
 // The CPU engine interleaves the values in groups of 16 units, [H / 16, kSaved, 16], unless there is a projection: so a
 // cell accesses consecutive cache lines, which the hardware prefetcher follows. The layout of `kept` is each engine's
@@ -17,6 +17,10 @@ namespace {
 FUSED_RNN_FN int64_t entering_h(const Layer& layer, int64_t kept) { return kept * layer.hidden; }
 FUSED_RNN_FN int64_t entering_c(const Layer& layer, int64_t kept) {
   return entering_h(layer, kept) + layer.output_size;
+}
+// State k >= 1.
+FUSED_RNN_FN int64_t entering_state(const Layer& layer, int64_t kept, int64_t k) {
+  return entering_c(layer, kept) + (k - 1) * layer.hidden;
 }
 FUSED_RNN_FN int64_t saved_width(const Layer& layer, int64_t kept, int64_t states) {
   return entering_c(layer, kept) + (states - 1) * layer.hidden;

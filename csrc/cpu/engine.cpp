@@ -2,6 +2,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "core/engine.h"
+#include "core/registry.h"
+#include "cpu/schedule/own_cells.h"
 #include "cpu/schedule/select.h"
 #include "cpu/schedule/team.h"
 
@@ -49,15 +51,21 @@ void run(const Pass<Args>& pass, const Args& args, const Plan& plan, const Scrat
   });
 }
 
-std::span<const Isa> isas_of(const Layer& layer) { return isas_for(layer.dtype, layer.format); }
+std::span<const Isa> isas_of(const Layer& layer) {
+  return isas_for(layer.dtype, layer.format, traits_of_any(layer.cell).gates);
+}
+
+const Kernels& kernels_of(Isa isa, const Layer& layer) {
+  return is_own(layer.cell) ? kernels_of_own(layer.cell, isa, layer.dtype) : kernels_for(isa, layer.dtype);
+}
 
 const Pass<Forward>& forward_pass(Isa isa, const Layer& layer) {
   if (layer.format != WeightFormat::kOwn) return int8_kernels_for(isa).forward(layer.cell, layer.format);
-  return kernels_for(isa, layer.dtype).forward(layer.cell, layer.dtype);
+  return kernels_of(isa, layer).forward(layer.cell, layer.dtype);
 }
 const Packing& packing_of(Isa isa, const Layer& layer) {
   if (layer.format != WeightFormat::kOwn) return int8_kernels_for(isa).packing(layer.cell, layer.format);
-  return kernels_for(isa, layer.dtype).packing(layer.cell, layer.dtype);
+  return kernels_of(isa, layer).packing(layer.cell, layer.dtype);
 }
 
 // A call's plan, owning the order of its rows.
@@ -65,7 +73,8 @@ struct CallPlan : Plan {
   std::vector<int64_t> rows;
 
   explicit CallPlan(const Layer& layer)
-      : Plan(select(isas_of(layer), load_of(layer), torch::stable::get_num_threads())), rows(order_rows(layer, *this)) {
+      : Plan(select(isas_of(layer), load_of(layer), torch::stable::get_num_threads(), current_thresholds())),
+        rows(order_rows(layer, *this)) {
     order = rows.empty() ? nullptr : rows.data();
   }
   CallPlan(const CallPlan&) = delete;
@@ -122,7 +131,7 @@ void forward(const Forward& given, const Scratch& scratch) {
 
 void backward(const Backward& args, const Scratch& scratch) {
   const CallPlan plan(args);
-  run(kernels_for(plan.isa, args.dtype).backward(args.cell, args.dtype), args, plan, scratch);
+  run(kernels_of(plan.isa, args).backward(args.cell, args.dtype), args, plan, scratch);
 }
 int64_t packed_format() { return static_cast<int64_t>(best_isa()); }
 

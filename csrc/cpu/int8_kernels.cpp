@@ -12,8 +12,11 @@ template <class Cell, class W>
 struct Passes {
   using F = ForwardPass<Cell, FloatBesides<W>>;
   static int64_t one_round(const Forward&) { return 1; }
-  static constexpr Pass<Forward> kForward = {
-      &F::bytes, &one_round, {{&F::count_runs_to_prepare, &F::prepare_run}}, {{&F::count_loops, &F::loop}}, {}};
+  static constexpr Pass<Forward> kForward = {&F::bytes,
+                                             &one_round,
+                                             {{&F::count_runs_to_prepare, &F::prepare_run}},
+                                             {{&F::count_loops, &in_tiles<&F::loop>}},
+                                             {}};
   static constexpr Packing kPacking = {&F::packed_bytes, {&F::count_packs, &F::pack_weights}};
 };
 
@@ -21,7 +24,12 @@ template <class Select>
 auto dispatch(int64_t cell, WeightFormat format, Select select) {
   return dispatch_cell(cell, [&](auto c) {
     using Cell = typename decltype(c)::type;
+#ifdef FUSED_RNN_AMX_INT8  // a build for one format
+    (void)format;
+    return select(Passes<Cell, Int8>{});
+#else
     return format == WeightFormat::kInt8 ? select(Passes<Cell, Int8>{}) : select(Passes<Cell, Int8Weight>{});
+#endif
   });
 }
 

@@ -4,6 +4,9 @@
 // the linker keeps one copy of those, perhaps one compiled for a newer processor.
 #include "cpu/schedule/kernels.h"
 #include "core/dispatch.h"
+#ifdef FUSED_RNN_OWN_CELL
+#include "cpu/simd/more_functions.h"
+#endif
 #include "cpu/passes/backward.h"
 #include "cpu/passes/forward.h"
 #include "cpu/passes/input_grads.h"
@@ -14,6 +17,7 @@ namespace {
 
 template <class Cell, class S>
 struct Passes {
+  static_assert(Cell::kGates <= kMostGates && Cell::kStates <= kMostStates, "a cell has too many gates or states");
   using F = ForwardPass<Cell, S>;
   using Frame = BackwardFrame<S>;
   using B = BackwardPass<Cell, S>;
@@ -42,6 +46,18 @@ struct Passes {
                                                 {&I::count_stores, &I::store_sums}}};
 };
 
+// dispatch_dtype for a build for some dtypes: bit n of `dtypes` stands for the Dtype of number n.
+template <int dtypes, class Storage, class... Others, class F>
+auto dispatch_some(int n, F f) {
+  if constexpr (dtypes % 2 == 0) {
+    return dispatch_some<dtypes / 2, Others...>(n - 1, f);
+  } else {
+    if constexpr (dtypes > 1)
+      if (n != 0) return dispatch_some<dtypes / 2, Others...>(n - 1, f);
+    return f(Type<Storage>{});
+  }
+}
+
 template <class Select>
 auto dispatch(int64_t cell, Dtype dtype, Select select) {
   return dispatch_cell(cell, [&](auto c) {
@@ -54,6 +70,8 @@ auto dispatch(int64_t cell, Dtype dtype, Select select) {
 #elif defined(FUSED_RNN_SPLIT_PRODUCTS)
     (void)dtype;
     return selected(Type<float>{});
+#elif defined(FUSED_RNN_DTYPES)
+    return dispatch_some<FUSED_RNN_DTYPES, float, double, BFloat16, Half>(static_cast<int>(dtype), selected);
 #else
     return dispatch_dtype<BFloat16, Half>(dtype, selected);
 #endif

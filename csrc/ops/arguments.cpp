@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "core/registry.h"
 #include "core/saved_row.h"
 
 namespace fused_rnn {
@@ -110,7 +111,7 @@ double clip_of(std::optional<double> grad_clip) {
 
 Arguments::Arguments(Layer& layer, int64_t cell_id, bool bias, bool bidirectional, const Tensor& input,
                      std::span<const Tensor> weights)
-    : cell(traits_of(cell_id)), checked(like_of(input, weights)), layer_(layer) {
+    : cell(traits_of_any(cell_id)), checked(like_of(input, weights)), layer_(layer) {
   layer.cell = cell_id;
   layer.dtype = dtype_of(like_of(input, weights));
   layer.directions = bidirectional ? 2 : 1;
@@ -120,7 +121,7 @@ Arguments::Arguments(Layer& layer, int64_t cell_id, bool bias, bool bidirectiona
 }
 
 Arguments::Arguments(Layer& layer, const Tensor& input)
-    : cell(traits_of(layer.cell)), checked(input, code_of(scalar_type_of(layer.dtype))), layer_(layer) {
+    : cell(traits_of_any(layer.cell)), checked(input, code_of(scalar_type_of(layer.dtype))), layer_(layer) {
   begin(input, 0);
 }
 
@@ -274,7 +275,7 @@ void Arguments::read_weights(std::span<const Tensor> weights) {
 void Arguments::read_states(const std::optional<Tensor>& h0, const std::optional<Tensor>& c0) {
   layer_.h0 = optional_data(h0, "h0", states(layer_.output_size));
   FUSED_RNN_CHECK(!c0 || cell.states > 1, "fused_rnn: this cell has no second state, but c0 was given");
-  layer_.c0 = optional_data(c0, "c0", states(layer_.hidden));
+  layer_.c0 = optional_data(c0, "c0", states(further_width()));
 }
 
 void Arguments::read_masks(const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset_mask) {

@@ -112,6 +112,8 @@ struct Arguments {
   Shape states(int64_t width) const {
     return is_step_ ? Shape{layer_.batch, width} : concat({members, {layer_.directions, layer_.batch, width}});
   }
+  // The width of all states after h, side by side.
+  int64_t further_width() const { return (cell.states - 1) * layer_.hidden; }
   Shape saved_shape() const { return concat({members, {layer_.directions}, row_shape, {layer_.saved_width}}); }
 
   const void* hold(const Tensor& t) {

@@ -32,13 +32,17 @@ struct BackwardCall {
   const Tensor& like;
   std::span<const Tensor> weights;
   Arguments args;
+  bool has_placeholders = true;  // empty tensors for gradients that were not requested; else undefined ones
   Tensor grad_input, grad_h0, grad_c0;
   std::vector<Tensor> grad_weights;
 
   BackwardCall(int64_t cell, bool bias, bool bidirectional, const Tensor& input, std::span<const Tensor> weights)
       : like(like_of(input, weights)), weights(weights), args(g, cell, bias, bidirectional, input, weights) {}
 
-  Tensor allocate(bool asked, const Shape& shape) const { return new_tensor(like, asked ? shape : Shape{0}); }
+  Tensor allocate(bool asked, const Shape& shape) const {
+    if (!asked && !has_placeholders) return Tensor();
+    return new_tensor(like, asked ? shape : Shape{0});
+  }
 
   void read(const Gradient& output, const Gradient& h_n, const Gradient& c_n, const Gradient& cells,
             const Tensor& saved) {
@@ -49,8 +53,8 @@ struct BackwardCall {
     g.grad_h_n = args.optional_data(h_n, "grad_h_n", args.states(g.output_size));
     FUSED_RNN_CHECK(args.cell.states > 1 || !(c_n || cells),
                     "fused_rnn: this cell has no second state, but grad_c_n or grad_cells was given");
-    g.grad_c_n = args.optional_data(c_n, "grad_c_n", args.states(g.hidden));
-    g.grad_cells = args.optional_data(cells, "grad_cells", args.rows(g.directions * g.hidden));
+    g.grad_c_n = args.optional_data(c_n, "grad_c_n", args.states(args.further_width()));
+    g.grad_cells = args.optional_data(cells, "grad_cells", args.rows(g.directions * args.further_width()));
     g.weight_groups = 1;
   }
 
@@ -61,7 +65,7 @@ struct BackwardCall {
     FUSED_RNN_CHECK(!to_input || !g.tokens, "fused_rnn: ids have no gradient");
     grad_input = allocate(to_input, args.rows(g.input_size));
     grad_h0 = allocate(initial, args.states(g.output_size));
-    grad_c0 = allocate(initial && two_states, args.states(g.hidden));
+    grad_c0 = allocate(initial && two_states, args.states(args.further_width()));
     g.grad_input = to_input ? grad_input.data_ptr() : nullptr;
     g.grad_h0 = initial ? grad_h0.data_ptr() : nullptr;
     g.grad_c0 = initial && two_states ? grad_c0.data_ptr() : nullptr;

@@ -63,9 +63,9 @@ class StackRun {
 
   // Runs layer k, of which everything but states and results has been read.
   void layer(int64_t k, Forward& f, const Arguments& args, const Outline& outline, bool cells = false) {
-    const int64_t D = f.directions, P = f.output_size, H = f.hidden;
+    const int64_t D = f.directions, P = f.output_size, W = args.further_width();
     const bool two_states = args.cell.states > 1;
-    const Shape h_shape = concat({outline.states, {P}}), c_shape = concat({outline.states, {H}});
+    const Shape h_shape = concat({outline.states, {P}}), c_shape = concat({outline.states, {W}});
     if (k == 0) {
       FUSED_RNN_CHECK(!two_states || h0_.has_value() == c0_.has_value(), "fused_rnn: h0 and c0 come together");
       if (h0_) held_h0_ = args.checked(*h0_, "h0", h_shape);
@@ -77,7 +77,7 @@ class StackRun {
     FUSED_RNN_CHECK(same(h_n_->sizes(), h_shape) && (!c_n_ || same(c_n_->sizes(), c_shape)),
                     "fused_rnn: layers of a stack must be of one width");
     const int64_t element = static_cast<int64_t>(h_n_->element_size());
-    const int64_t h_bytes = k * D * f.batch * P * element, c_bytes = k * D * f.batch * H * element;
+    const int64_t h_bytes = k * D * f.batch * P * element, c_bytes = k * D * f.batch * W * element;
     f.h0 = offset(held_h0_ ? address_of(*held_h0_) : nullptr, h_bytes);
     f.c0 = offset(held_c0_ ? address_of(*held_c0_) : nullptr, c_bytes);
     f.h_n = offset(h_n_->data_ptr(), h_bytes);
@@ -86,7 +86,7 @@ class StackRun {
     f.output = output ? output->data_ptr() : f.h_n;
     f.c_n = offset(c_n_ ? c_n_->data_ptr() : nullptr, c_bytes);
     if (cells) {
-      cells_ = new_tensor(like_, concat({outline.rows, {D * H}}), dtype_);
+      cells_ = new_tensor(like_, concat({outline.rows, {D * W}}), dtype_);
       f.cells = cells_->data_ptr();
     }
 
@@ -126,9 +126,12 @@ void refuse_gradients() {
 std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
                           std::vector<Tensor> weights, std::optional<std::vector<Tensor>> packed,
                           std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
-                          std::optional<Tensor> reset_mask, bool cells) {
+                          std::optional<Tensor> reset_mask, bool cells, std::optional<int64_t> own_cell) {
   refuse_gradients();
   const StackCode code(stack);
+  FUSED_RNN_CHECK(own_cell.has_value() == (code.cell == StackCode::kOwnCell),
+                  "fused_rnn: own_cell goes with a stack code that asks for it");
+  const int64_t cell = own_cell.value_or(code.cell);
   const int64_t L = code.num_layers, per_layer = L > 0 ? weights.size() / L : 0;
   FUSED_RNN_CHECK(L > 0 && static_cast<int64_t>(weights.size()) == L * per_layer,
                   "fused_rnn: weights must hold as many tensors for each of ", L, " layers, got ", weights.size());
@@ -141,7 +144,7 @@ std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0,
   for (int64_t k = 0; k < L; ++k) {
     Forward f = {};
     const auto own_weights = std::span(weights).subspan(k * per_layer, per_layer);
-    Arguments args(f, code.cell, code.bias, code.bidirectional, run.data(), own_weights);
+    Arguments args(f, cell, code.bias, code.bidirectional, run.data(), own_weights);
     FUSED_RNN_CHECK(args.members.empty(), "fused_rnn: infer runs no members");
     if (batch_sizes) {
       args.read_rows(run.data(), batch_sizes);

@@ -44,12 +44,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_forward(Forward& f, const
   const auto allocate = [&](bool asked, Shape shape) {
     return new_tensor(like, asked ? concat({args.members, shape}) : Shape{0});
   };
-  const int64_t D = f.directions, B = f.batch, H = f.hidden, P = f.output_size;
+  const int64_t D = f.directions, B = f.batch, P = f.output_size, W = args.further_width();
   const bool two_states = args.cell.states > 1;
   Tensor output = allocate(true, concat({args.row_shape, {D * P}}));
   Tensor h_n = allocate(true, {D, B, P});
-  Tensor c_n = allocate(two_states, {D, B, H});
-  Tensor all_cells = allocate(cells, concat({args.row_shape, {D * H}}));
+  Tensor c_n = allocate(two_states, {D, B, W});
+  Tensor all_cells = allocate(cells, concat({args.row_shape, {D * W}}));
   Tensor saved = save ? recycled_tensor(like, args.saved_shape()) : new_tensor(like, {0});
   f.output = output.data_ptr();
   f.h_n = h_n.data_ptr();
@@ -133,10 +133,12 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
       "grad_weights)");
   // Inference of a stack of layers; states are those of all layers. Returns output, h_n and, with a second state, c_n;
   // of a single step (kOneStep) only the states, as h is the output. Of a single layer also the second state after every
-  // step, if asked for. Arguments that are rarely given come last: omitted ones cost less.
+  // step, if asked for. Arguments that are rarely given come last: omitted ones cost less. `own_cell`: the id of a cell
+  // that a plug-in brought.
   m.def(
       "infer(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor[]? packed=None, "
-      "Tensor? lengths=None, Tensor? batch_sizes=None, Tensor? reset_mask=None, bool cells=False) -> Tensor[]");
+      "Tensor? lengths=None, Tensor? batch_sizes=None, Tensor? reset_mask=None, bool cells=False, int? own_cell=None) "
+      "-> Tensor[]");
   // The same for one layer in one direction, whose arguments are as few as possible: a small step takes less time than
   // many of them. `weight_ih` may be what pack_weights returned for the layer; the other weights are then left out.
   m.def(
@@ -145,7 +147,7 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
   // A single step of a cell, `stack` in layout kOneStep: input [B, I], states [B, H]. Returns h, c if there is one, and
   // what step_backward needs. Called without gradients, by the cells' autograd function.
   m.def("step_forward(int stack, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights) -> Tensor[]");
-  // Returns the gradients of input, h0, c0 and the weights; on the CPU those of states that were not given are empty.
+  // Returns the gradients, in this order, of what `wanted` says of input and weights, and of the states that were given.
   m.def(
       "step_backward(int stack, Tensor? grad_h, Tensor? grad_c, Tensor input, Tensor? h0, Tensor? c0, "
       "Tensor[] weights, Tensor saved, int wanted) -> Tensor[]");

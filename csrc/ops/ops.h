@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
 std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
                           std::vector<Tensor> weights, std::optional<std::vector<Tensor>> packed,
                           std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
-                          std::optional<Tensor> reset_mask, bool cells);
+                          std::optional<Tensor> reset_mask, bool cells, std::optional<int64_t> own_cell);
 
 std::vector<Tensor> infer_layer(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
                                 Tensor weight_ih, std::optional<Tensor> weight_hh, std::optional<Tensor> bias_ih,

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/registry.h"
 #include "ops/arguments.h"
 #include "ops/memory.h"
 #include "ops/ops.h"
@@ -77,6 +78,7 @@ WeightFormat format_of(int64_t value) {
 // Integers of 8 bits need a float layer whose weights have finite scales, and sums of 32 bits that hold all products.
 void check_for_int8(const Layer& layer, std::span<const Tensor> weights) {
   constexpr int64_t kMostDepth = 65'536;
+  FUSED_RNN_CHECK(!is_own(layer.cell), "fused_rnn: weights become int8 in LSTM, GRU and RNN layers alone");
   FUSED_RNN_CHECK(layer.dtype == Dtype::kFloat, "fused_rnn: weights become int8 in float32 layers, not in ",
                   torch::headeronly::toString(weights[0].scalar_type()), " ones");
   FUSED_RNN_CHECK(std::max({layer.input_size, layer.hidden, layer.output_size}) <= kMostDepth,

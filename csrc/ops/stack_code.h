@@ -14,6 +14,9 @@ enum Layout : int64_t {
 // Ids likewise, without I; a single step takes none.
 
 struct StackCode {
+  // In place of the id of a cell that does not fit: it is an argument of its own.
+  static constexpr int64_t kOwnCell = 255;
+
   static constexpr int kLayout = 0, kBias = 2, kBidirectional = 3, kCell = 4, kLayers = 12;  // first bits
 
   int64_t cell, num_layers;

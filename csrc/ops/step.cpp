@@ -10,7 +10,7 @@ namespace fused_rnn {
 namespace {
 
 StackCode step_of(int64_t code) {
-  // These operators have no autograd of their own: fused_rnn/autograd/steps.py is theirs.
+  // These operators have no autograd of their own: fused_rnn/autograd/plain.py has it.
   FUSED_RNN_CHECK(!aoti_torch_grad_mode_is_enabled(),
                   "fused_rnn: the operators of a single step have no gradient: call a cell, fused_rnn.functional or "
                   "layer_forward");
@@ -30,14 +30,12 @@ std::vector<Tensor> step_forward(int64_t stack, Tensor input, std::optional<Tens
   args.take_step(input);
   args.read_weights(weights);
   args.read_states(h0, c0);
-  Tensor output = new_tensor(input, args.rows(f.output_size)), h = new_tensor(input, args.states(f.output_size));
-  Tensor saved = recycled_tensor(input, args.saved_shape());
-  f.output = output.data_ptr();
-  f.h_n = h.data_ptr();
+  Tensor h = new_tensor(input, args.states(f.output_size)), saved = recycled_tensor(input, args.saved_shape());
+  f.output = f.h_n = h.data_ptr();
   f.saved = saved.data_ptr();
   std::vector<Tensor> results = {h};
   if (args.cell.states > 1) {
-    results.push_back(new_tensor(input, args.states(f.hidden)));
+    results.push_back(new_tensor(input, args.states(args.further_width())));
     f.c_n = results[1].data_ptr();
   }
   CallScratch scratch(input);
@@ -56,10 +54,17 @@ std::vector<Tensor> step_backward(int64_t stack, Gradient grad_h, Gradient grad_
   call.args.read_states(h0, c0);
   call.read(std::nullopt, grad_h, grad_c, std::nullopt, saved);
   const Engine& engine = engine_for(input.device().type());
+  call.has_placeholders = false;
   call.write(wanted, !engine.may_skip_initial_gradients || h0 || c0);
   call.run();
-  std::vector<Tensor> results = {call.grad_input, call.grad_h0, call.grad_c0};
-  results.insert(results.end(), call.grad_weights.begin(), call.grad_weights.end());
+  std::vector<Tensor> results;
+  const auto add = [&](bool asked, Tensor& grad) {
+    if (asked) results.push_back(std::move(grad));
+  };
+  add(wanted & kInput, call.grad_input);
+  add(h0.has_value(), call.grad_h0);
+  add(c0.has_value(), call.grad_c0);
+  for (Tensor& grad : call.grad_weights) add(grad.defined(), grad);
   return results;
 }
 

@@ -17,6 +17,7 @@ struct MinGru {
   static constexpr int kSharedGates = kGates;  // there is no dr
   static constexpr bool kReadsH = true;
   static constexpr bool kProjectable = false;
+  static constexpr double kInitial[kStates] = {0};
 
   template <class T>
   FUSED_RNN_FN static void forward(const T* x, const T*, const T* state, const T*, T* state_next, T* saved) {

@@ -18,6 +18,7 @@ struct PeepholeLstm {
   static constexpr int kSharedGates = kGates;
   static constexpr bool kReadsH = false;
   static constexpr bool kProjectable = true;
+  static constexpr double kInitial[kStates] = {0, 0};
 
   template <class T>
   FUSED_RNN_FN static void forward(const T* x, const T* r, const T* state, const T* params, T* state_next, T* saved) {

@@ -1,11 +1,15 @@
 // Called by test_int8_product.py: csrc/cpu/gemm/int8.h against plain sums. Each function returns what is wrong, or null.
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
 #include "checking.h"
+#include "cpu/gemm/amx.h"
 #include "cpu/gemm/int8.h"
-#include "cpu/gemm/product.h"
+#ifdef FUSED_RNN_AMX_INT8
+#include "cpu/schedule/tile_support.cpp"
+#endif
 
 namespace fused_rnn::cpu {
 namespace {
@@ -42,7 +46,7 @@ const char* check_add_product(int64_t cases) {
 }
 
 // Tiles of every height and width: rows of A that end at an inaccessible page.
-template <class W>
+template <class W, bool kOnTiles = false>
 const char* check_multiply(int64_t cases) {
   constexpr int64_t kFactor = kTogether<W>;
   for (int64_t n = 0; n < cases; ++n) {
@@ -73,21 +77,28 @@ const char* check_multiply(int64_t cases) {
     bool equal = true;
     int64_t next = 0;
     const LeftRows rows = {count, [&](int64_t i) { return &a[i * padded]; }, 1, lone};
-    multiply(Plain<W>{depth, width}, panel.data(), PanelRange{0, 1}, rows, FetchNothing{},
-             [&](int64_t, int64_t i, const auto* sums) {
-               equal = equal && i == next++;
-               for (int64_t j = 0; j < width; ++j) {
-                 int64_t expected = 0, size = 0;
-                 for (int64_t k = 0; k < depth; ++k) {
-                   const int64_t product = left[i * depth + k] * right[k * width + j];
-                   expected += product, size += std::abs(product);
-                 }
-                 if constexpr (std::is_same_v<W, Int8>)
-                   equal = equal && sums[j] - offsets[j] == expected;
-                 else
-                   equal = equal && std::fabs(sums[j] - expected / 4.) <= 1e-6 * double(size);
-               }
-             });
+    const Plain<W> matrix = {depth, width};
+    const W* const panels = panel.data();
+    const auto use = [&](int64_t, int64_t i, const auto* sums) {
+      equal = equal && i == next++;
+      for (int64_t j = 0; j < width; ++j) {
+        int64_t expected = 0, size = 0;
+        for (int64_t k = 0; k < depth; ++k) {
+          const int64_t product = left[i * depth + k] * right[k * width + j];
+          expected += product, size += std::abs(product);
+        }
+        if constexpr (std::is_same_v<W, Int8>)
+          equal = equal && sums[j] - offsets[j] == expected;
+        else
+          equal = equal && std::fabs(sums[j] - expected / 4.) <= 1e-6 * double(size);
+      }
+    };
+#ifdef FUSED_RNN_AMX_INT8
+    if constexpr (kOnTiles)
+      multiply_on_tiles(matrix, panels, PanelRange{0, 1}, rows, FetchNothing{}, use);
+    else
+#endif
+      multiply(matrix, panels, PanelRange{0, 1}, rows, FetchNothing{}, use);
     CHECK(equal && next == count, "wrong sum: depth %ld, %ld rows, %d vectors, lone %d", long(depth), long(count),
           vectors, lone);
   }
@@ -142,6 +153,10 @@ const char* check_not_finite() {
 const char* check(const char* what, int64_t cases) {
   if (!strcmp(what, "add_product")) return check_add_product(cases);
   if (!strcmp(what, "multiply")) return check_multiply<Int8>(cases);
+#ifdef FUSED_RNN_AMX_INT8
+  if (!strcmp(what, "multiply_on_tiles"))
+    return tile_support().bytes ? check_multiply<Int8, true>(cases) : "tiles are not allowed";
+#endif
   if (!strcmp(what, "multiply_weights_only")) return check_multiply<Int8Weight>(cases);
   if (!strcmp(what, "quantize")) return check_quantize(cases);
   if (!strcmp(what, "not_finite")) return check_not_finite();

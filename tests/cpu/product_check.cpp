@@ -1,6 +1,7 @@
 // Called by test_product.py: csrc/cpu/gemm/product.h against plain loops. Each function returns what is wrong, or null.
 //
 // Numbers are small integers, so that every sum is exact and must be equal.
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -85,6 +86,50 @@ const char* check_order(int64_t cases) {
   return nullptr;
 }
 
+// Both of the above for products of bfloat16: rows of pairs, whose depth is padded with zeros. A row alone is multiplied
+// by dot products, on ARM, and rows together by matrices.
+#ifdef FUSED_RNN_BFLOAT16_PRODUCTS
+const char* check_bfloat16(int64_t cases, bool exact) {
+  using E = BFloat16;
+  constexpr int64_t kLanes = Vec<float>::kLanes;
+  for (int64_t n = 0; n < cases; ++n) {
+    const int64_t depth = some_depth(kLanes), padded = padded_depth<E>(depth), count = some_rows();
+    const Plain<E> matrix = {depth, between(1, kMostVectors) * kLanes};
+    Guarded<E> a(count * padded), b(depth * matrix.columns), packed(matrix.size());
+    exact ? a.fill_with_integers() : a.fill_with_fractions();
+    exact ? b.fill_with_integers() : b.fill_with_fractions();
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t k = depth; k < padded; ++k) a[i * padded + k] = {};
+    matrix.pack(packed.data(), 0, [&](int64_t k) { return b.data() + k * matrix.columns; });
+    std::vector<float> together(count * matrix.columns), apart(count * matrix.columns);
+    const auto run = [&](int64_t first, int64_t rows, std::vector<float>& to) {
+      const auto row = [&](int64_t i) -> const E* { return a.data() + (first + i) * padded; };
+      multiply(matrix, packed.data(), PanelRange{0, 1}, LeftRows{rows, row}, FetchNothing{},
+               [&](int64_t, int64_t i, const float* sums) {
+                 memcpy(&to[(first + i) * matrix.columns], sums, matrix.columns * sizeof(float));
+               });
+    };
+    run(0, count, together);
+    for (int64_t first = 0, rows; first < count; first += rows) {
+      rows = between(0, 1) ? 1 : between(1, count - first);
+      run(first, rows, apart);
+    }
+    CHECK(memcmp(together.data(), apart.data(), together.size() * sizeof(float)) == 0,
+          "other bits when rows are dealt otherwise: depth %ld, %ld rows", long(depth), long(count));
+    for (int64_t i = 0; exact && i < count; ++i)
+      for (int64_t j = 0; j < matrix.columns; ++j) {
+        float expected = 0;
+        for (int64_t k = 0; k < depth; ++k) expected += load(a[i * padded + k]) * load(b[k * matrix.columns + j]);
+        CHECK(together[i * matrix.columns + j] == expected, "wrong sum: depth %ld, row %ld of %ld", long(depth),
+              long(i), long(count));
+      }
+  }
+  return nullptr;
+}
+#else
+const char* check_bfloat16(int64_t, bool) { return "this build has no products of bfloat16"; }
+#endif
+
 template <class T>
 const char* check_transpose() {
   constexpr int kLanes = Vec<T>::kLanes;
@@ -132,7 +177,7 @@ const char* check_packing(int64_t cases) {
 // Some rows of A times a strip of an unpacked matrix; the order of a sum must not depend on the number of rows.
 template <class T, class S>
 const char* check_strip(int64_t cases) {
-  constexpr int64_t kLanes = Vec<T>::kLanes;
+  constexpr int64_t kLanes = Vec<T>::kLanes, kFew = kLanes < kFewSideBySide ? kLanes : kFewSideBySide;
   for (int64_t n = 0; n < cases; ++n) {
     const bool is_deep = n % 8 == 0;
     const int64_t depth = some_depth(kLanes) + (is_deep ? between(1, 3) * kDepthOfStrip : 0);
@@ -144,17 +189,24 @@ const char* check_strip(int64_t cases) {
     int64_t stored = 0;
     const char* wrong = nullptr;
     const LeftRows left = {rows, [&](int64_t i) { return a.data() + i * depth; }};
-    multiply_strip<T>(depth, matrix.data(), columns, left, [&](int64_t i, Vec<T> found) {
-      ++stored;
+    const auto is_right = [&](int64_t i, const Vec<T>& found) {
       for (int64_t j = 0; j < columns; ++j) {
         T expected = 0;
         for (int64_t k = 0; k < depth; ++k) expected += load(matrix[j * depth + k]) * a[i * depth + k];
-        if (found.v[j] != expected) wrong = "wrong product with a strip";
+        if (found.v[j] != expected) return false;
       }
+      return true;
+    };
+    multiply_strip<T, kLanes>(depth, matrix.data(), columns, left, [&](int64_t i, Vec<T> found) {
+      ++stored;
+      if (!is_right(i, found)) wrong = "wrong product with a strip";
       const LeftRows alone = {1, [&](int64_t) { return a.data() + i * depth; }};
-      multiply_strip<T>(depth, matrix.data(), columns, alone, [&](int64_t, Vec<T> same) {
+      multiply_strip<T, kFew>(depth, matrix.data(), columns, alone, [&](int64_t, Vec<T> same) {
         if (memcmp(&same, &found, sizeof same) != 0) wrong = "a row's products depend on the other rows";
       });
+    });
+    multiply_strip<T, kFew>(depth, matrix.data(), columns, left, [&](int64_t i, Vec<T> found) {
+      if (!is_right(i, found)) wrong = "wrong product with a strip, some columns at a time";
     });
     CHECK(!wrong, "%s: depth %ld, %ld rows, %ld columns", wrong, long(depth), long(rows), long(columns));
     CHECK(stored == rows, "%ld rows stored, not %ld", long(stored), long(rows));
@@ -169,6 +221,8 @@ const char* check(const char* what, int64_t cases) {
   if (!strcmp(what, "transpose")) return check_transpose<T>();
   if (!strcmp(what, "packing")) return check_packing<T, T>(cases);
   if (!strcmp(what, "strip")) return check_strip<T, T>(cases);
+  if (!strcmp(what, "multiply_bfloat16")) return check_bfloat16(cases, true);
+  if (!strcmp(what, "order_bfloat16")) return check_bfloat16(cases, false);
   if constexpr (sizeof(T) == sizeof(float)) {
     const char* found = nullptr;
     if (!strcmp(what, "packing_16_bits"))

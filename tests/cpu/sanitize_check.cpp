@@ -1,7 +1,8 @@
-// Called by test_sanitizers.py: forward and backward passes of random layers, whose arrays end where the allocator's do.
+// Called by test_sanitizers.py and test_aarch64.py: forward and backward passes of random layers, whose arrays end where
+// the allocator's do.
 //
-// One kernels.cpp, or with FUSED_RNN_INT8 one int8_kernels.cpp, compiled with this file under AddressSanitizer and
-// UndefinedBehaviorSanitizer. Tasks run one after another; results are only looked at for numbers that nothing wrote.
+// One kernels.cpp, or with FUSED_RNN_INT8 one int8_kernels.cpp, is compiled with this file. Tasks run one after another;
+// results are looked at for numbers that nothing wrote, and written as doubles to the file that is named.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -11,16 +12,17 @@
 #include <vector>
 
 #include "core/dispatch.h"
+#include "core/formats.h"
 #include "core/saved_row.h"
 
-#ifdef FUSED_RNN_ONE_DTYPE  // float alone, which compiles in a quarter of the time
+#ifdef FUSED_RNN_ONE_DTYPE  // such as float, which compiles in a quarter of the time
 namespace fused_rnn {
 template <class, class, class F>
-auto only_float(Dtype, F f) {
-  return f(Type<float>{});
+auto only_one(Dtype, F f) {
+  return f(Type<FUSED_RNN_ONE_DTYPE>{});
 }
 }  // namespace fused_rnn
-#define dispatch_dtype only_float
+#define dispatch_dtype only_one
 #endif
 #ifdef FUSED_RNN_INT8
 #include "cpu/int8_kernels.cpp"
@@ -38,6 +40,7 @@ void unknown_value(const char* what, int64_t value) {
 namespace fused_rnn::cpu {
 namespace {
 
+FILE* numbers_found = nullptr;
 std::mt19937_64 randoms;
 int64_t between(int64_t low, int64_t high) { return low + int64_t(randoms() % uint64_t(high - low + 1)); }
 bool one_in(int64_t n) { return between(1, n) == 1; }
@@ -55,8 +58,8 @@ class Check {
     fill_in_layer();
     f_.output = results(M() * N() * D() * P());
     f_.h_n = results(M() * D() * B() * P());
-    f_.c_n = traits_.states > 1 ? results(M() * D() * B() * H()) : nullptr;
-    f_.cells = traits_.states > 1 && one_in(2) ? results(M() * N() * D() * H()) : nullptr;
+    f_.c_n = traits_.states > 1 ? results(M() * D() * B() * further()) : nullptr;
+    f_.cells = traits_.states > 1 && one_in(2) ? results(M() * N() * D() * further()) : nullptr;
 #ifdef FUSED_RNN_INT8
     return run_int8();
 #else
@@ -66,7 +69,7 @@ class Check {
 
  private:
   bool results_are_written() const {
-    return no_nan(f_.output, M() * N() * D() * P()) && no_nan(f_.h_n, M() * D() * B() * P());
+    return found(f_.output, M() * N() * D() * P()) && found(f_.h_n, M() * D() * B() * P());
   }
 
 #ifdef FUSED_RNN_INT8
@@ -77,6 +80,7 @@ class Check {
     layer.tokens = nullptr;
     const int64_t bytes = (packing.bytes(layer, plan_) + 63) / 64 * 64;
     std::unique_ptr<void, decltype(&free)> packed(aligned_alloc(64, bytes), &free);
+    memset(packed.get(), 0, bytes);  // as core/engine.h promises
     for (int64_t task = 0, tasks = packing.phase.count(layer, plan_); task < tasks; ++task)
       packing.phase.run(layer, plan_, packed.get(), 0, task);
     f_.packed = packed.get();
@@ -94,10 +98,10 @@ class Check {
     b_.saved = f_.saved;
     b_.grad_output = one_in(5) ? nullptr : numbers(M() * N() * D() * P());
     b_.grad_h_n = one_in(2) ? nullptr : numbers(M() * D() * B() * P());
-    b_.grad_c_n = traits_.states < 2 || one_in(2) ? nullptr : numbers(M() * D() * B() * H());
+    b_.grad_c_n = traits_.states < 2 || one_in(2) ? nullptr : numbers(M() * D() * B() * further());
     b_.grad_input = f_.tokens || one_in(3) ? nullptr : results(M() * N() * I());
     b_.grad_h0 = results(M() * D() * B() * P());
-    b_.grad_c0 = traits_.states > 1 ? results(M() * D() * B() * H()) : nullptr;
+    b_.grad_c0 = traits_.states > 1 ? results(M() * D() * B() * further()) : nullptr;
     b_.weight_groups = !f_.offsets && B() > 0 && one_in(3) ? B() : 1;
     b_.grad_clip = one_in(3) ? 0.1 : 0;
     const int64_t K = M() * b_.weight_groups, GH = traits_.gates * H();
@@ -109,11 +113,13 @@ class Check {
                      bias ? results(K * GH) : nullptr,
                      bias ? results(K * GH) : nullptr,
                      f_.weights[d].hr ? results(K * P() * H()) : nullptr,
-                     nullptr};
+                     f_.weights[d].params ? results(K * traits_.params * H()) : nullptr};
     }
     carry_out(backward(b_.cell, b_.dtype), b_);
-    written = written && no_nan(b_.grad_h0, M() * D() * B() * P());
-    for (int64_t d = 0; d < D(); ++d) written = written && (!b_.grads[d].hh || no_nan(b_.grads[d].hh, K * GH * P()));
+    written = written && found(b_.grad_h0, M() * D() * B() * P());
+    for (int64_t d = 0; d < D(); ++d)
+      written =
+          written && (!b_.grads[d].hh || (found(b_.grads[d].hh, K * GH * P()) && found(b_.grads[d].ih, K * GH * I())));
     return written;
   }
 #endif
@@ -125,6 +131,7 @@ class Check {
   int64_t I() const { return f_.input_size; }
   int64_t H() const { return f_.hidden; }
   int64_t P() const { return f_.output_size; }
+  int64_t further() const { return (traits_.states - 1) * H(); }
 
   void choose_sizes() {
     f_.members = one_in(4) ? 2 : 1;
@@ -170,7 +177,7 @@ class Check {
       f_.input = numbers(N() * I());
     }
     if (one_in(2)) f_.h0 = numbers(M() * D() * B() * P());
-    if (f_.h0 && traits_.states > 1) f_.c0 = numbers(M() * D() * B() * H());
+    if (f_.h0 && traits_.states > 1) f_.c0 = numbers(M() * D() * B() * further());
     const int64_t GH = traits_.gates * H();
     const bool bias = !one_in(3);
     for (int64_t d = 0; d < D(); ++d)
@@ -179,7 +186,7 @@ class Check {
                        bias ? numbers(M() * GH) : nullptr,
                        bias ? numbers(M() * GH) : nullptr,
                        projected_ ? numbers(M() * P() * H()) : nullptr,
-                       nullptr};
+                       traits_.params > 0 ? numbers(M() * traits_.params * H()) : nullptr};
     f_.saved_width = saved_width(f_, traits_.saved, traits_.states);
   }
 
@@ -239,10 +246,11 @@ class Check {
     memset(static_cast<void*>(to), 0xff, count * sizeof(S));
     return to;
   }
-  static bool no_nan(const void* data, int64_t count) {
+  static bool found(const void* data, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-      const auto x = load(static_cast<const S*>(data)[i]);
+      const double x = load(static_cast<const S*>(data)[i]);
       if (x != x) return false;
+      if (numbers_found) fwrite(&x, sizeof x, 1, numbers_found);
     }
     return true;
   }
@@ -256,10 +264,19 @@ class Check {
 };
 
 template <class S>
-bool check(Dtype dtype, int64_t cases) {
+bool check(int64_t cases) {
+  const Dtype dtype = std::is_same_v<S, double>     ? Dtype::kDouble
+                      : std::is_same_v<S, BFloat16> ? Dtype::kBFloat16
+                      : std::is_same_v<S, Half>     ? Dtype::kHalf
+                                                    : Dtype::kFloat;
   for (int64_t n = 0; n < cases; ++n) {
     randoms.seed(n);
-    if (Check<S>(dtype, n % 4).run()) continue;
+#ifdef FUSED_RNN_OWN_CELL
+    const int64_t cell = FUSED_RNN_OWN_ID;
+#else
+    const int64_t cell = n % 4;
+#endif
+    if (Check<S>(dtype, cell).run()) continue;
     fprintf(stderr, "dtype %d, case %ld: a result was not written\n", int(dtype), long(n));
     return false;
   }
@@ -269,14 +286,19 @@ bool check(Dtype dtype, int64_t cases) {
 }  // namespace
 }  // namespace fused_rnn::cpu
 
-int main(int, char** arguments) {
+// The number of layers, and the file for results, if they are wanted.
+int main(int count, char** arguments) {
   using namespace fused_rnn;
   using namespace fused_rnn::cpu;
   const int64_t cases = atol(arguments[1]);
-  bool right = check<float>(Dtype::kFloat, cases);
-#if !defined(FUSED_RNN_ONE_DTYPE) && !defined(FUSED_RNN_INT8)
-  right = right && check<double>(Dtype::kDouble, cases) && check<BFloat16>(Dtype::kBFloat16, cases) &&
-          check<Half>(Dtype::kHalf, cases);
+  if (count > 2) numbers_found = fopen(arguments[2], "wb");
+#ifdef FUSED_RNN_INT8
+  const bool right = check<float>(cases);
+#elif defined(FUSED_RNN_ONE_DTYPE)
+  const bool right = check<FUSED_RNN_ONE_DTYPE>(cases);
+#else
+  const bool right = check<float>(cases) && check<double>(cases) && check<BFloat16>(cases) && check<Half>(cases);
 #endif
+  if (numbers_found) fclose(numbers_found);
   return right ? 0 : 1;
 }

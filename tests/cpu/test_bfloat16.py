@@ -1,10 +1,11 @@
-"""bfloat16 products (avx512_bf16, amx) against the same numbers as floats (avx512), and split-float products (amx)
-against float64.
+"""bfloat16 products (avx512_bf16, amx, neon_bf16) against the same numbers as floats (avx512, baseline), and
+split-float products (amx) against float64.
 
 A process chooses its instruction set once, so each one runs in a process of its own.
 """
 
 import os
+import platform
 import subprocess
 import sys
 from functools import partial
@@ -20,7 +21,7 @@ KINDS = {
     "rnn tanh": fused_rnn.RNN,
     "rnn relu": partial(fused_rnn.RNN, nonlinearity="relu"),
 }
-PLAIN = "avx512"
+PLAIN, OWN = ("baseline", ("neon_bf16",)) if platform.machine() == "aarch64" else ("avx512", ("avx512_bf16", "amx"))
 # Sizes at, below and above those of tiles (16 rows, depth 32, 16 columns) and of pairs.
 SIZES = {  # T, B, I, H
     "ones": (1, 1, 1, 1),
@@ -129,7 +130,7 @@ def plain(tmp_path_factory):
     return computed(PLAIN, tmp_path_factory.mktemp("bfloat16"))
 
 
-@pytest.mark.parametrize("isa", ["avx512_bf16", "amx"])
+@pytest.mark.parametrize("isa", OWN)
 def test_products_of_bfloat16(isa, plain, tmp_path):
     found = computed(isa, tmp_path)
     assert found.keys() == plain.keys()

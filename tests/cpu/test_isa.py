@@ -5,9 +5,6 @@ And nn/test_int8.py on those for weights of 8 bits: its reference is the same fo
 
 import os
 import platform
-import re
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +13,9 @@ import pytest
 
 import fused_rnn
 from support.compiling import CSRC
+from support.linking import copy_with
 from support.paths import ROOT, TESTS
 
-OBJECTS = ROOT / "build/native"
 ENGINE, INT8 = "CPU instruction set", "CPU instruction set for int8"  # as info calls them
 TESTS_OF = {
     ENGINE: (str(TESTS / "ops/test_engine.py"),),
@@ -27,10 +24,10 @@ TESTS_OF = {
 }
 ISAS_OF = {
     ENGINE: ("baseline", "avx2", "avx512", "amx"),
-    INT8: ("baseline", "avx2", "avx_vnni", "avx512_vnni"),
+    INT8: ("baseline", "avx2", "avx_vnni", "avx512_vnni", "amx"),
 }
 if platform.machine() not in ("x86_64", "AMD64"):
-    ISAS_OF = dict.fromkeys(ISAS_OF, ("baseline",))
+    ISAS_OF = {ENGINE: ("baseline",), INT8: ("baseline", "neon_dot", "neon_i8mm")}
 BEST = fused_rnn.info()
 OTHERS = [(what, isa) for what, isas in ISAS_OF.items() for isa in isas if isa != BEST[what]]
 
@@ -70,30 +67,12 @@ def started():
             process.communicate()
 
 
+@pytest.mark.exhaustive
 def test_without_vectors(started, tmp_path):
     """The engine compiled with vectors of one lane, in place of the baseline one."""
-    cxx = shlex.split(os.environ.get("CXX", "g++"))
-    if shutil.which(cxx[0]) is None:
-        pytest.skip(f"{cxx[0]} is not installed")
-    if not (OBJECTS / "build.ninja").exists():
-        pytest.skip("fused_rnn was not built in this tree, so there is nothing to link the engine with")
-    shutil.copytree(ROOT / "fused_rnn", tmp_path / "fused_rnn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    library = tmp_path / "fused_rnn/_C.so"
-    defines = ["-DFUSED_RNN_VECTOR_BYTES=4", "-DFUSED_RNN_ISA=Baseline"]
-    options = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", f"-I{CSRC}", *defines]
-    ninja = (OBJECTS / "build.ninja").read_text()
-    (link,) = re.findall(r"^rule link\n  command = (.*)$", ninja, re.MULTILINE)
-    (objects,) = re.findall(r"_C\.so: link (.*)$", ninja, re.MULTILINE)
-    commands = []
-    for source in ("kernels.cpp", "int8_kernels.cpp"):
-        scalar = tmp_path / f"{source}.o"
-        objects, count = re.subn(rf"\S*/{source}\.baseline\.o", str(scalar), objects)
-        assert count == 1
-        commands.append([*cxx, *options, "-c", str(CSRC / "cpu" / source), "-o", str(scalar)])
-    commands.append(shlex.split(link.replace("$out", str(library)).replace("$in", objects)))
-    for command in commands:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    options = f"-O1 -I{CSRC} -DFUSED_RNN_VECTOR_BYTES=4 -DFUSED_RNN_ISA=Baseline"
+    sources = [CSRC / "cpu" / name for name in ("kernels.cpp", "int8_kernels.cpp")]
+    library = copy_with(tmp_path, {f"csrc/cpu/{source.name}.baseline.o": (source, options) for source in sources})
     for what, tests in TESTS_OF.items():
         process = start("-c", SCRIPT, what, *tests, isa="baseline", package=tmp_path)
         out, err = process.communicate()

@@ -1,4 +1,7 @@
-"""csrc/cpu/gemm/product.h, compiled for each instruction set: tiles, panels and packing against plain loops."""
+"""csrc/cpu/gemm/product.h, compiled for each instruction set: tiles, panels and packing against plain loops.
+
+And products of bfloat16, where this processor or the emulator has them.
+"""
 
 import subprocess
 import sys
@@ -6,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from support.compiling import FLAGS, compile_library
+from support import emulated
+from support.compiling import BUILD_FLAGS, FLAGS, compile_library, processor_lacks
 
 SOURCE = (Path(__file__).parent / "product_check.cpp").read_text()
 CHECKS = [
@@ -23,6 +27,18 @@ CHECKS = [
     ("strip", 1, 500),
     ("strip_16_bits", 0, 500),
 ]
+BFLOAT16_CHECKS = [("multiply_bfloat16", 0, 200), ("order_bfloat16", 0, 60)]
+BFLOAT16_FLAGS = {
+    "avx512_bf16": f"{BUILD_FLAGS} -march=x86-64-v4 -mprefer-vector-width=512 -mavx512bf16"
+    " -DFUSED_RNN_BFLOAT16_PRODUCTS=1",
+    "neon_bf16": emulated.FLAGS["neon_bf16"],
+}
+MAIN = """
+int main(int, char** arguments) {
+  const char* wrong = check_product(arguments[1], atoi(arguments[2]), 0, atoll(arguments[3]));
+  puts(wrong ? wrong : "right");
+}
+"""
 
 
 # In another process: reading past an end crashes it.
@@ -35,13 +51,36 @@ print((check(what.encode(), int(is_double), 0, int(cases)) or b"right").decode()
 """
 
 
-@pytest.fixture(scope="module", params=FLAGS)
-def library(request, tmp_path_factory):
-    return compile_library(tmp_path_factory.mktemp("product"), SOURCE, FLAGS[request.param])._name
+def command_for(folder, isa, flags):
+    """What runs a check, but for its arguments."""
+    if isa in emulated.FLAGS:
+        return emulated.compile_program(folder, SOURCE + MAIN, flags)
+    return [sys.executable, "-c", SCRIPT, compile_library(folder, SOURCE, flags)._name]
 
 
-@pytest.mark.parametrize(("what", "is_double", "cases"), CHECKS)
-def test_product(library, what, is_double, cases):
-    command = [sys.executable, "-c", SCRIPT, library, what, str(is_double), str(cases)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module", params=[*FLAGS, "neon"])
+def checks(request, tmp_path_factory):
+    flags = (FLAGS | emulated.FLAGS)[request.param]
+    return command_for(tmp_path_factory.mktemp("product"), request.param, flags)
+
+
+@pytest.fixture(scope="module", params=BFLOAT16_FLAGS)
+def bfloat16_checks(request, tmp_path_factory):
+    if request.param == "avx512_bf16" and processor_lacks(request.param):
+        pytest.skip(f"this processor has no {request.param}")
+    return command_for(tmp_path_factory.mktemp("bfloat16"), request.param, BFLOAT16_FLAGS[request.param])
+
+
+def run(command, *arguments):
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "right"), done.stderr
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_product(checks, check):
+    run(checks, *check)
+
+
+@pytest.mark.parametrize("check", BFLOAT16_CHECKS)
+def test_product_of_bfloat16(bfloat16_checks, check):
+    run(bfloat16_checks, *check)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.compiling import CSRC, FLAGS
+from support.own_cells import header_of
 
 SANITIZE = "-std=c++20 -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -DFUSED_RNN_ISA=Baseline"
 SOURCE = Path(__file__).parent / "sanitize_check.cpp"
@@ -32,7 +33,17 @@ def run(program, cases):
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="sanitizers are tried on Linux")
 def test_random_layers(tmp_path):
-    run(compiled(tmp_path, "-DFUSED_RNN_ONE_DTYPE"), 300)
+    run(compiled(tmp_path, "-DFUSED_RNN_ONE_DTYPE=float"), 300)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(platform.system() != "Linux", reason="sanitizers are tried on Linux")
+def test_random_layers_of_a_cell_with_everything(tmp_path):
+    """Six gates, three states, parameters: tests/cells/wide_cell.h."""
+    header = tmp_path / "cell.h"
+    header.write_text(header_of("wide_cell"))
+    own = f"-DFUSED_RNN_OWN_CELL='\"{header}\"' -DFUSED_RNN_OWN_ID=4294967296"
+    run(compiled(tmp_path, f"-DFUSED_RNN_ONE_DTYPE {own}"), 300)
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="sanitizers are tried on Linux")

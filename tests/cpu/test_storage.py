@@ -1,11 +1,10 @@
 """csrc/cpu/simd/storage.h against torch's own conversions of float16 and bfloat16."""
 
-import ctypes
-
 import pytest
 import torch
 
-from support.compiling import FLAGS, compile_library
+from support import emulated
+from support.compiling import FLAGS, Functions, compile_library
 
 SOURCE = """
 #include "cpu/simd/storage.h"
@@ -13,24 +12,35 @@ using namespace fused_rnn;
 using namespace fused_rnn::cpu;
 #define CONVERSIONS(name, S)                                                                     \\
   extern "C" void load_##name(float* to, const S* from, int64_t n) { load_row(to, from, n); }    \\
-  extern "C" void store_##name(S* to, const float* from, int64_t n) { store_row(to, from, n); }
+  extern "C" void store_##name(S* to, const float* from, int64_t n) { store_row(to, from, n); }  \\
+  extern "C" void load_vectors_##name(float* to, const S* from, int64_t n) {                     \\
+    for (int64_t i = 0; i < n; i += Vec<float>::kLanes)                                          \\
+      store_vector(to + i, load_vector(from + i, n - i), n - i);                                 \\
+  }                                                                                              \\
+  extern "C" void store_vectors_##name(S* to, const float* from, int64_t n) {                    \\
+    for (int64_t i = 0; i < n; i += Vec<float>::kLanes)                                          \\
+      store_vector(to + i, load_vector(from + i, n - i), n - i);                                 \\
+  }
 CONVERSIONS(float16, Half)
 CONVERSIONS(bfloat16, BFloat16)
 """
 DTYPES = (torch.float16, torch.bfloat16)
+BY = ("", "vectors_")  # numbers one by one, or whole vectors and a rest
+NAMES = [f"{what}_{by}{name}" for what in ("load", "store") for by in BY for name in ("float16", "bfloat16")]
 EVERY_16_BITS = torch.arange(1 << 16).to(torch.uint16)
 
 
-@pytest.fixture(scope="module", params=("unoptimised", *FLAGS))
+@pytest.fixture(scope="module", params=("unoptimised", *FLAGS, "neon", "neon_bf16"))
 def library(request, tmp_path_factory):
-    return compile_library(tmp_path_factory.mktemp("storage"), SOURCE, FLAGS.get(request.param, "-O0"))
+    folder = tmp_path_factory.mktemp("storage")
+    if request.param in emulated.FLAGS:
+        return emulated.Functions(folder, SOURCE, emulated.FLAGS[request.param], NAMES)
+    return Functions(compile_library(folder, SOURCE, FLAGS.get(request.param, "-O0")))
 
 
 def convert(library, name, source, dtype):
     to = torch.empty(source.shape, dtype=dtype)
-    convert = getattr(library, name)
-    convert.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    convert(to.data_ptr(), source.data_ptr(), source.numel())
+    library.apply(name, to, source)
     return to
 
 
@@ -45,10 +55,11 @@ def assert_same_bits(found, expected, integers):
     assert torch.equal(found[numbers].view(integers), expected[numbers].view(integers))
 
 
+@pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_load(library, dtype):
+def test_load(library, dtype, by):
     stored = EVERY_16_BITS.view(dtype)
-    found = convert(library, f"load_{short(dtype)}", stored, torch.float32)
+    found = convert(library, f"load_{by}{short(dtype)}", stored, torch.float32)
     assert_same_bits(found, stored.float(), torch.int32)
 
 
@@ -89,12 +100,13 @@ def edge_floats(dtype):
     return torch.cat([floats, -floats])
 
 
+@pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("which", ["random", "halfway", "edges"])
-def test_store(library, dtype, which):
+def test_store(library, dtype, which, by):
     floats = {"random": random_floats, "halfway": lambda: halfway_floats(dtype), "edges": lambda: edge_floats(dtype)}
     given = floats[which]()
-    found = convert(library, f"store_{short(dtype)}", given, dtype)
+    found = convert(library, f"store_{by}{short(dtype)}", given, dtype)
     assert_same_bits(found, given.to(dtype), torch.int16)
     if which == "edges":
         assert found.isinf().any() and found.isnan().any() and (found == torch.finfo(dtype).max).any()

@@ -168,6 +168,21 @@ def test_number_of_threads_between_forward_and_backward(forward, backward):
     assert_identical(*gradients)
 
 
+@pytest.mark.parametrize("units", [100, 128])
+@pytest.mark.parametrize("batch", [5, 8, 16])
+def test_number_of_threads_of_a_single_step(units, batch):
+    layer = fused_rnn.LSTM(200, units)
+    leaves = [torch.randn(1, batch, 200), *(torch.randn(1, batch, units) for _ in range(2))]
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        x, h, c = (leaf.clone().requires_grad_() for leaf in leaves)
+        output, _ = layer(x, (h, c))
+        found.append([output, *torch.autograd.grad(output.square().sum(), [x, h, c, *layer.parameters()])])
+    assert_identical(found[1], found[0])
+    assert_identical(found[2], found[0])
+
+
 def test_gradient_norms_with_number_of_threads():
     layer, input, _ = problem("gru", batch=24)
     weights = tuple(layer.all_weights[0] + layer.all_weights[1])

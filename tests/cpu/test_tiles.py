@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-import fused_rnn
-from support.compiling import BUILD_FLAGS, compile_library
+from support.compiling import BUILD_FLAGS, SOFTWARE_TILES, compile_library, processor_lacks
 
 SOURCE = (Path(__file__).parent / "tiles_check.cpp").read_text()
 AMX = (
     f"{BUILD_FLAGS} -march=x86-64-v4 -mprefer-vector-width=512 -mamx-tile -mamx-bf16 -mavx512bf16"
-    " -DFUSED_RNN_AMX=1 -DFUSED_RNN_SPLIT_PRODUCTS=1"
+    " -DFUSED_RNN_AMX=1 -DFUSED_RNN_SPLIT_PRODUCTS=1 -DFUSED_RNN_X86_ISAS=1"
 )
 CHECKS = {"parts": 20_000, "rows": 2_000, "panel_rows": 100, "multiply": 150, "second": 60, "order": 60}
 
@@ -26,11 +25,13 @@ print((check(what.encode(), 0, int(cases)) or b"right").decode())
 """
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    if fused_rnn.info()["CPU instruction set for bfloat16"] != "amx":
-        pytest.skip("this processor has no tiles, or FUSED_RNN_ISA says not to use them")
-    return compile_library(tmp_path_factory.mktemp("tiles"), SOURCE, AMX)._name
+@pytest.fixture(scope="module", params=["amx_bf16", "software tiles"])
+def library(request, tmp_path_factory):
+    is_software = request.param == "software tiles"
+    if lacking := processor_lacks("avx512_bf16", *([] if is_software else ["amx_bf16"])):
+        pytest.skip(f"this processor has no {lacking[0]}")
+    flags = f"{AMX} {SOFTWARE_TILES}" if is_software else AMX
+    return compile_library(tmp_path_factory.mktemp("tiles"), SOURCE, flags)._name
 
 
 @pytest.mark.parametrize("what", CHECKS)

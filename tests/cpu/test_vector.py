@@ -1,34 +1,21 @@
 """csrc/cpu/simd/functions.h: vectorized exp, tanh and sigmoid against float64, to a few eps."""
 
-import ctypes
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from support.compiling import FLAGS, compile_library
+from support import emulated
+from support.compiling import FLAGS, Functions, compile_library
 
 SOURCE = """
 #include "cells/math.h"
 #include "cpu/simd/functions.h"
+#include "lanes.h"
 using namespace fused_rnn;
 using namespace fused_rnn::cpu;
-// Calls f(Type, j) over [0, n): whole vectors first, then scalars.
-template <class T, class F>
-void for_lanes(int64_t n, F f) {
-  int64_t j = 0;
-  for (; j + Vec<T>::kLanes <= n; j += Vec<T>::kLanes) f(Vec<T>{}, j);
-  for (; j < n; ++j) f(T{}, j);
-}
-#define FUNCTION(name, T)                                                                          \\
-  namespace both { using fused_rnn::name; using fused_rnn::cpu::name; }                            \\
-  extern "C" void name##_##T(T* to, const T* from, int64_t n) {                                    \\
-    for_lanes<T>(n, [&](auto lanes, int64_t j) {                                                   \\
-      store_lanes(to + j, both::name(load_lanes<decltype(lanes)>(from + j)));                      \\
-    });                                                                                            \\
-  }
-#define FUNCTIONS(T) FUNCTION(exp, T) FUNCTION(tanh, T) FUNCTION(sigmoid, T) FUNCTION(relu, T) FUNCTION(positive, T)
+#define FUNCTIONS(T) UNARY(exp, T) UNARY(tanh, T) UNARY(sigmoid, T) UNARY(relu, T) UNARY(positive, T)
 FUNCTIONS(float) FUNCTIONS(double)
 """
 EXACT = {
@@ -39,18 +26,20 @@ EXACT = {
     "positive": lambda x: torch.where(x.isnan(), x, (x > 0).to(x.dtype)),
 }
 DTYPES = {"float": torch.float32, "double": torch.float64}
+NAMES = [f"{name}_{kind}" for name in EXACT for kind in DTYPES]
 
 
-@pytest.fixture(scope="module", params=FLAGS)
+@pytest.fixture(scope="module", params=[*FLAGS, "neon"])
 def library(request, tmp_path_factory):
-    return compile_library(tmp_path_factory.mktemp("vector"), SOURCE, FLAGS[request.param])
+    folder = tmp_path_factory.mktemp("vector")
+    if request.param == "neon":
+        return emulated.Functions(folder, SOURCE, emulated.FLAGS["neon"], NAMES)
+    return Functions(compile_library(folder, SOURCE, FLAGS[request.param]))
 
 
 def call(library, name, kind, x):
     y = torch.empty_like(x)
-    function = getattr(library, f"{name}_{kind}")
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    function(y.data_ptr(), x.data_ptr(), x.numel())
+    library.apply(f"{name}_{kind}", y, x)
     return y
 
 
@@ -158,11 +147,14 @@ def test_ends(library, kind):
 SHORT = 2.0**-13
 
 
-@pytest.fixture(scope="module")
-def short_library(tmp_path_factory):
-    """The same on every instruction set; only AVX-512 has its own estimates."""
+@pytest.fixture(scope="module", params=["native", "neon_bf16"])
+def short_library(request, tmp_path_factory):
+    """The same on every instruction set, but for the estimates of AVX-512 and NEON."""
+    folder = tmp_path_factory.mktemp("short")
+    if request.param == "neon_bf16":
+        return emulated.Functions(folder, SOURCE, emulated.FLAGS["neon_bf16"], NAMES)
     flags = f"{FLAGS.get('native', FLAGS['baseline'])} -DFUSED_RNN_BFLOAT16_PRODUCTS=1"
-    return compile_library(tmp_path_factory.mktemp("short"), SOURCE, flags)
+    return Functions(compile_library(folder, SOURCE, flags))
 
 
 def test_error_bound_of_short_functions(short_library):

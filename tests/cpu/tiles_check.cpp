@@ -1,13 +1,13 @@
 // Called by test_tiles.py: csrc/cpu/gemm/split.h and csrc/cpu/gemm/amx.h, compiled for split floats. Each function
 // returns what is wrong, or null. Arrays end at an inaccessible page.
 #include <math.h>
-#include <sys/syscall.h>
 
 #include <cstring>
 #include <vector>
 
 #include "checking.h"
 #include "cpu/gemm/amx.h"
+#include "cpu/schedule/tile_support.cpp"
 
 namespace fused_rnn::cpu {
 namespace {
@@ -250,8 +250,7 @@ const char* check_panel_rows(int64_t cases) {
 
 extern "C" const char* check_tiles(const char* what, uint64_t seed, int64_t cases) {
   using namespace fused_rnn::cpu;
-  constexpr long kArchReqXcompPerm = 0x1023, kXfeatureXtiledata = 18;
-  if (syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureXtiledata) != 0) return "tiles are not allowed";
+  if (!tile_support().bfloat16) return "tiles are not allowed";
   randoms.seed(seed);
   if (!strcmp(what, "parts")) return check_parts(cases);
   if (!strcmp(what, "rows")) return check_rows(cases);

@@ -57,8 +57,8 @@ def test_persistent_kernels_have_no_norms(expected, machine, monkeypatch):
     torch.manual_seed(0)
     module, _ = make_pair("gru", dtype=F64, **DEEP)
     input = make_input(module, 6, 5)
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "cluster")
+    monkeypatch.setenv("FUSED_RNN_ENGINE", "cluster")
     with pytest.raises(RuntimeError, match="norms of gradients are taken step by step"):
         norms_of(module, input, "all", {})
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "best")
+    monkeypatch.setenv("FUSED_RNN_ENGINE", "best")
     assert_close(norms_of(module, input, "all", {}), expected["gru", F64, "all", 0])

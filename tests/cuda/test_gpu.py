@@ -98,7 +98,7 @@ def test_persistent_kernel_in_every_way(engine, cell, dtype, sizes):
     if explanation.engine == "none":
         pytest.skip(explanation.reason)
     assert explanation.engine == "persistent"
-    with fused_rnn.cuda_engine(engine):
+    with fused_rnn.engine(engine):
         found = results_of(layer, input, **masks)
     assert_near(list(found.values()), list(expected.values()), dtype)
 

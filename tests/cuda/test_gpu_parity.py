@@ -36,7 +36,7 @@ def test_equals_reference(name, dtype, engine):
     )
     @settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
     def check(case, strided, empty_rows):
-        with fused_rnn.cuda_engine(engine):
+        with fused_rnn.engine(engine):
             assert_equals_reference(name, case, dtype, strided, empty_rows, DEVICE)
 
     check()
@@ -53,7 +53,7 @@ def test_equals_torch(kind, batch_first, dtype, engine):
         ours, theirs = make_pair(kind, *sizes, **options)
         input, states = make_input(ours, 9, 5, dtype), make_states(ours, 5, dtype)
         states = tuple(s.to(DEVICE) for s in states) if isinstance(states, tuple) else states.to(DEVICE)
-        with fused_rnn.cuda_engine(engine):
+        with fused_rnn.engine(engine):
             assert_same_results(ours.to(DEVICE), theirs.to(DEVICE), input.to(DEVICE), states)
 
 
@@ -75,7 +75,7 @@ def test_finite_differences(name, form, engine):
     def run(*tensors):
         return tuple(problem.call(functional, tensors))
 
-    with fused_rnn.cuda_engine(engine):
+    with fused_rnn.engine(engine):
         along = not problem.case.packed  # torch's packing has no forward-mode AD
         assert torch.autograd.gradcheck(run, tensors, check_forward_ad=along)
         assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True, check_fwd_over_rev=along)
@@ -88,7 +88,7 @@ def test_number_of_operators_is_independent_of_steps(kind, engine):
     layer, _ = make_pair(kind, num_layers=2, bidirectional=True)
     layer.to(DEVICE)
     counts = []
-    with fused_rnn.cuda_engine(engine):
+    with fused_rnn.engine(engine):
         for steps in (10, 1000):
             input = torch.randn(steps, 3, 3, dtype=torch.float64, device=DEVICE)
             counts.append(count_operators(lambda input=input: layer(input)[0].sum().backward()))

@@ -22,7 +22,7 @@ def test_stepwise(machine, name, dtype, case, empty_rows, schedule):
 @pytest.mark.parametrize(("dtype", "kind"), DTYPES_AND_KINDS, ids=short)
 @pytest.mark.parametrize("name", CELLS)
 def test_persistent(machine, monkeypatch, name, dtype, kind):
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
+    monkeypatch.setenv("FUSED_RNN_ENGINE", kind)
 
     @given(case=clipped(persistent_cases(narrow)), schedule=st.sampled_from(SCHEDULES))
     @settings(max_examples=4)

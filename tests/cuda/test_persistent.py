@@ -17,7 +17,7 @@ from support.problems import assert_equals_reference, assert_near, problem_of
 @pytest.mark.parametrize(("dtype", "kind"), DTYPES_AND_KINDS)
 @pytest.mark.parametrize("name", CELLS)
 def test_equals_reference(machine, monkeypatch, name, dtype, kind):
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
+    monkeypatch.setenv("FUSED_RNN_ENGINE", kind)
 
     @given(
         case=persistent_cases(large if kind != "one" else narrow if dtype == torch.float64 else small),
@@ -36,7 +36,7 @@ def test_equals_reference(machine, monkeypatch, name, dtype, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_nan_may_enter(machine, monkeypatch, kind):
     """A NaN whose bits are all ones is not taken for the mark of an unwritten value: no block waits forever."""
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
+    monkeypatch.setenv("FUSED_RNN_ENGINE", kind)
     weights = fused_rnn.GRU(3, 33).all_weights[0]
     h0 = torch.zeros(1, 2, 33)
     h0[0, 0, 7] = torch.tensor(-1, dtype=torch.int32).view(torch.float32)
@@ -46,7 +46,7 @@ def test_any_nan_may_enter(machine, monkeypatch, kind):
 
 @pytest.mark.parametrize(("dtype", "kind"), DTYPES_AND_KINDS)
 def test_same_bits_in_every_order(machine, monkeypatch, dtype, kind):
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
+    monkeypatch.setenv("FUSED_RNN_ENGINE", kind)
     hidden = 29 if (dtype, kind) == (torch.float64, "one") else 45
     case = Case("bits", steps=4, batch=9, input_size=3, hidden=hidden, bidirectional=True, reset=True, lengths=True)
     problem = problem_of(CELLS["lstm"], case, dtype)
@@ -62,7 +62,7 @@ def test_same_bits_in_every_order(machine, monkeypatch, dtype, kind):
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_warps_that_run_ahead(machine, monkeypatch, kind):
     """Wide enough that a block's warps wait for different blocks, and several of them compute cells."""
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
+    monkeypatch.setenv("FUSED_RNN_ENGINE", kind)
     problem = problem_of(CELLS["rnn_tanh"], Case("wide", steps=5, batch=3, input_size=2, hidden=128), torch.float32)
     expected = outputs_and_gradients(problem, reference, torch.float64)
     for schedule in range(15):
@@ -87,7 +87,7 @@ PARKED = [
 
 @pytest.mark.parametrize(("dtype", "name", "kind", "hidden"), PARKED)
 def test_parked_weights(machine, monkeypatch, dtype, name, kind, hidden):
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
+    monkeypatch.setenv("FUSED_RNN_ENGINE", kind)
     problem = problem_of(CELLS[name], Case("parked", steps=3, batch=3, input_size=2, hidden=hidden), dtype)
     expected = outputs_and_gradients(problem, reference, torch.float64)
     assert_near(outputs_and_gradients(problem, functional, dtype), expected, dtype)
@@ -96,7 +96,7 @@ def test_parked_weights(machine, monkeypatch, dtype, name, kind, hidden):
 @pytest.mark.parametrize(("name", "hidden"), [("lstm", 530), ("gru", 550)])
 def test_wide_in_float(machine, monkeypatch, name, hidden):
     """The widest float32 layers: two tiles of rows forward, most of K parked backward."""
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "polling")
+    monkeypatch.setenv("FUSED_RNN_ENGINE", "polling")
     problem = problem_of(CELLS[name], Case("wide", steps=2, batch=2, input_size=2, hidden=hidden), torch.float32)
     expected = outputs_and_gradients(problem, reference, torch.float64)
     assert_near(outputs_and_gradients(problem, functional, torch.float32), expected, torch.float32)
@@ -119,7 +119,7 @@ TF32_ERROR = 2**-10
     ],
 )
 def test_tf32_where_torch_allows_it(machine, monkeypatch, kind, name, hidden):
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
+    monkeypatch.setenv("FUSED_RNN_ENGINE", kind)
     case = Case("tf32", steps=3, batch=3, input_size=2, hidden=hidden, lengths=True)
     problem = problem_of(CELLS[name], case, torch.float32)
     expected = outputs_and_gradients(problem, reference, torch.float64)
@@ -135,7 +135,7 @@ def test_tf32_where_torch_allows_it(machine, monkeypatch, kind, name, hidden):
 
 def test_precision_set_in_the_newer_way(machine, monkeypatch):
     """torch then refuses to say whether TF32 is allowed: it is not used, and nothing is raised."""
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "cluster")
+    monkeypatch.setenv("FUSED_RNN_ENGINE", "cluster")
     problem = problem_of(CELLS["gru"], Case("newer", steps=2, batch=3, input_size=2, hidden=97), torch.float32)
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"

@@ -155,7 +155,7 @@ def test_shared_memory_bounds_the_shapes():
 def test_this_gpu(monkeypatch):
     """The software GPU, and the engine that is the default on it."""
     assert plans.gpu(torch.device("cuda", 0)) == HOPPER
-    monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
+    monkeypatch.delenv("FUSED_RNN_ENGINE", raising=False)
     assert plan("lstm", torch.bfloat16, hidden=64, wanted=None).blocks_kind is None
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "cluster")
+    monkeypatch.setenv("FUSED_RNN_ENGINE", "cluster")
     assert plan("lstm", torch.bfloat16, hidden=64, wanted=None).blocks_kind == "cluster"

@@ -147,7 +147,7 @@ def run_operators(operators, cell, call, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("cell", BY_ID, ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", BY_ID.values(), ids=lambda cell: cell.name)
 @given(call=calls, schedule=st.sampled_from(SCHEDULES))
 @settings(max_examples=40)
 def test_operators_equal_those_of_the_cpu(machine, cell, dtype, call, schedule):
@@ -164,7 +164,7 @@ def test_operators_equal_those_of_the_cpu(machine, cell, dtype, call, schedule):
 
 @pytest.mark.parametrize("options", [{"clip": True}, {"tokens": True}, {"clip": True, "tokens": True}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("cell", BY_ID, ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", BY_ID.values(), ids=lambda cell: cell.name)
 @given(call=calls, schedule=st.sampled_from(SCHEDULES))
 @settings(max_examples=15)
 def test_clipped_gradients_and_ids(machine, cell, dtype, options, call, schedule):
@@ -179,7 +179,7 @@ def test_clipped_gradients_and_ids(machine, cell, dtype, options, call, schedule
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("cell", BY_ID, ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", BY_ID.values(), ids=lambda cell: cell.name)
 def test_every_schedule_gives_the_same_bits(machine, cell, dtype):
     call = SimpleNamespace(steps=5, batch=6, input_size=5, hidden=33, members=2, rows="lengths", groups=2, wanted=127)
     call.options = dict.fromkeys(OPTIONS, True) | {"own_lengths": False}

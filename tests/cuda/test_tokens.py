@@ -30,7 +30,7 @@ def test_stepwise(machine, name, dtype, case, empty_rows, schedule):
 @pytest.mark.parametrize(("dtype", "kind"), DTYPES_AND_KINDS, ids=short)
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh"])
 def test_persistent(machine, monkeypatch, name, dtype, kind):
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", kind)
+    monkeypatch.setenv("FUSED_RNN_ENGINE", kind)
 
     @given(case=with_vocabulary(persistent_cases(narrow)), schedule=st.sampled_from(SCHEDULES))
     @settings(max_examples=4)

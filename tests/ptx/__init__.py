@@ -26,6 +26,7 @@ class Totals(NamedTuple):
     launches: int
     instructions: int
     stale: int  # loads that saw an older value than the last one
+    products: int  # of matrices, by torch
 
 
 class Counts(NamedTuple):
@@ -82,6 +83,20 @@ class Machine:
         rounds, order = divmod(number, len(self.orders))
         self.options(seed=number, order=self.orders[order].name)
         self.set_ahead_bytes(FEW_STEPS_AHEAD if rounds % 2 else self._ahead_bytes)
+
+    @contextmanager
+    def captured(self):
+        """Keeps what the operators ask for in here, in a graph: a list with a function that does it, again and again.
+
+        Other operators of torch run at once, on what is there before.
+        """
+        graph = []
+        self._module.begin_capture()
+        try:
+            yield graph
+        finally:
+            ready = self._module.end_capture()
+            graph.append(functools.partial(self._module.replay, ready))
 
     def counts(self, kernel) -> Counts:
         return Counts(*self._module.counts_of(kernel))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pybind11
 import pytest
 import torch
+from filelock import FileLock  # torch needs it too
 
 MODULE = "fused_rnn_machine"
 MACHINE = Path(__file__).resolve().parent / "machine"
@@ -22,8 +23,10 @@ TORCH = Path(torch.__file__).parent
 FOLDER = ROOT / "build/ptx"  # kept between runs: only changed files are compiled again
 # Parts of the CUDA engine that need torch's CUDA; the machine's engine.cpp replaces them.
 OF_A_GPU = {"engine.cpp", "stream.cpp"}
-SHARED = ("arguments.cpp", "gradients.cpp", "infer.cpp", "memory.cpp", "packed.cpp", "step.cpp")
-OF_PYTHON = {"python.cpp", "engine.cpp", "tensor_memory.cpp"}  # parts of the machine that programs do not need
+SHARED = ("arguments.cpp", "gradients.cpp", "infer.cpp", "memory.cpp", "packed.cpp", "registry.cpp", "step.cpp")
+# Parts of the machine that programs do not need.
+OF_PYTHON = {"python.cpp", "engine.cpp", "tensor_memory.cpp", "products.cpp"}
+WRAPPED = "--wrap=_ZN9fused_rnn4cuda7Product3runEv"  # by products.cpp
 NAMESPACE = "-DFUSED_RNN_LIBRARY=fused_rnn_emulated"
 
 
@@ -90,9 +93,8 @@ def module_file(engine, target=f"{MODULE}.so"):
     """build.ninja of the module, linked with these objects of the CUDA engine."""
     steps, objects = compile_steps([*sorted(MACHINE.glob("*.cpp")), ROOT / "csrc/ops/ops.cpp"])
     cxx, libraries = os.environ.get("CXX", "g++"), f"-L{shlex.quote(str(TORCH / 'lib'))} -lc10 -ltorch_cpu -ldl"
-    link = (
-        f"{cxx} -shared -Wl,-Bsymbolic -o $out.new $in {libraries} && mv $out.new $out"  # a process may have it loaded
-    )
+    link = f"{cxx} -shared -Wl,-Bsymbolic,{WRAPPED} -o $out.new $in {libraries}"
+    link += " && mv $out.new $out"  # a process may have it loaded
     text = f"{compile_rule()}rule link\n  command = {link}\n{steps}"
     return f"{text}build {target}: link {' '.join([*objects, *map(str, engine)])}\n"
 
@@ -111,9 +113,10 @@ def build(target, ninja_file):
     """Builds a target if it is out of date, and returns its path."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     file = FOLDER / f"{Path(target).name}.ninja"
-    file.write_text(ninja_file)
     command = [*SETUP["find_ninja"](), "-C", FOLDER, "-f", file, "-j2", target]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with FileLock(FOLDER / "lock"):  # of the tests' processes one builds, and the others find it done
+        file.write_text(ninja_file)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return FOLDER / target
 

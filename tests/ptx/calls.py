@@ -54,7 +54,7 @@ def variable(name: str, value: str):
 
 
 def engine(name: str):
-    return variable("FUSED_RNN_CUDA_ENGINE", name)
+    return variable("FUSED_RNN_ENGINE", name)
 
 
 @contextmanager

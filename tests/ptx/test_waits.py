@@ -66,7 +66,7 @@ def report_of(call):
 @pytest.mark.parametrize("after", [0, 7])
 @pytest.mark.parametrize(("way", "dtype"), WAYS)
 def test_forward(machine, monkeypatch, way, dtype, after):
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", way)
+    monkeypatch.setenv("FUSED_RNN_ENGINE", way)
     x, weights, _ = layer(dtype)
     expected = forward(x, weights)
     with machine.silence(1, after):
@@ -82,7 +82,7 @@ def test_forward(machine, monkeypatch, way, dtype, after):
 @pytest.mark.parametrize("after", [0, 7])
 @pytest.mark.parametrize(("way", "dtype"), WAYS)
 def test_backward(machine, monkeypatch, way, dtype, after):
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", way)
+    monkeypatch.setenv("FUSED_RNN_ENGINE", way)
     x, weights, grads = layer(dtype)
     saved = forward(x, weights)[4]
     expected = backward(x, weights, grads, saved)
@@ -99,7 +99,7 @@ def test_backward(machine, monkeypatch, way, dtype, after):
 @pytest.mark.parametrize("order", ["in_turn", "adversarial", "block_ahead", "warp_ahead", "block_behind"])
 @pytest.mark.parametrize("way", ["cluster", "polling", "flags"])
 def test_in_every_order(machine, monkeypatch, way, order):
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", way)
+    monkeypatch.setenv("FUSED_RNN_ENGINE", way)
     x, weights, _ = layer(cases.F32)
     expected = forward(x, weights)
     for seed in range(3):
@@ -113,7 +113,7 @@ def test_in_every_order(machine, monkeypatch, way, order):
 
 def test_resets_begin_anew(machine, monkeypatch):
     """A row whose state is cut owes nothing to what came before."""
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "polling")
+    monkeypatch.setenv("FUSED_RNN_ENGINE", "polling")
     x, weights, _ = layer(cases.F32)
     reset = torch.zeros(STEPS, BATCH, dtype=torch.bool)
     reset[4, 1] = True
@@ -133,7 +133,7 @@ def test_resets_begin_anew(machine, monkeypatch):
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "1e300"])
 def test_the_time_must_be_one(monkeypatch, value):
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "polling")
+    monkeypatch.setenv("FUSED_RNN_ENGINE", "polling")
     monkeypatch.setenv("FUSED_RNN_CUDA_WAIT_S", value)
     x, weights, _ = layer(cases.F32)
     with pytest.raises(RuntimeError, match=f"FUSED_RNN_CUDA_WAIT_S must be a number of seconds above 0, got '{value}'"):
@@ -143,7 +143,7 @@ def test_the_time_must_be_one(monkeypatch, value):
 @pytest.mark.parametrize("way", ["cluster", "polling", "flags"])
 def test_gradients_of_a_failed_pass(machine, monkeypatch, way):
     """Nothing that it left lends itself to plausible gradients, by ReLU either."""
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", way)
+    monkeypatch.setenv("FUSED_RNN_ENGINE", way)
     x, weights, grads = layer(cases.F32, gates=1)
     relu = (3, True, False, x, None, None, weights, None, None, None)
     with machine.silence(1, 0):

@@ -32,5 +32,5 @@ def client(name: str) -> types.ModuleType:
             if missing.name != name.split(".")[0]:
                 raise
             return pytest.skip(
-                f"{missing.name} is not installed: pip install fused_rnn[clients]", allow_module_level=True
+                f"{missing.name} is not installed: pip install '.[clients]' in a clone", allow_module_level=True
             )

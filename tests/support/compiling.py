@@ -6,6 +6,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,31 @@ if platform.machine() in ("x86_64", "AMD64"):
     if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
         FLAGS["avx2"] = f"{BUILD_FLAGS} -march=x86-64-v3"
     FLAGS["native"] = f"{BUILD_FLAGS} -march=native -mprefer-vector-width=512"
+elif platform.machine() == "aarch64":
+    FLAGS["native"] = f"{BUILD_FLAGS} -mcpu=native"
+
+
+class Functions:
+    """C functions (to, from, count) of a library, called with tensors."""
+
+    def __init__(self, library):
+        self.library = library
+
+    def apply(self, name, to, source):
+        function = getattr(self.library, name)
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        function(to.data_ptr(), source.data_ptr(), source.numel())
+
+
+# Has AMX's instructions computed in software (tests/cpu/software_tiles/), for processors without them.
+SOFTWARE_TILES = f"-iquote {TESTS / 'cpu/software_tiles'}"
+
+
+def processor_lacks(*features):
+    """Those of Linux's names of features that this processor does not have, as far as is known."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    known = {word for line in lines if line.startswith("flags") for word in line.split()}
+    return [feature for feature in features if feature not in known]
 
 
 def compile_library(folder, source, flags):

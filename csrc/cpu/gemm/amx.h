@@ -1,65 +1,64 @@
 // Products of bfloat16, or of floats split in three (split.h), on AMX tiles: 16 rows x 32 k of A times 32 k x 16
-// columns of a panel, accumulated in 16 x 16 floats.
+// columns of a panel, accumulated in 16 x 16 floats. Or of bytes (int8.h): 64 k, and 32-bit integers.
 //
 // Panels have the layout of the right operand and are read in place, as are rows of A with a constant stride. The order
 // of a sum depends neither on the height of its tile nor on other rows.
 #pragma once
 #include "cpu/gemm/product.h"
+#if defined(FUSED_RNN_AMX) || defined(FUSED_RNN_AMX_INT8)
+#include "cpu/gemm/tile_instructions.h"
+#endif
 
 namespace fused_rnn::cpu {
 namespace {
 
-#ifdef FUSED_RNN_AMX
+#if defined(FUSED_RNN_AMX) || defined(FUSED_RNN_AMX_INT8)
 
-constexpr int64_t kTileRows = 16, kTileDepth = 32;
+constexpr int64_t kTileRows = 16;
+// k of a tile, whose rows are cache lines.
+template <class E>
+constexpr int64_t kTileDepth = kCacheLine * kParts<E> / int64_t(sizeof(E));
+template <class E>
+constexpr int64_t tiles_of_depth(int64_t depth) {
+  return (depth + kTileDepth<E> - 1) / kTileDepth<E>;
+}
 // K block that keeps one panel in L2; bfloat16, a third as many bytes, are not blocked.
 template <class E>
 constexpr int64_t kDepthAtOnce = kParts<E> > 1 ? kSplitDepthAtOnce : int64_t(1) << 40;
-constexpr int kLeft = kMostVectors, kRight = 7;  // registers: sums, up to three parts of A, one of the panel
+// Registers: sums, up to three parts of A, one of the panel. Bytes, whose panels are not padded to whole tiles, have two
+// more for the rest of the depth, in place of second and third parts.
+constexpr int kLeft = kMostVectors, kRight = 7;
+constexpr int kLeftRest = kLeft + 1, kRightRest = kLeft + 2;
 
-// The height of A's tiles for which this thread's tile registers are configured, 0 if they are not. Configuring takes
-// 50 ns.
-thread_local int64_t tile_height = 0;
+// For which this thread's tile registers are configured: the height of A's tiles, 0 if they are not, and the bytes of
+// the rest of the depth. Configuring takes 50 ns.
+struct TileShape {
+  int64_t height, rest;
+};
+thread_local TileShape tile_shape = {};
 
-inline void set_up_tiles(int64_t height) {
-  if (tile_height == height) return;
-  struct alignas(64) {
-    uint8_t palette = 1, first_row = 0, unused[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } setup;
+inline void set_up_tiles(int64_t height, int64_t rest) {
+  if (tile_shape.height == height && tile_shape.rest == rest) return;
+  TileSetup setup;
   for (int i = 0; i < 8; ++i) {
     setup.row_bytes[i] = kCacheLine;
     setup.rows[i] = uint8_t(i < kRight ? height : kTileRows);
   }
-  asm volatile("ldtilecfg %0" ::"m"(setup));
-  tile_height = height;
+  if (rest > 0) {
+    setup.row_bytes[kLeftRest] = uint16_t(rest);
+    setup.rows[kRightRest] = uint8_t(rest / 4);
+  }
+  configure_tiles(setup);
+  tile_shape = {height, rest};
 }
 
 // Runs a task and releases the tile registers after it: while in use, Linux saves them at every context switch.
 template <auto run, class... Args>
 void in_tiles(Args... args) {
   run(args...);
-  if (tile_height == 0) return;
-  asm volatile("tilerelease");
-  tile_height = 0;
-}
-
-template <int kTile>
-FUSED_RNN_INLINE void clear_tile() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
-}
-template <int kTile>
-FUSED_RNN_INLINE void load_tile(const void* from, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(kTile) : "memory");
-}
-template <int kTile>
-FUSED_RNN_INLINE void store_tile(void* to, int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(kTile) : "memory");
-}
-template <int kTo, int kPart>
-FUSED_RNN_INLINE void add_tile_product() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kTo), "i"(kLeft + kPart), "i"(kRight));
+  if (tile_shape.height == 0) return;
+  release_tiles();
+  tile_shape = {};
 }
 
 // One tile of rows times one panel: parts i of A and j of the panel for all i + j < kParts. Vector kVector of the panel
@@ -72,13 +71,23 @@ struct TileProduct<E, std::integer_sequence<int, kVector...>, std::integer_seque
   static constexpr int kVectors = sizeof...(kVector);
   static constexpr int kLast = kParts<E> - 1;
   static constexpr int64_t kTileBytes = kTileRows * kCacheLine;
+  // In a panel: from one vector, and from one line of it, to the next. Vectors alternate where few rows need them to.
+  static constexpr int64_t kVectorApart = kTiles<E> ? kParts<E> * kTileBytes : kCacheLine;
+  static constexpr int64_t kLineApart = kTiles<E> ? kCacheLine : kVectors * kCacheLine;
 
   template <class Between>
   FUSED_RNN_INLINE static void add(int64_t depth, const E* a, int64_t stride, const E* panel, Between between) {
     const char* b = reinterpret_cast<const char*>(panel);
-    for (int64_t k = 0; k < depth; k += kTileDepth, b += kVectors * kParts<E> * kTileBytes) {
+    int64_t k = 0;
+    for (; k + kTileDepth<E> <= depth; k += kTileDepth<E>, b += kVectors * kParts<E> * kTileBytes) {
       load_left(a + k, stride, std::make_integer_sequence<int, kParts<E>>{});
-      ((add_vector<kTo>(b + kVector * kParts<E> * kTileBytes, std::make_integer_sequence<int, kParts<E>>{}), between()),
+      ((add_vector<kTo>(b + kVector * kVectorApart, std::make_integer_sequence<int, kParts<E>>{}), between()), ...);
+    }
+    if constexpr (kDepthStep<E> < kTileDepth<E>) {
+      if (k == depth) return;
+      load_tile<kLeftRest>(a + k, stride);
+      ((load_tile<kRightRest>(b + kVector * kVectorApart, kLineApart), add_byte_products<kTo, kLeftRest, kRightRest>(),
+        between()),
        ...);
     }
   }
@@ -95,8 +104,11 @@ struct TileProduct<E, std::integer_sequence<int, kVector...>, std::integer_seque
   // Smallest products first, to lose least to rounding.
   template <int kSum, int... kPart>
   FUSED_RNN_INLINE static void add_part(const char* b, std::integer_sequence<int, kPart...>) {
-    load_tile<kRight>(b, kCacheLine);
-    (add_tile_product<kSum, sizeof...(kPart) - 1 - kPart>(), ...);
+    load_tile<kRight>(b, kLineApart);
+    if constexpr (std::is_same_v<Arithmetic<E>, float>)
+      (add_bfloat16_products<kSum, kLeft + sizeof...(kPart) - 1 - kPart, kRight>(), ...);
+    else
+      add_byte_products<kSum, kLeft, kRight>();
   }
 };
 
@@ -154,7 +166,7 @@ class TileProducts {
       rows_ = left_.count * (group + 1) / groups - row0_;
       tiles_ = (rows_ + kTileRows - 1) / kTileRows;
       height_ = (rows_ + tiles_ - 1) / tiles_;
-      set_up_tiles(height_);
+      set_up_tiles(height_, depth() % kTileDepth<E> * int64_t(sizeof(E)) / kParts<E>);
       // If tiles overlap, results in memory cannot be accumulated block by block: some rows would count twice.
       const bool apart = results_(panels.first) == nullptr || tiles_ * height_ == rows_;
       blocks_ = apart ? maximum(1, (depth() + kDepthAtOnce<E> - 1) / kDepthAtOnce<E>) : 1;
@@ -165,10 +177,13 @@ class TileProducts {
   }
 
  private:
+  using Sum = Arithmetic<E>;
   static constexpr bool kSecond = !std::is_same_v<Also, NoSecond>;
 
   int64_t depth() const { return padded_depth<E>(matrix_.depth); }
-  int64_t first_of(int64_t block) const { return depth() * block / blocks_ / kTileDepth * kTileDepth; }
+  int64_t first_of(int64_t block) const {
+    return block == blocks_ ? depth() : depth() * block / blocks_ / kTileDepth<E> * kTileDepth<E>;
+  }
   const E* block_of(int64_t panel, int64_t block) const {
     return packed_ + matrix_.offset(panel) + first_of(block) * matrix_.panel_vectors(panel) * Vec<float>::kLanes;
   }
@@ -188,10 +203,15 @@ class TileProducts {
 
   void multiply_block(int64_t panel, int64_t block, int64_t place, const E* next) {
     const int vectors = matrix_.panel_vectors(panel);
-    if (vectors == 1) multiply_block<1>(panel, block, place, next);
-    if (vectors == 2) multiply_block<2>(panel, block, place, next);
-    if (vectors == 3) multiply_block<3>(panel, block, place, next);
-    if (vectors == 4) multiply_block<4>(panel, block, place, next);
+    choose_block<1>(vectors, panel, block, place, next);
+    choose_block<2>(vectors, panel, block, place, next);
+    choose_block<3>(vectors, panel, block, place, next);
+    choose_block<4>(vectors, panel, block, place, next);
+  }
+  template <int kVectors>
+  void choose_block(int vectors, int64_t panel, int64_t block, int64_t place, const E* next) {
+    if constexpr (kVectors % Matrix::kVectorsTogether == 0)
+      if (vectors == kVectors) multiply_block<kVectors>(panel, block, place, next);
   }
 
   template <int kVectors>
@@ -199,13 +219,13 @@ class TileProducts {
     constexpr int kSums = kVectors + kVectors - Also::template shared<kVectors>();
     if constexpr (kSums <= kMostVectors) {
       constexpr int64_t kWidth = kSums * Vec<float>::kLanes;
-      float* const kept = results_(panel);
+      Sum* const kept = results_(panel);
       PanelBlock b = {panel, block_of(panel, block), next, first_of(block), 0, block > 0, block + 1 == blocks_};
       b.depth = first_of(block + 1) - b.k0;
       for (int64_t tile = 0; tile < tiles_; ++tile) {
         // All tiles have one height: the last one may overlap the one before and recompute some rows.
         const int64_t known = row0_ + tile * height_, i0 = minimum(known, row0_ + rows_ - height_);
-        float* const out = kept ? kept + i0 * kWidth : sums_[(place + tile) % ring_];
+        Sum* const out = kept ? kept + i0 * kWidth : sums_[(place + tile) % ring_];
         if (block == 0)
           for (int64_t i = known; i < i0 + height_; ++i) fetch_(panel, i);
         multiply_tile<kVectors, kSums>(b, tile, i0, out);
@@ -226,14 +246,14 @@ class TileProducts {
 
   // The tile whose first row is i0.
   template <int kVectors, int kSums>
-  FUSED_RNN_INLINE void multiply_tile(const PanelBlock& b, int64_t tile, int64_t i0, float* out) {
+  FUSED_RNN_INLINE void multiply_tile(const PanelBlock& b, int64_t tile, int64_t i0, Sum* out) {
     using Vectors = std::make_integer_sequence<int, kVectors>;
-    const int64_t pauses = (b.depth + (b.is_last ? second_.depth() : 0)) / kTileDepth * kVectors;
+    const int64_t pauses = tiles_of_depth<E>(b.depth + (b.is_last ? second_.depth() : 0)) * kVectors;
     const int64_t at_once = pauses > 0 ? (before_.end - before_.next + pauses - 1) / pauses : 0;
     // Each tile prefetches a share of the next block.
     const int64_t fetches = fetches_ahead_ ? (kParts<E> * kTileRows + tiles_ - 1) / tiles_ : 0;
     const char* coming =
-        reinterpret_cast<const char*>(b.next) + tile * fetches * b.depth / kTileDepth * kVectors * kCacheLine;
+        reinterpret_cast<const char*>(b.next) + tile * fetches * tiles_of_depth<E>(b.depth) * kVectors * kCacheLine;
     const auto between = [&] {
       for (int64_t i = 0; i < fetches; ++i, coming += kCacheLine) __builtin_prefetch(coming, 0, 2);
       for (int64_t i = 0; i < at_once && before_.next < before_.end; ++i) use_next();
@@ -274,20 +294,30 @@ class TileProducts {
   int64_t row0_, rows_, tiles_, height_;  // of the group
   struct {
     int64_t panel, next, end, width;
-    const float* sums;  // of row `next`
-  } before_ = {};       // the previous tile, whose epilogue is under way
+    const Sum* sums;  // of row `next`
+  } before_ = {};     // the previous tile, whose epilogue is under way
   int64_t blocks_;
   // A ring buffer, so that the tile still in its epilogue when a panel begins is not overwritten.
   int64_t place_ = 0, ring_;
-  float sums_[kPanelsAtOnce * kTilesAtOnce + 1][kTileRows * kMostVectors * Vec<float>::kLanes]
+  Sum sums_[kPanelsAtOnce * kTilesAtOnce + 1][kTileRows * kMostVectors * Vec<float>::kLanes]
       __attribute__((aligned(64)));
 };
 
 template <class Matrix, class E, class Row, class Fetch, class Use, class Results = KeepNothing>
-void multiply(const Matrix& matrix, const E* packed, PanelRange panels, const LeftRows<Row>& left, Fetch fetch, Use use,
-              Results results = {}) {
+void multiply_on_tiles(const Matrix& matrix, const E* packed, PanelRange panels, const LeftRows<Row>& left, Fetch fetch,
+                       Use use, Results results = {}) {
   const NoSecond none;
   if (panels.count() > 0) TileProducts(matrix, packed, left, fetch, use, results, none).run(panels);
+}
+
+#endif
+
+#ifdef FUSED_RNN_AMX
+
+template <class Matrix, class E, class Row, class Fetch, class Use, class Results = KeepNothing>
+void multiply(const Matrix& matrix, const E* packed, PanelRange panels, const LeftRows<Row>& left, Fetch fetch, Use use,
+              Results results = {}) {
+  multiply_on_tiles(matrix, packed, panels, left, fetch, use, results);
 }
 
 // Two products accumulated into one sum, see Second.
@@ -297,13 +327,13 @@ void multiply_both(const Matrix& matrix, const E* packed, PanelRange panels, con
   if (panels.count() > 0) TileProducts(matrix, packed, left, fetch, use, KeepNothing{}, second).run(panels);
 }
 
-#else
+#endif
 
+#if !defined(FUSED_RNN_AMX) && !defined(FUSED_RNN_AMX_INT8)
 template <auto run, class... Args>
 void in_tiles(Args... args) {
   run(args...);
 }
-
 #endif
 
 }  // namespace

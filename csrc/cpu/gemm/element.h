@@ -77,6 +77,15 @@ template <class S>
 using Element = Arithmetic<S>;
 #endif
 
+// Whether tiles sum two rows of A at a time (pairs.h).
+#if defined(FUSED_RNN_NEON) && defined(FUSED_RNN_BFLOAT16_PRODUCTS)
+template <class E>
+constexpr bool kRowsInPairs = std::is_same_v<E, BFloat16>;
+#else
+template <class E>
+constexpr bool kRowsInPairs = false;
+#endif
+
 template <class E>
 constexpr int kTogether = sizeof(Factor<E>) / sizeof(E);
 template <class E>
@@ -142,6 +151,11 @@ template <class E>
 void zero_row_at(E* row, int64_t j, int64_t n) {
   zero_row(row + j, n);
 }
+template <class E>
+void fill_row_at(E* row, int64_t j, Arithmetic<E> x, int64_t n) {
+  using V = Vec<Arithmetic<E>>;
+  for (int64_t i = 0; i < n; i += V::kLanes) store_at(row, j + i, V(x), n - i);
+}
 
 // ---- packing --------------------------------------------------------------------------------------------------------
 
@@ -205,7 +219,12 @@ using Floats = NativeOf<float>::Vector;
 FUSED_RNN_INLINE Floats add_product(Floats sum, Pair x, Floats b) {
   int both;
   memcpy(&both, &x, sizeof both);
+#ifdef FUSED_RNN_NEON
+  if (__builtin_constant_p(both)) asm("" : "+r"(both));  // GCC 12 takes a constant's numbers for float16
+  return (Floats)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)vdupq_n_s32(both), (bfloat16x8_t)b);
+#else
   return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(both), (__m512bh)b);
+#endif
 }
 #endif
 

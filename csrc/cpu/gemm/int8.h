@@ -5,8 +5,10 @@
 // Int8Weight: the rows of A are floats, and weights become floats when they are loaded.
 //
 // Processors multiply unsigned by signed bytes. With VNNI a row of A holds q + 128, and 128 times the sum of a column of
-// B is subtracted afterwards; its sums of four products have 32 bits. AVX2 adds two products in 16 bits, where 255 * 127
+// B is subtracted afterwards; its sums of four products have 32 bits, as have those of AMX, which reads the same rows and
+// panels for many rows at once (amx.h). AVX2 adds two products in 16 bits, where 255 * 127
 // twice would saturate and 127 * 127 twice does not: so a row's magnitudes are multiplied by weights with its signs.
+// ARM multiplies signed bytes: by SMMLA, two rows at a time (pairs.h), by SDOT, or by pairs of sums in 16 bits.
 #pragma once
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -74,6 +76,10 @@ template <>
 struct LeftOf<Int8Weight> {
   using type = float;
 };
+#if defined(FUSED_RNN_NEON) && defined(__ARM_FEATURE_MATMUL_INT8)
+template <>
+constexpr bool kRowsInPairs<Int8> = true;
+#endif
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
@@ -94,6 +100,14 @@ FUSED_RNN_INLINE Ints add_product(Ints sum, Quad x, Ints b) {
   const __m256i a = _mm256_set1_epi32(four);
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8((__m256i)b, a));
   return (Ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#elif defined(FUSED_RNN_NEON)
+  const int8x16_t a = (int8x16_t)vdupq_n_s32(four), right = (int8x16_t)b;
+#ifdef __ARM_FEATURE_DOTPROD
+  return (Ints)vdotq_s32((int32x4_t)sum, a, right);
+#else
+  const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(right)), high = vmull_high_s8(a, right);
+  return (Ints)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
+#endif
 #else
   (void)four;
   return sum + x.k[0] * (b << 24 >> 24) + x.k[1] * (b << 16 >> 24) + x.k[2] * (b << 8 >> 24) + x.k[3] * (b >> 24);
@@ -107,6 +121,9 @@ FUSED_RNN_INLINE FloatLanes load_right<FloatLanes, Int8Weight>(const Int8Weight*
   const __m512i integers = _mm512_maskz_cvtepi8_epi32(0xffff, load_lanes<__m128i>(from));
 #elif defined(__AVX2__)
   const __m256i integers = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#elif defined(FUSED_RNN_NEON)
+  const int8x8_t bytes = (int8x8_t)vdup_n_u32(load_lanes<uint32_t>(from));
+  const int32x4_t integers = vmovl_s16(vget_low_s16(vmovl_s8(bytes)));
 #else
   const Ints integers = __builtin_convertvector(load_lanes<SignedBytes>(from), Ints);
 #endif
@@ -152,24 +169,24 @@ constexpr bool kQuantized = !std::is_same_v<Weight<S>, Element<S>>;
 struct Scale {
   float value, inverse;
 
-  static Scale of(float largest, float zero_or_nan) {
+  static Scale of(float largest) {
     constexpr float kLeast = 1e-36f;  // 127 / largest is finite; what is below becomes 0
-    return {largest / 127.f + zero_or_nan, largest >= kLeast ? 127.f / largest : 0.f};
+    return {largest / 127.f + largest * 0.f, largest >= kLeast ? 127.f / largest : 0.f};
   }
 };
 
 template <class S>
 Scale scale_of(const S* row, int64_t count) {
   constexpr int kLanes = Vec<float>::kLanes;
-  Vec<float> largest(0.f), zeros(0.f);
-  for (int64_t k = 0; k < count; k += kLanes) {
-    const Vec<float> x = load_vector(row + k, count - k), size = magnitude(x);
-    largest = size.v > largest.v ? size.v : largest.v;
-    zeros = zeros + x * Vec<float>(0.f);
-  }
-  float most = 0.f;
-  for (int i = 0; i < kLanes; ++i) most = largest.v[i] > most ? largest.v[i] : most;
-  return Scale::of(most, sum_of(zeros));
+  using Lanes = std::make_integer_sequence<int, kLanes>;
+  // Without their signs, floats are ordered as their bits are; infinity and NaN come last.
+  const auto larger = [](Ints a, Ints b) -> Ints { return a > b ? a : b; };
+  Ints largest = {};
+  for (int64_t k = 0; k < count; k += kLanes)
+    largest = larger(largest, (Ints)load_vector(row + k, count - k).v & 0x7fffffff);
+  for (int lanes = kLanes; lanes > 1; lanes /= 2)
+    largest = larger(zip_low(largest, largest, Lanes{}), zip_high(largest, largest, Lanes{}));
+  return Scale::of(((FloatLanes)largest)[0]);
 }
 
 // Rounded to the nearest, ties to even.
@@ -178,6 +195,17 @@ FUSED_RNN_INLINE Ints quantized(Vec<float> x, float inverse) {
   constexpr int32_t kRoundBits = 0x4b400000;
   static_assert(kRound == 12582912.f);
   return (Ints)(x * Vec<float>(inverse) + Vec<float>(kRound)).v - kRoundBits;
+}
+
+// The low bytes.
+FUSED_RNN_INLINE Bytes low_bytes(Ints q) {
+#ifdef FUSED_RNN_NEON  // GCC narrows four lanes one by one
+  const int16x4_t words = vmovn_s32((int32x4_t)q);
+  const uint32_t four = vget_lane_u32((uint32x2_t)vmovn_s16(vcombine_s16(words, words)), 0);
+  return load_lanes<Bytes>(&four);
+#else
+  return __builtin_convertvector(q, Bytes);
+#endif
 }
 
 // Rows of A.
@@ -200,7 +228,7 @@ struct QuantizedRows {
     scales[i] = scale.value;
     for (int64_t k = 0; k < depth; k += kLanes) {
       const Ints q = quantized(load_vector(from + k, depth - k), scale.inverse) + kOffset;
-      store_lanes(row(i) + k, __builtin_convertvector(q, Bytes));
+      store_lanes(row(i) + k, low_bytes(q));
     }
   }
 };

@@ -22,6 +22,21 @@ namespace {
 
 constexpr int64_t kCacheLine = 64;
 
+// A contiguous range of rows, panels or columns.
+struct Range {
+  int64_t first, last;
+
+  int64_t count() const { return last - first; }
+};
+
+// Part i of [0, n) split evenly into `parts`, and the size of the largest. The usual single part needs no division: a
+// step of a small layer takes no longer than ten of them.
+FUSED_RNN_INLINE Range part_of(int64_t n, int64_t parts, int64_t i) {
+  if (parts == 1) return {0, n};
+  return {n * i / parts, n * (i + 1) / parts};
+}
+FUSED_RNN_INLINE int64_t largest_part(int64_t n, int64_t parts) { return parts == 1 ? n : (n + parts - 1) / parts; }
+
 // Some panels, forwards or backwards. Repeated sweeps should alternate their direction: the last panels are still
 // cached.
 struct PanelRange {
@@ -38,6 +53,14 @@ inline bool next_direction() {
   static thread_local bool back = true;
   return back = !back;
 }
+
+// Cache lines to prefetch during a register tile: `rate` per 256 k.
+struct Prefetch {
+  const char* from;
+  int64_t rate;
+
+  FUSED_RNN_INLINE void fetch(int64_t k) const { __builtin_prefetch(from + (k * rate >> 8) * kCacheLine, 0, 2); }
+};
 
 // One part of vector v in a line of a panel of `vectors` vectors.
 template <class E>  // const or not
@@ -151,6 +174,8 @@ void load_panel_row(Arithmetic<E>* to, const E* panel, int vectors, int64_t k) {
 template <class E>
 struct Plain {
   static constexpr int64_t kLanes = Vec<Arithmetic<E>>::kLanes;
+  static constexpr int kVectorsTogether = 1;  // a panel has a multiple of these
+  static constexpr int kMostOfPanel = kMostVectors;
   int64_t depth, columns;
 
   int64_t vectors() const { return (columns + kLanes - 1) / kLanes; }

@@ -1,13 +1,18 @@
 // Matrix products on vectors: register tiles of a few rows of A times one panel of B (panels.h).
 #pragma once
 #include "cpu/gemm/panels.h"
+#ifdef FUSED_RNN_NEON
+#include "cpu/gemm/pairs.h"
+#endif
 
 namespace fused_rnn::cpu {
 namespace {
 
 // Accumulator registers of a tile.
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(__AVX512F__) || defined(FUSED_RNN_BFLOAT16_PRODUCTS) || defined(__ARM_FEATURE_MATMUL_INT8)
 constexpr int kRegisterSums = 24;
+#elif defined(__aarch64__)  // each row's number has a register of its own
+constexpr int kRegisterSums = 20;
 #else
 constexpr int kRegisterSums = 12;
 #endif
@@ -16,18 +21,16 @@ constexpr int tile_rows(int vectors) {
   return kRegisterSums / vectors < kMostRows ? kRegisterSums / vectors : kMostRows;
 }
 
-// Cache lines to prefetch during a tile: `rate` per 256 k.
-struct Prefetch {
-  const char* from;
-  int64_t rate;
-};
-
 // out[m][v] = (or +=) sum over k of rows[m][k * step] * panel[k][v]; k counts factors. Each sum has kChains independent
 // accumulators: a single row has too few sums to hide the latency of multiply-adds.
 template <int kRows, int kVectors, int kChains, class E>
 void multiply_tile(int64_t depth, const Left<E>* const* rows, int64_t step, const E* panel, Prefetch next,
                    Arithmetic<E>* out, bool add_to_out) {
   using V = typename Vec<Arithmetic<E>>::Native;
+#ifdef FUSED_RNN_NEON
+  if constexpr (kRowsInPairs<E> && kRows > 1)
+    return multiply_pairs<kRows, kVectors, E>(depth, rows, panel, next, out, add_to_out);
+#endif
   constexpr int kLanes = Vec<Arithmetic<E>>::kLanes, kFactor = kTogether<E>;
   const Left<E>* a[kRows];
 #pragma GCC unroll 16
@@ -35,14 +38,14 @@ void multiply_tile(int64_t depth, const Left<E>* const* rows, int64_t step, cons
   // All indices are compile-time constants, or the sums would be spilled.
   V sum[kChains][kRows][kVectors] = {};
   const auto add = [&](int s, int64_t k) {
-    if (kRows > 1) __builtin_prefetch(next.from + (k * next.rate >> 8) * kCacheLine, 0, 2);
+    if (kRows > 1) next.fetch(k);
     V b[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) b[v] = load_right<V>(panel + (k * kVectors + v) * kLanes * kFactor);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       const auto x = load_lanes<Factor<Left<E>>>(a[m] + k * step * kFactor);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sum[s][m][v] = add_product(sum[s][m][v], x, b[v]);
     }
   };
@@ -54,7 +57,7 @@ void multiply_tile(int64_t depth, const Left<E>* const* rows, int64_t step, cons
   for (; k < depth; ++k) add(0, k);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       V total = sum[0][m][v];
       for (int s = 1; s < kChains; ++s) total += sum[s][m][v];
@@ -77,6 +80,14 @@ struct TilesOf<E, kVectors, std::integer_sequence<int, kRow...>> {
 template <class E>
 constexpr const Tile<E>* kTileFunctions[kMostVectors] = {TilesOf<E, 1>::kByRows, TilesOf<E, 2>::kByRows,
                                                          TilesOf<E, 3>::kByRows, TilesOf<E, 4>::kByRows};
+// Those for panels of so many vectors. Where `kMost` is more than kMostVectors, all panels are that wide.
+template <class E, int kMost>
+const Tile<E>* tiles_for(int vectors) {
+  if constexpr (kMost > kMostVectors)
+    return TilesOf<E, kMost>::kByRows;
+  else
+    return kTileFunctions<E>[vectors - 1];
+}
 
 // Prefetches a row. GCC considers a function that only prefetches pure and drops non-inlined calls: the empty asm
 // prevents that.
@@ -94,8 +105,8 @@ struct FetchNothing {
   void operator()(int64_t, int64_t) const {}
 };
 struct UseNothing {
-  template <class T>
-  void operator()(int64_t, int64_t, const T*) const {}
+  template <class Sums>
+  void operator()(int64_t, int64_t, const Sums&) const {}
 };
 struct KeepNothing {
   std::nullptr_t operator()(int64_t) const { return nullptr; }
@@ -147,7 +158,7 @@ struct NoSecond {
 #ifndef FUSED_RNN_AMX  // amx.h has its own: a call that does not match it must not resolve to this one
 
 // A panel, and the data to be read after it. lines(first, count): packed lines of it.
-template <class E, class Lines>
+template <class E, int kMost, class Lines>
 struct PanelSource {
   Lines lines;
   const E* next;
@@ -155,8 +166,8 @@ struct PanelSource {
   int vectors;
 };
 
-template <class E, class Lines, class Row, class Fetch, class Use>
-void multiply_panel(const PanelSource<E, Lines>& panel, const LeftRows<Row>& left, Fetch fetch, Use use,
+template <class E, int kMost, class Lines, class Row, class Fetch, class Use>
+void multiply_panel(const PanelSource<E, kMost, Lines>& panel, const LeftRows<Row>& left, Fetch fetch, Use use,
                     Arithmetic<E>* results) {
   const auto& [count, row, step, single] = left;
   using T = Arithmetic<E>;
@@ -166,31 +177,34 @@ void multiply_panel(const PanelSource<E, Lines>& panel, const LeftRows<Row>& lef
   const int64_t lines = (panel.depth + kTogether<E> - 1) / kTogether<E>;
   // At least one block, so that empty sums become zeros.
   const int64_t blocks = lines > kLinesAtOnce ? (lines + kLinesAtOnce - 1) / kLinesAtOnce : 1;
-  T sums[kRowsAtOnce * kMostVectors * Vec<T>::kLanes] __attribute__((aligned(64)));
-  const Tile<E>* const by_height = kTileFunctions<E>[vectors - 1];
+  T sums[kRowsAtOnce * kMost * Vec<T>::kLanes] __attribute__((aligned(64)));
+  const Tile<E>* const by_height = tiles_for<E, kMost>(vectors);
   const int64_t groups = (count + kRowsAtOnce - 1) / kRowsAtOnce;
   for (int64_t group = 0; group < groups; ++group) {
-    const int64_t first = count * group / groups, rows = count * (group + 1) / groups - first;
+    const Range of_group = part_of(count, groups, group);
     // Balanced tiles: 16 rows are 6 + 5 + 5, not 6 + 6 + 4.
-    const int64_t most = tile_rows(vectors), tiles = (rows + most - 1) / most;
-    const int64_t fetch_rate = (256 * line_bytes / kCacheLine + tiles - 1) / tiles;
+    const int64_t rows = of_group.count(), most = tile_rows(vectors);
+    const int64_t tiles = rows <= most ? 1 : largest_part(rows, most);
+    const int64_t fetch_rate = largest_part(256 * line_bytes / kCacheLine, tiles);
     for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t k0 = lines * block / blocks, block_lines = lines * (block + 1) / blocks - k0;
+      const Range of_block = part_of(lines, blocks, block);
+      const int64_t k0 = of_block.first, block_lines = of_block.count();
       const E* from = panel.lines(k0, block_lines);
       // Each tile prefetches a share of the next block: if that comes from beyond L2, a single tile would be too short.
-      const int64_t share = (block_lines * line_bytes / kCacheLine + tiles - 1) / tiles;
+      const int64_t share = largest_part(block_lines * line_bytes / kCacheLine, tiles);
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t i0 = rows * tile / tiles, height = rows * (tile + 1) / tiles - i0;
+        const Range of_tile = part_of(rows, tiles, tile);
+        const int64_t height = of_tile.count(), first = of_group.first + of_tile.first;
         const Left<E>* a[kMostRows];
-        for (int64_t i = 0; i < height; ++i) a[i] = row(first + i0 + i) + k0 * step * kTogether<E>;
+        for (int64_t i = 0; i < height; ++i) a[i] = row(first + i) + k0 * step * kTogether<E>;
         if (block == 0)
-          for (int64_t i = 0; i < height; ++i) fetch(first + i0 + i);
+          for (int64_t i = 0; i < height; ++i) fetch(first + i);
         const E* coming = block + 1 < blocks ? from + block_lines * line : panel.next;
         const Prefetch next = {reinterpret_cast<const char*>(coming) + tile * share * kCacheLine, fetch_rate};
-        T* out = results ? results + (first + i0) * width : sums + (blocks > 1 ? i0 * width : 0);
+        T* out = results ? results + first * width : sums + (blocks > 1 ? of_tile.first * width : 0);
         by_height[single ? 0 : height](block_lines, a, step, from, next, out, block > 0);
         if (block + 1 < blocks) continue;
-        for (int64_t i = 0; i < height; ++i) use(first + i0 + i, out + i * width);
+        for (int64_t i = 0; i < height; ++i) use(first + i, out + i * width);
       }
     }
   }
@@ -208,8 +222,8 @@ void multiply_panels(PanelRange panels, Source source, const LeftRows<Row>& left
   }
 }
 
-template <class E, class Lines>
-PanelSource<E, Lines> panel_source(Lines lines, const E* next, int64_t depth, int vectors) {
+template <class E, int kMost, class Lines>
+PanelSource<E, kMost, Lines> panel_source(Lines lines, const E* next, int64_t depth, int vectors) {
   return {lines, next, depth, vectors};
 }
 template <class E>
@@ -223,8 +237,9 @@ void multiply(const Matrix& matrix, const E* packed, PanelRange panels, const Le
   const auto source = [&](int64_t panel, int64_t next) {
     const int vectors = matrix.panel_vectors(panel);
     const E* const numbers = packed + matrix.offset(panel);
-    return panel_source([=](int64_t first, int64_t) { return numbers + first * line_size<E>(vectors); },
-                        packed + matrix.offset(next), matrix.depth, vectors);
+    return panel_source<E, Matrix::kMostOfPanel>(
+        [=](int64_t first, int64_t) { return numbers + first * line_size<E>(vectors); }, packed + matrix.offset(next),
+        matrix.depth, vectors);
   };
   multiply_panels<E>(panels, source, left, fetch, use, results);
 }
@@ -255,8 +270,7 @@ void multiply_right(const Plain<E>& matrix, const RightOperand<E>& right, PanelR
 #ifdef FUSED_RNN_AMX
   multiply(matrix, right.packed, panels, left, fetch, use);
 #else
-  if (right.streamed && left.count <= RightOperand<E>::kMostStreamed)
-    return multiply_streamed(matrix, right, panels, left, use);
+  if (right.streamed) return multiply_streamed(matrix, right, panels, left, use);
   E block[kLinesAtOnce * kMostVectors * Vec<Arithmetic<E>>::kLanes * kTogether<E>] __attribute__((aligned(64)));
   const auto source = [&](int64_t panel, int64_t next) {
     const int vectors = matrix.panel_vectors(panel);
@@ -265,7 +279,8 @@ void multiply_right(const Plain<E>& matrix, const RightOperand<E>& right, PanelR
       right.pack(block, matrix, panel, right.raw, first, count);
       return block;
     };
-    return panel_source(lines, right.raw ? block : right.packed + matrix.offset(next), matrix.depth, vectors);
+    return panel_source<E, kMostVectors>(lines, right.raw ? block : right.packed + matrix.offset(next), matrix.depth,
+                                         vectors);
   };
   multiply_panels<E>(panels, source, left, fetch, use, KeepNothing{});
 #endif
@@ -284,18 +299,25 @@ struct DotProducts {
   using V = typename Vec<T>::Native;
   V sum[kLanes];
 
-  // Adds the products of columns k .. last - 1.
-  template <class S>
+  // Adds the products of columns k .. last - 1 with rows kFirst .. kFirst + kSome - 1.
+  template <int kFirst, int kSome, class S>
   FUSED_RNN_INLINE void add(const S* const* rows, const E* a, int64_t k, int64_t last) {
     for (; k + kLanes <= last; k += kLanes) {
       const V x = load_vector(a + k).v;
 #pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j) sum[j] += x * load_vector(rows[j] + k).v;
+      for (int j = kFirst; j < kFirst + kSome; ++j) sum[j] += x * load_vector(rows[j] + k).v;
     }
     if (k < last) {
       const V x = load_vector(a + k, last - k).v;
-      for (int j = 0; j < kLanes; ++j) sum[j] += x * load_vector(rows[j] + k, last - k).v;
+      for (int j = kFirst; j < kFirst + kSome; ++j) sum[j] += x * load_vector(rows[j] + k, last - k).v;
     }
+  }
+
+  // f(first row, as a compile-time constant), for all rows, kSome at a time.
+  template <int kSome, int kFirst = 0, class F>
+  static FUSED_RNN_INLINE void by_some(F f) {
+    f(std::integral_constant<int, kFirst>());
+    if constexpr (kFirst + kSome < kLanes) by_some<kSome, kFirst + kSome>(f);
   }
 
   // Reduces all of them together, by zips as in `transpose`.
@@ -311,7 +333,8 @@ struct DotProducts {
 };
 
 // store(i, sum over k of from[j * depth + k] * row(i)[k]) for each of up to kRowsOfStrip rows of A, and j < columns <= L.
-template <class E, class S, class Row, class Store>
+// kSome of these j at a time: the sums do not depend on it.
+template <class E, int kSome, class S, class Row, class Store>
 void multiply_strip(int64_t depth, const S* from, int64_t columns, const LeftRows<Row>& left, Store store) {
   constexpr int kLanes = DotProducts<E>::kLanes;
   const S* rows[kLanes];
@@ -319,14 +342,18 @@ void multiply_strip(int64_t depth, const S* from, int64_t columns, const LeftRow
   if (left.count == 1 || depth <= kDepthOfStrip) {  // sums in registers
     for (int64_t i = 0; i < left.count; ++i) {
       DotProducts<E> sums = {};
-      sums.add(rows, left.row(i), 0, depth);
+      DotProducts<E>::template by_some<kSome>(
+          [&](auto first) { sums.template add<first(), kSome>(rows, left.row(i), 0, depth); });
       store(i, sums.total());
     }
     return;
   }
   DotProducts<E> sums[kRowsOfStrip] = {};
-  for (int64_t k = 0; k < depth; k += kDepthOfStrip)
-    for (int64_t i = 0; i < left.count; ++i) sums[i].add(rows, left.row(i), k, minimum(depth, k + kDepthOfStrip));
+  DotProducts<E>::template by_some<kSome>([&](auto first) {
+    for (int64_t k = 0; k < depth; k += kDepthOfStrip)
+      for (int64_t i = 0; i < left.count; ++i)
+        sums[i].template add<first(), kSome>(rows, left.row(i), k, minimum(depth, k + kDepthOfStrip));
+  });
   for (int64_t i = 0; i < left.count; ++i) store(i, sums[i].total());
 }
 

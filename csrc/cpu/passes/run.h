@@ -7,17 +7,6 @@
 namespace fused_rnn::cpu {
 namespace {
 
-// A contiguous range of rows, panels or columns.
-struct Range {
-  int64_t first, last;
-
-  int64_t count() const { return last - first; }
-};
-
-// Part i of [0, n) split evenly into `parts`.
-inline Range part_of(int64_t n, int64_t parts, int64_t i) { return {n * i / parts, n * (i + 1) / parts}; }
-inline int64_t largest_part(int64_t n, int64_t parts) { return (n + parts - 1) / parts; }
-
 inline PanelRange panels_of(Range range, bool back = false) { return {range.first, range.last, back}; }
 
 // Consecutive hidden units: at most one vector of them unless stated otherwise.

@@ -35,7 +35,8 @@ FUSED_RNN_INLINE void load_saved(const Layer& layer, const S* saved, Units units
   for (int k = 0; k < Cell::kSaved; ++k)
     keep[k] = load_vector(saved + kept_at<Cell>(layer, k, units.first), units.count);
   if (Cell::kReadsH) state[0] = load_vector(saved + entering_h(layer, Cell::kSaved) + units.first, units.count);
-  if (Cell::kStates > 1) state[1] = load_vector(saved + entering_c(layer, Cell::kSaved) + units.first, units.count);
+  for (int s = 1; s < Cell::kStates; ++s)
+    state[s] = load_vector(saved + entering_state(layer, Cell::kSaved, s) + units.first, units.count);
 }
 
 // Prefetches all of these, which are not cached, by fetch(address, count). `units`: of a whole panel.
@@ -46,7 +47,8 @@ void fetch_saved(const Layer& layer, S* saved, Units units, bool with_h, Fetch f
     for (int k = 0; k < Cell::kSaved; ++k)
       fetch(saved + kept_at<Cell>(layer, k, u), minimum(kUnitsKeptTogether, end - u));
   if (with_h) fetch(saved + entering_h(layer, Cell::kSaved) + units.first, units.count);
-  if (Cell::kStates > 1) fetch(saved + entering_c(layer, Cell::kSaved) + units.first, units.count);
+  for (int s = 1; s < Cell::kStates; ++s)
+    fetch(saved + entering_state(layer, Cell::kSaved, s) + units.first, units.count);
 }
 
 }  // namespace

@@ -1,5 +1,11 @@
 // Plans for Python, through ctypes.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+
 #include "core/export.h"
+#include "core/registry.h"
 #include "cpu/schedule/select.h"
 
 using namespace fused_rnn;
@@ -26,7 +32,9 @@ FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t dtype, int
     layer.output_size = output_size;
     layer.packed = packed ? &layer : nullptr;
     layer.format = static_cast<WeightFormat>(format);
-    const Plan found = select(isas_for(layer.dtype, layer.format), load_of(layer), threads);
+    const int64_t gates = traits_of_any(cell).gates;
+    const std::span<const Isa> isas = isas_for(layer.dtype, layer.format, gates);
+    const Plan found = select(isas, load_of(layer), threads, current_thresholds());
     plan[0] = found.threads;
     plan[1] = found.row_chunks;
     plan[2] = found.unit_chunks;
@@ -34,4 +42,17 @@ FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t dtype, int
     isa = isa_name(found.isa);
   });
   return isa;
+}
+
+// Fills `numbers` with Thresholds' fields as they are now; as shipped, if `shipped`. Returns how many there are.
+FUSED_RNN_EXPORT int64_t fused_rnn_cpu_thresholds(int64_t shipped, int64_t* numbers) {
+  const Thresholds found = shipped ? Thresholds{} : current_thresholds();
+  std::memcpy(numbers, &found, sizeof found);
+  return kThresholds;
+}
+
+FUSED_RNN_EXPORT void fused_rnn_set_cpu_thresholds(const int64_t* numbers) {
+  std::array<int64_t, kThresholds> values;
+  std::copy_n(numbers, kThresholds, values.begin());
+  set_thresholds(std::bit_cast<Thresholds>(values));
 }

@@ -4,17 +4,21 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/schedule/tile_support.h"
+#include "cpu/schedule/tuning.h"
+
 #if defined(FUSED_RNN_X86_ISAS) && defined(__linux__)
 #include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#elif defined(FUSED_RNN_ARM_ISAS) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace fused_rnn::cpu {
 namespace {
 
+#ifdef FUSED_RNN_X86_ISAS
 bool has_avx_vnni() {
-#if defined(FUSED_RNN_X86_ISAS) && defined(__linux__)  // GCC before 13 cannot be asked
+#ifdef __linux__  // GCC before 13 cannot be asked
   constexpr unsigned kAvxVnni = 1u << 4;
   unsigned a, b, c, d;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni);
@@ -22,20 +26,19 @@ bool has_avx_vnni() {
   return false;
 #endif
 }
-
-// Whether the processor has AMX with bfloat16 and Linux lets this process use it: a process must request permission,
-// since tile state adds 8 KiB to every thread's saved registers.
-bool may_use_amx() {
-#if defined(FUSED_RNN_X86_ISAS) && defined(__linux__)
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
-  constexpr long kArchReqXcompPerm = 0x1023, kXfeatureXtiledata = 18;
-  unsigned a, b, c, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxBf16) && (d & kAmxTile) &&
-         syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureXtiledata) == 0;
-#else
-  return false;
 #endif
-}
+
+#ifdef FUSED_RNN_ARM_ISAS
+#ifdef __linux__  // headers of older systems lack some of these bits
+bool has_dot_products() { return getauxval(AT_HWCAP) & (1ul << 20); }
+bool has_int8_matrices() { return getauxval(AT_HWCAP2) & (1ul << 13); }
+bool has_bfloat16() { return getauxval(AT_HWCAP2) & (1ul << 14); }
+#else
+bool has_dot_products() { return false; }
+bool has_int8_matrices() { return false; }
+bool has_bfloat16() { return false; }
+#endif
+#endif
 
 bool is_supported(Isa isa) {
   switch (isa) {
@@ -56,7 +59,15 @@ bool is_supported(Isa isa) {
     case Isa::kAvx512Bf16:
       return is_supported(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
     case Isa::kAmx:
-      return is_supported(Isa::kAvx512Bf16) && may_use_amx();
+      return is_supported(Isa::kAvx512Bf16) && tile_support().bfloat16;
+#endif
+#ifdef FUSED_RNN_ARM_ISAS
+    case Isa::kNeonDot:
+      return has_dot_products();
+    case Isa::kNeonI8Mm:
+      return has_dot_products() && has_int8_matrices();
+    case Isa::kNeonBf16:
+      return has_bfloat16();
 #endif
     default:
       return false;
@@ -64,13 +75,25 @@ bool is_supported(Isa isa) {
 }
 
 // Best first.
+#ifdef FUSED_RNN_ARM_ISAS
+constexpr Isa kIsas[] = {Isa::kNeonBf16, Isa::kNeonI8Mm, Isa::kNeonDot, Isa::kBaseline};
+#else
 constexpr Isa kIsas[] = {Isa::kAmx,     Isa::kAvx512Bf16, Isa::kAvx512Vnni, Isa::kAvx512,
                          Isa::kAvxVnni, Isa::kAvx2,       Isa::kBaseline};
+#endif
+
+// Of the engine for weights of 8 bits, whose products on tiles need other instructions.
+bool is_supported_for_int8(Isa isa) {
+  if (isa == Isa::kAmx) return is_supported(Isa::kAvx512Vnni) && tile_support().bytes;
+  return is_supported(isa);
+}
 
 // The best one for weights of 8 bits that is no better than `isa`, or what FUSED_RNN_ISA asks for.
-Isa isa_for_int8(Isa isa) {
-  for (const Isa other : {Isa::kAvx512Vnni, Isa::kAvxVnni, Isa::kAvx2})
-    if (other <= isa && is_supported(other)) return other;
+Isa isa_for_int8(Isa isa, WeightFormat format) {
+  for (const Isa other : {Isa::kNeonI8Mm, Isa::kNeonDot, Isa::kAmx, Isa::kAvx512Vnni, Isa::kAvxVnni, Isa::kAvx2}) {
+    const bool has_kernels = other != Isa::kAmx || format == WeightFormat::kInt8;
+    if (other <= isa && has_kernels && is_supported_for_int8(other)) return other;
+  }
   return Isa::kBaseline;
 }
 
@@ -87,8 +110,10 @@ Isa find_isa() {
     if (is_supported(isa)) return isa;
     throw std::runtime_error("FUSED_RNN_ISA=" + asked + " is not supported by this processor or build");
   }
-  throw std::runtime_error(
-      "FUSED_RNN_ISA must be baseline, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16 or amx, got '" + asked + "'");
+  std::string names;
+  for (const Isa isa : kIsas)
+    names += std::string(isa == Isa::kBaseline ? " or " : names.empty() ? "" : ", ") + isa_name(isa);
+  throw std::runtime_error("FUSED_RNN_ISA must be " + names + ", got '" + asked + "'");
 }
 
 }  // namespace
@@ -98,15 +123,26 @@ Isa best_isa() {
   return isa;
 }
 
-std::span<const Isa> isas_for(Dtype dtype, WeightFormat format) {
-  static const Isa best[] = {best_isa()}, for_int8[] = {isa_for_int8(best[0])};
-  static constexpr Isa kAvx2[] = {Isa::kAvx2}, kVectors[] = {Isa::kAvx512}, kAndTiles[] = {Isa::kAvx512, Isa::kAmx};
-  if (format != WeightFormat::kOwn) return for_int8;
+std::span<const Isa> isas_for(Dtype dtype, WeightFormat format, int64_t gates) {
+  static const Isa best[] = {best_isa()}, for_int8[] = {isa_for_int8(best[0], WeightFormat::kInt8)};
+  static const Isa for_int8_weights[] = {isa_for_int8(best[0], WeightFormat::kInt8WeightsOnly)};
+  static constexpr Isa kBaseline[] = {Isa::kBaseline}, kAvx2[] = {Isa::kAvx2}, kVectors[] = {Isa::kAvx512},
+                       kPairs[] = {Isa::kAvx512Bf16}, kAndTiles[] = {Isa::kAvx512, Isa::kAmx};
+  if (format == WeightFormat::kInt8) return for_int8;
+  if (format == WeightFormat::kInt8WeightsOnly) return for_int8_weights;
   if (best[0] <= Isa::kAvx2) return best;
   if (best[0] == Isa::kAvxVnni) return kAvx2;
+  const bool fits_tiles = gates <= kMostVectors;
+  if (best[0] >= Isa::kNeonDot) {
+    if (best[0] == Isa::kNeonBf16 && dtype == Dtype::kBFloat16 && fits_tiles) return best;
+    return kBaseline;
+  }
   const bool has_own = best[0] == Isa::kAvx512Bf16 || best[0] == Isa::kAmx;
-  if (has_own && dtype == Dtype::kBFloat16) return best;
-  if (best[0] != Isa::kAmx || dtype != Dtype::kFloat) return kVectors;
+  if (has_own && dtype == Dtype::kBFloat16) {
+    if (!fits_tiles) return kPairs;
+    return best;
+  }
+  if (best[0] != Isa::kAmx || dtype != Dtype::kFloat || !fits_tiles) return kVectors;
   static const bool always = !asked_isa().empty();
   if (always) return best;
   return kAndTiles;
@@ -128,6 +164,12 @@ const char* isa_name(Isa isa) {
       return "avx512_bf16";
     case Isa::kAmx:
       return "amx";
+    case Isa::kNeonDot:
+      return "neon_dot";
+    case Isa::kNeonI8Mm:
+      return "neon_i8mm";
+    case Isa::kNeonBf16:
+      return "neon_bf16";
   }
   return "unknown";
 }
@@ -139,15 +181,23 @@ const Kernels& kernels_for(Isa isa, Dtype dtype) {
   if (isa == Isa::kAvx512) return kKernelsAvx512;
   if (isa == Isa::kAvx2) return kKernelsAvx2;
 #endif
+#ifdef FUSED_RNN_ARM_ISAS
+  if (isa == Isa::kNeonBf16) return kKernelsNeonBf16;
+#endif
   (void)isa, (void)dtype;
   return kKernelsBaseline;
 }
 
 const Int8Kernels& int8_kernels_for(Isa isa) {
 #ifdef FUSED_RNN_X86_ISAS
+  if (isa == Isa::kAmx) return kInt8KernelsAmxInt8;
   if (isa == Isa::kAvx512Vnni) return kInt8KernelsAvx512Vnni;
   if (isa == Isa::kAvxVnni) return kInt8KernelsAvxVnni;
   if (isa == Isa::kAvx2) return kInt8KernelsAvx2;
+#endif
+#ifdef FUSED_RNN_ARM_ISAS
+  if (isa == Isa::kNeonI8Mm) return kInt8KernelsNeonI8Mm;
+  if (isa == Isa::kNeonDot) return kInt8KernelsNeonDot;
 #endif
   (void)isa;
   return kInt8KernelsBaseline;

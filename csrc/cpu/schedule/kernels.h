@@ -51,6 +51,12 @@ extern const Kernels kKernelsAmxFp32;
 extern const Int8Kernels kInt8KernelsAvx2;
 extern const Int8Kernels kInt8KernelsAvxVnni;
 extern const Int8Kernels kInt8KernelsAvx512Vnni;
+extern const Int8Kernels kInt8KernelsAmxInt8;  // for WeightFormat::kInt8
+#endif
+#ifdef FUSED_RNN_ARM_ISAS
+extern const Kernels kKernelsNeonBf16;  // for bfloat16 alone
+extern const Int8Kernels kInt8KernelsNeonDot;
+extern const Int8Kernels kInt8KernelsNeonI8Mm;
 #endif
 
 }  // namespace fused_rnn::cpu

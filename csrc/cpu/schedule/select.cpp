@@ -1,19 +1,25 @@
 #include "cpu/schedule/select.h"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
 #include <numeric>
 
-#include "core/dispatch.h"
+#include "core/registry.h"
 #include "cpu/schedule/tuning.h"
 
 namespace fused_rnn::cpu {
 
+constexpr int64_t kNumbersOfLine = 16;  // of float; two lines of double
+
 Load load_of(const Layer& layer) {
   const int64_t problems = layer.members * layer.directions;
-  const int64_t gates = dispatch_cell(layer.cell, [](auto cell) { return int64_t(decltype(cell)::type::kGates); });
+  const int64_t gates = traits_of_any(layer.cell).gates;
   const int64_t depth = (layer.tokens ? 0 : layer.input_size) + layer.output_size;  // tokens are looked up
   // A weight of 8 bits costs as much as a quarter of a float.
-  const int64_t cost = layer.format == WeightFormat::kOwn ? 4 : 1;
+  const bool quantized = layer.format != WeightFormat::kOwn;
+  const int64_t cost = quantized ? 1 : 4;
   const int64_t weights = gates * layer.hidden * depth * cost / 4;
   return {layer.dtype,
           problems,
@@ -23,7 +29,9 @@ Load load_of(const Layer& layer) {
           weights,
           gates * layer.hidden * layer.output_size * cost / 4,
           problems * layer.rows * weights,
-          layer.packed != nullptr};
+          layer.packed != nullptr,
+          layer.input_size % kNumbersOfLine == 0 && layer.output_size % kNumbersOfLine == 0,
+          quantized};
 }
 
 namespace {
@@ -35,13 +43,15 @@ struct Division {
 };
 
 // Below this many rows a thread, split the units, not the batch.
-int64_t rows_worth_sharing(int64_t weights) {
+int64_t rows_worth_sharing(int64_t weights, const Thresholds& thresholds) {
   if (weights < kFewWeightsToShare) return 0;
-  return weights < kManyWeightsToShare ? kRowsToShareSome : kRowsToShareMany;
+  return weights < kManyWeightsToShare ? thresholds.rows_to_share_some : thresholds.rows_to_share_many;
 }
 
-Division divide_on_vectors(const Load& load, int64_t threads) {
-  const bool few_rows = load.batch < rows_worth_sharing(load.recurrent_weights) * threads;
+Division divide_on_vectors(const Load& load, int64_t threads, const Thresholds& thresholds) {
+  const bool few_rows =
+      load.batch < rows_worth_sharing(load.recurrent_weights, thresholds) * threads ||
+      (!load.packed && load.rows <= kMostRowsToShareUnpacked && load.hidden >= threads * kLeastUnitsOfShare);
   if (few_rows && load.hidden >= kLeastUnitsToShare)
     return {1, std::clamp<int64_t>(threads, 1, load.hidden / kLeastUnitsOfShare)};
   return {std::clamp<int64_t>(threads, 1, std::max<int64_t>(load.batch, 1)), 1};
@@ -56,30 +66,52 @@ Division divide_on_tiles(const Load& load, int64_t threads) {
 }
 
 // The number of rows from which packing pays: the same for ids and for one-hot rows, so that their results agree.
-int64_t rows_to_pack_for(const Load& load) {
+int64_t rows_to_pack_for(const Load& load, const Thresholds& thresholds) {
   switch (load.dtype) {
     case Dtype::kHalf:
-      return kLeastRowsToPackHalf;
+      return thresholds.least_rows_to_pack_half;
     case Dtype::kBFloat16:
-      return kLeastRowsToPackBFloat16;
+      return thresholds.least_rows_to_pack_bfloat16;
     default:
-      if (load.recurrent_weights < kManyWeightsToPack) return kLeastRowsToPackFew;
-      return load.recurrent_weights < kMostWeightsToPackSoon ? kLeastRowsToPackMany : kLeastRowsToPackMost;
+      if (load.recurrent_weights < kManyWeightsToPack) return thresholds.least_rows_to_pack_few;
+      return load.whole_lines && load.recurrent_weights >= kMostWeightsToPackSoon ? thresholds.least_rows_to_pack_most
+                                                                                  : thresholds.least_rows_to_pack_many;
   }
+}
+
+std::array<std::atomic<int64_t>, kThresholds>& current() {
+  static auto* const values = [] {
+    auto* const fresh = new std::array<std::atomic<int64_t>, kThresholds>;
+    const auto shipped = std::bit_cast<std::array<int64_t, kThresholds>>(Thresholds{});
+    std::copy(shipped.begin(), shipped.end(), fresh->begin());
+    return fresh;
+  }();
+  return *values;
 }
 
 }  // namespace
 
-Plan select(std::span<const Isa> isas, const Load& load, int64_t threads) {
+Thresholds current_thresholds() {
+  std::array<int64_t, kThresholds> values;
+  std::copy(current().begin(), current().end(), values.begin());
+  return std::bit_cast<Thresholds>(values);
+}
+
+void set_thresholds(const Thresholds& thresholds) {
+  const auto values = std::bit_cast<std::array<int64_t, kThresholds>>(thresholds);
+  std::copy(values.begin(), values.end(), current().begin());
+}
+
+Plan select(std::span<const Isa> isas, const Load& load, int64_t threads, const Thresholds& thresholds) {
   const bool large = load.batch >= kLeastSplitBatch && load.hidden >= kLeastSplitUnits &&
                      (load.packed || load.rows >= kLeastSplitRows);
   const Isa isa = large ? isas.back() : isas.front();
-  const bool splits = isa == Isa::kAmx && load.dtype == Dtype::kFloat;
-  const bool pack = load.packed || load.rows >= rows_to_pack_for(load) || splits;
-  if (load.multiply_adds < kLeastWorkForThreads || threads == 1) return {isa, 1, 1, 1, nullptr, pack};
+  const bool splits = isa == Isa::kAmx && load.dtype == Dtype::kFloat && !load.quantized;
+  const bool pack = load.packed || load.rows >= rows_to_pack_for(load, thresholds) || splits;
+  if (load.multiply_adds < thresholds.least_work_for_threads || threads == 1) return {isa, 1, 1, 1, nullptr, pack};
   // Problems run concurrently; if there are fewer than threads, each is divided as well.
   const int64_t each = (threads + load.problems - 1) / std::max<int64_t>(load.problems, 1);
-  const Division division = splits ? divide_on_tiles(load, each) : divide_on_vectors(load, each);
+  const Division division = splits ? divide_on_tiles(load, each) : divide_on_vectors(load, each, thresholds);
   return {isa, threads, division.runs, division.shares, nullptr, pack};
 }
 

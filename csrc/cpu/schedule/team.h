@@ -1,10 +1,16 @@
 // Threads that share the hidden units of each step, when a batch has too few rows for all threads, with a barrier after
 // every step.
 #pragma once
+#ifndef _WIN32
 #include <sched.h>
+#endif
 #include <stdint.h>
 
 #include "cpu/schedule/tuning.h"
+
+#ifdef _WIN32
+extern "C" __declspec(dllimport) int __stdcall SwitchToThread(void);  // windows.h would bring macros along
+#endif
 
 namespace fused_rnn::cpu {
 namespace {
@@ -14,6 +20,14 @@ inline void pause_briefly() {
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
+#endif
+}
+
+inline void yield_thread() {
+#ifdef _WIN32
+  SwitchToThread();
+#else
+  sched_yield();
 #endif
 }
 
@@ -51,10 +65,10 @@ class Team {
         if (joined && tries < kTeamPatience)
           pause_briefly();
         else if (!take(i, stretch, share))
-          sched_yield();
+          yield_thread();
       }
     }
-    while (!is_done(member, stretch)) sched_yield();  // taken by another thread
+    while (!is_done(member, stretch)) yield_thread();  // taken by another thread
   }
 
  private:

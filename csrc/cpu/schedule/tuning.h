@@ -30,6 +30,7 @@ constexpr int64_t kLeastSplitBatch = 16, kLeastSplitUnits = 64, kLeastSplitRows 
 
 // Rows over all steps from which packing the weights pays: packing reads and writes each weight once, evicting large
 // matrices from the cache; without it every row reads all weights, converting those of 16 bits.
+// kLeastRowsToPackMost is for weights whose rows fill cache lines: of others, every load of a vector reads two lines.
 //   python -m benchmarks cpu --only "one step" --threads 1; add lines of 2 to 16 rows, and of two steps
 constexpr int64_t kLeastRowsToPackHalf = 2, kLeastRowsToPackBFloat16 = 4;
 constexpr int64_t kManyWeightsToPack = 30'000, kMostWeightsToPackSoon = 600'000;  // of W_hh
@@ -41,6 +42,10 @@ constexpr int64_t kLeastRowsToPackFew = 5, kLeastRowsToPackMany = 10, kLeastRows
 //   python -m benchmarks cpu --only "T100 B1 H" --threads 2; the same with "T100 B4 H128"; add lines of B 2 to 7
 constexpr int64_t kFewWeightsToShare = 25'000, kManyWeightsToShare = 45'000;
 constexpr int64_t kRowsToShareSome = 1, kRowsToShareMany = 4;
+// Rows over all steps up to which weights that are not packed yet are shared too: each thread then reads what it packed
+// itself, and not what the other core's cache holds.
+//   python -m benchmarks cells --only "one step" inference --threads 2 --full
+constexpr int64_t kMostRowsToShareUnpacked = 64;
 constexpr int64_t kLeastUnitsToShare = 128;  // of a layer
 constexpr int64_t kLeastUnitsOfShare = 64;
 
@@ -94,10 +99,17 @@ constexpr int64_t kStripRowsAtOnce = 128;
 // ---- products on vectors (gemm/product.h) ---------------------------------------------------------------------------
 
 //   python -m benchmarks cpu --only "float64" --threads 1; the same with "T512 B8 H64" and "T1000 B1 H32"
-constexpr int kMostVectors = 4;        // of a panel: enough to fill the accumulator registers
+constexpr int kMostVectors = 4;        // of a panel, but for cells of more gates: enough to fill the accumulators
 constexpr int kMostRows = 8;           // of a register tile: more row pointers do not fit the registers
 constexpr int64_t kLinesAtOnce = 128;  // K block that keeps one panel, 32 KB of the widest vectors, in L1
 constexpr int64_t kRowsAtOnce = 96;    // rows whose sums are kept from one K block to the next
+
+// Rows of an unpacked matrix that are read side by side, if it is of at most so many bytes, and is read for one row of
+// A or has rows of whole pages: those share a set of L1, of 8 or 12 lines, so that 16 of them evict each other's lines.
+// From beyond the third-level cache 16 arrive faster.
+//   python -m benchmarks cells --only "one step" inference H1024 --threads 1
+constexpr int kFewSideBySide = 8;
+constexpr int64_t kMostBytesOfFew = 8 << 20, kPageBytes = 4096;
 
 // ---- products on the tiles of AMX (gemm/amx.h) ----------------------------------------------------------------------
 
@@ -108,6 +120,14 @@ constexpr int64_t kGatheredDepth = 256;       // K block for gathering rows with
 constexpr int64_t kFetchFromBytes = 2 << 20;  // prefetch matrices larger than L2
 constexpr int64_t kMostRowBytes = 1 << 20;    // larger A does not stay in L2 from one panel to the next: then
 constexpr int64_t kPanelsAtOnce = 4;          // multiply a K block by this many panels before the next block
+
+// Rows of bytes from which tiles multiply them, and not avx512_vnni. Not measured: for 64 k of 16 columns, vectors need
+// 8 cycles a row, at two products of 64 bytes a cycle, and a tile 16 for up to 16 rows; but after tiles vectors run at
+// half rate for 200 ns, and a cell takes some 70 cycles a row. At depth 512 that comes to 330 cycles a row of an LSTM's
+// panel on vectors; on tiles to 510, or 140 a row if that is more: even at 2 rows, and twice as fast at 4 to 8. At depth
+// 128 the cell is most of it, and no number of rows gains much.
+//   python -m benchmarks quantized --only B16 --threads 1; add lines of 2 to 16 rows
+constexpr int64_t kLeastRowsForByteTiles = 8;
 
 }  // namespace
 }  // namespace fused_rnn::cpu

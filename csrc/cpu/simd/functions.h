@@ -1,8 +1,7 @@
-// The functions that cells call, on vectors: exp, sigmoid, tanh, relu.
+// The functions that the library's own cells call, on vectors: exp, sigmoid, tanh, relu. more_functions.h has the rest.
 //
 // Error bounds: float: tanh 1 ulp, exp 2 ulp, sigmoid 2.4 ulp, as torch's. double: 4 eps. Sigmoid is 0 where it would be
-// subnormal; exp does not reach 0 or infinity, but saturates near 1e-38 and 1e38, 1e-307 and 1e307. Sigmoid stays within
-// [0, 1] and tanh within [-1, 1]; they are monotonic up to 2 eps.
+// subnormal. Sigmoid stays within [0, 1] and tanh within [-1, 1]; they are monotonic up to 2 eps.
 //
 // A build for bfloat16 alone stores 8 bits and uses shorter polynomials: exp and tanh are within 2^-13, and so is
 // 1 - sigmoid, the decay per step of a long memory. tests/cpu/test_vector.py checks all this.
@@ -27,6 +26,7 @@ struct MathOf;
 template <>
 struct MathOf<float> {
   static constexpr float kLowest = -87.3f, kHighest = 87.3f;               // e^x and 1 / e^x stay normal numbers
+  static constexpr float kZero = -104.f, kInfinity = 89.f;                 // e^x is 0, or infinity
   static constexpr float kRound = 12582912.f;                              // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLn2 = 0.693359375f, kLn2Rest = -2.12194440e-4f;  // few bits: n * kLn2 is exact
   static constexpr int kMantissa = 23, kBias = 127;
@@ -39,8 +39,8 @@ struct MathOf<float> {
 };
 template <>
 struct MathOf<double> {
-  static constexpr double kLowest = -708., kHighest = 708.;  // likewise
-  static constexpr double kRound = 6755399441055744.;        // 1.5 * 2^52
+  static constexpr double kLowest = -708., kHighest = 708., kZero = -746., kInfinity = 710.;  // likewise
+  static constexpr double kRound = 6755399441055744.;                                         // 1.5 * 2^52
   static constexpr double kLn2 = 6.93147180369123816490e-01, kLn2Rest = 1.90821492927058770002e-10;
   static constexpr int kMantissa = 52, kBias = 1023;
   // The exponential series from r^2 / 2 on, truncated below half an ulp.
@@ -60,6 +60,10 @@ FUSED_RNN_INLINE Vec<T> reciprocal(Vec<T> x) {
 FUSED_RNN_INLINE Vec<float> estimated_reciprocal(Vec<float> x) {
 #ifdef __AVX512F__  // with a Newton step, a quarter of the time of a division
   return Vec<float>((NativeOf<float>::Vector)_mm512_maskz_rcp14_ps(0xffff, (__m512)x.v));
+#elif defined(FUSED_RNN_NEON)
+  if constexpr (!kShort) return reciprocal(x);  // a division, which a second step would have to replace
+  const float32x4_t given = (float32x4_t)x.v, estimate = vrecpeq_f32(given);  // within 2^-8
+  return Vec<float>((NativeOf<float>::Vector)vmulq_f32(estimate, vrecpsq_f32(given, estimate)));
 #else
   return reciprocal(x);
 #endif
@@ -105,10 +109,15 @@ FUSED_RNN_INLINE ExpParts<T> exp_parts(Vec<T> x) {
   return {n, V((typename V::Native)power), M::kFew ? p * r : p * rr + r};
 }
 
-// e^x from its parts.
+// e^x from its parts but for `power`: n may be such that 2^n is no normal number.
 template <class T>
 FUSED_RNN_INLINE Vec<T> whole(ExpParts<T> e) {
-  return e.power + e.power * e.rest;
+  using M = MathOf<T>;
+  using I = typename Vec<T>::Integers;
+  const Vec<T> round(M::kRound);
+  const I n = (I)(e.n + round).v - (I)round.v, half = n >> 1, rest = n - half;
+  const auto power = [](I n) { return Vec<T>((typename Vec<T>::Native)((n + M::kBias) << M::kMantissa)); };
+  return (Vec<T>(T(1)) + e.rest) * power(half) * power(rest);
 }
 #ifdef __AVX512F__  // one instruction scales by 2^n
 FUSED_RNN_INLINE Vec<float> whole(ExpParts<float> e) {
@@ -121,10 +130,9 @@ FUSED_RNN_INLINE Vec<double> whole(ExpParts<double> e) {
 }
 #endif
 
-// Clamped to the range of normal numbers.
 template <class T>
 FUSED_RNN_INLINE Vec<T> exp(Vec<T> x) {
-  return whole(exp_parts(clamp(x, MathOf<T>::kLowest, MathOf<T>::kHighest)));
+  return whole(exp_parts(clamp(x, MathOf<T>::kZero, MathOf<T>::kInfinity)));
 }
 
 // 1 / (e^x + 1) from the parts of e^x, for x >= 0.

@@ -27,6 +27,17 @@ inline float load(float x) { return x; }
 inline double load(double x) { return x; }
 inline float load(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
 
+#ifdef FUSED_RNN_NEON  // which has the conversions; subnormals stay what they are in flush-to-zero mode too
+inline float load(Half x) {
+  __fp16 half;
+  memcpy(&half, &x, sizeof half);
+  return half;
+}
+inline void store(Half& to, float x) {
+  const __fp16 half = __fp16(x);
+  memcpy(&to, &half, sizeof half);
+}
+#else
 inline float load(Half x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
@@ -36,15 +47,7 @@ inline float load(Half x) {
   return float_of(sign | ((magnitude + 0x1c000u) << 13));  // float's exponent is 112 greater
 }
 
-inline void store(float& to, float x) { to = x; }
-inline void store(double& to, double x) { to = x; }
-
 // Round to nearest, ties to even; NaN stays NaN.
-inline void store(BFloat16& to, float x) {
-  const uint32_t u = bits_of(x);
-  to.bits = x != x ? 0x7fc0u : uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
-}
-
 inline void store(Half& to, float x) {
   const uint32_t u = bits_of(x), sign = u >> 16 & 0x8000u, magnitude = u & 0x7fffffffu;
   uint32_t half;
@@ -59,6 +62,16 @@ inline void store(Half& to, float x) {
     half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
   }
   to.bits = uint16_t(sign | half);
+}
+#endif
+
+inline void store(float& to, float x) { to = x; }
+inline void store(double& to, double x) { to = x; }
+
+// Rounded alike.
+inline void store(BFloat16& to, float x) {
+  const uint32_t u = bits_of(x);
+  to.bits = x != x ? 0x7fc0u : uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
 // Vector loads and stores with conversion.
@@ -75,9 +88,15 @@ typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 
 FUSED_RNN_INLINE Vec<float> load_vector(const BFloat16* from) {
+#ifdef FUSED_RNN_NEON  // GCC 12 converts four lanes one by one
+  return Vec<float>((Vec<float>::Native)vshll_n_u16(load_lanes<uint16x4_t>(from), 16));
+#else
   return Vec<float>((Vec<float>::Native)(__builtin_convertvector(load_lanes<HalfWords>(from), Words) << 16));
+#endif
 }
-#ifdef FUSED_RNN_BFLOAT16_PRODUCTS  // same rounding, but flushes subnormals to zero
+#if defined(FUSED_RNN_NEON) && defined(FUSED_RNN_BFLOAT16_PRODUCTS)
+FUSED_RNN_INLINE void store_vector(BFloat16* to, Vec<float> x) { store_lanes(to, vcvt_bf16_f32((float32x4_t)x.v)); }
+#elif defined(FUSED_RNN_BFLOAT16_PRODUCTS)  // same rounding, but flushes subnormals to zero
 FUSED_RNN_INLINE void store_vector(BFloat16* to, Vec<float> x) {
   store_lanes(to, _mm512_maskz_cvtneps_pbh(0xffff, (__m512)x.v));
 }
@@ -89,6 +108,12 @@ FUSED_RNN_INLINE void store_vector(BFloat16* to, Vec<float> x) {
   store_lanes(to, __builtin_convertvector(words, HalfWords));
 }
 #endif
+#ifdef FUSED_RNN_NEON
+FUSED_RNN_INLINE Vec<float> load_vector(const Half* from) {
+  return Vec<float>((Vec<float>::Native)vcvt_f32_f16(load_lanes<float16x4_t>(from)));
+}
+FUSED_RNN_INLINE void store_vector(Half* to, Vec<float> x) { store_lanes(to, vcvt_f16_f32((float32x4_t)x.v)); }
+#else
 inline Vec<float> load_vector(const Half* from) {
   Vec<float> x;
   for (int i = 0; i < Vec<float>::kLanes; ++i) x.v[i] = load(from[i]);
@@ -97,6 +122,7 @@ inline Vec<float> load_vector(const Half* from) {
 inline void store_vector(Half* to, Vec<float> x) {
   for (int i = 0; i < Vec<float>::kLanes; ++i) store(to[i], x.v[i]);
 }
+#endif
 
 // Two consecutive vectors at once.
 template <class S>
@@ -104,7 +130,7 @@ FUSED_RNN_INLINE void store_two_vectors(S* to, Vec<Arithmetic<S>> first, Vec<Ari
   store_vector(to, first);
   store_vector(to + Vec<Arithmetic<S>>::kLanes, second);
 }
-#ifdef FUSED_RNN_BFLOAT16_PRODUCTS
+#if defined(FUSED_RNN_BFLOAT16_PRODUCTS) && !defined(FUSED_RNN_NEON)
 template <>
 FUSED_RNN_INLINE void store_two_vectors(BFloat16* to, Vec<float> first, Vec<float> second) {
   store_lanes(to, _mm512_maskz_cvtne2ps_pbh(0xffffffff, (__m512)second.v, (__m512)first.v));
@@ -152,6 +178,10 @@ void load_row(S* to, const S* from, int64_t n) {
 template <class S>
 void zero_row(S* to, int64_t n) {
   memset(to, 0, sizeof(S) * n);
+}
+template <class S>
+void fill_row(S* to, Arithmetic<S> x, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) store(to[j], x);
 }
 
 }  // namespace

@@ -3,7 +3,10 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512F__
+#if defined(__aarch64__) && !defined(FUSED_RNN_VECTOR_BYTES)
+#define FUSED_RNN_NEON 1
+#include <arm_neon.h>
+#elif defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -104,6 +107,19 @@ FUSED_RNN_INLINE Vec<float> at_least(Vec<float> x, float low) {
 }
 FUSED_RNN_INLINE Vec<double> at_least(Vec<double> x, double low) {
   return Vec<double>((Vec<double>::Native)_mm512_maskz_max_pd(0xff, _mm512_set1_pd(low), (__m512d)x.v));
+}
+#elif defined(FUSED_RNN_NEON)  // likewise
+FUSED_RNN_INLINE Vec<float> at_most(Vec<float> x, float high) {
+  return Vec<float>((Vec<float>::Native)vminq_f32(vdupq_n_f32(high), (float32x4_t)x.v));
+}
+FUSED_RNN_INLINE Vec<double> at_most(Vec<double> x, double high) {
+  return Vec<double>((Vec<double>::Native)vminq_f64(vdupq_n_f64(high), (float64x2_t)x.v));
+}
+FUSED_RNN_INLINE Vec<float> at_least(Vec<float> x, float low) {
+  return Vec<float>((Vec<float>::Native)vmaxq_f32(vdupq_n_f32(low), (float32x4_t)x.v));
+}
+FUSED_RNN_INLINE Vec<double> at_least(Vec<double> x, double low) {
+  return Vec<double>((Vec<double>::Native)vmaxq_f64(vdupq_n_f64(low), (float64x2_t)x.v));
 }
 #endif
 template <class T>

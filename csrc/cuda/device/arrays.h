@@ -5,6 +5,8 @@
 
 namespace fused_rnn::cuda {
 
+constexpr int kMaxStates = 2;  // of this engine's cells, whose states begin at zero
+
 // One step of the time loop; each direction has its own time. The lengths and offsets of packed input are in host
 // memory: kernels get a Layer without them, and this instead.
 struct Step {

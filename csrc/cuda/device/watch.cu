@@ -46,7 +46,7 @@ void raise_report(int32_t device) {
   fail("fused_rnn: an earlier call on CUDA device ", device,
        ", on some stream of this process, has timed out; results that it could not compute are NaN: block ",
        report.rank(), " of group ", report.group(), " of the persistent kernel (",
-       kCudaEngines[kFirstOfBlocks + report.blocks()], report.is_back() ? ", backward" : ", forward",
+       kEngines[kFirstOfBlocks + report.blocks()], report.is_back() ? ", backward" : ", forward",
        ") waited for data of step ", report.step(), " for longer than FUSED_RNN_CUDA_WAIT_S");
 }
 

@@ -55,7 +55,7 @@ class PersistentRuns {
     const bool tf32 = args.dtype == Dtype::kFloat && tf32_allowed();
     const Task task = {args.cell,  args.dtype,  direction, args.members * args.directions,
                        args.batch, args.hidden, tf32,      obstacle(args)};
-    Plan plan = select(task, gpu_of(args.device), engine_wanted());
+    Plan plan = select(task, gpu_of(args.device), engine_wanted(), *measured_on(args.device));
     plan.scope = scope_wanted();
     return plan;
   }

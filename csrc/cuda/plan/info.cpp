@@ -16,14 +16,15 @@ FUSED_RNN_EXPORT int64_t fused_rnn_gpu(int64_t device, int64_t* gpu, char* reaso
   });
 }
 
-// Fills `plan` with: the kind of groups as an index in kCudaEngines (-1: stepwise), units, blocks, columns, groups,
+// Fills `plan` with: the kind of groups as an index in kEngines (-1: stepwise), units, blocks, columns, groups,
 // groups_at_once, the shape's number, whether it rounds to TF32, threads, registers for weights, bytes of shared
-// memory. `reason`: why this plan, or why `wanted` is not possible. `wanted` null: the current engine.
+// memory. `reason`: why this plan, or why `wanted` is not possible. `wanted` null: the current engine. `device`: whose
+// measurements count.
 FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_t backward, int64_t problems,
                                              int64_t batch, int64_t hidden, int64_t tf32, int64_t has_projection,
                                              int64_t capability, int64_t multiprocessors, int64_t shared_bytes,
-                                             int64_t most_cluster_blocks, const char* wanted, int64_t* plan,
-                                             char* reason, int64_t reason_size) {
+                                             int64_t most_cluster_blocks, const char* wanted, int64_t device,
+                                             int64_t* plan, char* reason, int64_t reason_size) {
   return !succeeds(reason, reason_size, [&] {
     const Task task = {cell,
                        static_cast<Dtype>(dtype),
@@ -35,7 +36,7 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_
                        has_projection ? kProjectionObstacle : nullptr};
     const Gpu gpu = {static_cast<int>(capability), static_cast<int>(multiprocessors), shared_bytes,
                      static_cast<int>(most_cluster_blocks)};
-    const Plan found = select(task, gpu, wanted ? wanted : engine_wanted());
+    const Plan found = select(task, gpu, wanted ? wanted : engine_wanted(), *measured_on(static_cast<int32_t>(device)));
     const int64_t numbers[] = {found.shape ? kFirstOfBlocks + static_cast<int64_t>(found.shape->blocks) : -1,
                                found.units,
                                found.blocks,
@@ -52,7 +53,5 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_
   });
 }
 
-// Sets the engine of later calls, as an index in kCudaEngines; -1: from the environment. Returns the previous value.
-FUSED_RNN_EXPORT int64_t fused_rnn_set_cuda_engine(int64_t number) {
-  return set_engine_wanted(static_cast<int>(number));
-}
+// Sets the engine of later calls, as an index in kEngines; -1: from the environment. Returns the previous value.
+FUSED_RNN_EXPORT int64_t fused_rnn_set_engine(int64_t number) { return set_engine_wanted(static_cast<int>(number)); }

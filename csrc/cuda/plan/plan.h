@@ -3,8 +3,10 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/dispatch.h"
 #include "core/engine_names.h"
@@ -15,7 +17,7 @@ namespace fused_rnn::cuda {
 
 // How the blocks that hold one copy of the weights exchange what they compute (exchange.cuh).
 enum class Blocks : int { kOne, kCluster, kPolling, kFlags };
-constexpr const char* name_of(Blocks blocks) { return kCudaEngines[kFirstOfBlocks + static_cast<int>(blocks)]; }
+constexpr const char* name_of(Blocks blocks) { return kEngines[kFirstOfBlocks + static_cast<int>(blocks)]; }
 
 enum class Direction : int { kForward, kBackward };
 
@@ -186,7 +188,7 @@ Gpu gpu_of(int32_t device);
 // torch.backends.cuda.matmul.allow_tf32
 bool tf32_allowed();
 
-// The engine that was set, otherwise FUSED_RNN_CUDA_ENGINE, otherwise the default.
+// The engine that was set, otherwise FUSED_RNN_ENGINE, or by its former name FUSED_RNN_CUDA_ENGINE, otherwise auto.
 const char* engine_wanted();
 // Sets the engine by its number; -1: none. Returns the previous value.
 int set_engine_wanted(int number);
@@ -194,8 +196,26 @@ int set_engine_wanted(int number);
 // FUSED_RNN_CUDA_MBARRIER_SCOPE: cluster (default) or cta. Throws for anything else.
 AcquireScope scope_wanted();
 
-// `wanted`: one of kCudaEngines. persistent: any kind of group; best: whichever is estimated to be fastest. Throws if
-// that engine cannot run the task.
-Plan select(const Task& task, const Gpu& gpu, const std::string& wanted);
+// The fastest engine of ours for a size, verified and timed on this model of GPU.
+struct Measured {
+  int64_t cell;
+  Dtype dtype;
+  Direction direction;
+  int64_t problems, batch, hidden;
+  bool tf32;
+  int engine;  // its index in kEngines: stepwise, or a kind of groups
+};
+using MeasuredTable = std::vector<Measured>;
+
+// The entry for this task: of the nearest size, at most twice or half as large; null if there is none.
+const Measured* find_measured(const MeasuredTable& table, const Task& task);
+
+// The table of a GPU, by its index; empty until it was set.
+std::shared_ptr<const MeasuredTable> measured_on(int32_t device);
+void set_measured(int32_t device, MeasuredTable table);
+
+// `wanted`: one of kEngines. persistent: any kind of group; best: whichever is estimated to be fastest; ours, auto and
+// torch: what has been measured for such a size, else stepwise. Throws if that engine cannot run the task.
+Plan select(const Task& task, const Gpu& gpu, const std::string& wanted, const MeasuredTable& measured = {});
 
 }  // namespace fused_rnn::cuda

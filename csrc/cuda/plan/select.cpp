@@ -98,14 +98,15 @@ std::atomic<int> engine_set = -1;  // not thread-local: backward passes run in a
 }  // namespace
 
 int set_engine_wanted(int number) {
-  return engine_set.exchange(0 <= number && number < static_cast<int>(std::size(kCudaEngines)) ? number : -1);
+  return engine_set.exchange(0 <= number && number < static_cast<int>(std::size(kEngines)) ? number : -1);
 }
 
 // The persistent kernel must be requested until it has been run on a GPU.
 const char* engine_wanted() {
-  if (const int set = engine_set; set >= 0) return kCudaEngines[set];
-  const char* wanted = std::getenv("FUSED_RNN_CUDA_ENGINE");
-  return wanted && *wanted ? wanted : "stepwise";
+  if (const int set = engine_set; set >= 0) return kEngines[set];
+  for (const char* variable : {"FUSED_RNN_ENGINE", "FUSED_RNN_CUDA_ENGINE"})
+    if (const char* wanted = std::getenv(variable); wanted && *wanted) return wanted;
+  return "auto";
 }
 
 AcquireScope scope_wanted() {
@@ -116,39 +117,71 @@ AcquireScope scope_wanted() {
   return wanted == "cta" ? AcquireScope::kBlock : AcquireScope::kCluster;
 }
 
-Plan select(const Task& task, const Gpu& gpu, const std::string& wanted) {
-  const bool best_of_all = wanted == "best", any = best_of_all || wanted == "persistent";
-  if (std::find(std::begin(kCudaEngines), std::end(kCudaEngines), wanted) == std::end(kCudaEngines)) {
-    std::string known;
-    for (const char* name : kCudaEngines) known += (known.empty() ? "" : ", ") + std::string(name);
-    fail("fused_rnn: the CUDA engine must be one of ", known, ", got '", wanted, "'");
-  }
-  Plan stepwise;
-  stepwise.why = "it was asked for";
-  if (wanted == "stepwise") return stepwise;
+namespace {
 
+constexpr int kBest = kCudaEngines - 1;
+
+int number_of(const std::string& wanted) {
+  const auto number = std::find(std::begin(kEngines), std::end(kEngines), wanted) - std::begin(kEngines);
+  if (number == std::ssize(kEngines)) {
+    std::string known;
+    for (const char* name : kEngines) known += (known.empty() ? "" : ", ") + std::string(name);
+    fail("fused_rnn: the engine must be one of ", known, ", got '", wanted, "'");
+  }
+  return static_cast<int>(number);
+}
+
+// The cheapest plan whose kind of groups is `number`, or any kind; otherwise none, and `why`.
+Plan select_persistent(const Task& task, const Gpu& gpu, int number) {
+  Plan none;
+  if (none.why = task.obstacle ? task.obstacle : "the layer has no recurrent product, or is empty"; task.obstacle)
+    return none;
   const CellTraits cell = traits_of(task.cell);
-  std::string because = task.obstacle ? task.obstacle : "the layer has no recurrent product, or is empty";
+  if (!cell.recurrent || task.batch <= 0 || task.hidden <= 0) return none;
   std::optional<Plan> best;
-  if (!task.obstacle && cell.recurrent && task.batch > 0 && task.hidden > 0) {
-    for (size_t number = 0; number < std::size(kShapes); ++number) {
-      if (!any && wanted != name_of(kShapes[number].blocks)) continue;
-      const std::optional<Plan> plan = fit(number, task, gpu, cell);
-      if (plan && (!best || cost_of(*plan, task) < cost_of(*best, task))) best = plan;
-    }
-    because = "no shape of the persistent kernel fits this dtype and width";
+  for (size_t shape = 0; shape < std::size(kShapes); ++shape) {
+    if (number >= kFirstOfBlocks && number != kBest && std::string(kEngines[number]) != name_of(kShapes[shape].blocks))
+      continue;
+    const std::optional<Plan> plan = fit(shape, task, gpu, cell);
+    if (plan && (!best || cost_of(*plan, task) < cost_of(*best, task))) best = plan;
   }
-  if (!best) {
-    FUSED_RNN_CHECK(best_of_all, "fused_rnn: the engine '", wanted, "' was asked for, but ", because);
-    stepwise.why = because;
-    return stepwise;
+  if (best) return *best;
+  none.why = "no shape of the persistent kernel fits this dtype and width";
+  return none;
+}
+
+Plan stepwise_as(std::string why) {
+  Plan plan;
+  plan.why = std::move(why);
+  return plan;
+}
+
+Plan select_measured(const Task& task, const Gpu& gpu, const MeasuredTable& table) {
+  const Measured* const entry = find_measured(table, task);
+  if (!entry) return stepwise_as("no other engine of ours has been measured for such a size");
+  if (entry->engine < kFirstOfBlocks) return stepwise_as("it was measured to be the fastest of ours for such a size");
+  Plan plan = select_persistent(task, gpu, entry->engine);
+  if (plan.shape) plan.why = "it was measured to be the fastest of ours for such a size";
+  return plan;
+}
+
+}  // namespace
+
+Plan select(const Task& task, const Gpu& gpu, const std::string& wanted, const MeasuredTable& measured) {
+  const int number = number_of(wanted);
+  if (number >= kCudaEngines) return select_measured(task, gpu, measured);
+  if (wanted == "stepwise") return stepwise_as("it was asked for");
+  Plan plan = select_persistent(task, gpu, number);
+  if (number != kBest) {
+    FUSED_RNN_CHECK(plan.shape, "fused_rnn: the engine '", wanted, "' was asked for, but ", plan.why);
+    plan.why = "it was asked for";
+    return plan;
   }
-  if (best_of_all && stepwise_cost(task, cell.gates) < cost_of(*best, task)) {
-    stepwise.why = "it is estimated to be faster for this size";
-    return stepwise;
-  }
-  best->why = best_of_all ? "the weights stay on the chip for the whole sequence" : "it was asked for";
-  return *best;
+  if (!plan.shape) return plan;
+  if (stepwise_cost(task, traits_of(task.cell).gates) < cost_of(plan, task))
+    return stepwise_as("it is estimated to be faster for this size");
+  plan.why = "the weights stay on the chip for the whole sequence";
+  return plan;
 }
 
 }  // namespace fused_rnn::cuda

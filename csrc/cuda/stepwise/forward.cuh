@@ -73,6 +73,7 @@ __global__ void forward_step(const Forward f, const Step step, const ForwardArra
     const T* from_r = at<T>(a.r, p.state * G * H + unit);
     const S* bias_ih = at<S>(w.bias_ih, p.m * G * H + unit);
     const S* bias_hh = at<S>(w.bias_hh, p.m * G * H + unit);
+    static_assert(Cell::kStates <= kMaxStates && kStartsAtZero<Cell>, "this engine has no such cells");
     T x[G], r[G], params[Cell::kParams + 1], state[kMaxStates], next[kMaxStates], kept[Cell::kSaved];
     FUSED_RNN_UNROLL
     for (int g = 0; g < G; ++g) {

@@ -5,6 +5,8 @@
 #include <iterator>
 #include <new>
 
+#include "graphs.h"
+
 namespace ptx {
 namespace {
 
@@ -62,11 +64,12 @@ void* allocate_fenced(size_t bytes) {
   char* const memory = all + kFence;
   if (filled) std::memset(memory, 0xff, bytes);
   allocations().add(memory, bytes);
+  note_allocation(memory);
   return memory;
 }
 
 void free_fenced(void* memory) {
-  if (!memory) return;
+  if (!memory || keeps(memory)) return;
   allocations().remove(memory);
   std::free(static_cast<char*>(memory) - kFence);
 }

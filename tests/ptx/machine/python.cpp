@@ -5,6 +5,7 @@
 
 #include "allocations.h"
 #include "cuda/host/passes.h"
+#include "graphs.h"
 #include "grid.h"
 #include "library.h"
 #include "limits.h"
@@ -81,6 +82,10 @@ void launch(const std::string& text, const std::string& name, Launch how, const 
 
 Dim dim(std::array<uint32_t, 3> sizes) { return {sizes[0], sizes[1], sizes[2]}; }
 
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
 void fill_memory(bool fill) {
   fill_allocations(fill);
   fused_rnn::fill_memory(fill);
@@ -112,7 +117,18 @@ PYBIND11_MODULE(FUSED_RNN_MACHINE, m) {
   m.def("counts_of", [](const std::string& name) { return counts_of(library().kernel(name)); });
   m.def("launches_of", [](const std::string& name) { return library().kernel(name).kernel->launches; });
   m.def("reset_counts", &reset_counts);
-  m.def("totals", [] { return py::make_tuple(totals.launches, totals.instructions, totals.stale); });
+  m.def("totals", [] { return py::make_tuple(totals.launches, totals.instructions, totals.stale, products); });
+  m.def("begin_capture", [] { check(cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeGlobal)); });
+  m.def("end_capture", [] {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t ready = nullptr;
+    check(cudaStreamEndCapture(nullptr, &graph));
+    check(cudaGraphInstantiate(&ready, graph, 0));
+    check(cudaGraphDestroy(graph));
+    return reinterpret_cast<uintptr_t>(ready);
+  });
+  m.def("replay", [](uintptr_t ready) { check(cudaGraphLaunch(reinterpret_cast<cudaGraphExec_t>(ready), nullptr)); });
+  m.def("forget_graph", [](uintptr_t ready) { check(cudaGraphExecDestroy(reinterpret_cast<cudaGraphExec_t>(ready))); });
   using Sizes = std::array<uint32_t, 3>;
   py::class_<Launch>(m, "Launch")
       .def(py::init([](Sizes grid, Sizes block, uint32_t shared_bytes, uint32_t cluster, bool cooperative) {

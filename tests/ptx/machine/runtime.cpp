@@ -171,7 +171,12 @@ EXPORT const char* cudaGetErrorString(cudaError_t) { return last_error.c_str(); 
 
 // ---- memory, which is the host's; streams and events: everything is over when its call returns ----------------------
 
+cudaError_t refuse_in_capture() {
+  return refuse(cudaErrorStreamCaptureUnsupported, "a call that waits or allocates, while a graph is captured");
+}
+
 EXPORT cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  if (ptx::forbids_waiting()) return refuse_in_capture();
   return *memory = ptx::allocate_fenced(bytes), cudaSuccess;
 }
 EXPORT cudaError_t cudaFree(void* memory) { return ptx::free_fenced(memory), cudaSuccess; }
@@ -186,7 +191,7 @@ EXPORT cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
   const auto copy = [=] { return std::memcpy(to, from, bytes), cudaSuccess; };
   return ptx::capture(stream, copy) ? cudaSuccess : copy();
 }
-EXPORT cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+EXPORT cudaError_t cudaDeviceSynchronize() { return ptx::forbids_waiting() ? refuse_in_capture() : cudaSuccess; }
 EXPORT cudaError_t cudaEventCreate(cudaEvent_t* event) {
   *event = reinterpret_cast<cudaEvent_t>(new std::chrono::steady_clock::time_point);
   return cudaSuccess;
@@ -199,7 +204,7 @@ EXPORT cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
   *reinterpret_cast<std::chrono::steady_clock::time_point*>(event) = std::chrono::steady_clock::now();
   return cudaSuccess;
 }
-EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaDeviceSynchronize(); }
 EXPORT cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t begin, cudaEvent_t end) {
   const auto time = [](cudaEvent_t e) { return *reinterpret_cast<std::chrono::steady_clock::time_point*>(e); };
   *ms = std::chrono::duration<float, std::milli>(time(end) - time(begin)).count();

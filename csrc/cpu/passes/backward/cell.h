@@ -48,14 +48,15 @@ class BackwardCells {
     const int64_t P = g.output_size;
     const Row row(*this, i);
     const int vectors = hh.panel_vectors(panel);
-    V norm_h{T(0)}, norm_c{T(0)};
+    V norms[Cell::kStates];
+    for (V& norm : norms) norm = V(T(0));
     GateGradients held[kAtOnce];
     for (int v = 0; v < vectors; ++v) {
       const int64_t first = hh.first_column(panel) + v * kLanes;
       const PanelVector units = {{first, minimum(kLanes, P - first)}, v, v + 1 == vectors};
       V dh = load_vector(sums + v * kLanes);
       if (row.was_active) {
-        if (Cell::kReadsH && !row.cut) dh = dh + load_vector(carried(r_.state.dh, row) + first);
+        if (Cell::kReadsH && !row.cut) dh = dh + load_vector(carried_h(row) + first);
         if (g.added_h && !row.cut)
           dh = dh + load_vector(at<S>(g.added_h, r_.by_row(step_.previous_t, row.b, P) + first), units.count);
       } else if (g.grad_h_n) {
@@ -63,21 +64,21 @@ class BackwardCells {
       }
       if (!row.active) {
         if (g.grad_h0) store_vector(at<S>(g.grad_h0, r_.by_problem(row.b, P) + first), dh, units.count);
-        if (Cell::kStates > 1 && !projected(g)) store_grad_c0(row, units);
+        if (!projected(g)) store_grad_c0(row, units);
         continue;
       }
       if (g.grad_output) dh = dh + load_vector(at<S>(g.grad_output, here(row, P) + first), units.count);
       if (g.grad_clip > 0) dh = clamp(dh, T(-g.grad_clip), T(g.grad_clip));
-      norm_h = norm_h + dh * dh;
+      norms[0] = norms[0] + dh * dh;
       if (g.trace_output) store_vector(at<S>(g.trace_output, here(row, P) + first), dh, units.count);
       if (projected(g))
         store_at(r_.state.outputs + (step_.slot + row.b) * r_.state.output_stride, first, dh, units.count);
       else
-        norm_c = norm_c + cell(row, units, dh, held);
+        cell(row, units, dh, held, norms);
     }
     if (!g.grad_norms || !row.active) return;
-    *norm_at(0, row, panel) = sum_of(norm_h);
-    if (Cell::kStates > 1 && !projected(g)) *norm_at(1, row, panel) = sum_of(norm_c);
+    *norm_at(0, row, panel) = sum_of(norms[0]);
+    if (!projected(g)) store_norms(row, panel, norms);
   }
 
   // With a projection: the cell. sums: the gradient of h before the projection, W_hr^T dh.
@@ -85,17 +86,18 @@ class BackwardCells {
     const Backward& g = r_.g;
     const Row row(*this, i);
     const int vectors = hr.panel_vectors(panel);
-    V norm{T(0)};
+    V norms[Cell::kStates];
+    for (V& norm : norms) norm = V(T(0));
     GateGradients held[kAtOnce];
     for (int v = 0; v < vectors; ++v) {
       const int64_t first = hr.first_column(panel) + v * kLanes;
       const PanelVector units = {{first, minimum(kLanes, g.hidden - first)}, v, v + 1 == vectors};
       if (row.active)
-        norm = norm + cell(row, units, load_vector(sums + v * kLanes), held);
+        cell(row, units, load_vector(sums + v * kLanes), held, norms);
       else
         store_grad_c0(row, units);
     }
-    if (g.grad_norms && row.active) *norm_at(1, row, panel) = sum_of(norm);
+    if (g.grad_norms && row.active) store_norms(row, panel, norms);
   }
 
  private:
@@ -132,38 +134,49 @@ class BackwardCells {
   T* norm_at(int64_t s, const Row& row, int64_t panel) const {
     return r_.state.norm_at(r_.g, r_.run.problem, s, step_.t, row.b, panel);
   }
-  T* carried(T* array, const Row& row) const { return array + r_.by_problem(row.b, r_.state.unit_stride); }
+  // Of all states but h.
+  void store_norms(const Row& row, int64_t panel, const V* norms) const {
+    for (int s = 1; s < Cell::kStates; ++s) *norm_at(s, row, panel) = sum_of(norms[s]);
+  }
+  T* carried_h(const Row& row) const { return r_.state.dh + r_.by_problem(row.b, r_.state.unit_stride); }
+  T* carried_c(const Row& row, int s) const {
+    return r_.state.dc + (r_.by_problem(row.b, Cell::kStates - 1) + s - 1) * r_.state.unit_stride;
+  }
+  // Of state s >= 1 of a row, in an array [.., W].
+  int64_t further(int64_t row, int s) const { return (row * (Cell::kStates - 1) + s - 1) * r_.g.hidden; }
 
-  // dL/dc of these units from later in time.
-  V incoming_dc(const Row& row, Units units) const {
+  // dL/d of state s >= 1 of these units, from later in time.
+  V incoming_dc(const Row& row, int s, Units units) const {
     const Backward& g = r_.g;
     if (row.cut) return V(T(0));
-    if (row.was_active) return load_vector(carried(r_.state.dc, row) + units.first);
+    if (row.was_active) return load_vector(carried_c(row, s) + units.first);
     if (!g.grad_c_n) return V(T(0));
-    return load_vector(at<S>(g.grad_c_n, r_.by_problem(row.b, g.hidden) + units.first), units.count);
+    return load_vector(at<S>(g.grad_c_n, further(r_.by_problem(row.b, 1), s) + units.first), units.count);
   }
   void store_grad_c0(const Row& row, Units units) const {
     if (!r_.g.grad_c0) return;
-    S* to = at<S>(r_.g.grad_c0, r_.by_problem(row.b, r_.g.hidden) + units.first);
-    store_vector(to, incoming_dc(row, units), units.count);
+    for (int s = 1; s < Cell::kStates; ++s)
+      store_vector(at<S>(r_.g.grad_c0, further(r_.by_problem(row.b, 1), s) + units.first), incoming_dc(row, s, units),
+                   units.count);
   }
 
   // The cell for one vector of units. Gate gradients are held back in `held` until kAtOnce vectors can be stored
-  // together. Returns the squares of the full gradient of c, if there is one.
-  FUSED_RNN_INLINE V cell(const Row& row, const PanelVector& units, V dh, GateGradients (&held)[kAtOnce]) const {
+  // together. Adds the squares of the full gradients of all states but h to `norms`.
+  FUSED_RNN_INLINE void cell(const Row& row, const PanelVector& units, V dh, GateGradients (&held)[kAtOnce],
+                             V* norms) const {
     const Backward& g = r_.g;
     const State& s = r_.state;
-    V keep[Cell::kSaved], state[kMaxStates], next[kMaxStates], params[Cell::kParams + 1], dnext[kMaxStates];
-    V dstate[kMaxStates], dparams[Cell::kParams + 1];
+    V keep[Cell::kSaved], state[Cell::kStates], next[Cell::kStates], params[Cell::kParams + 1], dnext[Cell::kStates];
+    V dstate[Cell::kStates], dparams[Cell::kParams + 1];
     GateGradients& gates = held[units.v % kAtOnce];
     load_saved<Cell>(g, at<S>(g.saved, r_.saved_at(step_.t, row.b)), units, keep, state);
     for (int p = 0; p < Cell::kParams; ++p)
       params[p] = load_vector(s.params + (r_.run.problem * Cell::kParams + p) * s.unit_stride + units.first);
     dnext[0] = dh;
-    if (Cell::kStates > 1) {
-      dnext[1] = incoming_dc(row, units);
+    for (int k = 1; k < Cell::kStates; ++k) {
+      dnext[k] = incoming_dc(row, k, units);
       if (g.grad_cells)
-        dnext[1] = dnext[1] + load_vector(at<S>(g.grad_cells, here(row, g.hidden) + units.first), units.count);
+        dnext[k] = dnext[k] + load_vector(at<S>(g.grad_cells, further(here(row, 1), k) + units.first), units.count);
     }
     Cell::advance(keep, state, next);
     if (g.trace_states) trace_states(row, units, dnext);
@@ -177,14 +190,14 @@ class BackwardCells {
     const int before = units.v % kAtOnce;  // vectors already held
     if (before + 1 == kAtOnce || units.is_last)
       store_gates(row, {units.first - before * kLanes, before * kLanes + units.count}, held);
-    if (Cell::kReadsH) store_vector(carried(s.dh, row) + units.first, dstate[0]);
-    if (Cell::kStates > 1) store_vector(carried(s.dc, row) + units.first, dstate[1]);
+    if (Cell::kReadsH) store_vector(carried_h(row) + units.first, dstate[0]);
+    for (int k = 1; k < Cell::kStates; ++k) store_vector(carried_c(row, k) + units.first, dstate[k]);
     if (projected(g)) store_at(s.wide_h + (step_.slot + row.b) * s.wide_stride, units.first, next[0], units.count);
     for (int p = 0; p < Cell::kParams; ++p) {
       T* sum = s.row_params + (r_.by_problem(row.b, Cell::kParams) + p) * s.unit_stride + units.first;
       store_vector(sum, load_vector(sum) + dparams[p]);
     }
-    return Cell::kStates > 1 ? dnext[1] * dnext[1] : V(T(0));
+    for (int k = 1; k < Cell::kStates; ++k) norms[k] = norms[k] + dnext[k] * dnext[k];
   }
 
   // Stores them as rows of A. `units`: one vector of them, or kAtOnce.
@@ -232,9 +245,9 @@ class BackwardCells {
     using D = Dual<V>;
     const Backward& g = r_.g;
     const int64_t H = g.hidden;
-    D keeps[Cell::kSaved], states[kMaxStates], nexts[kMaxStates], constants[Cell::kParams + 1], dnexts[kMaxStates];
-    D dxs[Cell::kGates], drs[Cell::kGates], dstates[kMaxStates], to_params[Cell::kParams + 1];
-    V keep_tangents[Cell::kSaved], state_tangents[kMaxStates], *dnext = out.dnext;
+    D keeps[Cell::kSaved], states[Cell::kStates], nexts[Cell::kStates], constants[Cell::kParams + 1];
+    D dnexts[Cell::kStates], dxs[Cell::kGates], drs[Cell::kGates], dstates[Cell::kStates], to_params[Cell::kParams + 1];
+    V keep_tangents[Cell::kSaved], state_tangents[Cell::kStates], *dnext = out.dnext;
     load_saved<Cell>(g, at<S>(g.saved_tangent, r_.saved_at(step_.t, row.b)), units, keep_tangents, state_tangents);
     for (int k = 0; k < Cell::kSaved; ++k) keeps[k] = {in.keep[k], keep_tangents[k]};
     for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) states[s] = {in.state[s], state_tangents[s]};

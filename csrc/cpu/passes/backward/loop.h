@@ -13,7 +13,9 @@ class BackwardLoop {
 
  public:
   BackwardLoop(const Backward& g, const Plan& plan, void* buffer, int64_t task)
-      : w_(g, plan, buffer, task / plan.unit_chunks), member_(task % plan.unit_chunks) {}
+      : w_(g, plan, buffer, task / plan.unit_chunks),
+        hh_(w_.state.right(g, State::hidden_weights(g), w_.state.hh, &Weights::hh, w_.run.problem)),
+        member_(task % plan.unit_chunks) {}
 
   void run(int64_t round) {
     const Backward& g = w_.g;
@@ -63,8 +65,7 @@ class BackwardLoop {
     if (Cell::kRecurrent && step_.previous_rows > 0 && is_wanted) {
       const auto row = [&](int64_t i) { return cells.incoming_gates(i); };
       const auto fetch = [&](int64_t panel, int64_t i) { cells.fetch(hh, panel, i); };
-      return multiply_right(hh, w_.state.right(w_.g, hh, w_.state.hh, &Weights::hh, w_.run.problem), range,
-                            LeftRows{rows, row, 1, w_.g.batch == 1}, fetch, use);
+      return multiply_right(hh, hh_, range, LeftRows{rows, row, 1, w_.g.batch == 1}, fetch, use);
     }
     for (int64_t panel = range.first; panel < range.last; ++panel)
       for (int64_t i = 0; i < rows; ++i) use(panel, i, w_.state.zero_sums);
@@ -81,6 +82,7 @@ class BackwardLoop {
   }
 
   const BackwardRun<S> w_;
+  const RightOperand<E> hh_;
   const int64_t member_;
   BackwardStep step_;
 };

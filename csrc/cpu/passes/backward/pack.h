@@ -66,12 +66,12 @@ class BackwardPreparation {
   }
 
   void pass_by_rows_of_length_0() const {
-    const int64_t H = g_.hidden, P = g_.output_size;
+    const int64_t W = (state_.cell.states - 1) * g_.hidden, P = g_.output_size;
     for (int64_t b = 0; b < g_.batch; ++b) {
       if (is_active(g_, m_, 0, b)) continue;
       const int64_t row = problem_ * g_.batch + b;
       if (g_.grad_h0) copy_row(at<S>(g_.grad_h0, row * P), at<S>(g_.grad_h_n, row * P), P);
-      if (g_.grad_c0) copy_row(at<S>(g_.grad_c0, row * H), at<S>(g_.grad_c_n, row * H), H);
+      if (g_.grad_c0) copy_row(at<S>(g_.grad_c0, row * W), at<S>(g_.grad_c_n, row * W), W);
     }
   }
 

@@ -22,7 +22,7 @@ struct BackwardState {
   // Of the steps of a round and the one before it: step s of the loop is in slot s % slots.
   E *gates_x, *gates_r;  // [Q, slots, B, G*H] gradients of x and r; one array when they are equal
   E *outputs, *wide_h;   // with a projection: [Q, slots, B, P] dL/dh, and [Q, slots, B, H] h before it
-  T *dh, *dc;            // [Q, B, H] carried from step to step: h's direct term (kReadsH), and c
+  T *dh, *dc;            // [Q, B, H] and [Q, B, kStates - 1, H] carried from step to step: h's direct term (kReadsH), c
   T* row_params;         // [Q, B, kParams, H] gradients of the per-unit parameters
   T* norms;              // [Q, kStates, T, B, panels] sums of squares over the units of a panel
   E* zeros;              // gate gradients of a row that propagates none
@@ -44,7 +44,10 @@ struct BackwardState {
     if (!reads_weights_once(g)) return RightOperand<E>::of_packed(packed + problem * matrix.size());
     const int64_t m = problem / g.directions;
     const void* raw = g.weights[problem % g.directions].*weights;
-    return RightOperand<E>::of_rows(at<S>(raw, m * matrix.depth * matrix.columns));
+    auto right = RightOperand<E>::of_rows(at<S>(raw, m * matrix.depth * matrix.columns));
+    // By the rows of the batch, not of a thread: the order of a sum must not depend on the number of threads.
+    if (g.batch > RightOperand<E>::kMostStreamed) right.streamed = nullptr;
+    return right;
   }
 
   BackwardState(const Backward& g, const Plan& plan, Carver& carve) {
@@ -66,7 +69,7 @@ struct BackwardState {
     outputs = carve.take<E>(projected(g) ? Q * slots * g.batch * output_stride : 0);
     wide_h = carve.take<E>(projected(g) ? Q * slots * g.batch * wide_stride : 0);
     dh = carve.take<T>(!cell.reads_h ? 0 : Q * g.batch * unit_stride);
-    dc = carve.take<T>(cell.states > 1 ? Q * g.batch * unit_stride : 0);
+    dc = carve.take<T>(Q * g.batch * (cell.states - 1) * unit_stride);
     row_params = carve.take<T>(Q * g.batch * cell.params * unit_stride);
     norms = carve.take<T>(g.grad_norms ? Q * cell.states * g.steps * g.batch * norm_panels : 0);
     zeros = carve.take<E>(maximum(gate_stride, output_stride));

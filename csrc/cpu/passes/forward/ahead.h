@@ -47,6 +47,21 @@ class LookAhead {
     for (int64_t panel = range.first; panel < range.last; ++panel) ih.look_up(panel, sums_.ids, count_, sums(panel));
   }
 
+  // The sums of one step's rows.
+  struct OfStep {
+    const T* sums;
+    int64_t first_panel, panel_stride, first_row;
+
+    template <int kUnits>
+    const T* row(int64_t panel, int64_t i) const {
+      constexpr int64_t kWidth = Cell::kGates * kUnits * Vec<T>::kLanes;
+      return sums + (panel - first_panel) * panel_stride + (first_row + i) * kWidth;
+    }
+  };
+  OfStep of_step(int64_t slot) const {
+    return {sums_.sums, first_panel_, sums_.panel_stride(run_.panels), sums_.first[slot]};
+  }
+
   T* of_panel(int64_t panel) const { return sums_.of_panel(run_.panels, panel - first_panel_); }
   // The first row of step `slot` of these.
   int64_t first_row(int64_t slot) const { return sums_.first[slot]; }

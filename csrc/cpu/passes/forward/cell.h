@@ -20,32 +20,34 @@ class ForwardCells {
   static constexpr bool kRoundsWhenStored = sizeof(S) < sizeof(T) && sizeof(S) != sizeof(E);
 
  public:
-  ForwardCells(const ForwardRun<Cell, S>& run, const ForwardStep& step) : run_(run), step_(step) {}
+  ForwardCells(const ForwardRun<Cell, S>& run, const ForwardStep& step, int64_t share)
+      : run_(run), rows_(run.state.input_sums[share].addresses) {
+    for (int64_t i = 0; i < step.rows; ++i) rows_[i] = Row(run, step.number, step.t, i);
+  }
 
   // The cell for row i and the units of one panel. x, r: [vectors of the panel, L], the products W_ih x and W_hh h.
-  // With kBoth x has their sum, followed by W_hh h of the gates that need it separately.
-  template <int kUnits, bool kBoth>
-  void cell(int64_t panel, int64_t i, const T* x, const T* r) const {
+  // With kBoth x has their sum, followed by W_hh h of the gates that need it separately. Sums: numbers or ScaledSums.
+  template <int kUnits, bool kBoth, class Sums>
+  void cell(int64_t panel, int64_t i, const T* x, const Sums& r) const {
     const Panels panels = run_.panels;
     const T* bias_ih = run_.packed.bias_ih + panel * kWidth;
     const T* bias_hh = run_.packed.bias_hh + panel * kWidth;
     const T* params = run_.packed.params;
-    const Row row(run_, step_, i);
+    const Row& row = rows_[i];
 #pragma GCC unroll 4
     for (int u = 0; u < kUnits; ++u) {
       const Units units = panels.vector_of_units(panel, u);
-      V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], state[kMaxStates], next[kMaxStates];
+      V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], state[Cell::kStates], next[Cell::kStates];
       V keep[Cell::kSaved];
       for (int g = 0; g < Cell::kGates; ++g) {
         const int64_t j = (g * kUnits + u) * kLanes;
         xs[g] = load_vector(x + j) + load_vector(bias_ih + j);
-        if (Cell::kRecurrent && !kBoth) rs[g] = load_vector(r + j);
+        if constexpr (Cell::kRecurrent && !kBoth) rs[g] = load_vector(r + j);
         if (kBoth) rs[g] = g < Cell::kSharedGates ? V(T(0)) : load_vector(x + j + kOwnSums * kUnits * kLanes);
         if (Cell::kRecurrent && !kOneGateGradient<Cell>) rs[g] = rs[g] + load_vector(bias_hh + j);
       }
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + units.first);
-      if (Cell::kReadsH) state[0] = load_at(row.h, units.first);
-      if (Cell::kStates > 1) state[1] = load_vector(row.c + units.first);
+      load_states(row, units, state);
       Cell::forward(xs, rs, state, ps, next, keep);
       store_results(row, units, keep, state, next);
     }
@@ -56,12 +58,12 @@ class ForwardCells {
   void tangent(int64_t panel, int64_t i, const T* r) const {
     const Forward& f = run_.f;
     const Panels panels = run_.panels;
-    const Row row(run_, step_, i);
+    const Row& row = rows_[i];
     const S* primal = at<S>(f.primal, row.by_direction * f.saved_width);
     for (int u = 0; u < kUnits; ++u) {
       const Units units = panels.vector_of_units(panel, u);
-      V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], saved[Cell::kSaved], states[kMaxStates];
-      V keep[Cell::kSaved], dstates[kMaxStates], dnext[kMaxStates];
+      V xs[Cell::kGates], rs[Cell::kGates], ps[Cell::kParams + 1], saved[Cell::kSaved], states[Cell::kStates];
+      V keep[Cell::kSaved], dstates[Cell::kStates], dnext[Cell::kStates];
       for (int g = 0; g < Cell::kGates; ++g) {
         const auto given = [&](const void* tangents) {
           const int64_t j = (row.by_row * Cell::kGates + g) * f.hidden + units.first;
@@ -73,10 +75,9 @@ class ForwardCells {
       for (int p = 0; p < Cell::kParams; ++p)
         ps[p] = load_vector(run_.packed.params + p * panels.padded_units() + units.first);
       load_saved<Cell>(f, primal, units, saved, states);
-      if (Cell::kReadsH) dstates[0] = load_at(row.h, units.first);
-      if (Cell::kStates > 1) dstates[1] = load_vector(row.c + units.first);
+      load_states(row, units, dstates);
       Cell::tangent(saved, states, ps, xs, rs, dstates, keep);
-      Dual<V> dual_saved[Cell::kSaved], dual_states[kMaxStates], dual_next[kMaxStates];
+      Dual<V> dual_saved[Cell::kSaved], dual_states[Cell::kStates], dual_next[Cell::kStates];
       for (int k = 0; k < Cell::kSaved; ++k) dual_saved[k] = {saved[k], keep[k]};
       for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) dual_states[s] = {states[s], dstates[s]};
       Cell::advance(dual_saved, dual_states, dual_next);
@@ -86,9 +87,10 @@ class ForwardCells {
   }
 
   // With a projection: h of the columns of one panel of W_hr. sums: W_hr times the cell's h.
-  void projection(const Plain<Weight<S>>& hr, int64_t panel, int64_t i, const T* sums) const {
+  template <class Sums>
+  void projection(const Plain<Weight<S>>& hr, int64_t panel, int64_t i, const Sums& sums) const {
     const Forward& f = run_.f;
-    const Row row(run_, step_, i);
+    const Row& row = rows_[i];
     const S* added = at<S>(f.tangent_h, row.by_row * f.output_size);
     for (int v = 0; v < hr.panel_vectors(panel); ++v) {
       const int64_t first = hr.first_column(panel) + v * kLanes;
@@ -105,7 +107,7 @@ class ForwardCells {
     const Forward& f = run_.f;
     const int64_t first = run_.panels.first_unit(panel);
     const Units units = {first, minimum(Panels::kUnits * kLanes, f.hidden - first)};
-    const Row row(run_, step_, i);
+    const Row& row = rows_[i];
     if (!projected(f)) fetch_row_to_write(row.output + units.first, units.count);
     if (!row.saved) return;
     const S* primal = at<S>(f.primal, row.by_direction * f.saved_width);
@@ -114,18 +116,26 @@ class ForwardCells {
   }
 
  private:
+  T* state_of(const Row& row, int k) const { return row.c + (k - 1) * run_.state.c_stride; }
+
+  FUSED_RNN_INLINE void load_states(const Row& row, Units units, V* state) const {
+    if (Cell::kReadsH) state[0] = load_at(row.h, units.first);
+    for (int k = 1; k < Cell::kStates; ++k) state[k] = load_vector(state_of(row, k) + units.first);
+  }
+
   // For the backward pass, the next step and the user.
   FUSED_RNN_INLINE void store_results(const Row& row, Units units, const V* keep, const V* state, const V* next) const {
     const Forward& f = run_.f;
     if (S* saved = row.saved) {
       store_kept<Cell>(f, saved, units, keep);
-      if (Cell::kStates > 1) store_vector(saved + entering_c(f, Cell::kSaved) + units.first, state[1], units.count);
+      for (int k = 1; k < Cell::kStates; ++k)
+        store_vector(saved + entering_state(f, Cell::kSaved, k) + units.first, state[k], units.count);
       if (!projected(f))
         store_vector(saved + entering_h(f, Cell::kSaved) + units.first, load_at(row.h, units.first), units.count);
     }
-    if (Cell::kStates > 1) {
-      store_vector(row.c + units.first, next[1]);
-      if (f.cells) store_vector(row.cells + units.first, next[1], units.count);
+    for (int k = 1; k < Cell::kStates; ++k) {
+      store_vector(state_of(row, k) + units.first, next[k]);
+      if (f.cells) store_vector(row.cells + (k - 1) * f.hidden + units.first, next[k], units.count);
     }
     if (projected(f))
       store_at(row.wide_h, units.first, next[0], units.count);
@@ -142,7 +152,7 @@ class ForwardCells {
   }
 
   const ForwardRun<Cell, S>& run_;
-  const ForwardStep& step_;
+  Row* const rows_;
 };
 
 }  // namespace

@@ -28,7 +28,7 @@ class ForwardLoop {
     const Forward& f = w_.f;
     int64_t stretch = 0;
     team_.join(member_);
-    step_ = {-1, -1, 0, w_.run.active(w_.time(0), 0)};
+    step_ = {-1, -1, -1, 0, w_.run.active(w_.time(0), 0)};
     team_.together(member_, stretch++, [&](int64_t share) {
       begin(share);
       enter_next_step(share);
@@ -36,6 +36,7 @@ class ForwardLoop {
     while (++step_.number < f.steps) {
       step_.t = w_.time(step_.number);
       step_.rows = step_.next_rows;
+      step_.slot = step_.slot + 1 < w_.steps_ahead ? step_.slot + 1 : 0;
       step_.next_rows = step_.number + 1 < f.steps ? w_.run.active(w_.time(step_.number + 1), step_.rows) : 0;
       team_.together(member_, stretch++, [&](int64_t share) {
         gates(share);
@@ -79,49 +80,68 @@ class ForwardLoop {
     for (int64_t i = w_.run.active(0, 0); i < w_.run.rows; ++i) {
       const int64_t state = w_.run.problem * f.batch + w_.run.batch_row(i);
       copy_row(at<S>(f.h_n, state * P), at<S>(f.h0, state * P), P);
-      if (Cell::kStates > 1) copy_row(at<S>(f.c_n, state * H), at<S>(f.c0, state * H), H);
+      if (!f.h0) fill_row(at<S>(f.h_n, state * P), initial(0), P);
+      for (int k = 1; k < Cell::kStates; ++k) {
+        const int64_t place = place_of(state, k);
+        copy_row(at<S>(f.c_n, place), at<S>(f.c0, place), H);
+        if (!f.c0) fill_row(at<S>(f.c_n, place), initial(k), H);
+      }
     }
     if (f.offsets) return;  // packed input has no rows past the end
     for (int64_t t = 0, active = w_.run.rows; t < f.steps; ++t) {
       active = w_.run.active(t, active);
       for (int64_t i = active; i < w_.run.rows; ++i) {
-        const ForwardRow<Cell, S> row(w_, {0, t, 0, 0}, i);
+        const ForwardRow<Cell, S> row(w_, 0, t, i);
         zero_row(row.output, P);
-        if (row.cells) zero_row(row.cells, H);
+        if (row.cells) zero_row(row.cells, further_width<Cell>(f));
         if (row.saved) zero_row(row.saved, f.saved_width);
       }
     }
   }
 
   // Between two steps: stores the states of rows that end, loads those of rows that begin, applies resets.
-  void enter_next_step(int64_t share) const {
+  __attribute__((noinline)) void enter_next_step(int64_t share) const {
     const Forward& f = w_.f;
     if (step_.rows == step_.next_rows && !f.reset) return;
-    const int64_t H = f.hidden, P = f.output_size;
+    const int64_t P = f.output_size;
     const Range of_h = share_of_h(share), of_c = share_of_c(share);
     const int64_t h0 = of_h.first, c0 = of_c.first;
     E* h_next = w_.state.h[(step_.number + 1) % 2];
     for (int64_t i = 0; i < maximum(step_.rows, step_.next_rows); ++i) {
       const int64_t b = w_.run.batch_row(i), state = w_.run.problem * f.batch + b;
       E* h = h_next + i * w_.state.h_stride;
-      T* c = w_.state.c + i * w_.state.c_stride;
+      T* c = w_.state.c_of(i) + c0;
+      const auto begin_anew = [&] {
+        if (initial(0) == 0)
+          zero_row_at(h, h0, of_h.count());
+        else
+          fill_row_at<E>(h, h0, initial(0), of_h.count());
+        for (int k = 1; k < Cell::kStates; ++k) fill_row(c + (k - 1) * w_.state.c_stride, initial(k), of_c.count());
+      };
       if (i >= step_.next_rows) {
         store_row_from(at<S>(f.h_n, state * P + h0), h, h0, of_h.count());
-        if (Cell::kStates > 1) store_row(at<S>(f.c_n, state * H + c0), c + c0, of_c.count());
+        for (int k = 1; k < Cell::kStates; ++k)
+          store_row(at<S>(f.c_n, place_of(state, k) + c0), c + (k - 1) * w_.state.c_stride, of_c.count());
       } else if (is_reset(f, w_.run.m, w_.run.d, w_.time(step_.number + 1), b)) {
-        zero_row_at(h, h0, of_h.count());
-        if (Cell::kStates > 1) zero_row(c + c0, of_c.count());
+        begin_anew();
       } else if (i >= step_.rows) {
-        load_row_at(h, h0, at<S>(f.h0, state * P + h0), of_h.count());
-        if (Cell::kStates > 1) load_row(c + c0, at<S>(f.c0, state * H + c0), of_c.count());
+        if (!f.h0 || (Cell::kStates > 1 && !f.c0)) begin_anew();
+        if (f.h0) load_row_at(h, h0, at<S>(f.h0, state * P + h0), of_h.count());
+        for (int k = 1; f.c0 && k < Cell::kStates; ++k)
+          load_row(c + (k - 1) * w_.state.c_stride, at<S>(f.c0, place_of(state, k) + c0), of_c.count());
       }
     }
   }
 
-  // One step: W_hh h, with the cell as the epilogue of each tile.
-  void gates(int64_t share) const {
+  // Of state k where none is given, and after a reset.
+  T initial(int k) const { return T(w_.f.primal ? 0 : Cell::kInitial[k]); }
+  // State k >= 1 of a row of [M, D, B] in c0 and c_n.
+  int64_t place_of(int64_t row, int k) const { return row * further_width<Cell>(w_.f) + (k - 1) * w_.f.hidden; }
+
+  // One step: W_hh h, with the cell as the epilogue of each tile. Not inlined: the loop would have several copies.
+  __attribute__((noinline)) void gates(int64_t share) const {
     const Forward& f = w_.f;
-    const int64_t slot = step_.number % w_.steps_ahead;
+    const int64_t slot = step_.slot;
     const PanelRange range = panels_of(w_.panels_of_share(share), next_direction());
     LookAhead<Cell, S> ahead(w_, share);
     if (slot == 0 && !f.primal) {
@@ -132,21 +152,22 @@ class ForwardLoop {
       if (Choices::fuses(f, w_.plan)) return fused_gates(share, range, ahead, slot);
     const auto hh = w_.hh(share);
     const LeftRows rows = entering_h_rows();
-    const ForwardCells<Cell, S> cells(w_, step_);
-    const auto fetch = [&](int64_t panel, int64_t i) { cells.fetch(panel, i); };
-    const auto use = [&](int64_t panel, int64_t i, const T* r) {
-      w_.panels.with_units(panel, [&](auto known) {
+    const ForwardCells<Cell, S> cells(w_, step_, share);
+    const auto fetch = [cells](int64_t panel, int64_t i) { cells.fetch(panel, i); };
+    const auto use = [cells, panels = w_.panels, inputs = ahead.of_step(slot), is_tangent = f.primal != nullptr](
+                         int64_t panel, int64_t i, const auto& r) {
+      (void)is_tangent;  // quantized weights have none
+      panels.with_units(panel, [&](auto known) {
         constexpr int kUnits = decltype(known)::value;
         if constexpr (!kQuantized<S>)
-          if (f.primal) return cells.template tangent<kUnits>(panel, i, r);
-        const T* x = ahead.of_panel(panel) + (ahead.first_row(slot) + i) * Cell::kGates * kUnits * kLanes;
-        cells.template cell<kUnits, false>(panel, i, x, r);
+          if (is_tangent) return cells.template tangent<kUnits>(panel, i, r);
+        cells.template cell<kUnits, false>(panel, i, inputs.template row<kUnits>(panel, i), r);
       });
     };
     const auto compute = [&](const PanelRange& some) {
       if (Cell::kRecurrent) return hh.multiply_by(some, rows, fetch, use);
       for (int64_t panel = some.first; panel < some.last; ++panel)
-        for (int64_t i = 0; i < step_.rows; ++i) use(panel, i, nullptr);
+        for (int64_t i = 0; i < step_.rows; ++i) use(panel, i, static_cast<const T*>(nullptr));
     };
     if (!Choices::reads_together(f)) return compute(range);
     for (int64_t n = 0; n < range.count(); ++n) {
@@ -160,7 +181,7 @@ class ForwardLoop {
   void fused_gates(int64_t share, const PanelRange& range, const LookAhead<Cell, S>& ahead, int64_t slot) const {
     constexpr int kShared = Choices::kOwnSums == 0 ? kMostVectors : Cell::kSharedGates;
     const auto ih = w_.ih(share), hh = w_.hh(share);
-    const ForwardCells<Cell, S> cells(w_, step_);
+    const ForwardCells<Cell, S> cells(w_, step_, share);
     const LeftRows rows = entering_h_rows();
     const LeftRows inputs = {step_.rows, [&](int64_t i) { return ahead.input_row(ahead.first_row(slot) + i); }};
     const Second<kShared, GateMatrix<Cell, E>, E, decltype(rows.row)> second = {hh.matrix, hh.packed, rows.row};
@@ -182,13 +203,13 @@ class ForwardLoop {
   }
 
   // W_hr h.
-  void project(int64_t share) const {
+  __attribute__((noinline)) void project(int64_t share) const {
     const Plain<W> hr = Packed::projection(w_.f);
-    const ForwardCells<Cell, S> cells(w_, step_);
+    const ForwardCells<Cell, S> cells(w_, step_, share);
     const auto row = [&](int64_t i) { return w_.state.wide_h + i * w_.state.wide_stride; };
     const PanelRange range = panels_of(part_of(hr.panels(), w_.plan.unit_chunks, share));
     const LeftRows rows = {step_.rows, row, 1, w_.f.batch == 1};
-    const auto use = [&](int64_t panel, int64_t i, const T* sums) { cells.projection(hr, panel, i, sums); };
+    const auto use = [&](int64_t panel, int64_t i, const auto& sums) { cells.projection(hr, panel, i, sums); };
     if constexpr (kQuantized<S>) {
       const auto& scratch = w_.state.input_sums[share].quantized;
       QuantizedWeights<Plain<W>, W>{hr, w_.packed.hr, w_.packed.hr_scales, scratch}.multiply_by(range, rows,

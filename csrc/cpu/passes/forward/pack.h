@@ -159,6 +159,13 @@ struct GateWeights {
   const E* packed;
   const S* plain;
 
+  // Whether few rows of the unpacked matrix are read side by side, for so many rows of A.
+  bool reads_few(int64_t rows) const {
+    const int64_t row_bytes = matrix.depth * int64_t(sizeof(S));
+    return Cell::kGates * matrix.panels.hidden * row_bytes <= kMostBytesOfFew &&
+           (rows == 1 || row_bytes % kPageBytes == 0);
+  }
+
   // f(vector of the panel, rows of the unpacked matrix, their number) for every vector of a panel.
   template <class F>
   void for_rows(int64_t panel, F f) const {
@@ -173,7 +180,9 @@ struct GateWeights {
   void multiply_by(PanelRange range, const LeftRows<Row>& left, Fetch fetch, Use use, Results results = {}) const {
     if (is_packed) return multiply(matrix, packed, range, left, fetch, use, results);
     if constexpr (kParts<E> == 1) {
+      constexpr int kFew = kLanes < kFewSideBySide ? kLanes : kFewSideBySide;
       T buffer[kRowsOfStrip * Panels::kWidth] __attribute__((aligned(64)));
+      const bool few = reads_few(left.count);
       for (int64_t panel = range.first; panel < range.last; ++panel)
         for (int64_t first = 0; first < left.count; first += kRowsOfStrip) {
           const int64_t width = matrix.panels.width(panel);
@@ -182,8 +191,11 @@ struct GateWeights {
           const LeftRows some = {minimum(kRowsOfStrip, left.count - first),
                                  [&](int64_t i) { return left.row(first + i); }};
           for_rows(panel, [&](int v, const S* rows, int64_t count) {
-            multiply_strip<E>(matrix.depth, rows, count, some,
-                              [&](int64_t i, Vec<T> x) { store_vector(sums + i * width + v * kLanes, x); });
+            const auto store = [&](int64_t i, Vec<T> x) { store_vector(sums + i * width + v * kLanes, x); };
+            if (few)
+              multiply_strip<E, kFew>(matrix.depth, rows, count, some, store);
+            else
+              multiply_strip<E, kLanes>(matrix.depth, rows, count, some, store);
           });
           for (int64_t i = 0; i < some.count; ++i) use(panel, first + i, sums + i * width);
         }

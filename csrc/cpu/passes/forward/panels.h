@@ -17,9 +17,9 @@ namespace {
 template <class Cell, class T>
 struct GatePanels {
   static constexpr int kLanes = Vec<T>::kLanes;
-  static constexpr int kUnits = kMostVectors / Cell::kGates;  // vectors of units in a panel, but for the last one
+  // Vectors of units in a panel, but for the last one.
+  static constexpr int kUnits = Cell::kGates < kMostVectors ? kMostVectors / Cell::kGates : 1;
   static constexpr int kWidth = Cell::kGates * kUnits * kLanes;
-  static_assert(kUnits > 0, "a cell of more than four gates needs wider panels");
 
   int64_t hidden;
 
@@ -60,11 +60,14 @@ struct GateMatrix {
   // Sums of 32-bit integers become floats.
   using T = std::conditional_t<std::is_integral_v<Arithmetic<E>>, float, Arithmetic<E>>;
   using Panels = GatePanels<Cell, T>;
+  static constexpr int kVectorsTogether = Cell::kGates;
+  static constexpr int kMostOfPanel = Cell::kGates * Panels::kUnits > kMostVectors ? Cell::kGates : kMostVectors;
   Panels panels;
   int64_t depth;
 
   int panel_vectors(int64_t panel) const { return panels.vectors(panel); }
-  int64_t offset(int64_t panel) const { return panel * Panels::kWidth * padded_depth<E>(depth); }
+  int64_t first_column(int64_t panel) const { return panel * Panels::kWidth; }  // with the padding of others
+  int64_t offset(int64_t panel) const { return first_column(panel) * padded_depth<E>(depth); }
 };
 
 }  // namespace

@@ -1,7 +1,7 @@
 // A layer's matrices with weights of 8 bits (gemm/int8.h): packed, and multiplied by float rows.
 #pragma once
+#include "cpu/gemm/amx.h"
 #include "cpu/gemm/int8.h"
-#include "cpu/gemm/product.h"
 #include "cpu/passes/run.h"
 
 namespace fused_rnn::cpu {
@@ -32,20 +32,32 @@ void quantize_column(W* panel, int vectors, int64_t column, const S* from, int64
   scales.offsets[column] = kOffset * sum;
 }
 
-// The first column of a panel, with padding: all panels but the last are of one width.
-template <class Matrix>
-int64_t columns_before(const Matrix& matrix, int64_t panel) {
-  return panel * matrix.panel_vectors(0) * Vec<float>::kLanes;
-}
-
 // Vector v of a panel of a GateMatrix or Plain, from `count` <= L rows of its transpose.
 template <class Matrix, class W, class S>
 void quantize_vector(const Matrix& matrix, W* packed, Scales scales, int64_t panel, int v, const S* rows,
                      int64_t count) {
-  const Scales own = scales.from(columns_before(matrix, panel));
+  const Scales own = scales.from(matrix.first_column(panel));
   for (int64_t j = 0; j < count; ++j)
     quantize_column(packed + matrix.offset(panel), matrix.panel_vectors(panel), v * Vec<float>::kLanes + j,
                     rows + j * matrix.depth, matrix.depth, own);
+}
+
+// The sums of a panel for one row, which become floats when they are loaded.
+template <class Sum>
+struct ScaledSums {
+  const Sum* sums;
+  Scales scales;  // of the panel's columns
+  float of_row;
+
+  ScaledSums operator+(int64_t column) const { return {sums + column, scales.from(column), of_row}; }
+};
+FUSED_RNN_INLINE Vec<float> load_vector(const ScaledSums<int32_t>& from) {
+  const Ints integers = load_lanes<Ints>(from.sums) - load_lanes<Ints>(from.scales.offsets);
+  return Vec<float>(__builtin_convertvector(integers, FloatLanes)) *
+         (load_vector(from.scales.values) * Vec<float>(from.of_row));
+}
+FUSED_RNN_INLINE Vec<float> load_vector(const ScaledSums<float>& from) {
+  return load_vector(from.sums) * load_vector(from.scales.values);
 }
 
 // The interface of GateWeights (pack.h), for float rows.
@@ -61,43 +73,39 @@ struct QuantizedWeights {
 
   template <class Row, class Fetch, class Use, class Results = KeepNothing>
   void multiply_by(PanelRange range, const LeftRows<Row>& left, Fetch fetch, Use use, Results results = {}) const {
-    float buffer[kMostVectors * kLanes] __attribute__((aligned(64)));
-    const auto scale_and_use = [&](int64_t panel, int64_t i, const auto* sums) {
-      const int64_t width = matrix.panel_vectors(panel) * kLanes;
-      float* const kept = results(panel);
-      float* const to = kept ? kept + i * width : buffer;
-      for (int64_t j = 0; j < width; j += kLanes) store_vector(to + j, scaled(panel, i, j, sums + j));
-      use(panel, i, to);
+    const auto use_scaled = [=, *this](int64_t panel, int64_t i, const auto* sums) {
+      using Sum = std::remove_cvref_t<decltype(*sums)>;  // named for clang before 17
+      const ScaledSums<Sum> scaled = {sums, scales.from(matrix.first_column(panel)),
+                                      kQuantizesRows ? rows.scales[i] : 1.f};
+      use(panel, i, scaled);
+      if constexpr (!std::is_same_v<Results, KeepNothing>) {
+        const int64_t width = matrix.panel_vectors(panel) * kLanes;
+        float* const to = results(panel) + i * width;
+        for (int64_t j = 0; j < width; j += kLanes) store_vector(to + j, load_vector(scaled + j));
+      }
     };
     if constexpr (kQuantizesRows) {
       for (int64_t i = 0; i < left.count; ++i) rows.quantize(i, left.row(i), matrix.depth);
       const LeftRows integers = {left.count, [this](int64_t i) { return rows.row(i); }, 1, left.single};
-      multiply(matrix, packed, range, integers, fetch, scale_and_use);
+#ifdef FUSED_RNN_AMX_INT8  // the same sums
+      if (left.count >= kLeastRowsForByteTiles)
+        return multiply_on_tiles(matrix, packed, range, integers, fetch, use_scaled);
+#endif
+      multiply(matrix, packed, range, integers, fetch, use_scaled);
     } else {
-      multiply(matrix, packed, range, left, fetch, scale_and_use);
+      multiply(matrix, packed, range, left, fetch, use_scaled);
     }
   }
 
   // As GateWeights::look_up.
   void look_up(int64_t panel, const int64_t* ids, int64_t count, float* sums) const {
     constexpr int64_t kFactor = kTogether<W>;
-    const int64_t width = matrix.panel_vectors(panel) * kLanes, first = columns_before(matrix, panel);
+    const int64_t width = matrix.panel_vectors(panel) * kLanes, first = matrix.first_column(panel);
     const W* const numbers = packed + matrix.offset(panel);
     for (int64_t i = 0; i < count; ++i, sums += width) {
       const W* const line = numbers + ids[i] / kFactor * width * kFactor + ids[i] % kFactor;
       for (int64_t j = 0; j < width; ++j) sums[j] = float(line[j * kFactor].value) * scales.values[first + j];
     }
-  }
-
- private:
-  FUSED_RNN_INLINE Vec<float> scaled(int64_t panel, int64_t i, int64_t j, const int32_t* sums) const {
-    const int64_t column = columns_before(matrix, panel) + j;
-    const Ints integers = load_lanes<Ints>(sums) - load_lanes<Ints>(scales.offsets + column);
-    const Vec<float> scale = load_vector(scales.values + column) * Vec<float>(rows.scales[i]);
-    return Vec<float>(__builtin_convertvector(integers, FloatLanes)) * scale;
-  }
-  FUSED_RNN_INLINE Vec<float> scaled(int64_t panel, int64_t, int64_t j, const float* sums) const {
-    return load_vector(sums) * load_vector(scales.values + columns_before(matrix, panel) + j);
   }
 };
 

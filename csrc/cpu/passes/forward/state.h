@@ -6,6 +6,41 @@
 namespace fused_rnn::cpu {
 namespace {
 
+// W of problem.h.
+template <class Cell>
+FUSED_RNN_INLINE int64_t further_width(const Layer& layer) {
+  return (Cell::kStates - 1) * layer.hidden;
+}
+
+// The addresses of a run's row in one step: all panels of a share use them.
+template <class Cell, class S>
+struct ForwardRow {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+
+  int64_t by_row, by_direction;  // in arrays [M, N, D] and [M, D, N]
+  const E* h;                    // as it enters the step
+  E *h_next, *wide_h;
+  T* c;  // states 1 and on, c_stride apart
+  S *saved, *output, *cells;
+
+  // Row i of a ForwardRun in the step `number`, at t.
+  template <class ThisRun>
+  ForwardRow(const ThisRun& r, int64_t number, int64_t t, int64_t i) {
+    const Forward& f = r.f;
+    const int64_t row = row_of(f, t, r.run.batch_row(i));
+    by_row = (r.run.m * f.rows + row) * f.directions + r.run.d;
+    by_direction = r.run.problem * f.rows + row;
+    h = r.state.h[number % 2] + i * r.state.h_stride;
+    h_next = r.state.h[(number + 1) % 2] + i * r.state.h_stride;
+    wide_h = r.state.wide_h + i * r.state.wide_stride;
+    c = r.state.c_of(i);
+    saved = at<S>(f.saved, by_direction * f.saved_width);
+    output = at<S>(f.output, by_row * f.output_size);
+    cells = at<S>(f.cells, by_row * further_width<Cell>(f));
+  }
+};
+
 // W_ih x of the next few steps, for one share of the units.
 template <class Cell, class S>
 struct InputSums {
@@ -19,7 +54,8 @@ struct InputSums {
   int64_t* ids;    // [rows], in place of both
   int64_t* first;  // [steps]: each step's first row
   int64_t most_rows, input_stride;
-  QuantizedRows quantized;  // of the input, and then of h
+  QuantizedRows quantized;         // of the input, and then of h
+  ForwardRow<Cell, S>* addresses;  // of the current step
 
   InputSums(const Forward& f, const Plan& plan, Carver& carve) {
     using Choices = ForwardChoices<Cell, S>;
@@ -34,6 +70,7 @@ struct InputSums {
     rows = carve.take<const E*>(f.tokens ? 0 : most_rows);
     ids = carve.take<int64_t>(f.tokens ? most_rows : 0);
     first = carve.take<int64_t>(steps);
+    addresses = carve.take<ForwardRow<Cell, S>>(largest_part(f.batch, plan.row_chunks));
     const bool quantizes = std::is_same_v<Weight<S>, Int8>;
     quantized.stride = QuantizedRows::stride_of(maximum(f.tokens ? 0 : f.input_size, f.hidden));
     quantized.numbers = carve.take<Int8>(quantizes ? most_rows * quantized.stride : 0);
@@ -42,8 +79,9 @@ struct InputSums {
 
   // The sums of one of the share's panels. All but the last one are as wide as the first.
   T* of_panel(const Panels& panels, int64_t panel_of_share) const {
-    return sums + panel_of_share * most_rows * panels.width(0);
+    return sums + panel_of_share * panel_stride(panels);
   }
+  int64_t panel_stride(const Panels& panels) const { return most_rows * panels.width(0); }
 };
 
 // The state of a run: h[s % 2] and c enter step s.
@@ -53,7 +91,7 @@ struct RunState {
   using E = Element<S>;
 
   E *h[2], *wide_h;  // [rows, P]; with a projection, [rows, H] before it
-  T* c;              // [rows, H]
+  T* c;              // [rows, kStates - 1, H]
   int64_t h_stride, wide_stride, c_stride;
   Team::Member* team;
   InputSums<Cell, S>* input_sums;  // one for each share
@@ -66,11 +104,13 @@ struct RunState {
     c_stride = row_stride<T>(units);
     h[0] = carve.take<E>(rows * h_stride);
     h[1] = carve.take<E>(rows * h_stride);
-    c = carve.take<T>(rows * c_stride);
+    c = carve.take<T>(rows * (Cell::kStates - 1) * c_stride);
     wide_h = carve.take<E>(projected(f) ? rows * wide_stride : 0);
     team = carve.take<Team::Member>(plan.unit_chunks);
     input_sums = carve.take<InputSums<Cell, S>>(plan.unit_chunks);
   }
+
+  T* c_of(int64_t row) const { return c + row * (Cell::kStates - 1) * c_stride; }
 };
 
 // The constants of a run.
@@ -136,40 +176,16 @@ struct ForwardRun {
  private:
   static int64_t offset(const Forward& f, const Plan& plan, int64_t run) {
     const int64_t weights = f.packed ? 0 : size_of<Packed>(f, plan);
+    if (run == 0) return weights;
     return weights + run * (size_of<State>(f, plan) + plan.unit_chunks * size_of<Sums>(f, plan));
   }
 };
 
 // One step: `rows` of the run are active, and `next_rows` in the next step (0 if there is none).
 struct ForwardStep {
-  int64_t number, t, rows, next_rows;
-};
-
-// The addresses of row i of a run in one step.
-template <class Cell, class S>
-struct ForwardRow {
-  using T = Arithmetic<S>;
-  using E = Element<S>;
-
-  int64_t by_row, by_direction;  // in arrays [M, N, D] and [M, D, N]
-  const E* h;                    // as it enters the step
-  E *h_next, *wide_h;
-  T* c;
-  S *saved, *output, *cells;
-
-  FUSED_RNN_INLINE ForwardRow(const ForwardRun<Cell, S>& r, const ForwardStep& step, int64_t i) {
-    const Forward& f = r.f;
-    const int64_t row = row_of(f, step.t, r.run.batch_row(i));
-    by_row = (r.run.m * f.rows + row) * f.directions + r.run.d;
-    by_direction = r.run.problem * f.rows + row;
-    h = r.state.h[step.number % 2] + i * r.state.h_stride;
-    h_next = r.state.h[(step.number + 1) % 2] + i * r.state.h_stride;
-    wide_h = r.state.wide_h + i * r.state.wide_stride;
-    c = r.state.c + i * r.state.c_stride;
-    saved = at<S>(f.saved, by_direction * f.saved_width);
-    output = at<S>(f.output, by_row * f.output_size);
-    cells = at<S>(f.cells, by_row * f.hidden);
-  }
+  int64_t number, t;
+  int64_t slot;  // among the steps whose inputs are multiplied together
+  int64_t rows, next_rows;
 };
 
 }  // namespace
