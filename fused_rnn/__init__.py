@@ -8,7 +8,7 @@ The public interface: the names in ``__all__``, the module ``fused_rnn.onnx`` an
 
 import sys as _sys
 
-from . import _old_names, functional, init, reference
+from . import _old_names, functional, init, reference, zoo
 from . import onnx as onnx  # not in __all__: a star import would hide the package of that name
 from ._version import __version__
 from .autograd import raw_operators as raw_operators  # registers the operators' gradients
@@ -22,14 +22,30 @@ from .nn.stack import Stack
 from .nn.stream import Stream
 from .ops import fake as fake  # register the operators' shapes and costs
 from .ops import flops as flops
-from .ops.engines import cuda_engine
-from .tools.explain import Explanation, ModelExplanation, explain
-from .tools.gate_statistics import Gate, GateStatistics, gate_statistics
-from .tools.gradient_flow import Flow, Line, Summary, gradient_flow
+from .ops import tables as _tables
+from .ops.engines import cuda_engine, engine
+from .own.cell import OwnCell as OwnCell
+from .own.cell import cell
+from .own.layer import OwnLayer as OwnLayer
+from .tools.explain import Explanation as Explanation  # the classes of results: not in __all__, but public
+from .tools.explain import ModelExplanation as ModelExplanation
+from .tools.explain import explain
+from .tools.gate_statistics import Gate as Gate
+from .tools.gate_statistics import GateStatistics as GateStatistics
+from .tools.gate_statistics import gate_statistics
+from .tools.gradient_flow import Flow as Flow
+from .tools.gradient_flow import Line as Line
+from .tools.gradient_flow import Summary as Summary
+from .tools.gradient_flow import gradient_flow
 from .tools.info import info
-from .tools.spectrum import Block, Spectrum, spectrum
-from .tools.tbptt import Chunk, tbptt
-from .tools.verify import Report, Result, verify
+from .tools.spectrum import Block as Block
+from .tools.spectrum import Spectrum as Spectrum
+from .tools.spectrum import spectrum
+from .tools.tbptt import Chunk as Chunk
+from .tools.tbptt import tbptt
+from .tools.verify import Report as Report
+from .tools.verify import Result as Result
+from .tools.verify import verify
 
 __all__ = [
     "GRU",
@@ -41,7 +57,9 @@ __all__ = [
     "Stack",
     "Stream",
     "__version__",
+    "cell",
     "cuda_engine",
+    "engine",
     "explain",
     "freeze",
     "functional",
@@ -58,6 +76,7 @@ __all__ = [
     "thaw",
     "uninstall",
     "verify",
+    "zoo",
 ]
 
 
@@ -76,6 +95,8 @@ _RESULTS = (
     GateStatistics,
     Line,
     ModelExplanation,
+    OwnCell,
+    OwnLayer,
     Report,
     Result,
     Spectrum,
@@ -84,4 +105,5 @@ _RESULTS = (
 for _class in (*_MODULES, *_RESULTS):
     _class.__module__ = __name__
 
+_tables.use_for_cpu()
 _old_names.register(_sys.modules[__name__])

@@ -9,6 +9,7 @@ H hidden size, P width of h (proj_size, or H), D directions, L layers, G gates (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, overload
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -18,6 +19,63 @@ from .ops import arguments, plain
 from .ops.cells import CELLS
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_relu_cell", "rnn_tanh_cell"]
+
+# Padded or packed, and so is the output.
+Sequences = TypeVar("Sequences", bound=Tensor | PackedSequence)
+
+
+@overload
+def lstm(
+    input: Sequences,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+    grad_clip: float | None = None,
+    return_cells: Literal[False] = False,
+) -> tuple[Sequences, tuple[Tensor, Tensor]]: ...
+
+
+@overload
+def lstm(
+    input: Sequences,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+    grad_clip: float | None = None,
+    return_cells: Literal[True],
+) -> tuple[Sequences, tuple[Tensor, Tensor], Sequences]: ...
+
+
+@overload
+def lstm(
+    input: Sequences,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
+    grad_clip: float | None = None,
+    return_cells: bool,
+) -> tuple[Any, ...]: ...
 
 
 def lstm(
@@ -34,8 +92,8 @@ def lstm(
     reset_mask: Tensor | None = None,
     grad_clip: float | None = None,
     return_cells: bool = False,
-) -> tuple:
-    """Long short-term memory over whole sequences.
+) -> tuple[Any, ...]:
+    """Long short-term memory over whole sequences; :class:`fused_rnn.LSTM` has the equations.
 
     Args:
         input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a ``PackedSequence``. Or ids,
@@ -61,6 +119,12 @@ def lstm(
     Returns:
         ``output [T, B, D*P]`` in the input's layout, and ``(h_n [L*D, B, P], c_n [L*D, B, H])``. With ``return_cells``
         also ``cells [T, B, D*H]``, in the output's layout.
+
+    Example:
+        >>> weights = [torch.randn(80, 10), torch.randn(80, 20)]  # weight_ih, weight_hh; no biases
+        >>> output, (h_n, c_n) = fused_rnn.functional.lstm(torch.randn(5, 3, 10), None, weights, lengths=[5, 4, 2])
+        >>> output.shape, c_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
     """
     return arguments.lstm(
         OPERATORS,
@@ -80,7 +144,7 @@ def lstm(
 
 
 def gru(
-    input: Tensor | PackedSequence,
+    input: Sequences,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
@@ -92,11 +156,23 @@ def gru(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
     grad_clip: float | None = None,
-) -> tuple[Tensor | PackedSequence, Tensor]:
-    """Gated recurrent unit over whole sequences: as :func:`lstm` with ``hx`` a single ``h_0 [L*D, B, H]``.
+) -> tuple[Sequences, Tensor]:
+    """Gated recurrent unit over whole sequences; :class:`fused_rnn.GRU` has the equations.
+
+    Args:
+        hx: ``h_0 [L*D, B, H]``, without B when unbatched; None for zeros.
+        weights: flat, in torch's order (see the module's docstring); with or without biases.
+
+    All other arguments are those of :func:`lstm`.
 
     Returns:
         ``output [T, B, D*H]`` in the input's layout, and ``h_n [L*D, B, H]``.
+
+    Example:
+        >>> gru = torch.nn.GRU(10, 20)
+        >>> x = torch.randn(5, 3, 10)
+        >>> output, h_n = fused_rnn.functional.gru(x, None, list(gru.parameters()))
+        >>> torch.testing.assert_close(output, gru(x)[0])
     """
     return arguments.gru(
         OPERATORS,
@@ -115,7 +191,7 @@ def gru(
 
 
 def rnn(
-    input: Tensor | PackedSequence,
+    input: Sequences,
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
@@ -128,8 +204,20 @@ def rnn(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
     grad_clip: float | None = None,
-) -> tuple[Tensor | PackedSequence, Tensor]:
-    """Elman network over whole sequences, ``nonlinearity`` "tanh" or "relu": otherwise as :func:`gru`."""
+) -> tuple[Sequences, Tensor]:
+    """Elman network over whole sequences; :class:`fused_rnn.RNN` has the equation.
+
+    Args:
+        nonlinearity: "tanh" or "relu".
+
+    All other arguments, and the results, are those of :func:`gru`.
+
+    Example:
+        >>> weights = [torch.randn(20, 10), torch.eye(20), torch.zeros(20), torch.zeros(20)]
+        >>> output, h_n = fused_rnn.functional.rnn(torch.randn(5, 3, 10), None, weights, nonlinearity="relu")
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
+    """
     return arguments.rnn(
         OPERATORS,
         input,
@@ -155,7 +243,24 @@ def lstm_cell(
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One LSTM step: ``input [B, I]`` and ``hx = (h [B, H], c [B, H])`` to ``(h, c)``; all of them may be without B."""
+    """One LSTM step, of :class:`fused_rnn.LSTMCell`.
+
+    Args:
+        input: ``[B, I]``, or ``[I]`` unbatched.
+        hx: ``(h [B, H], c [B, H])``, without B when unbatched; None for zeros.
+        weight_ih: ``[4*H, I]``.
+        weight_hh: ``[4*H, H]``.
+        bias_ih: ``[4*H]``, or None.
+        bias_hh: ``[4*H]``; given if ``bias_ih`` is.
+
+    Returns:
+        The new ``(h, c)``, shaped as ``hx``.
+
+    Example:
+        >>> h, c = fused_rnn.functional.lstm_cell(torch.randn(3, 10), None, torch.randn(80, 10), torch.randn(80, 20))
+        >>> h.shape, c.shape
+        (torch.Size([3, 20]), torch.Size([3, 20]))
+    """
     return _step("lstm", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
 
 
@@ -167,7 +272,23 @@ def gru_cell(
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
 ) -> Tensor:
-    """One GRU step: ``input [B, I]`` and ``hx [B, H]`` to h ``[B, H]``; all of them may be without B."""
+    """One GRU step, of :class:`fused_rnn.GRUCell`.
+
+    Args:
+        input: ``[B, I]``, or ``[I]`` unbatched.
+        hx: ``[B, H]``, or ``[H]`` unbatched; None for zeros.
+        weight_ih: ``[3*H, I]``.
+        weight_hh: ``[3*H, H]``.
+        bias_ih: ``[3*H]``, or None.
+        bias_hh: ``[3*H]``; given if ``bias_ih`` is.
+
+    Returns:
+        The new h, shaped as ``hx``.
+
+    Example:
+        >>> fused_rnn.functional.gru_cell(torch.randn(10), None, torch.randn(60, 10), torch.randn(60, 20)).shape
+        torch.Size([20])
+    """
     return _step("gru", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
 
 
@@ -179,7 +300,12 @@ def rnn_tanh_cell(
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
 ) -> Tensor:
-    """One step of the tanh RNN, shapes as :func:`gru_cell`."""
+    """One step of an RNN with tanh, of :class:`fused_rnn.RNNCell`: arguments as of :func:`gru_cell`, H for 3*H.
+
+    Example:
+        >>> fused_rnn.functional.rnn_tanh_cell(torch.randn(10), None, torch.randn(20, 10), torch.randn(20, 20)).shape
+        torch.Size([20])
+    """
     return _step("rnn_tanh", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
 
 
@@ -191,13 +317,26 @@ def rnn_relu_cell(
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
 ) -> Tensor:
-    """One step of the ReLU RNN, shapes as :func:`gru_cell`."""
+    """One step of an RNN with ReLU, of :class:`fused_rnn.RNNCell`: arguments as of :func:`gru_cell`, H for 3*H.
+
+    Example:
+        >>> fused_rnn.functional.rnn_relu_cell(torch.randn(10), None, torch.randn(20, 10), torch.randn(20, 20)).shape
+        torch.Size([20])
+    """
     return _step("rnn_relu", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)[0]
 
 
-def _step(name: str, input, hx, weight_ih, weight_hh, bias_ih, bias_hh) -> tuple[Tensor, ...]:
+def _step(
+    name: str,
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+) -> Any:
     cell = CELLS[name]
     if (bias_ih is None) != (bias_hh is None):
         raise ValueError(f"{cell.step_name}: bias_ih and bias_hh must both be given or both be None")
-    weights = [weight_ih, weight_hh] if bias_ih is None else [weight_ih, weight_hh, bias_ih, bias_hh]
+    weights = [weight_ih, weight_hh] if bias_ih is None or bias_hh is None else [weight_ih, weight_hh, bias_ih, bias_hh]
     return arguments.single_step(OPERATORS, cell, input, hx, weights, plain.are_plain(weights))

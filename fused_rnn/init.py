@@ -8,24 +8,36 @@ kind that the function supports. All layers and both directions are changed; if 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .nn.freeze import is_frozen
 from .nn.kinds import cell_of
+from .nn.signatures import Model
 from .nn.stack import Stack
-from .ops.cells import BY_ID, CELLS, Cell
+from .ops.cells import CELLS, Cell
 
 __all__ = ["InitialState", "chrono_", "forget_bias_", "identity_", "orthogonal_", "update_bias_"]
 
 
 @torch.no_grad()
-def forget_bias_(module: nn.Module, value: float) -> nn.Module:
+def forget_bias_(module: Model, value: float) -> Model:
     """LSTM: the forget gate starts at ``sigmoid(value)`` for all units; a value of 1, say, opens it and keeps memory.
 
-    The gate sees the sum of two biases: bias_ih gets the value, bias_hh zero. (A parameter shared by both gets half.)
+    Args:
+        module: an LSTM, an LSTMCell, or a model all of whose recurrent layers and cells are of that kind.
+        value: the sum of the gate's two biases: ``bias_ih`` gets it, ``bias_hh`` becomes zero. (A parameter shared by
+            both gets half.)
+
+    Returns:
+        ``module``.
+
+    Example:
+        >>> lstm = fused_rnn.init.forget_bias_(fused_rnn.LSTM(10, 20), 1.0)
+        >>> lstm.bias_ih_l0[20:40].unique()  # the rows of i, then those of f
+        tensor([1.], grad_fn=<Unique2Backward0>)
     """
     for block in _blocks("forget_bias_", module, _with_gate("forget"), _BIASES):
         block.set_bias("forget", value)
@@ -33,12 +45,21 @@ def forget_bias_(module: nn.Module, value: float) -> nn.Module:
 
 
 @torch.no_grad()
-def update_bias_(module: nn.Module, value: float) -> nn.Module:
+def update_bias_(module: Model, value: float) -> Model:
     """GRU: the update gate z starts at ``sigmoid(value)`` for all units; larger values keep memory longer.
 
     PyTorch's GRU keeps its state where z = 1: ``h = (1 - z) * n + z * h``. Textbooks that write ``h = z * n + (1 - z) *
-    h`` call 1 - z their z: a bias of -2 there is ``value = 2`` here. Sets the sum of both biases, like
-    :func:`forget_bias_`.
+    h`` call 1 - z their z: a bias of -2 there is ``value = 2`` here.
+
+    Args:
+        module: a GRU, a GRUCell, or a model all of whose recurrent layers and cells are of that kind.
+        value: the sum of the gate's two biases, as in :func:`forget_bias_`.
+
+    Returns:
+        ``module``.
+
+    Example:
+        >>> gru = fused_rnn.init.update_bias_(fused_rnn.GRU(10, 20), 2.0)
     """
     for block in _blocks("update_bias_", module, _with_gate("update"), _BIASES):
         block.set_bias("update", value)
@@ -46,13 +67,24 @@ def update_bias_(module: nn.Module, value: float) -> nn.Module:
 
 
 @torch.no_grad()
-def chrono_(module: nn.Module, longest: int, generator: torch.Generator | None = None) -> nn.Module:
+def chrono_(module: Model, longest: int, generator: torch.Generator | None = None) -> Model:
     """LSTM and GRU: units start with time scales of different lengths, up to ``longest`` steps.
 
     The bias of the forget gate (LSTM) or of the update gate (GRU) is the logarithm of a number drawn uniformly from 1
     to ``longest - 1``, so that the unit decays to 1 / e in about as many steps. The LSTM's input gate gets the negative
     bias: units that keep much take in little. After Tallec and Ollivier, "Can recurrent neural networks warp time?"
     (2018).
+
+    Args:
+        module: an LSTM, a GRU, one of their cells, or a model all of whose recurrent layers and cells are such.
+        longest: the longest time scale in steps, at least 2: about the length of what has to be remembered.
+        generator: where the random numbers come from; None: torch's default generator.
+
+    Returns:
+        ``module``.
+
+    Example:
+        >>> lstm = fused_rnn.init.chrono_(fused_rnn.LSTM(10, 20), longest=100)
     """
     if not longest >= 2:
         raise ValueError(f"chrono_: longest must be at least 2 steps, got {longest}")
@@ -67,11 +99,23 @@ def chrono_(module: nn.Module, longest: int, generator: torch.Generator | None =
 
 
 @torch.no_grad()
-def orthogonal_(module: nn.Module, gain: float = 1.0, generator: torch.Generator | None = None) -> nn.Module:
+def orthogonal_(module: Model, gain: float = 1.0, generator: torch.Generator | None = None) -> Model:
     """Each gate's block ``[H, P]`` of every weight_hh becomes a random orthogonal matrix, times ``gain``.
 
     ``torch.nn.init.orthogonal_(layer.weight_hh_l0)`` would instead make the columns of the whole ``[G*H, P]``
     orthonormal, leaving no single gate's block orthogonal. With ``proj_size`` a block's columns are orthonormal.
+
+    Args:
+        module: a recurrent layer or cell of any kind, or a model that has some.
+        gain: what all singular values of the block become.
+        generator: where the random numbers come from; None: torch's default generator.
+
+    Returns:
+        ``module``.
+
+    Example:
+        >>> rnn = fused_rnn.init.orthogonal_(fused_rnn.RNN(10, 20))
+        >>> torch.testing.assert_close(rnn.weight_hh_l0 @ rnn.weight_hh_l0.T, torch.eye(20))
     """
     for block in _blocks("orthogonal_", module, tuple(CELLS), ("weight_hh",)):
         for gate in range(block.cell.gates):
@@ -82,11 +126,23 @@ def orthogonal_(module: nn.Module, gain: float = 1.0, generator: torch.Generator
 
 
 @torch.no_grad()
-def identity_(module: nn.Module, scale: float = 1.0) -> nn.Module:
+def identity_(module: Model, scale: float = 1.0) -> Model:
     """ReLU RNN: every weight_hh becomes ``scale`` times the identity, every bias zero; weight_ih is unchanged.
 
     A unit then accumulates its input (at a scale of 1), and gradients pass through time unchanged while it is active.
     After Le, Jaitly and Hinton, "A simple way to initialize recurrent networks of rectified linear units" (2015).
+
+    Args:
+        module: an RNN or RNNCell with ``nonlinearity="relu"``, or a model all of whose recurrent layers are such.
+        scale: the diagonal of weight_hh.
+
+    Returns:
+        ``module``.
+
+    Example:
+        >>> rnn = fused_rnn.init.identity_(fused_rnn.RNN(10, 20, nonlinearity="relu"))
+        >>> torch.equal(rnn.weight_hh_l0, torch.eye(20))
+        True
     """
     for block in _blocks("identity_", module, ("rnn_relu",), ("weight_hh", *_BIASES)):
         nn.init.eye_(block.weights["weight_hh"]).mul_(scale)
@@ -99,33 +155,43 @@ def identity_(module: nn.Module, scale: float = 1.0) -> nn.Module:
 class InitialState(nn.Module):
     """A learned initial state, starting from zeros: ``module(input, initial(batch))``.
 
-    Args: ``module``, a layer, a cell or a :class:`fused_rnn.Stack`. Only its sizes, dtype and device are used.
+    Args:
+        module: a layer, a cell or a :class:`fused_rnn.Stack`. Only its sizes, dtype and device are used.
 
-    Parameters: ``h_0 [L*D, 1, P]`` (a cell: ``[1, H]``); for the LSTM also ``c_0 [L*D, 1, H]`` (a cell: ``[1, H]``);
-    for a stack those of each layer. After a reset by ``reset_mask`` the state is zero, not this one.
+    It has the parameters ``h_0 [L*D, 1, P]`` (for a cell ``[1, H]``) and, for an LSTM, ``c_0 [L*D, 1, H]`` (for a cell
+    ``[1, H]``); for a stack those of each layer. After a reset by ``reset_mask`` the state is zero, not this one.
+
+    Example:
+        >>> lstm = fused_rnn.LSTM(10, 20)
+        >>> initial = fused_rnn.init.InitialState(lstm)
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10), initial(3))
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(map(InitialState, module.layers)) if isinstance(module, Stack) else None
+        self.layers: nn.ModuleList | None = (
+            nn.ModuleList(map(InitialState, module.layers)) if isinstance(module, Stack) else None
+        )
         if self.layers is not None:
             return
         cell = cell_of(module)
         if cell is None:
             raise TypeError(f"InitialState is for a layer, a cell or a fused_rnn.Stack, got {type(module).__name__}")
-        rows, width = (1,), module.hidden_size
+        rows: tuple[int, ...] = (1,)
+        hidden: Any = module.hidden_size
+        width = hidden
         if isinstance(module, nn.RNNBase):
-            rows, width = (module.num_layers * (1 + module.bidirectional), 1), module.proj_size or width
+            rows, width = (module.num_layers * (1 + module.bidirectional), 1), module.proj_size or hidden
         like = next(module.parameters())
-        self.h_0 = nn.Parameter(like.new_zeros(*rows, width))
+        self.h_0: nn.Parameter = nn.Parameter(like.new_zeros(*rows, width))
         if cell.states == 2:
-            self.c_0 = nn.Parameter(like.new_zeros(*rows, module.hidden_size))
+            self.c_0: nn.Parameter = nn.Parameter(like.new_zeros(*rows, hidden))
 
-    def forward(self, batch: int | None = None):
+    def forward(self, batch: int | None = None) -> Any:
         """``hx`` for ``batch`` rows, as ``module`` takes it; None: for unbatched input."""
         if self.layers is not None:
             return tuple(layer(batch) for layer in self.layers)
-        states = (self.h_0, self.c_0) if hasattr(self, "c_0") else (self.h_0,)
+        states: tuple[Tensor, ...] = (self.h_0, self.c_0) if hasattr(self, "c_0") else (self.h_0,)
         if batch is None:
             states = tuple(state.squeeze(-2) for state in states)
         else:
@@ -144,7 +210,7 @@ class _Block(NamedTuple):
     cell: Cell
     weights: dict[str, Tensor]
 
-    def part(self, name: str, gate: int) -> Tensor:
+    def part(self, name: str, gate: Any) -> Tensor:
         """One gate's part of a weight or bias: a view."""
         return self.weights[name].chunk(self.cell.gates)[gate]
 
@@ -160,7 +226,7 @@ class _Block(NamedTuple):
 
 def _with_gate(*names: str) -> tuple[str, ...]:
     """The cells that have one of these gates."""
-    return tuple(cell.name for cell in BY_ID if any(cell.gate(name) is not None for name in names))
+    return tuple(cell.name for cell in CELLS.values() if any(cell.gate(name) is not None for name in names))
 
 
 def _blocks(function: str, module: nn.Module, allowed: tuple[str, ...], wanted: tuple[str, ...]) -> list[_Block]:

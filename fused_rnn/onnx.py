@@ -1,26 +1,41 @@
 """Export to ONNX: each layer becomes one LSTM, GRU or RNN node, of one direction or both.
 
 ``torch.onnx.export(model, args, dynamo=True)`` finds the translation by itself, once ``fused_rnn`` is imported;
-``translations()`` is the table for programs that pass one.
+``translations()`` is the table for programs that pass one. Layers with int8 weights need none: ``nn/int8_onnx.py``.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import torch
 
 from .ops import torch_private
 from .ops.calls import ForwardCall
-from .ops.cells import BY_ID
+from .ops.cells import known
 from .ops.late_import import after_import
 from .ops.layer import Layer, Wanted
 
 __all__ = ["translations"]
 
 
-def translations() -> dict[torch._ops.OpOverload, Callable]:
-    """The ``custom_translation_table`` for ``torch.onnx.export``."""
+def translations() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
+    """The ``custom_translation_table`` for ``torch.onnx.export``.
+
+    Returns:
+        The translation of each operator of this library that can be exported.
+
+    Raises:
+        ImportError: onnx or onnxscript is missing.
+
+    Example:
+        ::
+
+            torch.onnx.export(model, (x,), "model.onnx", dynamo=True, custom_translation_table=translations())
+    """
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -40,7 +55,7 @@ def _translate(*args):
         off_and_on = op.CastLike(op.Constant(value_floats=[0.0, 1.0]), layer.weights[0])
         depth = op.Constant(value_int=layer.weights[0].shape[1])
         layer = layer._replace(input=op.OneHot(layer.input, depth, off_and_on, axis=-1))
-    cell = BY_ID[layer.cell]
+    cell = known(layer.cell)
     order, attributes = [cell.gate(name) for name in cell.onnx.gates], cell.onnx.attributes
     directions = 1 + layer.bidirectional
     input_size, hidden = layer.weights[0].shape[1], layer.weights[1].shape[1]
@@ -81,7 +96,7 @@ def _translate(*args):
 
 def _check(layer: Layer, cells: bool, onnx_ir) -> None:
     """Raises for what ONNX's nodes cannot compute."""
-    cell = BY_ID[layer.cell]
+    cell = known(layer.cell)
     if cell.onnx is None:
         raise NotImplementedError(f"fused_rnn: ONNX has no node for the cell {cell.name}")
     lacking = {
@@ -97,7 +112,13 @@ def _check(layer: Layer, cells: bool, onnx_ir) -> None:
             raise NotImplementedError(f"fused_rnn: ONNX's {cell.onnx.name} node has no {what}")
 
 
-after_import(
-    torch_private.ONNX_REGISTRY,
-    lambda registry: torch_private.register_onnx(registry, torch.ops.fused_rnn.layer_forward.default, _translate),
-)
+def _register(registry: ModuleType) -> None:
+    if not torch_private.register_onnx(registry, torch.ops.fused_rnn.layer_forward.default, _translate):
+        warnings.warn(
+            "this torch's ONNX exporter does not find the translation of fused_rnn's layers by itself; call "
+            "torch.onnx.export(..., custom_translation_table=fused_rnn.onnx.translations())",
+            stacklevel=2,
+        )
+
+
+after_import(torch_private.ONNX_REGISTRY, _register)

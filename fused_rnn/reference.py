@@ -6,6 +6,7 @@ the signatures of those in :mod:`fused_rnn.functional`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .ops import arguments, torch_private
+from .ops.cells import Cell
 from .ops.layer import Layer, Wanted
 
 # ---- the cells: x = W_ih x_t + b_ih and r = W_hh h + b_hh, each [B, G*H]; then the states, then per-unit parameters --
@@ -58,7 +60,16 @@ def rnn_relu_step(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
 
 # By cell id, like ops.cells.BY_ID. GATES: for the cells whose row there names them.
 GATES = (lstm_gates, gru_gates, rnn_tanh_gates, rnn_relu_gates)
-STEPS = (lstm_step, gru_step, rnn_tanh_step, rnn_relu_step)
+STEPS = dict(enumerate((lstm_step, gru_step, rnn_tanh_step, rnn_relu_step)))
+
+
+def register(cell: Cell, step: Callable[..., tuple[Tensor, ...]]) -> None:
+    """The step of a cell that is registered at run time: ``step(x, r, *states) -> new states``, in order.
+
+    x and r are [B, G*H], r None if the cell has no recurrent matrix. After the states come the per-unit parameters
+    [kParams, H], if it has any.
+    """
+    STEPS.setdefault(cell.id, step)
 
 
 # ---- the loop over time ----------------------------------------------------------------------------------------------
@@ -137,33 +148,40 @@ def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tenso
     w_hr = by_kind.get(Wanted.WEIGHT_HR)
     params = [by_kind[Wanted.PARAMETERS]] if cell.params else []
     x = layer.input
-    h = states[0] if states[0] is not None else x.new_zeros(batch, width)
-    c = states[1] if states[1] is not None else x.new_zeros(batch, hidden)
-    steps_done: list[tuple[Tensor, Tensor]] = []
+    h0, c0 = states
+    beginning = [x.new_full((batch, width if k == 0 else hidden), start) for k, start in enumerate(cell.beginning)]
+    now = [
+        beginning[0] if h0 is None else h0,
+        *(beginning[1:] if c0 is None else c0.split(hidden, -1)),
+    ]
+    steps_done: list[list[Tensor]] = []
     for t in reversed(range(steps)) if reverse else range(steps):
         active = _column(t < layer.lengths) if layer.lengths is not None else None
         cut = _cut_before(layer, t, reverse)
         if cut is not None:
-            h, c = h.masked_fill(cut, 0), c.masked_fill(cut, 0)
+            now = [state.masked_fill(cut, start) for state, start in zip(now, cell.beginning, strict=True)]
         # Padding may hold anything, NaN included, and a zero gradient does not stop a NaN.
         x_t = x[t] if active is None else x[t].masked_fill(~active, 0)
         gates_x = linear(x_t, by_kind[Wanted.WEIGHT_IH], by_kind.get(Wanted.BIAS_IH))
         gates_r = None
         if cell.recurrent:
-            gates_r = linear(h, by_kind[Wanted.WEIGHT_HH], by_kind.get(Wanted.BIAS_HH))
-        new = STEPS[layer.cell](gates_x, gates_r, *(h, c)[: cell.states], *params)
-        h_new, c_new = new[0] if w_hr is None else new[0] @ w_hr.T, new[-1]
+            gates_r = linear(now[0], by_kind[Wanted.WEIGHT_HH], by_kind.get(Wanted.BIAS_HH))
+        new = list(STEPS[layer.cell](gates_x, gates_r, *now, *params))
+        if w_hr is not None:
+            new[0] = new[0] @ w_hr.T
         if grad_clip is not None:
-            h_new = _ClipGradient.apply(h_new, grad_clip)
+            new[0] = _ClipGradient.apply(new[0], grad_clip)
         if active is None:
-            h, c = h_new, c_new
-            steps_done.append((h, c))
+            now = new
+            steps_done.append(new)
         else:
-            steps_done.append((h_new.masked_fill(~active, 0), c_new.masked_fill(~active, 0)))
-            h, c = torch.where(active, h_new, h), torch.where(active, c_new, c)
+            steps_done.append([state.masked_fill(~active, 0) for state in new])
+            now = [torch.where(active, after, before) for after, before in zip(new, now, strict=True)]
     if reverse:
         steps_done.reverse()
-    return torch.stack([s[0] for s in steps_done]), h, c, torch.stack([s[1] for s in steps_done])
+    output, *further = (torch.stack(state) for state in zip(*steps_done, strict=True))
+    h, *c = now
+    return output, h, torch.cat(c, -1) if c else h, torch.cat(further, -1) if c else output
 
 
 def _cut_before(layer: Layer, t: int, reverse: bool) -> Tensor | None:

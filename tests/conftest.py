@@ -1,3 +1,13 @@
+import contextlib
+import os
+import shutil
+import tempfile
+
+# Before the import: neither measurements nor compiled cells are the user's. A run's processes share the folder.
+os.environ["FUSED_RNN_CACHE"] = "{}/fused_rnn_tests_{}".format(
+    tempfile.gettempdir(), os.environ.get("PYTEST_XDIST_TESTRUNUID", os.getpid())
+)
+
 import hypothesis
 import pytest
 import torch
@@ -5,7 +15,7 @@ import torch
 import fused_rnn
 import ptx
 from fused_rnn import reference
-from fused_rnn.ops import library
+from fused_rnn.ops import engines, library
 from support.gpu import tf32
 from support.machine import take_over
 
@@ -19,9 +29,22 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 
+def pytest_sessionfinish(session):
+    if not hasattr(session.config, "workerinput"):  # not one of several processes
+        shutil.rmtree(os.environ["FUSED_RNN_CACHE"], ignore_errors=True)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def our_engines(request):
+    """Tests on a GPU are of our engines, unless they or FUSED_RNN_ENGINE name another."""
+    on_a_gpu = request.node.get_closest_marker("cuda") is not None
+    with engines.ours_on("cuda") if on_a_gpu else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

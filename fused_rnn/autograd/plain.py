@@ -58,7 +58,7 @@ class PlainLayer(torch.autograd.Function):
         given_grads = [grad for grad in grads if grad is not None]
         if not given_grads:
             return (None,) * len(needs)
-        if _need_layer(given_grads):
+        if need_layer(given_grads):
             return _gradients_by_layer(static, ctx.saved_tensors, needs, grads)
         saved, input, h0, c0, *rest = ctx.saved_tensors
         masks, _, grad_clip, cell, bias, bidirectional = static
@@ -108,11 +108,16 @@ class Step(torch.autograd.Function):
         given = [grad for grad in (grad_h, grad_c) if grad is not None]
         if not given:
             return (None,) * len(needs)
-        if _need_layer(given):
+        if need_layer(given):
             return _gradients_by_sequence(code, ctx.saved_tensors, needs, grad_h, grad_c)
         saved, input, h0, c0, *weights = ctx.saved_tensors
         wanted = _wanted_of_step(needs, code)
-        return _those_needed(needs, _step_backward(code, grad_h, grad_c, input, h0, c0, weights, saved, wanted))
+        found = iter(_step_backward(code, grad_h, grad_c, input, h0, c0, weights, saved, wanted))
+        to_input = next(found) if needs[1] else None
+        to_h0 = None if h0 is None else next(found)
+        to_c0 = None if c0 is None else next(found)
+        needs_of_weights = needs[_WEIGHTS:]
+        return None, to_input, to_h0, to_c0, *[next(found) if needed else None for needed in needs_of_weights]
 
 
 def run_step(code: int, input: Tensor, states: Sequence[Tensor | None], weights: list[Tensor]) -> Sequence[Tensor]:
@@ -149,7 +154,7 @@ def _those_needed(needs: tuple[bool, ...], grads: Sequence[Tensor | None]) -> tu
     return None, *[grad if needed else None for grad, needed in zip(grads, needs[1:], strict=True)]
 
 
-def _need_layer(grads: Sequence[Tensor]) -> bool:
+def need_layer(grads: Sequence[Tensor]) -> bool:
     """Whether the gradients are differentiated, compiled, transformed or batched: LayerForward alone handles that."""
     return (
         torch.is_grad_enabled()

@@ -12,20 +12,33 @@ from . import dynamo
 from .freeze import thaw
 from .kinds import OURS
 from .recurrent import Recurrent
+from .signatures import Model
 from .stock import STOCK
 from .subclasses import NotSwappable, ours_for, theirs_for
 
 
-def swap(model: nn.Module, *, report: Callable[[str], object] | None = None) -> nn.Module:
+def swap(model: Model, *, report: Callable[[str], object] | None = None) -> Model:
     """Converts every ``nn.LSTM / GRU / RNN`` and cell of ``model``, itself included, to this library's.
-
-    Returns ``model``. ``report``, such as ``print``, is called with a line for every layer that was changed or passed
-    over; a warning names those passed over, with the reason, and one says so if nothing was changed.
 
     Only the modules' classes change: parameters, buffers, hooks, shared modules and optimizers' references to
     parameters stay. Subclasses, parametrized layers included, whose ``forward`` is torch.nn's own or calls
     ``super().forward`` keep their name, methods and attributes, and become instances of ``fused_rnn.LSTM`` and so on
-    as well. Others are passed over.
+    as well. Others are passed over: a warning names them, with the reason, and one says so if nothing was changed.
+
+    Args:
+        model: any module.
+        report: called with a line of text, as ``print`` is, for every layer that was changed or passed over.
+
+    Returns:
+        ``model``.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.GRU(10, 20))
+        >>> fused_rnn.swap(model, report=print)
+        swapped 0 (GRU)
+        Sequential(
+          (0): fused_rnn.GRU(10, 20)
+        )
     """
     dynamo.admit(Recurrent)
     passed_over = []
@@ -53,11 +66,15 @@ def swap(model: nn.Module, *, report: Callable[[str], object] | None = None) -> 
     return model
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model: Model) -> Model:
     """Undoes :func:`swap`: this library's layers become torch.nn's, thawed; returns ``model``.
 
     Layers that were created as ``fused_rnn.LSTM`` and so on become torch.nn's as well; subclasses of those, which have
     no counterpart in torch.nn, stay.
+
+    Example:
+        >>> fused_rnn.restore(fused_rnn.LSTM(10, 20))
+        LSTM(10, 20)
     """
     for module in model.modules():
         kind = theirs_for(module)

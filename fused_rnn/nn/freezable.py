@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..ops.layer import WeightFormat
 from .ours import Ours
@@ -11,6 +12,9 @@ from .runners import Frozen
 
 class Freezable(Ours):
     """Classes derived from it pack their weights, by ``_pack(format)``, and name them, by ``_weight_names()``."""
+
+    if TYPE_CHECKING:  # torch.nn.Module's
+        _parameters: dict[str, Any]
 
     def _pack(self, format: WeightFormat = WeightFormat.OWN) -> Frozen:
         raise NotImplementedError
@@ -30,6 +34,19 @@ class Freezable(Ours):
         if format is not None:
             self._runner = self._pack(format)
 
+    def extra_repr(self) -> str:
+        parts = [super().extra_repr()]
+        if isinstance(self._runner, Frozen):
+            parts.append("frozen")
+            if self._runner.is_quantized:
+                parts.append(self._runner.format.name.lower().replace("_", "-"))
+        return ", ".join(parts)
+
+    def _slow_forward(self, *args, **kwargs):
+        if isinstance(self._runner, Frozen):
+            self._runner.refuse_capture()
+        return super()._slow_forward(*args, **kwargs)
+
     def _apply(self, *args, **kwargs):
         format = self._thaw()
         module = super()._apply(*args, **kwargs)
@@ -41,13 +58,13 @@ class Freezable(Ours):
         super()._load_from_state_dict(*args, **kwargs)
         self._freeze_again(format)
 
-    def __getstate__(self):
+    def __getstate__(self) -> Any:
         state = super().__getstate__()
         if isinstance(self._runner, Frozen):
             state["_frozen"] = int(self._runner.format)  # the packed copy is valid in this process only
         return state
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
         format = self.__dict__.pop("_frozen", None)
         if format is not None:

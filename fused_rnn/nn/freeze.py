@@ -6,12 +6,14 @@ Only on request: ``weight.data.copy_()`` leaves no trace, so an automatic cache 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..ops.layer import WeightFormat
 from .freezable import Freezable
 from .runners import Frozen
+from .signatures import Model
 
 FORMATS = {
     None: WeightFormat.OWN,
@@ -26,10 +28,11 @@ def is_frozen(module: nn.Module) -> bool:
 
 def weights_of(module: nn.Module) -> str | None:
     """What ``freeze`` was told for a frozen module's weights."""
-    return next(name for name, format in FORMATS.items() if format == module._runner.format)
+    runner: Any = module._runner
+    return next(name for name, format in FORMATS.items() if format == runner.format)
 
 
-def freeze(model: nn.Module, *, weights: str | None = None) -> nn.Module:
+def freeze(model: Model, *, weights: str | None = None) -> Model:
     """Packs the weights of every layer and cell of this library in ``model``, itself included, once, for inference.
 
     Returns ``model``. Frozen layers run without gradients only: other calls raise until :func:`thaw`, and so does a
@@ -42,6 +45,14 @@ def freeze(model: nn.Module, *, weights: str | None = None) -> nn.Module:
             input and h are quantized too, row by row and step by step, and products are exact: two to four times as
             fast. "int8-weights-only" computes in float32 with such weights, which pays where reading them is what a
             step costs (one row, 256 units or more). Both are for float32 layers; biases, cells and states stay float32.
+            ``torch.onnx.export`` takes "int8" LSTMs to ONNX Runtime; other exports are refused.
+
+    Example:
+        >>> model = fused_rnn.freeze(fused_rnn.LSTM(10, 20))
+        >>> with torch.inference_mode():
+        ...     output, state = model(torch.randn(5, 3, 10))
+        >>> print(model)
+        fused_rnn.LSTM(10, 20, frozen)
     """
     if weights not in FORMATS:
         known = ", ".join(f'"{name}"' for name in FORMATS if name)
@@ -67,8 +78,15 @@ def freeze(model: nn.Module, *, weights: str | None = None) -> nn.Module:
     return model
 
 
-def thaw(model: nn.Module) -> nn.Module:
-    """Undoes :func:`freeze` and frees the packed copies; returns ``model``."""
+def thaw(model: Model) -> Model:
+    """Undoes :func:`freeze` and frees the packed copies; returns ``model``.
+
+    Example:
+        >>> model = fused_rnn.freeze(fused_rnn.LSTM(10, 20))
+        >>> output, state = fused_rnn.thaw(model)(torch.randn(5, 3, 10))
+        >>> output.requires_grad
+        True
+    """
     for module in model.modules():
         if isinstance(module, Freezable):
             module._thaw()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+from typing import Any
 
 from torch import nn
 
@@ -23,7 +24,7 @@ class Installation:
     def __enter__(self) -> Installation:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._is_first:
             uninstall()
 
@@ -39,8 +40,18 @@ def install() -> Installation:
     name ``torch.nn.LSTM`` in their methods (``super()`` is fine): install first, or use :func:`swap`.
     Layers created meanwhile keep working after :func:`uninstall`. A second call has no effect.
 
-        with fused_rnn.install():
-            model = PPO.load("agent.zip")
+    Returns:
+        An object that may be used as a context manager, which uninstalls at its end.
+
+    Example:
+        >>> with fused_rnn.install():
+        ...     model = torch.nn.Sequential(torch.nn.LSTM(10, 20))  # or a package's own way to build or load a model
+        >>> model
+        Sequential(
+          (0): fused_rnn.LSTM(10, 20)
+        )
+        >>> torch.nn.LSTM(10, 20)
+        LSTM(10, 20)
     """
     with NAMES_LOCK:
         if _before:
@@ -53,7 +64,15 @@ def install() -> Installation:
 
 
 def uninstall() -> None:
-    """Undoes :func:`install`: restores torch.nn's names."""
+    """Undoes :func:`install`: torch.nn's names stand for torch's own classes again.
+
+    Example:
+        >>> fused_rnn.install()
+        fused_rnn is installed
+        >>> fused_rnn.uninstall()
+        >>> torch.nn.LSTM.__module__
+        'torch.nn.modules.rnn'
+    """
     with NAMES_LOCK:
         bind(_before)
         _before.clear()
@@ -62,7 +81,7 @@ def uninstall() -> None:
                 del copyreg.dispatch_table[kind]
 
 
-def _reduce_stock(module: nn.Module) -> tuple:
+def _reduce_stock(module: nn.Module) -> tuple[Any, ...]:
     return new_stock, (type(module).__name__,), module.__getstate__()
 
 

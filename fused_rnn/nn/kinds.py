@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..ops.cells import BY_ID, BY_MODE, Cell
+from ..ops.cells import BY_MODE, CELLS, Cell
 from . import cells, layers
 from .stock import STOCK
 
@@ -22,5 +22,7 @@ def cell_of(module: nn.Module) -> Cell | None:
     for theirs, ours in OURS.items():
         if isinstance(module, theirs):
             nonlinearity = getattr(module, "nonlinearity", None)
-            return next((c for c in BY_ID if c.step_name == ours.__name__ and c.nonlinearity == nonlinearity), None)
+            return next(
+                (c for c in CELLS.values() if c.step_name == ours.__name__ and c.nonlinearity == nonlinearity), None
+            )
     return None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -41,13 +42,13 @@ class Ours:
     # Runs the calls. Not in state dicts; pickles and copies only record whether the layer was frozen.
     _runner: Runner = OPERATORS
 
-    def register_forward_hook(self, hook, **options):
+    def register_forward_hook(self, hook: Any, **options: Any) -> Any:
         return take_over(self, hook) or super().register_forward_hook(hook, **options)
 
-    def register_full_backward_hook(self, hook, **options):
-        return take_over(self, hook) or super().register_full_backward_hook(hook, **options)
+    def register_full_backward_hook(self, hook: Any, prepend: bool = False) -> Any:
+        return take_over(self, hook) or super().register_full_backward_hook(hook, prepend)
 
-    def __getstate__(self):
+    def __getstate__(self) -> Any:
         state = super().__getstate__()
         state.pop("_runner", None)
         return state
@@ -131,19 +132,20 @@ class Ours:
     # that it skips.
 
     @property
-    def qconfig(self):
+    def qconfig(self) -> Any:
         if "qconfig" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__} has no attribute 'qconfig'")
         return self.__dict__["qconfig"]
 
     @qconfig.setter
-    def qconfig(self, value) -> None:
+    def qconfig(self, value: Any) -> None:
         self.__dict__["qconfig"] = value
         asked = torch_private.types_to_quantize() & set(STOCK.values())
         if value is not None or any(isinstance(self, kind) for kind in asked):
             warnings.warn(
-                f"torch.ao.quantization does not know {self._get_name()}, which stays as it is; to quantize "
-                "torch.nn's layer in its place, call fused_rnn.restore(model) before",
+                f"torch.ao.quantization does not know {self._get_name()}, which stays as it is; "
+                'fused_rnn.freeze(model, weights="int8") quantizes it. To quantize torch.nn\'s layer in its place, '
+                "call fused_rnn.restore(model) before",
                 stacklevel=_level_of_user(),
             )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +18,32 @@ from ..ops.layer import WeightFormat
 from . import dynamo
 from .freezable import Freezable
 from .runners import Frozen
+from .signatures import Declared
+
+
+def torch_constructor(declaration: Declared) -> Declared:
+    """Makes a constructor of its declaration: torch.nn's own, whose refusals and messages it keeps.
+
+    torch.nn's takes ``*args, **kwargs``; help, signatures and type checkers show the declaration.
+    """
+
+    @functools.wraps(declaration)
+    def __init__(self, *args, **kwargs) -> None:
+        Recurrent.__init__(self, *args, **kwargs)
+
+    return __init__  # type: ignore[return-value]
 
 
 class Recurrent(Freezable, nn.RNNBase):
     """A base before torch.nn.LSTM and the like: their constructors and helpers, our calls."""
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         dynamo.admit(Recurrent)
         super().__init__(*args, **kwargs)
 
     def _run(
         self, input, hx=None, lengths=None, reset_mask=None, grad_clip=None, cells: bool = False, runner=None
-    ) -> tuple | Proxy:
+    ) -> Any:
         """One call; returns what ``forward`` does. ``runner``: instead of the layer's own."""
         if isinstance(input, Proxy) or isinstance(hx, Proxy):
             masks = {"lengths": lengths, "reset_mask": reset_mask, "grad_clip": grad_clip, "return_cells": cells}
@@ -76,6 +92,6 @@ class Recurrent(Freezable, nn.RNNBase):
         weights = [self._parameters[name] for name in self._flat_weights_names]
         return Frozen(BY_MODE[self.mode], bool(self.bias), self.bidirectional, self.num_layers, weights, format)
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         dynamo.admit(Recurrent)
         super().__setstate__(state)

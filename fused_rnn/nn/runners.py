@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter, is_
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from ..autograd import functions, norms
 from ..ops import torch_private
 from ..ops.arguments import RunLayer, Runner
 from ..ops.cells import BY_MODE, Cell
-from ..ops.layer import TIME_MAJOR, Layer, WeightFormat, stack_code
+from ..ops.layer import TIME_MAJOR, Layer, WeightFormat, own_cell, stack_code
+from . import int8_onnx
 
 _THAW = "call fused_rnn.thaw(model) first"
 _version_of = attrgetter("_version")
@@ -20,6 +22,35 @@ _version_of = attrgetter("_version")
 
 def _versions_of(tensors: Iterable[Tensor]) -> list[int]:
     return list(map(_version_of, tensors))
+
+
+def _no_versions(_) -> tuple[int, ...]:
+    return ()
+
+
+class Fingerprint:
+    """Tells in as few calls as there can be whether tensors are certain ones, in the versions that these had.
+
+    ``tuple(some) == these and versions_of(tracked) == versions``, if ``works``; an exception means no, too. Tuples
+    compare what is identical at once, and fail for other tensors: those of more than one element have no truth value.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], versions: Sequence[int] | None):
+        self.works = len(tensors) > 1 and all(tensor.numel() > 1 for tensor in tensors)
+        self.these = tuple(tensors)
+        self.versions = tuple(versions or ())
+        self.tracked = SimpleNamespace(**{f"t{i}": tensor for i, tensor in enumerate(tensors)})
+        names = [f"{name}._version" for name in vars(self.tracked)]
+        self.versions_of: Callable[[SimpleNamespace], tuple[int, ...]] = (
+            attrgetter(*names) if versions else _no_versions
+        )
+
+    def fits(self, tensors: Iterable[Tensor | None]) -> bool:
+        """False: perhaps not."""
+        try:
+            return self.works and tuple(tensors) == self.these and self.versions_of(self.tracked) == self.versions
+        except Exception:  # as of tensors that cannot be compared
+            return False
 
 
 def _addresses_of(tensors: Iterable[Tensor]) -> list[int]:
@@ -48,18 +79,27 @@ class Frozen(Runner):
             pack = torch.ops.fused_rnn.pack_weights
             self.packed = [pack(cell.id, bias, bidirectional, span, int(format)) for span in spans]
         self.format = format
+        self._remember(weights)
+
+    def _remember(self, weights: Sequence[Tensor]) -> None:
         self.weights = list(weights)
         # Tensors created under inference_mode have no versions.
         self.versions = None if any(w.is_inference() for w in weights) else _versions_of(weights)
         self.addresses = _addresses_of(weights)
+        self.fingerprint = Fingerprint(self.weights, self.versions)
         # Weights are recognised by their addresses too, so their memory must not be reused meanwhile.
         self._memories = [weight.detach() for weight in weights]
 
     def check(self, weights: Sequence[Tensor | None]) -> None:
         """Raises if ``weights`` are known not to be those that were packed; `weight.data.copy_()` goes unnoticed."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return  # Dynamo sees neither versions nor addresses; the operator checks the addresses
-        change = self.change_of(weights)
+        if self.fingerprint.fits(weights) and _addresses_of(weights) == self.addresses:
+            return
+        given = weights
+        if torch.compiler.is_compiling():  # torch.export gives fake tensors for what it finds in the module
+            given = [torch_private.original_of(w, own) for w, own in zip(weights, self.weights, strict=True)]
+        change = self.change_of(given)
         if change is not None:
             raise RuntimeError(f"fused_rnn: {change}; {_THAW}")
 
@@ -84,12 +124,7 @@ class Frozen(Runner):
 
     def layers(self) -> RunLayer:
         if functions.is_captured():  # packed weights are valid in this process only
-            if self.is_quantized:
-                raise RuntimeError(
-                    "fused_rnn: a layer with int8 weights is neither exported nor traced; call fused_rnn.thaw(model) "
-                    "first. Of an exported ONNX model, onnxruntime.quantization.quantize_dynamic makes an int8 one"
-                )
-            return functions.run_layer
+            return self._exported_layers() if self.is_quantized else functions.run_layer
         packed = iter(self.packed)
 
         def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None):  # no gradients, so nothing to clip
@@ -110,6 +145,29 @@ class Frozen(Runner):
 
         return run_layer
 
+    def _exported_layers(self) -> RunLayer:
+        """Layers of an LSTM as nodes of ONNX; raises for every other export or trace."""
+        if not torch.onnx.is_in_onnx_export() or torch_private.is_tracing():
+            self.refuse_capture()
+        per_layer = len(self.weights) // len(self.packed)
+        spans = iter([self.weights[k : k + per_layer] for k in range(0, len(self.weights), per_layer)])
+
+        def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None):
+            self.check_call(layer)
+            int8_onnx.check(layer, cells, self.format)
+            results = int8_onnx.run_layer(layer, next(spans))
+            return (*results, results[0].new_empty(0))
+
+        return run_layer
+
+    def refuse_capture(self) -> None:
+        """Raises if the weights are int8, which most exporters would forget."""
+        if self.is_quantized:
+            raise RuntimeError(
+                "fused_rnn: a layer with int8 weights is neither exported nor traced, except by "
+                f"torch.onnx.export(model, args, dynamo=True); otherwise {_THAW}"
+            )
+
     @property
     def is_quantized(self) -> bool:
         return self.format != WeightFormat.OWN
@@ -127,6 +185,7 @@ def _infer_layer(layer: Layer, packed: Tensor, cells: bool) -> list[Tensor]:
         layer.batch_sizes,
         layer.reset_mask,
         cells,
+        own_cell(layer.cell),
     )
 
 
@@ -141,7 +200,7 @@ class Watched(Runner):
     def __init__(self, record: Callable, of_last: bool, name: str, module: nn.Module, steps: int | None):
         self.record, self.of_last = record, of_last
         self.directions = 1 + module.bidirectional
-        self.states = BY_MODE[module.mode].states
+        self.states = (getattr(module, "row", None) or BY_MODE[module.mode]).states
         self.keys = [(name, k) for k in range(module.num_layers)]
         self.places: list[Tensor] = []
         if steps is not None:  # one more column, to count calls

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .layers import GRU, LSTM, RNN
+from .signatures import CallOfStack
 
 __all__ = ["Stack"]
 
@@ -29,11 +31,29 @@ class Stack(nn.Module):
         bidirectional: D = 2.
         dropout: probability that an element of a layer's output, except the last layer's, is zeroed in training. It
             acts on the layer's own output, before the residual is added.
-        batch_first, bias, device, dtype: as in ``torch.nn``.
+        batch_first: whether input and output are ``[B, T, ...]``.
+        bias: whether the layers have biases.
+        device: where the parameters are.
+        dtype: of the parameters.
         options: other arguments of the class: ``nonlinearity`` of "rnn", ``proj_size`` of "lstm".
 
-    The layers are in ``stack.layers``, an ``nn.ModuleList`` of one-layer modules.
+    Inputs and outputs are those of a layer, see :meth:`forward`, except that there is a state for each layer. The
+    layers are in ``stack.layers``, an ``nn.ModuleList`` of one-layer modules.
+
+    Example:
+        >>> stack = fused_rnn.Stack("lstm", 10, [32, 32, 16], skip="dense")
+        >>> output, states = stack(torch.randn(5, 3, 10))
+        >>> output.shape, [tuple(h.shape) for h, c in states]
+        (torch.Size([5, 3, 16]), [(1, 3, 32), (1, 3, 32), (1, 3, 16)])
+
+        A residual needs layers of one width; the class's own arguments are passed on:
+
+        >>> stack = fused_rnn.Stack("rnn", 10, [20] * 4, skip="residual", dropout=0.1, nonlinearity="relu")
+        >>> output, states = stack(torch.randn(5, 3, 10), lengths=[5, 4, 2])
     """
+
+    if TYPE_CHECKING:
+        __call__: CallOfStack  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(
         self,
@@ -46,9 +66,9 @@ class Stack(nn.Module):
         dropout: float = 0.0,
         batch_first: bool = False,
         bias: bool = True,
-        device=None,
-        dtype=None,
-        **options,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         if skip not in _SKIPS:
@@ -61,9 +81,9 @@ class Stack(nn.Module):
             raise TypeError("Stack: hidden_sizes says how many layers there are, so num_layers cannot be given")
         layer_class = _class_of(cell)
         self.skip = skip
-        self.dropout = float(dropout)
+        self.dropout: float = float(dropout)
         self.batch_first = batch_first
-        self.layers = nn.ModuleList()
+        self.layers: nn.ModuleList = nn.ModuleList()
         width = input_size
         for hidden_size in hidden_sizes:
             layer = layer_class(
@@ -86,28 +106,52 @@ class Stack(nn.Module):
                         f"output is {_width(layer)} wide, its input {layer.input_size}"
                     )
 
-    def __prepare_scriptable__(self):
+    def __prepare_scriptable__(self) -> NoReturn:
         raise NotImplementedError(
             "torch.jit.script cannot compile fused_rnn.Stack, which torch.nn has no counterpart of; use "
             "torch.jit.trace or torch.export"
         )
 
+    @overload
     def forward(
         self,
-        input: Tensor | PackedSequence,
-        hx: Sequence | None = None,
+        input: Tensor,
+        hx: Sequence[Any] | None = None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset_mask: Tensor | None = None,
         grad_clip: float | None = None,
-    ) -> tuple[Tensor | PackedSequence, tuple]:
+    ) -> tuple[Tensor, tuple[Any, ...]]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: Sequence[Any] | None = None,
+        *,
+        lengths: None = None,
+        reset_mask: Tensor | None = None,
+        grad_clip: float | None = None,
+    ) -> tuple[PackedSequence, tuple[Any, ...]]: ...
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Sequence[Any] | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset_mask: Tensor | None = None,
+        grad_clip: float | None = None,
+    ) -> tuple[Tensor | PackedSequence, tuple[Any, ...]]:
         """``output [T, B, D*H]`` of the last layer and the states of all layers.
 
         Args:
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a ``PackedSequence``.
             hx: a state for each layer as that layer takes it, ``h_0 [D, B, H]`` or ``(h_0, c_0)``; or None, for zeros.
-            lengths, reset_mask, grad_clip: as in :func:`fused_rnn.functional.lstm`. Each layer clips the
-                gradients of its own states; those of skip connections are not clipped.
+            lengths: as of :meth:`fused_rnn.LSTM.forward`.
+            reset_mask: likewise.
+            grad_clip: likewise. Each layer clips the gradients of its own states; those of skip connections are not
+                clipped.
 
         Returns:
             The last layer's output (with its residual), laid out as the input, and a tuple as ``hx``: each layer's
@@ -141,7 +185,7 @@ class Stack(nn.Module):
             input = output
         return output, tuple(states)
 
-    def _without_padding(self, input: Tensor | PackedSequence, lengths) -> Tensor | PackedSequence:
+    def _without_padding(self, input: Any, lengths: Any) -> Any:
         """Zero beyond the rows' ends, like layers' outputs: padding may hold anything."""
         if lengths is None:
             return input
@@ -156,27 +200,28 @@ class Stack(nn.Module):
         return input.where(inside.unsqueeze(-1), 0)
 
     def extra_repr(self) -> str:
+        """What ``print`` shows beside the layers."""
         without = ", none around layer 0" if self.skip == "residual" and not _widths_agree(self.layers[0]) else ""
         return f"skip={self.skip!r}{without}, dropout={self.dropout}, batch_first={self.batch_first}"
 
 
-def _class_of(cell) -> type[nn.Module]:
-    layer_class = _CLASSES.get(cell) if isinstance(cell, str) else cell
+def _class_of(cell: Any) -> type[nn.Module]:
+    layer_class: Any = _CLASSES.get(cell) if isinstance(cell, str) else cell
     if not isinstance(layer_class, type) or not issubclass(layer_class, tuple(_CLASSES.values())):
         raise ValueError(f"Stack: cell must be 'lstm', 'gru', 'rnn' or one of fused_rnn's layer classes, got {cell!r}")
-    return layer_class
+    return cast(type[nn.Module], layer_class)
 
 
-def _width(layer: nn.RNNBase) -> int:
+def _width(layer: Any) -> int:
     """The output's width, D*P."""
-    return (1 + layer.bidirectional) * (layer.proj_size or layer.hidden_size)
+    return int((1 + layer.bidirectional) * (layer.proj_size or layer.hidden_size))
 
 
-def _widths_agree(layer: nn.RNNBase) -> bool:
-    return layer.input_size == _width(layer)
+def _widths_agree(layer: Any) -> bool:
+    return bool(layer.input_size == _width(layer))
 
 
-def _map_data(function, *sequences):
+def _map_data(function: Callable[..., Tensor], *sequences: Any) -> Any:
     """Applies the function to the data of sequences that are all tensors or all packed."""
     if isinstance(sequences[0], PackedSequence):
         return PackedSequence(function(*(packed.data for packed in sequences)), *sequences[0][1:])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from .stack import Stack
 __all__ = ["Stream"]
 
 _PLAIN = (Tensor, nn.Parameter)
+_is_grad_enabled = torch.is_grad_enabled
 # Multiply-adds of a step up to which it keeps Python's lock: after giving it up, a thread may wait for it for 5 ms.
 _SHORT = 1_000_000
 
@@ -35,6 +37,42 @@ class _Part(NamedTuple):
     def name(self) -> str:
         return BY_MODE[self.module.mode].layer_name
 
+    def watch(self) -> Callable[[], bool]:
+        """Makes the test of each step, in as few calls as there can be: whether the module has the weights that were
+        packed, in the versions that were packed."""
+        if not self.weights.fingerprint.works:
+            return lambda: self.change() is None
+        parameters, get = self.module._parameters, itemgetter(*self.module._flat_weights_names)
+        known = self.weights.fingerprint
+        these, tracked, versions, versions_of = known.these, known.tracked, known.versions, known.versions_of
+
+        def are_same() -> bool:
+            try:
+                return get(parameters) == these and versions_of(tracked) == versions
+            except Exception:  # KeyError: a parametrized weight is no parameter
+                return False
+
+        def four_are_same() -> bool:
+            """The same for one layer with biases, 0.1 us sooner."""
+            try:
+                return (
+                    get(parameters) == these
+                    and a._version == p
+                    and b._version == q
+                    and c._version == r
+                    and d._version == s
+                )
+            except Exception:  # as above
+                return False
+
+        if len(these) != len(versions) or len(these) != 4:
+            return are_same
+        (a, b, c, d), (p, q, r, s) = these, versions
+        return four_are_same
+
+    def change(self) -> str | None:
+        return self.weights.change_of(list(map(self.module._parameters.get, self.module._flat_weights_names)))
+
 
 class Stream:
     """Steps of a layer or stack, one call each, with the states kept inside: for inference on the CPU.
@@ -47,10 +85,21 @@ class Stream:
 
     A step computes, bit by bit, what the frozen model does for an input of one step; it allocates no memory, except for
     the first steps, and does not pass torch's dispatcher: autograd, autocast, transforms, hooks, traces and
-    ``torch.compile`` do not see it.
+    ``torch.compile`` do not see it. ``fused_rnn.explain(stream)`` says what a step runs on.
 
     One thread at a time may use a stream; different streams, of the same model too, may be used at once. A copy, by
     ``copy`` or ``pickle``, has the model's copy, or with ``copy.copy`` the model itself, and states of its own.
+
+    Example:
+        >>> stream = fused_rnn.Stream(fused_rnn.GRU(10, 20), batch=3)
+        >>> with torch.inference_mode():
+        ...     for x in torch.randn(5, 3, 10):  # five readings of three sensors
+        ...         output = stream.step(x)
+        ...     stream.reset(rows=1)  # the second sensor starts anew
+        >>> output.shape, stream.state.shape
+        (torch.Size([3, 20]), torch.Size([1, 3, 20]))
+        >>> stream.state[:, 1].count_nonzero().item()
+        0
     """
 
     def __init__(self, model: nn.Module, batch: int = 1) -> None:
@@ -58,7 +107,8 @@ class Stream:
             raise TypeError(f"Stream: batch must be an int, got {type(batch).__name__}")
         if batch < 1:
             raise ValueError(f"Stream: batch must be at least 1, got {batch}")
-        self.model, self.batch = model, batch
+        self.model: nn.Module = model
+        self.batch: int = batch
         modules = _layers_of(model)
         first, last = modules[0], modules[-1]
         weight = first._parameters["weight_ih_l0"]
@@ -67,6 +117,7 @@ class Stream:
         self._output_shape, self._ids_shape = torch.Size([batch, self._width]), torch.Size([batch])
         with torch.inference_mode(False), torch.no_grad():
             self._parts = [_part_of(module, batch) for module in modules]
+            self._refuse_changes()  # of frozen weights, before the stream is there to see them
             self._output = weight.new_zeros(self._output_shape)
         self._output_address = self._output.data_ptr()
         packed = [packed for part in self._parts for packed in part.weights.packed]
@@ -75,28 +126,27 @@ class Stream:
         )
         self._stream = streams.open_stream([(p.data_ptr(), p.numel()) for p in packed], batch, h, c)
         weakref.finalize(self, streams.close_stream, self._stream)
+        watches = [part.watch() for part in self._parts]
+        self._has_its_weights = watches[0] if len(watches) == 1 else lambda: all(are_same() for are_same in watches)
+        streams.watch_weights(self._stream, [weight for part in self._parts for weight in part.weights.weights])
         work = batch * sum(weight.numel() for part in self._parts for weight in part.weights.weights)
-        self._step, self._step_ids = streams.steps(releases_gil=work > _SHORT)
+        self._step, self._step_ids, self._step_bound = streams.steps(releases_gil=work > _SHORT)
 
     def step(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Takes the next input of each row, ``[B, I]`` or ids ``[B]``, and returns the outputs ``[B, P]``.
+        """Takes one step of each row.
 
-        They are written to ``out``, if given, which is returned. Otherwise they are in a buffer of the stream's, which
-        the next step overwrites: clone them to keep them. ``x`` may be the previous output.
+        Args:
+            x: the next input ``[B, I]``, or ids ``[B]``, int64. It may be the previous output.
+            out: ``[B, P]``, contiguous, where the output is written. Else it is in a buffer of the stream's, which the
+                next step overwrites: clone it to keep it.
+
+        Returns:
+            The output ``[B, P]``: ``out`` if that is given.
         """
-        for module, weights, _ in self._parts:
-            change = weights.change_of(list(map(module._parameters.get, module._flat_weights_names)))
-            if change is not None:
-                raise RuntimeError(f"fused_rnn: {change}; make another Stream, or call fused_rnn.thaw(model) first")
-        if type(x) not in _PLAIN or not x.is_cpu:
-            raise self._refusal_of(x)
-        if x.dtype is self._dtype:
-            step, fits = self._step, x.shape == self._input_shape
-        else:
-            step, fits = self._step_ids, x.dtype is torch.int64 and x.shape == self._ids_shape
-        if not fits:
-            raise self._refusal_of(x)
-        in_grad_mode = torch.is_grad_enabled()
+        if not self._has_its_weights():
+            raise self._failure()
+        step = self._step_for(x)
+        in_grad_mode = _is_grad_enabled()
         if in_grad_mode:
             self._refuse_gradients(x, out)
         if not x.is_contiguous() or x.is_neg():
@@ -104,25 +154,64 @@ class Stream:
         if out is None:
             out, address = self._output, self._output_address
         else:
-            self._check_out(out)
-            address = out.data_ptr()
+            address = self._checked_out(out).data_ptr()
         if step(self._stream, x.data_ptr(), address):
-            raise streams.error_of(self._stream)
+            raise self._failure()
         if in_grad_mode:
             torch.autograd.graph.increment_version(out)
         return out
 
+    def bind(self, x: Tensor, out: Tensor | None = None) -> Callable[[], Tensor]:
+        """Makes a step of two tensors that stay the same, whose checks are then done once, here.
+
+        Args:
+            x: as of :meth:`step`, and contiguous: each call reads what it then holds.
+            out: as of :meth:`step`.
+
+        Returns:
+            A function without arguments that takes the step ``step(x, out)`` and returns its outputs.
+        """
+        in_grad_mode = _is_grad_enabled()
+        with torch.no_grad():
+            self._step_for(x)
+            if not x.is_contiguous() or x.is_neg():
+                raise ValueError("Stream: a bound x must be contiguous, as it is read where it is")
+            out = self._output if out is None else self._checked_out(out)
+        if in_grad_mode:
+            self._refuse_gradients(x, out)
+        bound, has_its_weights = streams.bind(self._stream, x, out), self._has_its_weights
+        step, is_negated = self._step_bound, x.is_neg
+
+        def run() -> Tensor:
+            if not has_its_weights():
+                raise self._failure()
+            in_grad_mode = _is_grad_enabled()
+            if in_grad_mode:
+                self._refuse_gradients(x, out)
+            if is_negated():
+                raise RuntimeError("Stream: a bound x became a negated view; bind it again")
+            if step(bound):
+                raise self._failure()
+            if in_grad_mode:
+                torch.autograd.graph.increment_version(out)
+            return out
+
+        weakref.finalize(run, streams.unbind, bound)
+        return run
+
     @property
-    def state(self):
-        """A copy of the states, as the model returns and takes them: ``h [L, B, P]``, or ``(h, c [L, B, H])`` of an
-        LSTM, or a tuple of each layer's of a ``Stack``. May be set to such states, or to None, for zeros.
+    def state(self) -> Any:
+        """A copy of the states, as the model returns and takes them.
+
+        ``h [L, B, P]``, or ``(h, c [L, B, H])`` of an LSTM, or a tuple of each layer's of a ``Stack``. May be set to
+        such states, or to None, for zeros.
         """
         states = [tuple(state.clone() for state in part.states) for part in self._parts]
         found = tuple(own if len(own) > 1 else own[0] for own in states)
         return found if isinstance(self.model, Stack) else found[0]
 
     @state.setter
-    def state(self, hx) -> None:
+    def state(self, hx: Any) -> None:
         if hx is None:
             return self.reset()
         of_parts = hx if isinstance(self.model, Stack) else (hx,)
@@ -135,7 +224,11 @@ class Stream:
                     own.copy_(state)
 
     def reset(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
-        """Zeroes the states of some rows: their numbers, or a mask ``[B]`` of bools; None: of all."""
+        """Sets states to zero, where a row starts a new sequence.
+
+        Args:
+            rows: a row's number, several numbers, or a mask ``[B]`` of bools; None: all rows.
+        """
         where = slice(None) if rows is None else self._checked_rows(rows)
         with torch.no_grad():
             for part in self._parts:
@@ -145,14 +238,36 @@ class Stream:
     def __repr__(self) -> str:
         return f"fused_rnn.Stream({self.model!r}, batch={self.batch})"
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model, "batch": self.batch, "state": self.state}
 
-    def __setstate__(self, state) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         Stream.__init__(self, state["model"], state["batch"])
         self.state = state["state"]
 
+    # ---- checks, in as few calls as there can be ----
+
+    def _step_for(self, x: Tensor) -> streams.Step:
+        if type(x) not in _PLAIN or not x.is_cpu:
+            raise self._refusal_of(x)
+        if x.dtype is self._dtype:
+            step, fits = self._step, x.shape == self._input_shape
+        else:
+            step, fits = self._step_ids, x.dtype is torch.int64 and x.shape == self._ids_shape
+        if not fits:
+            raise self._refusal_of(x)
+        return step
+
     # ---- refusals ----
+
+    def _refuse_changes(self) -> None:
+        for part in self._parts:
+            if (change := part.change()) is not None:
+                raise RuntimeError(f"fused_rnn: {change}; make another Stream, or call fused_rnn.thaw(model) first")
+
+    def _failure(self) -> Exception:
+        self._refuse_changes()
+        return streams.error_of(self._stream)
 
     def _refusal_of(self, x) -> Exception:
         if not isinstance(x, Tensor):
@@ -176,14 +291,16 @@ class Stream:
                 "fused_rnn: a Stream has no gradients. Call step under torch.no_grad() or torch.inference_mode()"
             )
 
-    def _check_out(self, out) -> None:
+    def _checked_out(self, out) -> Tensor:
         if type(out) not in _PLAIN:
             raise TypeError(f"Stream: out must be a plain Tensor, got {type(out).__name__}")
-        if not out.is_cpu or out.dtype is not self._dtype or out.shape != self._output_shape or not out.is_contiguous():
+        fits = out.is_cpu and out.dtype is self._dtype and out.shape == self._output_shape
+        if not fits or not out.is_contiguous() or out.is_neg():
             raise RuntimeError(
                 f"Stream: out must be {self._dtype} {list(self._output_shape)}, contiguous, on cpu, got {out.dtype} "
                 f"{list(out.shape)} on {out.device}, strides {list(out.stride())}"
             )
+        return out
 
     def _checked_rows(self, rows) -> Tensor:
         where = torch.as_tensor([rows] if isinstance(rows, int) and not isinstance(rows, bool) else rows)

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import plain, refusals, torch_private
+from . import engines, handover, in_place, plain, refusals, torch_private
 from .cells import BY_ID, CELLS, Cell
 from .checks import (
     NO_OPTIONS,
     Form,
     Options,
+    apart,
+    apart_by_direction,
     check_state_dtypes,
     check_weights,
     contiguous,
@@ -31,16 +34,30 @@ from .checks import (
     states_of,
 )
 from .layer import LAYOUTS, Layer
-from .nodes import own_node, own_nodes
+from .nodes import own_node, own_nodes, with_own_nodes
 from .sequences import check_sizes, enter_packed, enter_padded
 
 # (layer, whether to return the second state of every step) -> output, h_n, c_n, those states
 RunLayer = Callable[[Layer, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
+# (stack, batch_sizes, input, h0, c0, weights) -> output, h_n and c_n, if any; of a step the states alone
+RunByTorch = Callable[..., Sequence[Tensor]]
 # (code of the step, input, (h0, c0), weights) -> the new states
 RunStep = Callable[[int, Tensor, Sequence[Tensor | None], list[Tensor]], Sequence[Tensor]]
-_NONLINEARITIES = {cell.nonlinearity: cell for cell in BY_ID if cell.nonlinearity is not None}
+_NONLINEARITIES = {cell.nonlinearity: cell for cell in CELLS.values() if cell.nonlinearity is not None}
 _infer = torch_private.bare(torch.ops.fused_rnn.infer.default)
 _infer_layer = torch_private.bare(torch.ops.fused_rnn.infer_layer.default)
+
+
+class ForTorch(NamedTuple):
+    """Layers, without their tensors, that torch.nn's kernels are to run."""
+
+    cell: int
+    bias: bool
+    bidirectional: bool = False
+    layers: int = 1
+    batch_first: bool = False
+    is_step: bool = False
+    """A single step, of a cell."""
 
 
 class Runner:
@@ -54,6 +71,8 @@ class Runner:
     """Runs the layers of plain calls that need gradients; None: ``layers()`` does."""
     step_for_gradients: RunStep | None = None
     """Likewise for a cell's single step."""
+    run_by_torch: RunByTorch | None = None
+    """Runs calls on torch.nn's kernels; None: this runner's calls do not go to them."""
 
     def __init__(self, run_layer: RunLayer):
         self._run_layer = run_layer
@@ -119,12 +138,18 @@ def run(
     options: Options,
     are_plain: bool,
 ) -> Sequence:
-    """Runs a stack of layers: output, h_n and, for a cell with two states, c_n; then what ``options`` ask for.
+    """Runs a stack of layers: output, h_n and each further state; then what ``options`` ask for.
 
     ``are_plain``: the result of :func:`plain.are_plain` for the weights.
     """
     is_plain = False
     try:
+        if engines.hands_over is not False and are_plain and (engines.hands_over or getattr(input, "is_cuda", False)):
+            call = None if runner.run_by_torch is None else handover.call_of(form, input, weights, options)
+            if in_place.is_wanted(call):
+                in_place.measure(call, partial(_run_once, runner, form, input, hx))
+            if handover.goes_to_torch(call):
+                return _run_by_torch(runner.run_by_torch, form, input, hx, weights, options)
         states = plain.states_of(form.cell, input, hx) if are_plain else None
         if states is not None:
             if not torch.is_grad_enabled():
@@ -134,7 +159,12 @@ def run(
                     return _infer_layer(form.code, input, *states, *(runner.packed or weights))
                 if is_plain:
                     masks = (options.lengths, None, options.reset_mask)
-                    return _infer(form.code, input, *states, weights, runner.packed, *masks)
+                    if form.own_cell is None:
+                        return _infer(form.code, input, *states, weights, runner.packed, *masks)
+                    output, h_n, *c_n = _infer(
+                        form.code, input, *states, weights, runner.packed, *masks, False, form.own_cell
+                    )
+                    return output, h_n, *(state for c in c_n for state in apart(form.cell, c))
             elif runner.run_for_gradients is not None and options is NO_OPTIONS and input.dim() == 3:
                 is_plain = plain.need_gradients(input, weights) and (form.num_layers == 1 or _are_whole(form, states))
                 if is_plain:
@@ -142,10 +172,12 @@ def run(
                     whole = Layer(
                         form.cell.id, form.bias, form.bidirectional, data, *states, None, None, None, tuple(weights)
                     )
-                    output, h_n, c_n, _ = _over_layers(form, runner.run_for_gradients, whole, options)
+                    output, h_n, c_n, _ = over_layers(form.num_layers, runner.run_for_gradients, whole, options)
                     results = (output, h_n, c_n) if form.cell.states > 1 else (output, h_n)
                     for result in results if form.num_layers == 1 else (output,):  # others are concatenations
                         own_node(result)
+                    if form.cell.states > 2:
+                        results = (output, h_n, *apart(form.cell, c_n))
                     return results if not form.batch_first else (output.transpose(0, 1), *results[1:])
         if torch_private.is_tracing():
             with torch_private.no_tracer_warnings():
@@ -164,12 +196,44 @@ def _run_any(runner: Runner, form: Form, input, hx, weights: list[Tensor], optio
     """The general path of :func:`run`."""
     run_layer = runner.layers()
     whole, leave = _prepare(form, input, hx, weights, options)
-    output, h_n, c_n, cells = _over_layers(form, run_layer, whole, options)
-    output, h_n, c_n, *cells = leave(output, h_n, c_n, *([cells] if options.cells else []))
-    results = (output, h_n, *([c_n] if form.cell.states > 1 else []), *cells)
+    output, h_n, c_n, cells = over_layers(form.num_layers, run_layer, whole, options)
+    every = apart_by_direction(form.cell, form.directions, cells) if options.cells else ()
+    output, h_n, c_n, *every = leave(output, h_n, c_n, *every)
+    results = (output, h_n, *(apart(form.cell, c_n) if c_n is not None else ()), *every)
     if plain.is_eager():
         own_nodes(results)
     return results
+
+
+def _run_once(runner: Runner, form: Form, input, hx, weights: list[Tensor]) -> list[Tensor]:
+    """A call of its own, without the graph that its arguments come from: all tensors that it returns."""
+    input, hx = torch_private.map_tensors(Tensor.detach, (input, hx))
+    results = run(runner, form, input, hx, weights, NO_OPTIONS, are_plain=True)
+    return [result[0] if isinstance(result, PackedSequence) else result for result in results]
+
+
+def _run_by_torch(by_torch: RunByTorch, form: Form, input, hx, weights: list[Tensor], options: Options) -> Sequence:
+    """:func:`run` on torch.nn's kernels."""
+    states = plain.states_of(form.cell, input, hx) if options is NO_OPTIONS else None
+    if states is not None and handover.fits_torch(form, input, states, weights):  # without all checks
+        stack = ForTorch(form.cell.id, form.bias, form.bidirectional, form.num_layers, form.batch_first)
+        return with_own_nodes(by_torch(stack, None, input, *states, weights))
+    if options.lengths is not None:
+        packed = handover.packed_by(input, options.lengths, form.batch_first)
+        output, *states = _run_by_torch(by_torch, form, packed, hx, weights, options._replace(lengths=None))
+        steps = input.shape[1 if form.batch_first else 0]
+        return pad_packed_sequence(output, form.batch_first, total_length=steps)[0], *states
+    whole, leave = _prepare(form, input, hx, weights, options)
+    # Dropout between layers is ours: the engine must not change its numbers.
+    at_once = 1 if options.dropout else form.num_layers
+    stack = ForTorch(form.cell.id, form.bias, form.bidirectional, at_once)
+
+    def run_layers(layer: Layer, cells: bool):
+        results = by_torch(stack, layer.batch_sizes, layer.input, layer.h0, layer.c0, layer.weights)
+        return (*results, None, None)[:4]
+
+    output, h_n, c_n, _ = over_layers(form.num_layers // at_once, run_layers, whole, options)
+    return with_own_nodes(leave(output, h_n, c_n)[: 1 + form.cell.states])
 
 
 def _are_whole(form: Form, states: tuple[Tensor | None, Tensor | None]) -> bool:
@@ -192,16 +256,16 @@ def _prepare(form: Form, input, hx, weights: list[Tensor], options: Options):
     return Layer(form.cell.id, form.bias, form.bidirectional, contiguous(data), h0, c0, *masks, weights), leave
 
 
-def _over_layers(form: Form, run_layer: RunLayer, whole: Layer, options: Options):
+def over_layers(count: int, run_layer: RunLayer, whole: Layer, options: Options = NO_OPTIONS):
     """Output, h_n, c_n and cells of stacked layers; ``whole`` holds the states and weights of all of them."""
     if options.grad_clip is not None:
         run_layer = partial(run_layer, grad_clip=options.grad_clip)
-    if form.num_layers == 1:
+    if count == 1:
         return run_layer(whole, options.cells)
     cell, bias, bidirectional, data, h0, c0, lengths, batch_sizes, reset_mask, weights = whole
-    directions, per_layer, last = form.directions, len(weights) // form.num_layers, form.num_layers - 1
+    directions, per_layer, last = 1 + bidirectional, len(weights) // count, count - 1
     h_ns, c_ns = [], []
-    for k in range(form.num_layers):
+    for k in range(count):
         rows = slice(k * directions, (k + 1) * directions)
         layer = Layer(
             cell,
@@ -220,7 +284,7 @@ def _over_layers(form: Form, run_layer: RunLayer, whole: Layer, options: Options
         c_ns.append(c_n)
         if options.dropout and k < last:
             data = torch.dropout(data, options.dropout, True)
-    return data, torch.cat(h_ns), torch.cat(c_ns) if form.cell.states > 1 else c_n, cells
+    return data, torch.cat(h_ns), torch.cat(c_ns) if BY_ID[cell].states > 1 else c_n, cells
 
 
 # ---- single steps ----------------------------------------------------------------------------------------------------
@@ -233,6 +297,10 @@ def single_step(runner: Runner, cell: Cell, input, hx, weights: list[Tensor], ar
     """
     is_plain = False
     try:
+        if engines.hands_over is not False and are_plain and (engines.hands_over or getattr(input, "is_cuda", False)):
+            call = None if runner.run_by_torch is None else handover.step_of(cell, input, weights)
+            if handover.goes_to_torch(call):
+                return _step_by_torch(runner.run_by_torch, cell, input, hx, weights)
         states = plain.states_of(cell, input, hx) if are_plain else None
         if states is not None and input.dim() == 2:
             form = known_form(cell, 1, False, False, len(weights))
@@ -245,8 +313,8 @@ def single_step(runner: Runner, cell: Cell, input, hx, weights: list[Tensor], ar
                 return runner.step_for_gradients(form.step_code, input, states, weights)
         if torch_private.is_tracing():
             with torch_private.no_tracer_warnings():
-                return _one_step(runner.layers(), cell, *_prepare_step(cell, input, hx, weights))
-        return _one_step(runner.layers(), cell, *_prepare_step(cell, input, hx, weights))
+                return _one_step(runner.layers(), cell, input, hx, weights)
+        return _one_step(runner.layers(), cell, input, hx, weights)
     except Exception as error:
         if is_plain and (refusal := refusals.raised_by(_prepare_step, cell, input, hx, weights)) is not None:
             refusals.explain(refusal, cell.step_name, input, hx=hx, weights=weights)
@@ -255,14 +323,27 @@ def single_step(runner: Runner, cell: Cell, input, hx, weights: list[Tensor], ar
         raise
 
 
-def _one_step(run_layer: RunLayer, cell: Cell, input: Tensor, states, weights) -> list[Tensor]:
+def _prepared_rows(cell: Cell, input, hx, weights: Sequence[Tensor]):
+    """What :func:`_prepare_step` returns, with a dimension for rows; and whether there was one."""
+    input, states, weights = _prepare_step(cell, input, hx, weights)
     batched = input.dim() == 2
-    if not batched:
-        input, states = input.unsqueeze(0), [None if state is None else state.unsqueeze(0) for state in states]
-    h0, c0 = (None if state is None else state.unsqueeze(0) for state in states)
-    layer = Layer(cell.id, len(weights) == 4, False, input.unsqueeze(0), h0, c0, None, None, None, tuple(weights))
+    tensors = (input, *states)
+    return tensors if batched else [None if t is None else t.unsqueeze(0) for t in tensors], batched, weights
+
+
+def _one_step(run_layer: RunLayer, cell: Cell, input, hx, weights) -> list[Tensor]:
+    rows, batched, weights = _prepared_rows(cell, input, hx, weights)
+    tensors = (None if tensor is None else tensor.unsqueeze(0) for tensor in rows)
+    layer = Layer(cell.id, len(weights) == 4, False, *tensors, None, None, None, tuple(weights))
     _, h_n, c_n, _ = run_layer(layer, False)
     return [state[0] if batched else state[0, 0] for state in (h_n, c_n)[: cell.states]]
+
+
+def _step_by_torch(by_torch: RunByTorch, cell: Cell, input, hx, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    tensors, batched, weights = _prepared_rows(cell, input, hx, weights)
+    stack = ForTorch(cell.id, len(weights) == 4, is_step=True)
+    states = with_own_nodes(by_torch(stack, None, *tensors, weights))
+    return states if batched else [state[0] for state in states]
 
 
 def _prepare_step(cell: Cell, input: Tensor, hx, weights: Sequence[Tensor]):

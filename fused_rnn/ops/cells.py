@@ -6,6 +6,7 @@ The numbers of gates, states and saved values come from the compiled library, th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,6 +41,10 @@ class Row:
     named_gates: tuple[NamedGate, ...] = ()
     """In torch's order, that of the row blocks of weight_ih and weight_hh."""
     onnx: OnnxNode | None = None
+    state_names: tuple[str, ...] = ()
+    """Of messages; empty: h and c."""
+    initial: tuple[float, ...] = ()
+    """What the states are before the first step and after a reset, as its header says too; empty: zeros."""
 
 
 def _sigmoid(name: str) -> NamedGate:
@@ -102,6 +107,11 @@ class Cell(Row):
     one_gate_gradient: bool = False
 
     @property
+    def beginning(self) -> tuple[float, ...]:
+        """``initial``, zeros included."""
+        return self.initial or (0.0,) * self.states
+
+    @property
     def mode(self) -> str | None:
         """The value of ``torch.nn.RNNBase.mode``."""
         if self.layer is None or self.nonlinearity is None:
@@ -129,8 +139,50 @@ if len(_ROWS) != library.cell_count():
         "They come from different versions; reinstall with: pip install --no-build-isolation --force-reinstall ."
     )
 
-BY_ID = tuple(
-    Cell(**vars(row), id=cell_id, **library.cell_traits(cell_id)._asdict()) for cell_id, row in enumerate(_ROWS)
-)
-CELLS = {cell.name: cell for cell in BY_ID}
-BY_MODE = {cell.mode: cell for cell in BY_ID if cell.layer is not None}
+BY_ID = {
+    cell_id: Cell(**vars(row), id=cell_id, **library.cell_traits(cell_id)._asdict())
+    for cell_id, row in enumerate(_ROWS)
+}
+CELLS = {cell.name: cell for cell in BY_ID.values()}
+"""The library's own, by name."""
+BY_MODE = {cell.mode: cell for cell in CELLS.values() if cell.layer is not None}
+
+
+# ---- cells that are registered at run time ---------------------------------------------------------------------------
+
+_followers: list[Callable[[Cell], None]] = []
+
+
+def follow(add: Callable[[Cell], None]) -> None:
+    """Calls ``add`` for every cell, and for those that are registered later."""
+    for cell in BY_ID.values():
+        add(cell)
+    _followers.append(add)
+
+
+def register(row: Row, cell_id: int, traits: library.CellTraits) -> Cell:
+    """The cell of this row. One that is registered twice stays what it is; another one of its id is refused."""
+    known = BY_ID.get(cell_id)
+    if known is not None:
+        found = library.CellTraits(*(getattr(known, field) for field in traits._fields))
+        if found != traits or known.beginning != (row.initial or (0.0,) * traits.states):
+            raise ValueError(f"{row.name}: its id, {cell_id}, belongs to another cell, {known.name}")
+        return known
+    cell = Cell(**vars(row), id=cell_id, **traits._asdict())
+    if len(cell.beginning) != cell.states:
+        raise ValueError(f"{row.name}: initial must have {cell.states} numbers, got {len(cell.initial)}")
+    for add in _followers:
+        add(cell)
+    BY_ID[cell_id] = cell
+    return cell
+
+
+def known(cell_id: int) -> Cell:
+    """The cell of an id in an operator's arguments."""
+    cell = BY_ID.get(cell_id)
+    if cell is None:
+        raise RuntimeError(
+            f"fused_rnn: no cell with the id {cell_id} is loaded: define it (fused_rnn.cell) before you load or run "
+            "this graph"
+        )
+    return cell

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from . import library, torch_private
 from .cells import Cell
-from .layer import BATCH_FIRST, LAYOUTS, MOST_WEIGHTS_OF_INFER_LAYER, ONE_STEP, TIME_MAJOR, Wanted, stack_code
+from .layer import (
+    BATCH_FIRST,
+    LAYOUTS,
+    MOST_WEIGHTS_OF_INFER_LAYER,
+    ONE_STEP,
+    TIME_MAJOR,
+    Wanted,
+    own_cell,
+    stack_code,
+)
 
 
 class Form(NamedTuple):
@@ -30,6 +39,8 @@ class Form(NamedTuple):
     """The code for a single step."""
     fits_infer_layer: bool
     """Whether it is one layer in one direction, of as few weights as ``infer_layer`` takes."""
+    own_cell: int | None = None
+    """The argument of ``infer``."""
 
     @property
     def name(self) -> str:
@@ -56,8 +67,9 @@ def form_of(cell: Cell, num_layers: int, bidirectional: bool, batch_first: bool,
     bias, kinds = layouts[count]
     code = stack_code(cell.id, num_layers, bias, bidirectional, BATCH_FIRST if batch_first else TIME_MAJOR)
     step_code = stack_code(cell.id, num_layers, bias, bidirectional, ONE_STEP)
-    fits_infer_layer = blocks == 1 and count <= MOST_WEIGHTS_OF_INFER_LAYER
-    return Form(cell, num_layers, bidirectional, batch_first, bias, kinds, code, step_code, fits_infer_layer)
+    own = own_cell(cell.id)
+    fits_infer_layer = blocks == 1 and count <= MOST_WEIGHTS_OF_INFER_LAYER and own is None
+    return Form(cell, num_layers, bidirectional, batch_first, bias, kinds, code, step_code, fits_infer_layer, own)
 
 
 known_form = lru_cache(maxsize=1024)(form_of)  # Dynamo cannot enter it
@@ -113,15 +125,34 @@ def states_of(hx, name: str, cell: Cell) -> tuple[Tensor, ...]:
         if not isinstance(hx, Tensor):
             raise TypeError(f"{name}: hx must be a Tensor, got {type(hx).__name__}")
         return (hx,)
-    if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(s, Tensor) for s in hx):
+    if not isinstance(hx, (tuple, list)) or len(hx) != cell.states or not all(isinstance(s, Tensor) for s in hx):
         got = f"{type(hx).__name__} of {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
-        raise TypeError(f"{name}: hx must be a tuple (h_0, c_0) of Tensors, got {got}")
+        names = ", ".join(f"{state}_0" for state in cell.state_names or ("h", "c"))
+        raise TypeError(f"{name}: hx must be a tuple ({names}) of Tensors, got {got}")
     return tuple(hx)
 
 
 def h0_and_c0(states: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
+    """The operators' arguments: all states after h are one, side by side."""
+    if len(states) > 2:
+        return states[0], torch.cat(states[1:], -1)
     h0, c0 = (*states, None, None)[:2]
     return h0, c0
+
+
+def apart(cell: Cell, c: Tensor) -> tuple[Tensor, ...]:
+    """The inverse: every state after h."""
+    if cell.states == 2:
+        return (c,)
+    return c.chunk(cell.states - 1, -1) if cell.states > 2 else ()
+
+
+def apart_by_direction(cell: Cell, directions: int, cells: Tensor) -> tuple[Tensor, ...]:
+    """The same for the states of every step, [.., D*W]."""
+    if cell.states == 2 or directions == 1:
+        return apart(cell, cells)
+    each = cells.unflatten(-1, (directions, cells.shape[-1] // directions)).chunk(cell.states - 1, -1)
+    return tuple(state.flatten(-2) for state in each)
 
 
 def in_one_dtype(

@@ -27,7 +27,8 @@ def _shapes_of_forward(layer: Layer, save: bool, cells: bool):
     _check_devices(layer)
     kind, directions, hidden, width, members, rows = layer.sizes
     batch = _batch_of(rows, h0, batch_sizes)
-    saved_width = (kind.saved + kind.states - 1) * hidden + width
+    further = (kind.states - 1) * hidden
+    saved_width = kind.saved * hidden + further + width
 
     def new(asked: bool, *shape: int) -> Tensor:
         return weights[0].new_empty((*members, *shape) if asked else (0,))
@@ -35,8 +36,8 @@ def _shapes_of_forward(layer: Layer, save: bool, cells: bool):
     return (
         new(True, *rows, directions * width),
         new(True, directions, batch, width),
-        new(kind.states > 1, directions, batch, hidden),
-        new(cells, *rows, directions * hidden),
+        new(kind.states > 1, directions, batch, further),
+        new(cells, *rows, directions * further),
         new(save, directions, *rows, saved_width),
     )
 
@@ -65,13 +66,24 @@ def _batch_of(rows: tuple[int, ...], h0: Tensor | None, batch_sizes: Tensor | No
 
 @torch.library.register_fake("fused_rnn::infer")
 def _infer_shapes(
-    stack, input, h0, c0, weights, packed=None, lengths=None, batch_sizes=None, reset_mask=None, cells=False
+    stack,
+    input,
+    h0,
+    c0,
+    weights,
+    packed=None,
+    lengths=None,
+    batch_sizes=None,
+    reset_mask=None,
+    cells=False,
+    own_cell=None,
 ):
-    cell, num_layers, bias, bidirectional, layout = stack_of(stack)
+    cell, num_layers, bias, bidirectional, layout = stack_of(stack, own_cell)
     per_layer = tuple(weights[: len(weights) // num_layers])
     layer = Layer(cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, per_layer)
     _check_devices(layer, *weights, *(packed or ()))
     kind, directions, hidden, width, _, rows = layer.sizes
+    further = (kind.states - 1) * hidden
     if layout == ONE_STEP:
         states = rows
     elif batch_sizes is None and len(rows) == 1:  # unbatched
@@ -80,9 +92,9 @@ def _infer_shapes(
         batch = rows[0] if layout == BATCH_FIRST else _batch_of(rows, h0, batch_sizes)
         states = (num_layers * directions, batch)
     output = () if layout == ONE_STEP else ((*rows, directions * width),)
-    shapes = [*output, *((*states, w) for w in (width, hidden)[: kind.states])]
+    shapes = [*output, *((*states, w) for w in (width, further)[: kind.states])]
     if cells:
-        shapes.append((*rows, directions * hidden))
+        shapes.append((*rows, directions * further))
     return [weights[0].new_empty(shape) for shape in shapes]
 
 
@@ -103,8 +115,9 @@ def _step_shapes(stack, input, h0, c0, weights):
     layer = _step_of(stack, input, h0, c0, weights)
     _check_devices(layer)
     kind, _, hidden, width, _, (batch,) = layer.sizes
-    widths = (width, hidden)[: kind.states]
-    saved = (1, batch, (kind.saved + kind.states - 1) * hidden + width)
+    further = (kind.states - 1) * hidden
+    widths = (width, further)[: kind.states]
+    saved = (1, batch, kind.saved * hidden + further + width)
     return [*(input.new_empty(batch, w) for w in widths), input.new_empty(saved)]
 
 
@@ -112,18 +125,9 @@ def _step_shapes(stack, input, h0, c0, weights):
 def _step_backward_shapes(stack, grad_h, grad_c, input, h0, c0, weights, saved, wanted):
     layer = _step_of(stack, input, h0, c0, weights)
     _check_devices(layer, grad_h, grad_c, saved)
-    kind, _, hidden, width, _, (batch,) = layer.sizes
-    initial = h0 is not None or c0 is not None or input.device.type == "cuda"
-
-    def new(asked, *shape):
-        return input.new_empty(shape if asked else (0,))
-
-    return [
-        new(wanted & Wanted.INPUT, *input.shape),
-        new(initial, batch, width),
-        new(initial and kind.states > 1, batch, hidden),
-        *(new(wanted & kind, *weight.shape) for kind, weight in zip(layer.weight_kinds, weights, strict=True)),
-    ]
+    like = [input] * bool(wanted & Wanted.INPUT) + [state for state in (h0, c0) if state is not None]
+    like += [weight for kind, weight in zip(layer.weight_kinds, weights, strict=True) if wanted & kind]
+    return [tensor.new_empty(tensor.shape) for tensor in like]
 
 
 @torch.library.register_fake("fused_rnn::layer_backward")
@@ -159,7 +163,7 @@ def _shapes_of_backward(layer: Layer, grads, saved: Tensor, wanted: int, weight_
     return (
         new(wanted & Wanted.INPUT, *members, *rows, layer.input.shape[-1]),
         new(True, *members, directions, batch, width),
-        new(kind.states > 1, *members, directions, batch, hidden),
+        new(kind.states > 1, *members, directions, batch, (kind.states - 1) * hidden),
         new(norms, *members, directions, kind.states, steps, dtype=norm_dtype),
         [
             new(wanted & kind, *members, *groups, *weight.shape[len(members) :])

@@ -42,8 +42,9 @@ def _backward(*args, out_val=None, **kwargs) -> int:
     return _products(call.layer, call.wanted)
 
 
-def _infer(code, input, h0, c0, weights, *_, out_val=None, **__) -> int:
-    cell, num_layers, bias, bidirectional, _ = stack_of(code)
+def _infer(code, input, h0, c0, weights, *others, own_cell=None, out_val=None, **_) -> int:
+    *_, own_cell = (own_cell, *others[5:])  # the last argument
+    cell, num_layers, bias, bidirectional, _ = stack_of(code, own_cell)
     per_layer, count = len(weights) // num_layers, 0
     rows = input
     for k in range(num_layers):

@@ -5,18 +5,19 @@ Shape letters: M members, D directions, T steps, B batch, I input, H hidden, P w
 R saved values a row. ``rows`` stands for ``T, B``, or, when packed, for the number of packed rows. Arguments:
 
 =============  ====================  =======================================================================
-cell           int                   index in ``cells.BY_ID``
+cell           int                   a key of ``cells.BY_ID``
 bias           bool                  whether ``weights`` has biases
 bidirectional  bool
 input          [rows, I]             or ids, [rows] int64: row n is one-hot, with its one at input[n]
-h0, c0         [D, B, P], [D, B, H]  None: zeros. c0 only for cells with a second state
+h0, c0         [D, B, P], [D, B, W]  None: the cell's initial states. c0: all states after h side by side, W = (S-1)*H
+                                     for S states; only for cells with a second state
 weights        list                  torch's order, per direction: weight_ih [GH, I], weight_hh [GH, P],
                                      bias_ih [GH], bias_hh [GH], weight_hr [P, H]
 lengths        [B] int64             None: every row has T steps
 batch_sizes    [T] int64, CPU        of packed input, as in ``PackedSequence``
 reset_mask     [T, B] bool           True at (t, b) cuts row b between steps t-1 and t
 save           bool                  save what the backward pass needs
-cells          bool                  also return the second state after every step, [rows, D*H]
+cells          bool                  also return the states after h after every step, [rows, D*W]
 grad_clip      float                 the gradient of h is clamped to it after every backward step; None: never
 =============  ====================  =======================================================================
 
@@ -35,7 +36,7 @@ import torch
 from torch import Tensor
 
 from . import library
-from .cells import BY_ID, Cell
+from .cells import Cell, follow, known
 
 Grads = tuple[Tensor | None, ...]
 _operators = torch.ops.fused_rnn
@@ -78,20 +79,24 @@ def weight_kinds(cell: Cell, bias: bool, projected: bool = False) -> list[Wanted
 
 
 # By cell id and number of weights per direction: (whether there are biases, the kinds of the weights).
-LAYOUTS = tuple(
-    {
+LAYOUTS: dict[int, dict[int, tuple[bool, tuple[Wanted, ...]]]] = {}
+
+
+def _add_layouts(cell: Cell) -> None:
+    LAYOUTS[cell.id] = {
         len(kinds): (bias, tuple(kinds))
         for bias, projected in product((True, False), (True, False) if cell.projectable else (False,))
         for kinds in [weight_kinds(cell, bias, projected)]
     }
-    for cell in BY_ID
-)
+
+
+follow(_add_layouts)
 
 
 def weight_kinds_of(cell: int, bidirectional: bool, count: int) -> tuple[Wanted, ...]:
     """The kinds of a layer's ``count`` weights."""
     directions = 2 if bidirectional else 1
-    return LAYOUTS[cell][count // directions][1] * directions
+    return LAYOUTS[known(cell).id][count // directions][1] * directions
 
 
 class Layer(NamedTuple):
@@ -111,7 +116,8 @@ class Layer(NamedTuple):
     @property
     def sizes(self):
         """(cell, D, H, P, members, rows); members is (M,) or (), rows (T, B) or, packed, (number of rows,)."""
-        cell, hidden = BY_ID[self.cell], self.weights[0].shape[-2] // BY_ID[self.cell].gates
+        cell = known(self.cell)
+        hidden = self.weights[0].shape[-2] // cell.gates
         projected = self.weight_kinds[-1] is Wanted.WEIGHT_HR
         width = self.weights[-1].shape[-2] if projected else hidden
         shape = self.input.shape if self.reads_tokens else self.input.shape[:-1]
@@ -176,27 +182,34 @@ MOST_WEIGHTS_OF_INFER_LAYER = 4
 
 
 _FIRST = library.stack_code()  # bits of a stack's code
+_OWN_CELL = (1 << _FIRST.layers - _FIRST.cell) - 1  # in place of the id of a cell that was registered at run time
 
 
 def stack_code(cell: int, num_layers: int, bias: bool, bidirectional: bool, layout: int) -> int:
-    """A stack's structure, encoded in one number for ``infer``."""
+    """A stack's structure, encoded in one number for ``infer``, but for what :func:`own_cell` returns."""
+    own = own_cell(cell)
     return (
         layout << _FIRST.layout
         | bias << _FIRST.bias
         | bidirectional << _FIRST.bidirectional
-        | cell << _FIRST.cell
+        | (cell if own is None else _OWN_CELL) << _FIRST.cell
         | num_layers << _FIRST.layers
     )
 
 
-def stack_of(code: int) -> tuple[int, int, bool, bool, int]:
-    """The inverse of :func:`stack_code`: its arguments."""
+def own_cell(cell: int) -> int | None:
+    """The argument ``own_cell`` of ``infer``: the id of a cell that was registered at run time; None for others."""
+    return cell if cell >= _OWN_CELL else None
+
+
+def stack_of(code: int, own: int | None = None) -> tuple[int, int, bool, bool, int]:
+    """The inverse of :func:`stack_code`: its arguments. ``own``: what :func:`own_cell` returned."""
 
     def part(first: int, end: int) -> int:
         return code >> first & (1 << end - first) - 1
 
     return (
-        part(_FIRST.cell, _FIRST.layers),
+        part(_FIRST.cell, _FIRST.layers) if own is None else own,
         code >> _FIRST.layers,
         bool(part(_FIRST.bias, _FIRST.bidirectional)),
         bool(part(_FIRST.bidirectional, _FIRST.cell)),

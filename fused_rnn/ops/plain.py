@@ -16,13 +16,14 @@ from .checks import NO_OPTIONS, Form, Options
 from .torch_private import any_autocast, dispatch_modes, in_forward_mode, in_transform, is_tracing_eagerly
 
 _is_compiling = torch.compiler.is_compiling
-_PLAIN = frozenset((Tensor, nn.Parameter))  # a subclass may override anything
+PLAIN = frozenset((Tensor, nn.Parameter))
+"""The types of plain tensors: a subclass may override anything."""
 _REQUIRES_GRAD = attrgetter("requires_grad")
 
 
 def are_plain(tensors: Iterable) -> bool:
     """Whether all of them are tensors, none of a subclass, and nothing is being compiled."""
-    return not _is_compiling() and _PLAIN.issuperset(map(type, tensors))
+    return not _is_compiling() and PLAIN.issuperset(map(type, tensors))
 
 
 def is_eager() -> bool:
@@ -38,18 +39,18 @@ def states_of(cell: Cell, input, hx) -> tuple[Tensor | None, Tensor | None] | No
         or dispatch_modes()
         or any_autocast()
         or is_tracing_eagerly()
-        or type(input) not in _PLAIN
+        or type(input) not in PLAIN
         or input.dtype is torch.int32  # ids, which the operators take as int64
     ):
         return None
     if hx is None:
         return None, None
     if cell.states == 1:
-        return (hx, None) if type(hx) in _PLAIN else None
-    if type(hx) is not tuple or len(hx) != 2:
+        return (hx, None) if type(hx) in PLAIN else None
+    if type(hx) is not tuple or len(hx) != 2 or cell.states != 2:
         return None
     h, c = hx
-    return hx if type(h) in _PLAIN and type(c) in _PLAIN else None
+    return hx if type(h) in PLAIN and type(c) in PLAIN else None
 
 
 def fit_infer(form: Form, input: Tensor, options: Options) -> bool:
@@ -63,7 +64,7 @@ def fit_infer(form: Form, input: Tensor, options: Options) -> bool:
     if options.dropout or options.cells:
         return False
     for mask, dtype in ((options.lengths, torch.int64), (options.reset_mask, torch.bool)):
-        if mask is not None and (type(mask) not in _PLAIN or mask.dtype is not dtype or mask.device != input.device):
+        if mask is not None and (type(mask) not in PLAIN or mask.dtype is not dtype or mask.device != input.device):
             return False
     return options.lengths is None or options.lengths.dim() == 1
 

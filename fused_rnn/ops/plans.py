@@ -10,8 +10,6 @@ import torch
 from . import library
 from .layer import WeightFormat
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # csrc/core/problem.h's Dtype
-
 
 class CpuPlan(NamedTuple):
     """The CPU engine's plan for a layer; the engine calls the same code."""
@@ -41,7 +39,7 @@ def cpu_plan(
     threads: int = 1,
 ) -> CpuPlan:
     """The plan for a layer of these sizes; ``packed``: ``freeze`` has packed its weights, in this ``format``."""
-    sizes = (cell_id, _DTYPES.index(dtype), directions, rows, batch, input_size, hidden, output_size)
+    sizes = (cell_id, library.DTYPES.index(dtype), directions, rows, batch, input_size, hidden, output_size)
     plan, error = (ctypes.c_int64 * 4)(), ctypes.create_string_buffer(256)
     isa = library.compiled.fused_rnn_cpu_plan(*sizes, packed, format, threads, plan, error, len(error))
     if isa is None:
@@ -57,6 +55,18 @@ class Gpu(NamedTuple):
     multiprocessors: int
     shared_bytes: int
     most_cluster_blocks: int
+
+
+GPUS = {
+    "H200": Gpu(90, 132, 227 << 10, 16),
+    "H100": Gpu(90, 132, 227 << 10, 16),
+    "A100": Gpu(80, 108, 163 << 10, 0),
+    "L40S": Gpu(89, 142, 99 << 10, 0),
+    "T4": Gpu(75, 40, 64 << 10, 0),
+}
+"""Known by name, for machines without them."""
+NOT_HERE = -1
+"""The index of a GPU that this machine does not have."""
 
 
 def gpu(device: torch.device) -> Gpu:
@@ -110,13 +120,16 @@ def cuda_plan(
     tf32: bool = False,
     projected: bool = False,
     wanted: str | None = None,
+    device: int = 0,
 ) -> CudaPlan:
-    """``wanted``: one of library.CUDA_ENGINES, or None for the default; raises if it cannot run such a layer.
+    """``wanted``: one of library.ENGINES, or None for the default; raises if it cannot run such a layer.
+
+    ``device``: the index that the table of measurements was given for.
 
     ``tf32``: whether float32 may be rounded to TF32.
     """
-    sizes = (cell_id, _DTYPES.index(dtype), backward, problems, batch, hidden, tf32, projected)
+    sizes = (cell_id, library.DTYPES.index(dtype), backward, problems, batch, hidden, tf32, projected)
     wanted = None if wanted is None else wanted.encode()
-    numbers, reason = _numbers_and_reason(11, library.compiled.fused_rnn_cuda_plan, *sizes, *gpu, wanted)
+    numbers, reason = _numbers_and_reason(11, library.compiled.fused_rnn_cuda_plan, *sizes, *gpu, wanted, device)
     kind = None if numbers[0] < 0 else library.CUDA_ENGINES[numbers[0]]
     return CudaPlan(kind, *numbers[1:7], bool(numbers[7]), *numbers[8:], reason)

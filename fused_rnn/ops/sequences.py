@@ -174,7 +174,8 @@ def check_sizes(form: Form, rows: Rows, states, weights) -> None:
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {given}")
     hidden = weights[0].shape[0] // form.cell.gates
     width = weights[len(kinds) - 1].shape[0] if kinds[-1] is Wanted.WEIGHT_HR else hidden
-    for i, (state, expected_width) in enumerate(zip(states, (width, hidden), strict=False)):
+    for i, state in enumerate(states):
+        expected_width = width if i == 0 else hidden
         expected = (form.num_layers * form.directions, rows.batch, expected_width)
         if state.shape != expected:
             what = f"hidden[{i}]" if form.cell.states > 1 else "hidden"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 
+import torch
+from torch import Tensor
+
 from .library import PATH
 
 Step = Callable[[int, int, int], int]  # (stream, address of the input, address of the output) -> 0, or see error_of
@@ -20,16 +23,27 @@ def _declared(kind: type[ctypes.CDLL]) -> ctypes.CDLL:
     library.fused_rnn_stream_error.argtypes, library.fused_rnn_stream_error.restype = [_POINTER], ctypes.c_char_p
     for step in (library.fused_rnn_step_stream, library.fused_rnn_step_stream_ids):
         step.argtypes, step.restype = [_POINTER] * 3, ctypes.c_int
+    library.fused_rnn_step_bound.argtypes, library.fused_rnn_step_bound.restype = [_POINTER], ctypes.c_int
+    library.fused_rnn_unbind_stream.argtypes, library.fused_rnn_unbind_stream.restype = [_POINTER], None
     return library
 
 
 _RELEASING, _HOLDING = map(_declared, (ctypes.CDLL, ctypes.PyDLL))
 
 
-def steps(releases_gil: bool) -> tuple[Step, Step]:
-    """The functions that make a step: on numbers, and on ids."""
+def steps(releases_gil: bool) -> tuple[Step, Step, Callable[[int], int]]:
+    """The functions that make a step: on numbers, on ids, and on tensors that were bound."""
     library = _RELEASING if releases_gil else _HOLDING
-    return library.fused_rnn_step_stream, library.fused_rnn_step_stream_ids
+    return library.fused_rnn_step_stream, library.fused_rnn_step_stream_ids, library.fused_rnn_step_bound
+
+
+def bind(stream: int, input: Tensor, output: Tensor) -> int:
+    """What ``fused_rnn_step_bound`` takes, for as long as ``unbind`` has not been called for it."""
+    return torch.ops.fused_rnn.bind_stream(stream, input, output)
+
+
+def unbind(bound: int) -> None:
+    _RELEASING.fused_rnn_unbind_stream(bound)
 
 
 def open_stream(packed: Sequence[tuple[int, int]], batch: int, h: Sequence[int], c: Sequence[int | None]) -> int:
@@ -42,6 +56,11 @@ def open_stream(packed: Sequence[tuple[int, int]], batch: int, h: Sequence[int],
     if not stream:
         raise RuntimeError(error.value.decode())
     return stream
+
+
+def watch_weights(stream: int, weights: Sequence[Tensor]) -> None:
+    """Has its steps refused once the memory of a weight is another."""
+    torch.ops.fused_rnn.watch_weights(stream, weights)
 
 
 def close_stream(stream: int) -> None:

@@ -9,23 +9,40 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 FakeTensor = torch._subclasses.FakeTensor
 is_tracing_eagerly = torch._C._is_tracing  # Dynamo cannot call it
 in_transform = torch._C._are_functorch_transforms_active
 add_batch_dim, remove_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
+switch_gradients = torch._C._set_grad_enabled
 any_autocast = torch._C._is_any_autocast_enabled
 dispatch_modes = torch._C._len_torch_dispatch_stack
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
+def cuda_driver() -> str:
+    """The version of the GPU's driver, as CUDA counts: 13000 is 13.0."""
+    version = getattr(torch._C, "_cuda_getDriverVersion", None)
+    return "unknown" if version is None else str(version())
+
+
 def is_tracing() -> bool:
     """Whether torch.jit.trace is recording."""
     return not torch.compiler.is_compiling() and is_tracing_eagerly()
+
+
+def original_of(tensor: Tensor | None, expected: Tensor) -> Tensor | None:
+    """``expected``, if ``tensor`` is the fake tensor that was made of it; else ``tensor``."""
+    if not isinstance(tensor, FakeTensor):
+        return tensor
+    of_expected = tensor.fake_mode.fake_tensor_converter._get_memo(expected)  # without making one
+    return expected if of_expected is tensor else tensor
 
 
 def in_forward_mode() -> bool:
@@ -58,12 +75,17 @@ def dynamo_entry(builder) -> tuple[type, str]:
 ONNX_REGISTRY = "torch.onnx._internal.exporter._registration"
 
 
-def register_onnx(registration, operator: torch._ops.OpOverload, translate: Callable) -> None:
-    """Adds a translation to the table of ``torch.onnx.export(dynamo=True)``; if a newer torch has moved that table,
-    users have to pass ours to the exporter."""
+def register_onnx(registration, operator: torch._ops.OpOverload, translate: Callable) -> bool:
+    """Adds a translation to the table of ``torch.onnx.export(dynamo=True)``; False if this torch keeps it elsewhere."""
     table = getattr(registration, "_torchlib_registry", None)
-    if hasattr(table, "onnx_impl"):
-        table.onnx_impl(operator, no_compile=True)(translate)
+    if not hasattr(table, "onnx_impl"):
+        return False
+    table.onnx_impl(operator, no_compile=True)(translate)
+    return True
+
+
+without_modes = torch.utils._python_dispatch._disable_current_modes
+"""A context in which tensors with numbers are computed with, and nothing is recorded, while torch.export runs."""
 
 
 def in_onnx_trace() -> bool:
@@ -161,6 +183,25 @@ def map_tensors(function: Callable[[Tensor], Tensor], nested):
         parts = [map_tensors(function, part) for part in nested]
         return type(nested)(*parts) if hasattr(nested, "_fields") else type(nested)(parts)
     return nested
+
+
+def elementary_decompositions() -> dict:
+    """How torch composes an operator of simpler ones; these are exp, log1p and the like, and what moves numbers."""
+    aten = torch.ops.aten
+    more = (aten.elu, aten.erfc, aten.exp2, aten.gelu, aten.hardtanh, aten.leaky_relu, aten.log_sigmoid_forward)
+    table = {**core_aten_decompositions(), **get_decompositions(more)}
+    for kept in (aten.select_backward.default, aten.slice_backward.default):
+        table.pop(kept, None)
+    return table
+
+
+def tensors_in(nested) -> Iterator[Tensor]:
+    """The tensors of nested tuples, lists and dicts."""
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, (tuple, list, dict)):
+        for part in nested.values() if isinstance(nested, dict) else nested:
+            yield from tensors_in(part)
 
 
 def _without_batching(tensor: Tensor) -> Tensor:

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import copy
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..nn.freeze import is_frozen, thaw, weights_of
+from ..nn.freeze import FORMATS, is_frozen, thaw, weights_of
 from ..nn.kinds import OURS, cell_of
 from ..nn.recurrent import Recurrent
 from ..nn.runners import Frozen
-from ..ops import arguments, engines, plans
+from ..nn.stream import Stream
+from ..ops import arguments, engines, handover, library, plans, tables
 from ..ops.arguments import Runner
-from ..ops.layer import Layer, WeightFormat
+from ..ops.cells import BY_MODE
+from ..ops.checks import Options
+from ..ops.layer import Layer
+from ..ops.measured import Table
+from ..own.layer import OwnLayer
+from . import html, plan_words
 
-_SPLIT = "Each float is multiplied as three bfloat16, on tiles, as exactly as float32 is; FUSED_RNN_ISA=avx512 does not"
 _FROZEN = "The weights are frozen: packed once by fused_rnn.freeze, for calls without gradients"
-
-_TOKENS = "Ids are looked up in weight_ih, of which nothing is multiplied"
-
-_STEPWISE = (
-    "a matrix product of torch's for all directions together, then one kernel for the rest of the step, for every size "
-    "and dtype"
+_STREAM = (
+    "A step is one call past torch's dispatcher, on states and buffers of the stream's own: it checks what it is given "
+    "itself and, after the first ones, allocates nothing; autograd, autocast, hooks and torch.compile do not see it. "
+    "It computes what the frozen layer does, bit by bit. Ids are looked up in weight_ih"
 )
-_EXCHANGES = {
-    "one": "in one block",
-    "cluster": "in a cluster of {0.blocks} blocks, through shared memory",
-    "polling": "in {0.blocks} blocks, through the second-level cache",
-    "flags": "in {0.blocks} blocks, through the second-level cache and a flag for each",
-}
+
+_OF_FUNCTION = "compiled=False: the Python function of {} is called for every step; layer(...) without it is compiled"
+_OF_PLUG_IN = "The kernels of {} are compiled from its formula: {}, and beside it their source, cell.h"
+_TORCH = (
+    "torch.nn's kernels run the call: those of cuDNN, oneDNN or ATen. What they cannot do is ours: second derivatives, "
+    "torch.func's transforms, compiled, exported and traced calls"
+)
+
+_HEADER = ("layer", "engine", "instruction set", "why")
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,21 @@ class Explanation:
     """What :func:`explain` found for a layer or a cell; ``str()`` is a sentence or two."""
 
     engine: str
-    """One of "fused" (this library's kernels on the CPU), "stepwise" and "persistent" (those on CUDA), "none" (a call
-    would raise), "torch.nn", and "unknown" (somebody else's forward)."""
+    """One of "fused" (this library's kernels on the CPU), "stepwise" and "persistent" (those on CUDA), "torch"
+    (torch.nn's kernels, in a module of this library), "python" (an own cell's function), "none" (a call would raise),
+    "torch.nn" (a module of torch.nn), and "unknown" (somebody else's forward)."""
     instruction_set: str | None
     reason: str
 
     def __str__(self) -> str:
         isa = f" ({self.instruction_set})" if self.instruction_set else ""
         return f"{self.engine}{isa}: {self.reason}"
+
+    def __repr__(self) -> str:
+        return f"Explanation(engine={self.engine!r}, instruction_set={self.instruction_set!r})"
+
+    def _repr_html_(self) -> str:
+        return html.table(_HEADER, [("", self.engine, self.instruction_set or "", self.reason)])
 
 
 @dataclass(frozen=True)
@@ -60,39 +73,81 @@ class ModelExplanation:
     def __str__(self) -> str:
         return "\n".join(f"{name}: {explanation}" for name, explanation in self.layers)
 
+    def __repr__(self) -> str:
+        return f"ModelExplanation({html.shortened([f'{name}: {found.engine}' for name, found in self.layers])})"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, found.engine, found.instruction_set or "", found.reason) for name, found in self.layers]
+        return html.table(_HEADER, rows)
+
+
+class _Asked(NamedTuple):
+    """Other than what is set here."""
+
+    engine: str | None
+    gpu: str | None
+    training: bool
+
+    def engine_on(self, device: str) -> str:
+        return self.engine or engines.engine_for(device)
+
 
 def explain(
-    module: nn.Module, *inputs, lengths=None, reset_mask=None, engine: str | None = None
+    module: nn.Module | Stream,
+    *inputs: Any,
+    lengths: Any = None,
+    reset_mask: Any = None,
+    engine: str | None = None,
+    gpu: str | None = None,
 ) -> Explanation | ModelExplanation:
     """Says which engine and instruction set ``module(*inputs)`` runs on, and why.
 
     For a layer or a cell nothing is computed, unless its weights are int8, to tell their error: inputs pass the same
     checks as in a call, and the plan comes from the engine's own function. ``lengths`` and ``reset_mask`` are
     predicates inside the same kernel and do not change it.
-    ``engine``: explains what would run within :func:`cuda_engine` of that name; no effect on the CPU.
+    ``engine``: explains what would run within :func:`engine` of that name. ``gpu``: what would run on such a GPU, by
+    its measurements if there are any: "H200", "H100", "A100", "L40S", "T4". Gradients count as in a call: what was
+    measured with them holds where grad mode is on and a weight needs one.
 
     Any other model is run once, without gradients and in evaluation mode, to see the arguments of its recurrent layers
     and cells; each is explained for its first call.
+
+    Of a :class:`fused_rnn.Stream`, without inputs, it says what a step runs on: the engine, the instruction set and the
+    format of the weights, and that steps go past torch's dispatcher.
+
+    Example:
+        >>> fused_rnn.explain(fused_rnn.LSTM(10, 20), torch.randn(5, 3, 10)).engine
+        'fused'
+        >>> model = torch.nn.Sequential(torch.nn.GRU(10, 20))
+        >>> print(fused_rnn.explain(model, torch.randn(5, 3, 10)))
+        0: torch.nn: GRU is not one of fused_rnn's modules; fused_rnn.swap(model) replaces torch.nn's
     """
     if engine is not None:
-        engines.check_cuda_engine(engine)
+        engines.check_engine(engine)
+    if gpu is not None and gpu not in plans.GPUS:
+        raise ValueError(f"gpu must be None or one of {', '.join(plans.GPUS)}, got {gpu!r}")
+    asked = _Asked(engine, gpu, torch.is_grad_enabled())
+    if isinstance(module, Stream):
+        if inputs or lengths is not None or reset_mask is not None:
+            raise TypeError("explain of a Stream takes no input: the sizes of its steps are its own")
+        return _explain_stream(module)
     module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
     if not isinstance(module, nn.Module):
         raise TypeError(f"explain needs a torch.nn.Module, got {type(module).__name__}")
     masks = {"lengths": lengths, "reset_mask": reset_mask}
     inner = {} if _is_recurrent(module) else _recurrent_layers(module)
     if inner:
-        return _explain_model(module, inner, inputs, masks, engine)
+        return _explain_model(module, inner, inputs, masks, asked)
     if not inputs and _is_ours(module):
         raise TypeError("explain needs the input that forward would get: explain(module, input)")
-    return _explain_layer(module, inputs, masks, engine)
+    return _explain_layer(module, inputs, masks, asked)
 
 
 # ---- a model ---------------------------------------------------------------------------------------------------------
 
 
 def _is_recurrent(module: nn.Module) -> bool:
-    return isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+    return isinstance(module, (nn.RNNBase, nn.RNNCellBase, OwnLayer))
 
 
 def _recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -100,7 +155,7 @@ def _recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _explain_model(
-    model: nn.Module, layers: dict[str, nn.Module], inputs: tuple, masks: dict, engine: str | None
+    model: nn.Module, layers: dict[str, nn.Module], inputs: tuple, masks: dict, asked: _Asked
 ) -> ModelExplanation:
     found: dict[nn.Module, Explanation] = {}
 
@@ -108,7 +163,7 @@ def _explain_model(
         if module not in found:
             given = dict(zip(("input", "hx"), args, strict=False)) | kwargs
             own_masks = {name: given.get(name) for name in masks}
-            found[module] = _explain_layer(module, (given.get("input"), given.get("hx")), own_masks, engine)
+            found[module] = _explain_layer(module, (given.get("input"), given.get("hx")), own_masks, asked)
 
     gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
     training = [module for module in model.modules() if module.training]
@@ -129,6 +184,30 @@ def _explain_model(
     return ModelExplanation(tuple((name, found.get(layer, none)) for name, layer in layers.items()))
 
 
+# ---- a stream --------------------------------------------------------------------------------------------------------
+
+
+def _explain_stream(stream: Stream) -> Explanation | ModelExplanation:
+    """For a ``Stack`` a line for each of its layers, as for the stack itself."""
+    found = [_explain_part(part.module, part.weights, part.change(), stream.batch) for part in stream._parts]
+    if stream.model is stream._parts[0].module:
+        return found[0]
+    return ModelExplanation(tuple((f"layers.{k}", explanation) for k, explanation in enumerate(found)))
+
+
+def _explain_part(module: Recurrent, weights: Frozen, change: str | None, batch: int) -> Explanation:
+    if change is not None:
+        return Explanation("none", None, f"{change}; a step raises")
+    cell, own = BY_MODE[module.mode], weights.weights[: len(weights.weights) // module.num_layers]
+    step = own[0].new_empty(1, batch, module.input_size)
+    plan = plan_words.cpu_plan_of(Layer(cell.id, bool(module.bias), False, step, *[None] * 5, tuple(own)), weights)
+    name = next(name for name, format in FORMATS.items() if format == weights.format)
+    packer = "fused_rnn.freeze" if module._runner is weights else "the stream"
+    packed = f"The weights are {name or str(own[0].dtype).removeprefix('torch.')}, packed once by {packer}"
+    reasons = [plan_words.where(plan, 1), *plan_words.products(plan, own[0].dtype), packed, _STREAM]
+    return Explanation("fused", plan.instruction_set, ". ".join(reasons))
+
+
 # ---- a layer or a cell -----------------------------------------------------------------------------------------------
 
 
@@ -140,26 +219,79 @@ def _runs_forward_of(module: nn.Module, classes) -> bool:
 
 
 def _is_ours(module: nn.Module) -> bool:
-    return _runs_forward_of(module, OURS.values())
+    return _runs_forward_of(module, [*OURS.values(), OwnLayer])
 
 
-def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, engine: str | None) -> Explanation:
+def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked) -> Explanation:
     if not _is_ours(module):
         return _explain_others(module)
     try:
         layer = _first_layer(module, inputs, masks)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         return Explanation("none", None, str(error))
+    if isinstance(module, OwnLayer) and not module.compiled:
+        return Explanation("python", None, _OF_FUNCTION.format(module.cell.name))
     if layer.input.device.type == "meta":
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
-    if layer.input.device.type == "cuda":
-        return explain_cuda(layer, plans.gpu(layer.input.device), engine)
-    return _explain_cpu(layer, module._runner if is_frozen(module) else None, _error_of(module, inputs, masks))
+    device = "cuda" if asked.gpu else layer.input.device.type
+    table = _table(asked, device, layer)
+    reason, by_torch = _handed_over(module, layer, masks, asked, table)
+    if by_torch:
+        return Explanation("torch", None, f"{reason}{_TORCH}")
+    if asked.gpu:
+        found = _explain_gpu(layer, asked, table)
+    elif device == "cuda":
+        found = explain_cuda(layer, plans.gpu(layer.input.device), asked.engine, layer.input.device.index or 0)
+    else:
+        found = _explain_cpu(layer, module._runner if is_frozen(module) else None, _error_of(module, inputs, masks))
+    if found.engine == "none":
+        return found
+    source = ""
+    if isinstance(module, OwnLayer):
+        source = f". {_OF_PLUG_IN.format(module.cell.name, module.cell.plug_in(layer.weights[0].dtype))}"
+    return replace(found, reason=f"{reason}{found.reason}{source}")
+
+
+def _table(asked: _Asked, device: str, layer: Layer) -> Table | None:
+    if asked.gpu:
+        return tables.find_by_name(asked.gpu)
+    if asked.engine_on(device) not in ("auto", "ours"):
+        return None
+    if device == "cuda" and not torch.cuda.is_available():  # fake tensors
+        return None
+    return tables.table_for(device, layer.input.device.index or 0)
+
+
+def _handed_over(module: nn.Module, layer: Layer, masks: dict, asked: _Asked, table: Table | None) -> tuple[str, bool]:
+    """Whether torch.nn's kernels run the call, and why or why not, if they might have."""
+    device = "cuda" if asked.gpu else layer.input.device.type
+    name, count = asked.engine_on(device), getattr(module, "num_layers", 1)
+    if name not in ("torch", "auto"):
+        return "", False
+    call = handover.call_of_layer(layer, count, Options(**masks), device)
+    training = asked.training and any(weight.requires_grad for weight in layer.weights)
+    gpu = plans.GPUS[asked.gpu] if asked.gpu else None
+    chosen = handover.choice(call, table, training, gpu) if name == "auto" else None
+    if chosen is not None and chosen.engine == "ours":
+        return (f"As measured, {chosen.reason}. " if table is not None else ""), False
+    obstacle = handover.obstacle(call)
+    if module._runner.run_by_torch is None:
+        obstacle = "the weights are frozen" if is_frozen(module) else "gradient_flow watches the layer"
+    if obstacle is not None:
+        return f"Not torch.nn's kernels, as {obstacle}. ", False
+    return (f"As far as measured, {chosen.reason}. " if chosen is not None else ""), True
+
+
+def _explain_gpu(layer: Layer, asked: _Asked, table: Table | None) -> Explanation:
+    if not library.cuda_archs():
+        return Explanation("none", None, "this fused_rnn was built without CUDA, so it has no plans for GPUs")
+    tables.give_to_cuda(plans.NOT_HERE, table)
+    return explain_cuda(layer, plans.GPUS[asked.gpu or ""], asked.engine_on("cuda"), plans.NOT_HERE)
 
 
 def _explain_others(module: nn.Module) -> Explanation:
     kind = type(module).__name__
-    if isinstance(module, tuple(OURS.values())):
+    if isinstance(module, (*OURS.values(), OwnLayer)):
         return Explanation("unknown", None, f"{kind} has a forward of its own, which may compute anything")
     if _runs_forward_of(module, OURS):
         what = f"{kind} is not one of fused_rnn's modules; fused_rnn.swap(model) replaces torch.nn's"
@@ -179,6 +311,8 @@ def _first_layer(module: nn.Module, inputs: tuple, masks: dict) -> Layer:
     try:
         if isinstance(module, Recurrent):
             module._run(input, hx, **masks, runner=Runner(stop))
+        elif isinstance(module, OwnLayer):
+            module._run(input, hx, **masks, by=Runner(stop))
         else:
             weights = [module.weight_ih, module.weight_hh]
             if module.bias:
@@ -196,7 +330,28 @@ class _Stop(Exception):
     """Carries the first layer out of a call before it is computed."""
 
 
-# ---- plans in words --------------------------------------------------------------------------------------------------
+def _explain_cpu(layer: Layer, frozen: Frozen | None, error: str | None) -> Explanation:
+    plan = plan_words.cpu_plan_of(layer, frozen)
+    reasons = [plan_words.where(plan, layer.sizes[1]), *plan_words.products(plan, layer.weights[0].dtype)]
+    if layer.reads_tokens:
+        reasons.append(plan_words.TOKENS)
+    if frozen is not None:
+        reasons.append(_FROZEN)
+    if error is not None:
+        reasons.append(error)
+    return Explanation("fused", plan.instruction_set, ". ".join(reasons))
+
+
+def explain_cuda(layer: Layer, gpu: plans.Gpu, wanted: str | None = None, device: int = 0) -> Explanation:
+    """``device``: whose measurements count."""
+    try:
+        engine, reason = plan_words.of_cuda(layer, gpu, wanted, device)
+    except RuntimeError as error:
+        return Explanation("none", None, str(error))
+    return Explanation(engine, None, reason)
+
+
+# ---- weights of 8 bits ---------------------------------------------------------------------------------------------
 
 
 def _error_of(module: nn.Module, inputs: tuple, masks: dict) -> str | None:
@@ -215,91 +370,3 @@ def _output_of(results) -> Tensor:
     while isinstance(results, tuple) and not isinstance(results, PackedSequence):
         results = results[0]
     return results.data if isinstance(results, PackedSequence) else results
-
-
-def _explain_cpu(layer: Layer, frozen: Frozen | None, error: str | None) -> Explanation:
-    cell, directions, hidden, width, _, rows = layer.sizes
-    dtype = layer.weights[0].dtype
-    plan = plans.cpu_plan(
-        cell.id,
-        dtype,
-        directions=directions,
-        rows=math.prod(rows),
-        batch=_batch_of(layer),
-        input_size=0 if layer.reads_tokens else layer.input.shape[-1],
-        hidden=hidden,
-        output_size=width,
-        packed=frozen is not None,
-        format=WeightFormat.OWN if frozen is None else frozen.format,
-        threads=torch.get_num_threads(),
-    )
-    reasons = [
-        f"CPU tensors run the whole time loop in one call, on {_count(plan.threads, 'thread')}: "
-        f"{_count(directions, 'direction')} x {_spread(plan)}",
-        "The instruction set is the best of this processor for such a layer, or FUSED_RNN_ISA",
-    ]
-    if plan.instruction_set == "amx" and dtype == torch.float32:
-        reasons.append(_SPLIT)
-    if layer.reads_tokens:
-        reasons.append(_TOKENS)
-    if frozen is not None:
-        reasons.append(_FROZEN)
-    if error is not None:
-        reasons.append(error)
-    return Explanation("fused", plan.instruction_set, ". ".join(reasons))
-
-
-def explain_cuda(layer: Layer, gpu: plans.Gpu, wanted: str | None = None) -> Explanation:
-    """The plan of a layer's forward pass on this GPU, and its backward pass where that differs."""
-    cell, directions, hidden, width, members, _ = layer.sizes
-    sizes = {
-        "problems": directions * math.prod(members),
-        "batch": _batch_of(layer),
-        "hidden": hidden,
-        "tf32": _tf32_allowed(),
-        "projected": width != hidden,
-        "wanted": wanted,
-    }
-    try:
-        forward, backward = (
-            plans.cuda_plan(cell.id, layer.weights[0].dtype, gpu, backward=back, **sizes) for back in (False, True)
-        )
-    except RuntimeError as error:
-        return Explanation("none", None, str(error))
-    engine = "persistent" if forward.blocks_kind else "stepwise"
-    tokens = f"{_TOKENS}. " if layer.reads_tokens else ""
-    return Explanation(engine, None, f"{tokens}forward {_describe(forward)}; backward {_describe(backward)}")
-
-
-def _batch_of(layer: Layer) -> int:
-    return int(layer.batch_sizes[0]) if layer.batch_sizes is not None else layer.sizes[-1][-1]
-
-
-def _tf32_allowed() -> bool:
-    try:
-        return torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:  # the precision was set by torch's newer API; the engine then uses no TF32 either
-        return False
-
-
-def _describe(plan: plans.CudaPlan) -> str:
-    if plan.blocks_kind is None:
-        return f"step by step, as {plan.reason}: {_STEPWISE}"
-    place = _EXCHANGES[plan.blocks_kind].format(plan)
-    return (
-        f"in one launch, as {plan.reason}: the weights {place}, {_count(plan.units, 'unit')} each, "
-        f"{_count(plan.groups, 'group')} of {_count(plan.columns, 'batch row')} for each direction, "
-        f"{plan.threads} threads and {plan.shared_bytes >> 10} KB of shared memory a block, "
-        f"{plan.weight_registers} registers a thread for weights"
-        + (", products in TF32, which torch.backends.cuda.matmul allows" if plan.tf32 else "")
-    )
-
-
-def _spread(plan: plans.CpuPlan) -> str:
-    if plan.unit_chunks > 1:
-        return f"{plan.unit_chunks} shares of the hidden units, which wait for each other after every step"
-    return f"{_count(plan.row_chunks, 'run')} of batch rows, which never wait for each other"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"

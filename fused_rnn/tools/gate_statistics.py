@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from ..nn.recurrent import Recurrent
 from ..ops.arguments import Runner
 from ..ops.cells import BY_ID
 from ..ops.layer import Layer, Wanted
+from . import html
 
 __all__ = ["Gate", "GateStatistics", "gate_statistics"]
 
@@ -53,10 +56,18 @@ class GateStatistics:
             )
         return "\n".join(rows)
 
-    def to_dict(self) -> dict:
+    def __repr__(self) -> str:
+        means = [f"{gate.name} {gate.mean:.3g}" for gate in self.gates]
+        return f"GateStatistics(means: {html.shortened(means)})"
+
+    def _repr_html_(self) -> str:
+        rows = [(gate.name, f"{gate.mean:.3f}", f"{gate.low:.1%}", f"{gate.high:.1%}") for gate in self.gates]
+        return html.table(("gate", "mean", "at low end", "at high end"), rows)
+
+    def to_dict(self) -> dict[str, Any]:
         """For JSON; None for non-finite numbers."""
 
-        def finite(number):
+        def finite(number: Any) -> Any:
             return number if isinstance(number, str) or math.isfinite(number) else None
 
         gates = [{key: finite(value) for key, value in asdict(gate).items()} for gate in self.gates]
@@ -67,19 +78,33 @@ class GateStatistics:
 def gate_statistics(
     module: nn.Module,
     input: Tensor | PackedSequence,
-    hx=None,
+    hx: Tensor | tuple[Tensor, Tensor] | None = None,
     *,
-    lengths=None,
-    reset_mask=None,
+    lengths: Tensor | Sequence[int] | None = None,
+    reset_mask: Tensor | None = None,
     margin: float = 0.05,
 ) -> GateStatistics:
     """Mean and saturation of each gate, and the norm of the state over time, in ``module(input, hx, ...)``.
 
-    ``module`` is a ``fused_rnn.LSTM / GRU / RNN``; the other arguments are its own. ``margin``: how close to an end
-    counts as saturated, as a fraction of the range. Steps beyond a row's end do not count.
-
     Costs a forward pass without gradients and, since kernels do not return their gates, the products with W_ih and W_hh
     of all steps once more, with memory for all gates of a layer. Training is not slowed down.
+
+    Args:
+        module: a ``fused_rnn.LSTM``, ``GRU`` or ``RNN``.
+        input: as of :meth:`fused_rnn.LSTM.forward`.
+        hx: likewise.
+        lengths: likewise. Steps beyond a row's end do not count.
+        reset_mask: likewise.
+        margin: how close to an end of its range a gate counts as saturated, as a fraction of the range.
+
+    Returns:
+        :class:`fused_rnn.GateStatistics`; print it for a table.
+
+    Example:
+        >>> lstm = fused_rnn.init.forget_bias_(fused_rnn.LSTM(10, 20), 8.0)
+        >>> found = fused_rnn.gate_statistics(lstm, torch.randn(5, 3, 10))
+        >>> [gate.name for gate in found.gates if gate.high > 0.9]  # open nearly always
+        ['l0 forget']
     """
     if not isinstance(module, Recurrent):
         raise TypeError(
@@ -94,7 +119,7 @@ def gate_statistics(
     gates: list[Gate] = []
     state_norms: dict[str, list[float]] = {}
 
-    def run_layer(layer: Layer, cells: bool):
+    def run_layer(layer: Layer, cells: bool) -> Any:
         results = functions.run_layer(layer, BY_ID[layer.cell].states > 1)
         k = len(state_norms) // (1 + layer.bidirectional)
         for d in range(1 + layer.bidirectional):
@@ -108,13 +133,13 @@ def gate_statistics(
     return GateStatistics(margin, tuple(gates), state_norms)
 
 
-def _of_direction(layer: Layer, d: int, results, margin: float):
+def _of_direction(layer: Layer, d: int, results: Any, margin: float) -> tuple[dict[str, Any], list[float]]:
     """(mean, low, high) of each gate by name, and the state's norms [T]."""
     cell, directions, _, _, _, (steps, _) = layer.sizes
     count = len(layer.weights) // directions
     own = dict(zip(layer.weight_kinds, layer.weights[d * count : (d + 1) * count], strict=False))
     weights = {kind: weight.float() if weight.element_size() < 4 else weight for kind, weight in own.items()}
-    output, all_cells = (t.chunk(directions, -1)[d] if t.dim() == 3 else None for t in (results[0], results[3]))
+    output, all_cells = (t.chunk(directions, -1)[d] if t.dim() == 3 else t for t in (results[0], results[3]))
     dtype = weights[Wanted.WEIGHT_IH].dtype
     step = torch.arange(steps, device=layer.input.device).unsqueeze(-1)
     lengths = torch.full_like(step[:1], steps) if layer.lengths is None else layer.lengths
@@ -128,7 +153,7 @@ def _of_direction(layer: Layer, d: int, results, margin: float):
         near = margin * (high - low) if math.isfinite(high) else 0.0
         shares = [of_rows <= low + near, of_rows >= high - near]
         found[name] = tuple(t.double().mean().item() for t in (of_rows, *shares))
-    norms = (output if all_cells is None else all_cells).double().norm(dim=-1) * active
+    norms = (all_cells if cell.states > 1 else output).double().norm(dim=-1) * active
     return found, (norms.sum(-1) / active.sum(-1)).tolist()
 
 

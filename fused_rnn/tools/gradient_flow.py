@@ -7,31 +7,28 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from ..nn.recurrent import Recurrent
 from ..nn.runners import Frozen, Watched
-from . import figure
+from ..ops.cells import BY_ID, BY_MODE, Cell
+from ..own.layer import OwnLayer
+from . import figure, html, verdicts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Flow", "Line", "Summary", "gradient_flow"]
-
-# Vanishing and exploding: the gradient at the first step is less than a thousandth, or more than a thousand times, that
-# at the last one.
-VANISHING, EXPLODING = 1e-3, 1e3
 
 
 @contextmanager
 def gradient_flow(model: nn.Module, probe: str = "last", *, steps: int | None = None) -> Iterator[Flow]:
     """Watches gradients go back through time in every ``fused_rnn.LSTM / GRU / RNN`` of ``model``, itself included.
-
-    ::
-
-        with fused_rnn.gradient_flow(model) as flow:
-            loss(model(x)).backward()
-        print(flow.summary())
 
     For each layer, direction and step: the norm, over batch and units, of dL/dh_t, and of dL/dc_t for an LSTM. The
     backward kernel computes it along the way. Recorded by ``backward()`` (not ``torch.autograd.grad``), even after the
@@ -50,6 +47,20 @@ def gradient_flow(model: nn.Module, probe: str = "last", *, steps: int | None = 
 
     Norms are float32 (float64 for float64 layers) roots of sums of squares: in float32 they are 0 below about 1e-22 and
     inf above 1e19. Second derivatives, ``torch.func``'s transforms, forward-mode AD and export are refused.
+
+    Yields:
+        :class:`fused_rnn.Flow`, which has a summary, a plot and the norms themselves.
+
+    Example:
+        >>> model = fused_rnn.GRU(10, 20)
+        >>> with fused_rnn.gradient_flow(model) as flow:
+        ...     model(torch.randn(50, 3, 10))[0].square().mean().backward()
+        >>> flow
+        Flow(probe='last', l0 of 50 steps)
+        >>> flow.summary()
+        Summary(l0: fading)
+        >>> flow.summary().lines[0].advice
+        'to reach further back, try fused_rnn.init.update_bias_(layer, 3.0), with which ...'
     """
     if torch.compiler.is_compiling():
         raise RuntimeError("fused_rnn.gradient_flow: enter it outside of what torch.compile compiles")
@@ -58,8 +69,8 @@ def gradient_flow(model: nn.Module, probe: str = "last", *, steps: int | None = 
     if steps is not None and (not isinstance(steps, int) or steps < 1):
         raise ValueError(f"fused_rnn.gradient_flow: steps must be a positive integer, got {steps!r}")
     watched = _layers_of(model)
-    flow = Flow(probe)
-    watching: list[tuple[Recurrent, Watched]] = []
+    flow = Flow(probe, {name: _cell_of(module) for name, module in watched.items()})
+    watching: list[tuple[Recurrent | OwnLayer, Watched]] = []
     try:
         for name, module in watched.items():
             runner = Watched(flow._record, probe == "last", name, module, steps)
@@ -72,11 +83,16 @@ def gradient_flow(model: nn.Module, probe: str = "last", *, steps: int | None = 
                 del module._runner
 
 
-def _layers_of(model: nn.Module) -> dict[str, nn.Module]:
-    watched, passed_over = {}, []
+def _cell_of(module: Recurrent | OwnLayer) -> Cell:
+    return module.row if isinstance(module, OwnLayer) else BY_MODE[module.mode]
+
+
+def _layers_of(model: nn.Module) -> dict[str, Recurrent | OwnLayer]:
+    watched: dict[str, Recurrent | OwnLayer] = {}
+    passed_over = []
     for name, module in model.named_modules():
         name = name.replace("_orig_mod.", "").removesuffix("_orig_mod")  # what torch.compile wraps a module in
-        if isinstance(module, Recurrent):
+        if isinstance(module, (Recurrent, OwnLayer)):
             watched[name] = module
         elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             passed_over.append(f"{name or 'the model itself'} ({type(module).__name__})")
@@ -90,6 +106,8 @@ def _layers_of(model: nn.Module) -> dict[str, nn.Module]:
         what = f"fused_rnn.gradient_flow: {name or 'the model'} "
         if isinstance(module._runner, Frozen):
             raise RuntimeError(f"{what}is frozen and has no gradients; call fused_rnn.thaw(model) first")
+        if isinstance(module, OwnLayer) and not module.compiled:
+            raise RuntimeError(f"{what}was made with compiled=False; only the kernels tell their gradients")
         if isinstance(module._runner, Watched):
             raise RuntimeError(f"{what}is watched already, by another gradient_flow")
     if passed_over:
@@ -112,13 +130,25 @@ class Line:
     ratio: float
     """The norm at the first step divided by that at the last one, where the backward pass starts."""
     verdict: str
-    """"vanishing", "healthy", "exploding", or "-"."""
+    """"healthy", "fading", "vanishing", "exploding", or "-"; see :class:`Summary`."""
     reason: str
+    advice: str = ""
+    """What to try, if the verdict is not what you want; empty if there is nothing to mend."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What :meth:`Flow.summary` found; ``str()`` is a table."""
+    """What :meth:`Flow.summary` found; ``str()`` is a table that explains its verdicts and says what to try.
+
+    The verdicts compare the gradient at the first step with that at the last one, where the backward pass starts:
+
+    * healthy: between a thousandth and a thousand times as large.
+    * fading: less than a thousandth, but a step back keeps more than half of it (the half-life is longer than one
+      step). Every LSTM and GRU fresh from its constructor does so, whatever its size, since its gates are half open:
+      no fault, unless what has to be learnt lies further back than the gradient reaches.
+    * vanishing: less than a thousandth, and a step back leaves half of it or less.
+    * exploding: more than a thousand times as large, or not finite.
+    """
 
     lines: tuple[Line, ...]
 
@@ -126,18 +156,42 @@ class Summary:
         width = max(5, *(len(line.name) for line in self.lines))
         rows = [f"{'layer':{width}} {'steps':>6} {'half-life':>10} {'first/last':>10}  verdict"]
         for line in self.lines:
-            half_life = "-" if math.isnan(line.half_life) else f"{line.half_life:.3g}"
             why = f"{line.verdict}: {line.reason}"
-            rows.append(f"{line.name:{width}} {line.steps:6} {half_life:>10} {line.ratio:10.2e}  {why}")
+            rows.append(f"{line.name:{width}} {line.steps:6} {_shown(line.half_life):>10} {line.ratio:10.2e}  {why}")
+        found = dict.fromkeys(line.verdict for line in self.lines)
+        rows += ["", *(f"{verdict}: {verdicts.MEANINGS[verdict]}" for verdict in found if verdict in verdicts.MEANINGS)]
+        for advice in dict.fromkeys(line.advice for line in self.lines if line.advice):
+            names = [line.name for line in self.lines if line.advice == advice]
+            rows.append(f"{html.shortened(names)}: {advice}")
         return "\n".join(rows)
+
+    def __repr__(self) -> str:
+        return f"Summary({html.shortened([f'{line.name}: {line.verdict}' for line in self.lines])})"
+
+    def _repr_html_(self) -> str:
+        header = ("layer", "steps", "half-life", "first/last", "verdict", "reason", "try")
+        rows = [
+            (
+                line.name,
+                line.steps,
+                _shown(line.half_life),
+                f"{line.ratio:.2e}",
+                line.verdict,
+                line.reason,
+                line.advice,
+            )
+            for line in self.lines
+        ]
+        return html.table(header, rows)
 
 
 class Flow:
     """What :func:`gradient_flow` recorded. Several backward passes and calls are combined, step by step, by the root
     mean square of those that reach that far."""
 
-    def __init__(self, probe: str):
+    def __init__(self, probe: str, cells: dict[str, Cell] | None = None):
         self.probe = probe
+        self._cells = cells or {}  # of the watched modules, by name
         self._records: list[tuple[tuple[str, int], Tensor]] = []  # ((module, layer), [D, kStates, T])
 
     def _record(self, key: tuple[str, int], norms: Tensor) -> None:
@@ -147,8 +201,30 @@ class Flow:
         """Half-life, ratio and verdict of each layer and direction, from the gradient of h and c together."""
         return Summary(tuple(self._line(name, _together(states)) for name, states in self._curves().items()))
 
-    def plot(self, path: str | Path) -> Path:
-        """Plots the norms of h and c together against time, a line for each layer and direction."""
+    def __repr__(self) -> str:
+        if not self._records:
+            return f"Flow(probe={self.probe!r}, no gradient so far)"
+        steps = {name: len(states[0]) for name, states in self._curves().items()}
+        return f"Flow(probe={self.probe!r}, {html.shortened([f'{name} of {n} steps' for name, n in steps.items()])})"
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_() if self._records else escape(repr(self))
+
+    @overload
+    def plot(self, path: None = None) -> Figure: ...
+
+    @overload
+    def plot(self, path: str | Path) -> Path: ...
+
+    def plot(self, path: str | Path | None = None) -> Figure | Path:
+        """Plots the norms of h and c together against time, a line for each layer and direction.
+
+        Args:
+            path: the file to write, in the format of its suffix; None: nothing is written.
+
+        Returns:
+            The path, or the matplotlib figure if there is none.
+        """
         made, (axes,) = figure.figure(7, 4)
         curves = self._curves()
         for (name, states), style in zip(curves.items(), figure.styles(), strict=False):
@@ -158,18 +234,21 @@ class Flow:
         axes.invert_xaxis()
         axes.set_xlabel("steps before the last one that the direction takes")
         of = "the last step's h" if self.probe == "last" else "the loss"
-        axes.set_ylabel(f"norm of the gradient of the state, from {of}")
+        axes.set_ylabel(f"norm of the gradient of the state,\nfrom {of}")
         made.legend(loc="outside right upper", frameon=False)
-        return figure.save(made, path)
+        return made if path is None else figure.save(made, path)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON: norms by steps back from the last step; None for non-finite numbers."""
         lines = []
         for name, states in self._curves().items():
             line = self._line(name, _together(states))
-            norms = {state: [_finite(n) for n in curve] for state, curve in zip("hc", states, strict=False)}
+            cell = self._cell(name)
+            names = (cell and cell.state_names) or ("h", "c")
+            norms = {state: [_finite(n) for n in curve] for state, curve in zip(names, states, strict=False)}
             numbers = {"half_life": _finite(line.half_life), "ratio": _finite(line.ratio)}
-            lines.append({"name": name, **norms, **numbers, "verdict": line.verdict, "reason": line.reason})
+            told = {"verdict": line.verdict, "reason": line.reason, "advice": line.advice}
+            lines.append({"name": name, **norms, **numbers, **told})
         return {"probe": self.probe, "lines": lines}
 
     def norms(self) -> list[tuple[str, Tensor]]:
@@ -189,45 +268,36 @@ class Flow:
         return {name: _mean(calls) for name, calls in sorted(found.items())}
 
     def _line(self, name: str, norms: Sequence[float]) -> Line:
-        half_life = _half_life(norms)
-        ratio = norms[-1] / norms[0] if norms and norms[0] else math.nan
         verdict, reason = "-", "the loss adds to the gradient as it goes back; gradient_flow(probe='last') can tell"
         if self.probe == "last":
-            verdict, reason = _judge(norms, ratio, half_life)
-        return Line(name, len(norms), half_life, ratio, verdict, reason)
+            verdict, reason = verdicts.judge(norms)
+        advice = verdicts.advice(verdict, self._cell(name))
+        return Line(name, len(norms), verdicts.half_life(norms), verdicts.ratio_of(norms), verdict, reason, advice)
+
+    def __getstate__(self) -> dict[str, Any]:
+        named = {module: (cell.id, cell.name, cell.state_names) for module, cell in self._cells.items()}
+        return self.__dict__ | {"_cells": named}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """An own cell need not be defined where its flow is loaded."""
+        self.__dict__ |= state
+        self._cells = {
+            module: BY_ID.get(id) or Cell(name, state_names=state_names, id=id)
+            for module, (id, name, state_names) in state.get("_cells", {}).items()
+        }
+
+    def _cell(self, name: str) -> Cell | None:
+        """The cell of a line's layer."""
+        return next((cell for module, cell in self._cells.items() if _is_part_of(module, name)), None)
 
 
-def _judge(norms: Sequence[float], ratio: float, half_life: float) -> tuple[str, str]:
-    back = len(norms) - 1
-    if back < 1:
-        return "-", "there is no way back: one step, or no rows"
-    if not all(map(math.isfinite, norms)):
-        return "exploding", f"not finite {next(k for k, n in enumerate(norms) if not math.isfinite(n))} steps back"
-    share = f"the first step gets {ratio:.2g} of the gradient {back} steps later"
-    if ratio < VANISHING:
-        return "vanishing", f"{share}; it halves every {half_life:.3g} steps"
-    if ratio > EXPLODING:
-        return "exploding", f"{share}; it doubles every {_doubling(norms):.3g} steps"
-    return "healthy", share
+def _shown(half_life: float) -> str:
+    return "-" if math.isnan(half_life) else f"{half_life:.3g}"
 
 
-def _half_life(norms: Sequence[float]) -> float:
-    slope = _slope(norms)
-    return slope if math.isnan(slope) else -1 / slope if slope < 0 else math.inf
-
-
-def _doubling(norms: Sequence[float]) -> float:
-    slope = _slope(norms)
-    return 1 / slope if slope > 0 else math.nan
-
-
-def _slope(norms: Sequence[float]) -> float:
-    """The least-squares slope of log2(norm) against steps back, over norms other than 0 and infinity."""
-    points = [(k, math.log2(norm)) for k, norm in enumerate(norms) if 0 < norm < math.inf]
-    if len(points) < 2:
-        return math.nan
-    mean_k, mean_y = (sum(column) / len(points) for column in zip(*points, strict=True))
-    return sum((k - mean_k) * (y - mean_y) for k, y in points) / sum((k - mean_k) ** 2 for k, _ in points)
+def _is_part_of(module: str, label: str) -> bool:
+    """Whether this is the label of one of the module's layers."""
+    return label.removesuffix(" reverse").rpartition(".")[0] == module
 
 
 def _label(name: str, layer: int) -> str:

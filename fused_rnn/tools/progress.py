@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
 
-def progress(items: Iterable[Item], total: int | None, describe=str, show: bool = True) -> Iterator[Item]:
+def progress(
+    items: Iterable[Item], total: int | None, describe: Callable[[Any], str] = str, show: bool = True
+) -> Iterator[Item]:
     """Yields ``items`` and draws a bar with ``describe(item)`` beside it, or only a count if the total is unknown."""
     show = show and sys.stderr.isatty()
     try:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from ..nn.kinds import cell_of
-from . import figure
+from . import figure, html
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Block", "Spectrum", "spectrum"]
 
@@ -30,7 +34,13 @@ class Block:
 
     @property
     def spectral_radius(self) -> float:
+        """The largest modulus of the eigenvalues."""
         return max(map(abs, self.eigenvalues), default=0.0)
+
+    def __repr__(self) -> str:
+        largest, smallest = self.singular_values[0], self.singular_values[-1]
+        values = f"singular values {largest:.3g} to {smallest:.3g}, spectral radius {self.spectral_radius:.3g}"
+        return f"Block({self.name}: {values})"
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,24 @@ class Spectrum:
             rows.append(numbers if block.bound is None else f"{numbers}  {block.bound}")
         return "\n".join(rows)
 
-    def to_dict(self) -> dict:
+    def __repr__(self) -> str:
+        largest = [f"{block.name} {block.singular_values[0]:.3g}" for block in self.blocks]
+        return f"Spectrum(largest singular values: {html.shortened(largest)})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                block.name,
+                f"{block.singular_values[0]:.3f}",
+                f"{block.singular_values[-1]:.3f}",
+                f"{block.spectral_radius:.3f}",
+                block.bound or "",
+            )
+            for block in self.blocks
+        ]
+        return html.table(("gate", "largest", "smallest", "radius", "gradients"), rows, "singular values of W_hh")
+
+    def to_dict(self) -> dict[str, Any]:
         """For JSON; eigenvalues as [real part, imaginary part]."""
         return {
             "blocks": [
@@ -63,8 +90,21 @@ class Spectrum:
             ]
         }
 
-    def plot(self, path: str | Path) -> Path:
-        """Plots the singular values, and the eigenvalues with the unit circle."""
+    @overload
+    def plot(self, path: None = None) -> Figure: ...
+
+    @overload
+    def plot(self, path: str | Path) -> Path: ...
+
+    def plot(self, path: str | Path | None = None) -> Figure | Path:
+        """Plots the singular values, and the eigenvalues with the unit circle.
+
+        Args:
+            path: the file to write, in the format of its suffix; None: nothing is written.
+
+        Returns:
+            The path, or the matplotlib figure if there is none.
+        """
         made, (values, plane) = figure.figure(9, 4, panels=2)
         for block, style in zip(self.blocks, figure.styles(), strict=False):
             numbers = range(1, len(block.singular_values) + 1)
@@ -82,26 +122,37 @@ class Spectrum:
         plane.set_xlabel("real part of the eigenvalues")
         plane.set_ylabel("imaginary part")
         made.legend(loc="outside right upper", frameon=False)
-        return figure.save(made, path)
+        return made if path is None else figure.save(made, path)
 
 
 def spectrum(module: nn.Module) -> Spectrum:
     """Singular values and spectral radius of each gate's block of W_hh, of each layer and direction.
 
-    ``module``: an LSTM, GRU, RNN or a cell, of this library or of torch.nn. For a vanilla RNN the largest singular
-    value bounds what a step can do to a gradient, as tanh and relu have a slope of at most 1: below 1 the gradient must
-    vanish, at least as fast as its powers; above 1 it may explode, but need not. Costs an SVD and an eigenvalue
-    decomposition of each block in float64.
+    For a vanilla RNN the largest singular value bounds what a step can do to a gradient, as tanh and relu have a slope
+    of at most 1: below 1 the gradient must vanish, at least as fast as its powers; above 1 it may explode, but need
+    not. Costs an SVD and an eigenvalue decomposition of each block in float64.
+
+    Args:
+        module: an LSTM, GRU, RNN or a cell, of this library or of torch.nn.
+
+    Returns:
+        :class:`fused_rnn.Spectrum`; print it for a table.
+
+    Example:
+        >>> rnn = fused_rnn.init.orthogonal_(fused_rnn.RNN(10, 20), gain=0.9)
+        >>> fused_rnn.spectrum(rnn)
+        Spectrum(largest singular values: l0 h 0.9)
     """
     cell = cell_of(module)
     if cell is None:
         raise TypeError(
             f"fused_rnn.spectrum takes an LSTM, GRU, RNN or one of their cells, got {type(module).__name__}"
         )
-    if isinstance(module, nn.RNNCellBase):
-        weights = {"": (module.weight_hh, None)}
+    if not isinstance(module, nn.RNNBase):  # a cell
+        weights: dict[str, tuple[Any, Any]] = {"": (module.weight_hh, None)}
     else:
-        suffixes = [f"l{k}{r}" for k in range(module.num_layers) for r in ("", "_reverse")[: 1 + module.bidirectional]]
+        layers, directions = range(module.num_layers), ("", "_reverse")[: 1 + module.bidirectional]
+        suffixes = [f"l{k}{direction}" for k in layers for direction in directions]
         weights = {
             suffix.replace("_", " ") + " ": (
                 getattr(module, f"weight_hh_{suffix}"),

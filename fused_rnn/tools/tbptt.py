@@ -26,7 +26,7 @@ class Chunk(NamedTuple):
 def tbptt(
     model: Callable[..., tuple[Any, Any]],
     loss_fn: Callable[[Any, Any], Tensor],
-    chunks: Iterable[tuple],
+    chunks: Iterable[tuple[Any, ...]],
     state: Any = None,
     *,
     backward: Callable[[Tensor], object] | None = Tensor.backward,
@@ -34,14 +34,6 @@ def tbptt(
     show_progress: bool = True,
 ) -> Iterator[Chunk]:
     """Truncated backpropagation through time: the state is carried from chunk to chunk, gradients are not.
-
-    ::
-
-        chunks = zip(x.split(50), y.split(50), starts.split(50))  # x [T, B, I]; or a generator that reads from a file
-        for loss, output, state in fused_rnn.tbptt(model, loss_fn, chunks):
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
 
     When the loop's body runs, the gradients of the chunk's loss have been accumulated into the parameters' ``grad``. A
     step in each iteration, as above, trains chunk by chunk; one after the loop trains on the sum over all chunks. A
@@ -65,11 +57,24 @@ def tbptt(
         show_progress: draw a progress bar when stderr is a terminal.
 
     Yields:
-        :class:`Chunk`, a named tuple of loss, output and state.
+        :class:`fused_rnn.Chunk`, a named tuple of loss, output and state.
+
+    Example:
+        >>> model = fused_rnn.LSTM(10, 20)
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> x, y = torch.randn(200, 3, 10), torch.randn(200, 3, 20)  # [T, B, ...]
+        >>> starts = torch.rand(200, 3) < 0.01  # where a row starts a new sequence
+        >>> chunks = zip(x.split(50), y.split(50), starts.split(50))  # or a generator that reads from a file
+        >>> for loss, output, state in fused_rnn.tbptt(model, torch.nn.functional.mse_loss, chunks):
+        ...     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> output.shape
+        torch.Size([50, 3, 20])
     """
     loss = None
 
-    def describe(_) -> str:
+    def describe(_: object) -> str:
         return "" if loss is None else f"loss {loss:.4g}"
 
     for chunk in progress(chunks, total or length_hint(chunks) or None, describe, show_progress):

@@ -18,11 +18,12 @@ from .. import functional, reference
 from ..autograd.operators import OPERATORS
 from ..nn.freeze import FORMATS
 from ..nn.runners import Frozen
-from ..ops import arguments
+from ..ops import arguments, engines
 from ..ops.arguments import Runner
 from ..ops.cells import CELLS, Cell
 from ..ops.checks import check_device
 from ..ops.layer import Wanted, weight_kinds
+from ..own.cell import OwnCell
 from .progress import progress
 
 # Largest ||error|| / ||reference|| of any output or gradient; in 16 bits, of all of them together. The sequences are
@@ -115,19 +116,25 @@ class Report:
     def __bool__(self) -> bool:
         return self.passed
 
+    def __repr__(self) -> str:
+        return f"Report({self._counts()})"
+
+    def _counts(self) -> str:
+        failed = sum(not r.passed for r in self.results)
+        return f"{len(self.results) - failed} checks passed, {failed} failed"
+
     def __str__(self) -> str:
         rows = [f"{'cell':9} {'dtype':9} {'check':28} {'worst error':>11} {'limit':>8}"]
         for r in self.results:
             verdict = "ok" if r.passed else f"FAILED {r.detail}"
             rows.append(f"{r.cell:9} {r.dtype:9} {r.check:28} {r.error:11.1e} {r.limit:8.0e}  {verdict}")
-        failed = sum(not r.passed for r in self.results)
-        rows.append(f"{len(self.results) - failed} checks passed, {failed} failed")
+        rows.append(self._counts())
         return "\n".join(rows)
 
 
 def verify(
-    device: str = "cpu",
-    cells: Sequence[str] | None = None,
+    device: str | OwnCell = "cpu",
+    cells: Sequence[str | OwnCell] | None = None,
     *,
     weights: str | None = None,
     quick: bool = False,
@@ -136,26 +143,38 @@ def verify(
     """Checks the installed kernels against the float64 reference and against finite differences.
 
     Args:
-        device: where to run, "cpu" or "cuda".
-        cells: names among "lstm", "gru", "rnn_tanh", "rnn_relu"; None for all.
+        device: where to run, "cpu" or "cuda"; or a cell made by :func:`fused_rnn.cell`, for that alone on the CPU.
+        cells: names among "lstm", "gru", "rnn_tanh", "rnn_relu", or cells made by :func:`fused_rnn.cell`, which are
+            compared with their Python function; None for all that have names.
         weights: "int8" or "int8-weights-only": only the errors of layers that ``freeze`` has quantized so.
         quick: leave out the finite differences.
         show_progress: draw a progress bar when stderr is a terminal.
+
+    Returns:
+        :class:`fused_rnn.Report`, which is true if every check passed; print it for a table.
+
+    Example:
+        >>> bool(fused_rnn.verify(cells=["gru"], quick=True))
+        True
     """
-    unknown = set(cells or ()) - set(CELLS)
+    if isinstance(device, OwnCell):
+        device, cells = "cpu", [device, *(cells or ())]
+    unknown = {name for name in cells or () if not isinstance(name, OwnCell)} - set(CELLS)
     if unknown:
         raise ValueError(f"unknown cell {', '.join(sorted(unknown))}; known: {', '.join(CELLS)}")
     if weights is not None and weights not in INT8_TOLERANCE:
         raise ValueError(f"weights must be None or one of {', '.join(INT8_TOLERANCE)}, got {weights!r}")
+    if torch.device(device).type == "cuda" and torch.version.cuda is None:
+        raise RuntimeError(f"this torch ({torch.__version__}) has no CUDA; install a build of torch that has")
     check_device(torch.device(device))
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("torch sees no GPU to verify on")
     checks = [
-        (CELLS[name], dtype, case)
-        for name in (CELLS if cells is None else cells)
+        (cell, dtype, case)
+        for cell in (cell.row if isinstance(cell, OwnCell) else CELLS[cell] for cell in cells or CELLS)
         for dtype in TOLERANCE
         for case in CASES
-        if CELLS[name].projectable or not case.proj_size
+        if cell.projectable or not case.proj_size
     ]
     # Shrunk for finite differences, the wider case equals the plain one.
     without = ("wider", "clipped gradients")  # and clipped gradients are not derivatives
@@ -169,7 +188,7 @@ def verify(
     total = len(work)
     report = Report()
     # Leaves the caller's random state and grad mode alone.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), engines.ours_on(torch.device(device).type):
         for run, (cell, dtype, case) in progress(
             work, total, lambda w: f"{w[1][0].name} {_short(w[1][1])} {w[1][2].name}", show_progress
         ):
@@ -236,7 +255,10 @@ def make_problem(cell: Cell, case: Case, dtype: torch.dtype, device: str) -> Pro
     tensors = [random(*time_and_batch, case.input_size)]
     if case.states:
         shape = (case.num_layers * directions, case.batch)
-        tensors += [random(*shape, w, scale=0.5) for w in (width, case.hidden)[: cell.states]]
+        widths = [width, *[case.hidden] * (cell.states - 1)]
+        states = [random(*shape, w, scale=0.5) for w in widths]
+        # A state of somebody's own cell may have to be positive.
+        tensors += states if cell.layer is not None else [state.abs() + 0.5 for state in states]
     gate_rows = cell.gates * case.hidden
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(gate_rows)[:gate_rows]
     for k in range(case.num_layers):

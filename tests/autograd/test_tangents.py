@@ -333,5 +333,5 @@ def test_cuda_kernels_equal_the_formula(machine, cell, form, size, monkeypatch):
 
 
 def test_a_forced_engine_computes_first_derivatives(machine, monkeypatch):
-    monkeypatch.setenv("FUSED_RNN_CUDA_ENGINE", "one")
+    monkeypatch.setenv("FUSED_RNN_ENGINE", "one")
     compare(problem_of("gru", "lengths and resets", "small"), torch.float64, 1e-10, monkeypatch)

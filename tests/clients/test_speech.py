@@ -75,7 +75,7 @@ def test_speechbrains_cells(speechbrain, name):
 def test_tacotron2_runs_and_is_scripted():
     """From its file, for the package's own library may not load: see ``speechbrain``."""
     if TORCHAUDIO is None:
-        pytest.skip("torchaudio is not installed: pip install fused_rnn[clients]")
+        pytest.skip("torchaudio is not installed: pip install '.[clients]' in a clone")
     place = f"{TORCHAUDIO.submodule_search_locations[0]}/models/tacotron2.py"
     spec = importlib.util.spec_from_file_location("tacotron2_of_torchaudio", place)
     source = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

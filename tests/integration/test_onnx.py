@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from functools import partial
+from types import ModuleType
 
 import pytest
 import torch
@@ -174,6 +175,11 @@ def test_refused(sentence):
 def test_without_the_table():
     module = make_module("lstm")
     assert_runs_as_here(export(module, X, table=False), module, {"input": X})
+
+
+def test_a_torch_whose_table_is_elsewhere_is_told_of_ours():
+    with pytest.warns(UserWarning, match=r"custom_translation_table=fused_rnn\.onnx\.translations\(\)"):
+        fused_rnn.onnx._register(ModuleType("registry"))
 
 
 def test_onnx_is_needed_for_translations_alone(monkeypatch):

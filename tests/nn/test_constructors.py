@@ -1,6 +1,7 @@
 """Constructors, attributes and public methods, compared with torch.nn's."""
 
 import inspect
+import pydoc
 
 import pytest
 import torch
@@ -94,6 +95,21 @@ def test_positional_arguments_are_torchs(name, arguments):
 def test_cells_have_torchs_signature(name):
     ours, theirs = (inspect.signature(getattr(library, name)).parameters for library in (fused_rnn, nn))
     assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+
+
+def test_layers_show_their_arguments():
+    lstm, gru, rnn = (
+        {p.name: p.default for p in inspect.signature(getattr(fused_rnn, name)).parameters.values()}
+        for name in ("LSTM", "GRU", "RNN")
+    )
+    assert list(lstm)[:4] == ["input_size", "hidden_size", "num_layers", "bias"]
+    del lstm["proj_size"]
+    assert list(gru.items()) == list(lstm.items())
+    assert list(rnn)[3] == "nonlinearity" and rnn.pop("nonlinearity") == "tanh"
+    assert rnn == lstm
+    for name in ("LSTM", "GRU", "RNN"):
+        kind = getattr(fused_rnn, name)
+        assert f"{name}(input_size: " in pydoc.plain(pydoc.render_doc(kind))
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])

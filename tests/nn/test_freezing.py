@@ -169,6 +169,18 @@ def test_changed_weights_are_refused(change, masks):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("change", ["replaced", "memory"])
+def test_changed_weights_of_one_number_are_refused(change):
+    """Tensors of one number can be compared, so equal ones must not pass for the same."""
+    layer, input = fused_rnn.freeze(fused_rnn.RNN(1, 1)), torch.randn(5, 2, 1)
+    layer(input)
+    make, message = CHANGES[change]
+    make(layer)
+    with pytest.raises(RuntimeError, match=message):
+        layer(input)
+
+
+@torch.no_grad()
 def test_functional_call_is_refused():
     layer, input = frozen_gru(), torch.randn(5, 2, 3)
     doubled = {name: weight * 2 for name, weight in layer.named_parameters()}
@@ -366,3 +378,20 @@ def test_foreign_packed_weights_are_refused():
 def test_pack_weights_refuses(args, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.fused_rnn.pack_weights(*args)
+
+
+# ---- what print shows ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weights", "shown"),
+    [(None, "frozen"), ("int8", "frozen, int8"), ("int8-weights-only", "frozen, int8-weights-only")],
+)
+def test_print_shows_what_is_frozen(weights, shown):
+    model = torch.nn.Sequential(fused_rnn.LSTM(3, 4, batch_first=True), fused_rnn.GRUCell(3, 4))
+    before = repr(model)
+    fused_rnn.freeze(model, weights=weights)
+    assert f"fused_rnn.LSTM(3, 4, batch_first=True, {shown})" in repr(model)
+    assert f"fused_rnn.GRUCell(3, 4, {shown})" in repr(model)
+    assert repr(fused_rnn.thaw(model)) == before
+    assert "frozen" not in repr(fused_rnn.restore(fused_rnn.freeze(model, weights=weights)))

@@ -64,6 +64,7 @@ def one_of_each():
     yield from (lstm, fused_rnn.GRU(3, 3), fused_rnn.RNN(3, 3))
     yield from (fused_rnn.LSTMCell(3, 3), fused_rnn.GRUCell(3, 3), fused_rnn.RNNCell(3, 3))
     yield fused_rnn.Stack("gru", 3, [3, 3])
+    yield from (fused_rnn.zoo.janet, fused_rnn.zoo.janet.layer(3, 3, compiled=False))
     yield fused_rnn.Stream(lstm)
     x = torch.randn(4, 2, 3)
     spectrum, gates = fused_rnn.spectrum(lstm), fused_rnn.gate_statistics(lstm, x)

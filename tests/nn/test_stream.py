@@ -9,16 +9,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils import parametrizations
 
 import fused_rnn
 from support.modules import F64, LAYERS, every_layer, make_pair, make_states, tensors_of
+from support.streams import assert_equal, layer_of
 
 pytestmark = pytest.mark.usefixtures("no_reference")
-
-
-def layer_of(kind="lstm", dtype=torch.float32, **options):
-    return make_pair(kind, dtype=dtype, **options)[0].eval()
 
 
 def as_module(model, x, state):
@@ -26,17 +22,6 @@ def as_module(model, x, state):
     batch_first = model.batch_first
     output, state = model(x.unsqueeze(1 if batch_first else 0), state)
     return output.squeeze(1 if batch_first else 0), state
-
-
-def computed(layer):
-    return parametrizations.weight_norm(layer, "weight_hh_l0")
-
-
-def assert_equal(found, expected):
-    found, expected = tensors_of(found), tensors_of(expected)
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == other.dtype and torch.equal(one, other)
 
 
 # ---- the same bits as the module's -----------------------------------------------------------------------------------
@@ -145,6 +130,23 @@ def test_any_strides():
     assert torch.equal(stream.step(negated), twin.step(negated.clone()))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize("own_out", [False, True])
+def test_a_bound_step_is_a_step(ids, own_out):
+    stream = fused_rnn.Stream(layer_of(num_layers=2), batch=2)
+    twin = copy.deepcopy(stream)
+    x = torch.zeros(2, dtype=torch.int64) if ids else torch.zeros(2, 3)
+    out = torch.empty(2, 4) if own_out else None
+    run = stream.bind(x, out)
+    for _ in range(3):
+        x.copy_(torch.randint(3, (2,)) if ids else torch.randn(2, 3))
+        found = run()
+        assert torch.equal(found, twin.step(x))
+        assert found is (out if own_out else stream.step(x)), "a buffer that is not the one given"
+        twin.state = stream.state
+
+
 def test_results_overwritten_under_autograd_are_noticed():
     stream = fused_rnn.Stream(layer_of().requires_grad_(False))
     head = nn.Linear(4, 1)
@@ -241,157 +243,3 @@ def test_threads_with_a_stream_each():
 
 def test_repr():
     assert repr(fused_rnn.Stream(layer_of(), batch=2)) == "fused_rnn.Stream(fused_rnn.LSTM(3, 4), batch=2)"
-
-
-# ---- refusals --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda: fused_rnn.Stream(nn.LSTM(3, 4)), TypeError, r"must be a fused_rnn\.LSTM.*got LSTM; fused_rnn\.swap"),
-        (lambda: fused_rnn.Stream(nn.Sequential(layer_of())), TypeError, "got Sequential"),
-        (lambda: fused_rnn.Stream(fused_rnn.LSTMCell(3, 4)), TypeError, "got LSTMCell"),
-        (lambda: fused_rnn.Stream(3), TypeError, "got int"),
-        (lambda: fused_rnn.Stream(layer_of(bidirectional=True)), ValueError, "bidirectional"),
-        (
-            lambda: fused_rnn.Stream(fused_rnn.Stack("gru", 3, [3], skip="residual")),
-            NotImplementedError,
-            "skip='residual'",
-        ),
-        (
-            lambda: fused_rnn.Stream(fused_rnn.GRU(3, 4, device="meta")),
-            RuntimeError,
-            "on cpu, but the model is on meta",
-        ),
-        (
-            lambda: fused_rnn.Stream(parametrizations.weight_norm(layer_of(), "weight_hh_l0")),
-            RuntimeError,
-            "parametrized",
-        ),
-        (lambda: fused_rnn.Stream(layer_of(), batch=0), ValueError, "at least 1, got 0"),
-        (lambda: fused_rnn.Stream(layer_of(), batch=2.0), TypeError, "must be an int, got float"),
-        (lambda: fused_rnn.Stream(layer_of(), batch=True), TypeError, "must be an int, got bool"),
-    ],
-)
-def test_models_that_are_refused(make, error, message):
-    with pytest.raises(error, match=message):
-        make()
-
-
-class Sub(torch.Tensor):
-    pass
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("x", "error", "message"),
-    [
-        ([[0.0] * 3] * 2, TypeError, "x must be a Tensor, got list"),
-        (torch.zeros(2, 3).as_subclass(Sub), TypeError, "plain tensor, got a Sub"),
-        (torch.zeros(2, 3, device="meta"), RuntimeError, "x must be on cpu, got meta"),
-        (torch.zeros(2, 4), RuntimeError, r"x must be \[2, 3\], got \[2, 4\]"),
-        (torch.zeros(1, 2, 3), RuntimeError, r"x must be \[2, 3\], got \[1, 2, 3\]"),
-        (torch.zeros(2, 3, dtype=F64), ValueError, r"x dtype \(torch.float64\) does not match weight dtype"),
-        (torch.zeros(2, dtype=torch.int32), ValueError, "ids are torch.int64"),
-        (torch.zeros(2, 3, dtype=torch.long), RuntimeError, r"x must be \[2\] for ids, got \[2, 3\]"),
-        (torch.tensor([0, 3]), RuntimeError, r"ids must lie between 0 and 2, .*got 3 in row 1"),
-        (torch.tensor([-1, 0]), RuntimeError, "got -1 in row 0"),
-    ],
-)
-def test_inputs_that_are_refused(x, error, message):
-    stream = fused_rnn.Stream(layer_of(), batch=2)
-    stream.state = given = make_states(stream.model, dtype=torch.float32)
-    with pytest.raises(error, match=message):
-        stream.step(x)
-    assert_equal(stream.state, given)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("out", "error"),
-    [
-        ([0.0], TypeError),
-        (torch.empty(2, 3), RuntimeError),
-        (torch.empty(2, 4, dtype=F64), RuntimeError),
-        (torch.empty(4, 2).t(), RuntimeError),
-        (torch.empty(2, 4, device="meta"), RuntimeError),
-    ],
-)
-def test_outputs_that_are_refused(out, error):
-    with pytest.raises(error, match="out must be"):
-        fused_rnn.Stream(layer_of(), batch=2).step(torch.zeros(2, 3), out=out)
-
-
-@torch.no_grad()
-def test_states_and_rows_that_are_refused():
-    stream = fused_rnn.Stream(layer_of(), batch=2)
-    h = torch.zeros(1, 2, 4)
-    for state, error, message in (
-        (h, TypeError, r"hx must be a tuple \(h_0, c_0\)"),
-        ((h, h[0]), RuntimeError, r"Expected hidden\[1\] size \[1, 2, 4\], got \[2, 4\]"),
-        ((h.double(), h), RuntimeError, "hx dtype"),
-    ):
-        with pytest.raises(error, match=message):
-            stream.state = state
-    with pytest.raises(TypeError, match="a tuple of 2 states"):
-        fused_rnn.Stream(fused_rnn.Stack("gru", 3, [4, 4])).state = h
-    for rows, error, message in (
-        (2, IndexError, r"rows must lie between 0 and 1, got \[2\]"),
-        ([-1], IndexError, "between 0 and 1"),
-        ([0.0], TypeError, "rows must be"),
-        ([[0]], TypeError, "rows must be"),
-        ([True], RuntimeError, r"a mask of rows must be \[2\], got \[1\]"),
-    ):
-        with pytest.raises(error, match=message):
-            stream.reset(rows)
-
-
-def test_gradients_are_refused():
-    stream = fused_rnn.Stream(layer_of())
-    with pytest.raises(RuntimeError, match="a Stream has no gradients"):
-        stream.step(torch.randn(1, 3))
-    stream.model.requires_grad_(False)
-    stream.step(torch.randn(1, 3))
-    with pytest.raises(RuntimeError, match="a Stream has no gradients"):
-        stream.step(torch.randn(1, 3, requires_grad=True))
-    with pytest.raises(RuntimeError, match="a Stream has no gradients"):
-        stream.step(torch.randn(1, 3), out=torch.empty(1, 4, requires_grad=True))
-
-
-def replaced(layer):
-    layer.weight_ih_l0 = nn.Parameter(torch.zeros_like(layer.weight_ih_l0))
-
-
-def replaced_memory(layer):
-    layer.weight_ih_l0.data = torch.zeros_like(layer.weight_ih_l0)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (replaced, "was replaced; make another Stream"),
-        (replaced_memory, "was replaced"),
-        (lambda layer: layer.bias_hh_l1.add_(1), "was changed in place"),
-        (lambda layer: layer.double(), "was replaced"),
-        (computed, "was replaced"),
-    ],
-)
-@pytest.mark.parametrize("is_frozen", [False, True])
-def test_changed_weights_are_refused(change, message, is_frozen):
-    model = layer_of(num_layers=2)
-    stream = fused_rnn.Stream(fused_rnn.freeze(model) if is_frozen else model)
-    stream.step(torch.randn(1, 3))
-    change(model)
-    with pytest.raises(RuntimeError, match=message):
-        stream.step(torch.randn(1, 3))
-    assert fused_rnn.Stream(layer_of(num_layers=2)).step(torch.randn(1, 3)).isfinite().all()
-
-
-@torch.no_grad()
-def test_freed_input():
-    x = torch.randn(1, 3)
-    x.untyped_storage().resize_(0)
-    with pytest.raises(RuntimeError, match="storage was freed"):
-        fused_rnn.Stream(layer_of()).step(x)

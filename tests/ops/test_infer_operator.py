@@ -93,7 +93,9 @@ def layer_arguments(cell=0, hidden=4, input=(5, 2, 3), layout=0, num_layers=1, b
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("cell", [cell for cell in BY_ID if cell.recurrent and not cell.params], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "cell", [cell for cell in BY_ID.values() if cell.recurrent and not cell.params], ids=lambda c: c.name
+)
 def test_one_layer_is_a_stack_of_one(cell):
     code, input, h0, c0, weights = layer_arguments(cell.id)
     expected = torch.ops.fused_rnn.infer(code, input, h0, c0, weights)

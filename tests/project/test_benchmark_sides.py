@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -15,34 +16,12 @@ from benchmarks.suites import EFFORTS, QUANTIZED, Shape, Work, lines
 from benchmarks.variants import VARIANTS
 from support.benchmark_lines import EVERY_KIND
 
+QUANTIZED_CELL = next(replace(work, shape=Shape(1, 2, 6)) for work in QUANTIZED if work.cell)
 STEPS = [work for work in EVERY_KIND if work.single_step]
 PLAIN, QUANTIZED_LSTM, DECODER = (
     EVERY_KIND[0],
     *(replace(w, shape=Shape(1, 2, 6)) for w in (QUANTIZED[0], QUANTIZED[-1])),
 )
-
-
-class Stream:
-    """As the library's is to be: steps of a layer from states that it keeps."""
-
-    def __init__(self, layer, batch):
-        self.layer, self.batch, self.state = layer, batch, None
-
-    def step(self, x):
-        assert x.shape[0] == self.batch
-        with torch.inference_mode():
-            output, self.state = self.layer(x.unsqueeze(0), self.state)
-        return output[0]
-
-
-@pytest.fixture
-def complete_library(monkeypatch):
-    """Whatever the library has yet: streams, and layers of 8 bits, which take their weights as they are."""
-    monkeypatch.setattr(fused_rnn, "Stream", Stream, raising=False)
-    monkeypatch.setattr(fused_rnn, "freeze", lambda module, weights=None: module)
-    variants._refused.cache_clear()
-    yield
-    variants._refused.cache_clear()
 
 
 def measured(work, monkeypatch, peers=()):
@@ -65,7 +44,8 @@ def test_peer_agrees_with_torch_nn(peer, layer):
     for work in EVERY_KIND:
         if work.layer == layer and peer.left_out(work) is None:
             built = problem.build(work)
-            problem.check(work, built.sides() | {peer.NAME: peer.build(built)})
+            with problem.calls_of(work):
+                problem.check(work, built.sides() | {peer.NAME: peer.build(built)})
 
 
 @pytest.mark.parametrize("layer", suites.LAYERS)
@@ -73,7 +53,8 @@ def test_uncompiled_loop_agrees_with_torch_nn(layer, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     for work in lines("short", [layer], suites.MODES, [Shape(3, 4, 6)]):
         built = problem.build(work)
-        problem.check(work, built.sides() | {compiled_loop.NAME: compiled_loop.build(built)})
+        with problem.calls_of(work):
+            problem.check(work, built.sides() | {compiled_loop.NAME: compiled_loop.build(built)})
 
 
 def test_single_steps_have_every_runtime():
@@ -86,7 +67,10 @@ def test_quantized_lines_have_the_peers_that_quantize_their_layer():
     for layer, expected in {"LSTM": [onnx_runtime_int8, torch_ao], "GRU": [torch_ao], "RNN": []}.items():
         work = replace(QUANTIZED_LSTM, layer=layer)
         assert [peer for peer in (onnx_runtime_int8, torch_ao) if peer.left_out(work) is None] == expected
-    assert {work.layer for work in QUANTIZED} == set(suites.LAYERS)
+    assert {(work.layer, work.cell) for work in QUANTIZED} == set(product(suites.LAYERS, (False, True)))
+    for layer in suites.LAYERS:
+        assert torch_ao.left_out(replace(QUANTIZED_CELL, layer=layer)) is None
+        assert onnx_runtime_int8.left_out(replace(QUANTIZED_CELL, layer=layer)) == "has no cells"
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -100,11 +84,15 @@ def test_torch_without_its_quantized_layers(monkeypatch):
     assert torch_ao.missing() == f"not installed: torch {torch.__version__} has no torch.ao.quantization"
 
 
-@pytest.mark.parametrize("peer", [onnx_runtime_int8, torch_ao], ids=lambda p: p.NAME)
-def test_errors_of_quantized_sides_are_those_against_float64(peer, monkeypatch):
+@pytest.mark.parametrize(
+    "peer, work",
+    [(onnx_runtime_int8, QUANTIZED_LSTM), (torch_ao, QUANTIZED_LSTM), (torch_ao, QUANTIZED_CELL)],
+    ids=lambda found: str(getattr(found, "NAME", found)),
+)
+def test_errors_of_quantized_sides_are_those_against_float64(peer, work, monkeypatch):
     if peer.missing():
         pytest.skip(peer.missing())
-    line, _ = measured(QUANTIZED_LSTM, monkeypatch, [peer])
+    line, _ = measured(work, monkeypatch, [peer])
     assert 1e-4 < line.sides[peer.NAME]["error"] < problem.LARGEST_DIFFERENCE_QUANTIZED
     assert "error" not in line.sides["ours"]
 
@@ -119,6 +107,15 @@ def test_quantized_results_that_are_far_off_are_not_measured():
         problem.check("this line", sides)
 
 
+@pytest.mark.parametrize("layer", suites.LAYERS)
+def test_training_of_cells_whose_input_is_given_has_the_gradients_of_weights_alone(layer):
+    (work, *_) = (work for work in suites.CELLS if work.given_input and work.layer == layer)
+    built = problem.build(replace(work, shape=Shape(1, 2, 6)))
+    assert work.mode == "training"
+    for side in built.sides().values():
+        assert [tensor.shape for tensor in side.run()[1:]] == [weight.shape for weight in built.weights]
+
+
 # ---- other calls of ours ---------------------------------------------------------------------------------------------
 
 
@@ -126,8 +123,9 @@ def test_quantized_results_that_are_far_off_are_not_measured():
 def test_other_calls_of_ours_agree_with_torch_nn(work):
     built = problem.build(work)
     found = {v.name: v.build(built) for v in VARIANTS if v.applies(work) and v.missing(work) is None}
-    assert work.cell or "frozen" in found
-    problem.check(work, built.sides() | found)
+    assert "frozen" in found or (work.cell and not work.quantized)
+    with problem.calls_of(work):
+        problem.check(work, built.sides() | found)
 
 
 @pytest.mark.parametrize(
@@ -137,12 +135,13 @@ def test_other_calls_of_ours_agree_with_torch_nn(work):
         (STEPS[0], {"frozen", "stream"}),
         (QUANTIZED_LSTM, {"frozen", "int8", "int8 weights"}),
         (DECODER, {"frozen", "stream", "int8", "int8 weights", "int8 stream"}),
+        (QUANTIZED_CELL, {"frozen", "int8", "int8 weights"}),
         (replace(PLAIN, mode="training"), set()),
         (Work("cell, loop", "GRU", "inference", Shape(2, 2, 3), cell=True), set()),
     ],
-    ids=str,
+    ids=lambda found: str(sorted(found) if isinstance(found, set) else found),
 )
-def test_calls_that_the_library_will_have_are_picked_up(work, expected, complete_library, monkeypatch):
+def test_other_calls_of_ours_are_measured(work, expected, monkeypatch):
     line, left_out = measured(work, monkeypatch)
     assert set(line.sides) == {"ours", "torch.nn"} | expected
     assert {name for name, side in line.sides.items() if "error" in side} == {n for n in expected if "int8" in n}

@@ -1,6 +1,7 @@
 """The benchmarks' own code: every line can be built and agrees with its peers, and reports follow from result files."""
 
 import os
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import devices, features, page, problem, report, results, roofline, table, timing
+from benchmarks import devices, features, page, problem, report, results, roofline, summary, table, timing
 from benchmarks.__main__ import arguments_of
 from benchmarks.limits import Limits
 from benchmarks.peers import jax_scan
@@ -17,8 +18,10 @@ from benchmarks.results import Line, Results
 from benchmarks.run import commit, measure_line
 from benchmarks.suites import EFFORTS, SUITES, Shape, Work
 from support.benchmark_lines import EVERY_KIND
+from support.paths import ROOT
 
 FIXTURE = Path(__file__).parent / "benchmark_results"
+WITH_MARKERS = (report.README, report.PERFORMANCE)
 
 
 @pytest.fixture
@@ -70,7 +73,8 @@ def test_default_suites(arguments):
 @pytest.mark.parametrize("work", EVERY_KIND, ids=str)
 def test_line_agrees_with_torch_nn(work):
     built = problem.build(work)
-    problem.check(work, built.sides())
+    with problem.calls_of(work):
+        problem.check(work, built.sides())
 
 
 def test_packed_lines_are_ragged():
@@ -204,6 +208,25 @@ def test_slower_lines_are_marked(measured):
     assert "SLOWER" in "".join(map(table.row, measured[0].lines))
 
 
+@pytest.mark.parametrize("width", [60, 100])
+def test_rows_fit_the_terminal(measured, width):
+    rows = [table.row(line) for line in measured[0].lines]
+    assert max(map(len, rows)) > width
+    text = "\n".join([*rows, table.summary(measured[0])])
+    fitted = table.fitted(text, width)
+    assert max(map(len, fitted.splitlines())) <= width
+    assert fitted.split() == text.split()
+    assert table.fitted(text, None) == text  # files and pipes
+    name = rows[0][:31].rstrip()
+    assert any(line.startswith(name) for line in fitted.splitlines())
+
+
+def test_how_long_a_run_takes_is_said_in_one_place():
+    for name in ("README.md", "CONTRIBUTING.md", "Makefile", "benchmarks/__main__.py"):
+        text = (ROOT / name).read_text()
+        assert not re.search(r"--(quick|full)[^.\n]*\bminute|ten minutes \(ARGS", text), name
+
+
 def test_summary_names_missing_peers(measured):
     text = table.summary(measured[0])
     assert "ONNX Runtime did not run: not installed: onnxruntime" in text
@@ -219,34 +242,59 @@ def test_markdown_shows_the_losing_lines(measured):
     assert "0.50 (geometric mean" in text
 
 
+def marked(inside):
+    return f"before\n{report.BEGIN}\n{inside}\n{report.END}\nafter\n"
+
+
 def test_report_changes_nothing_the_second_time(tmp_path):
     pytest.importorskip("matplotlib")
-    folder, readme = tmp_path / "results", tmp_path / "README.md"
+    folder = tmp_path / "benchmarks" / "results"
     for one in results.load_all(FIXTURE):
         one.save(folder)
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    (tmp_path / "docs").mkdir()
+    for name in WITH_MARKERS:
+        (tmp_path / name).write_text(marked("old"))
     found = []
     for _ in range(2):
-        report.report(folder, readme)
-        found.append({path.name: path.read_text() for path in (readme, *folder.iterdir())})
+        report.report(folder, tmp_path)
+        found.append({path.name: path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()})
     assert found[0] == found[1]
-    assert found[0]["README.md"].startswith("before\n")
-    assert found[0]["README.md"].endswith("after\n")
-    assert "old" not in found[0]["README.md"]
-    assert "(results/ratios.svg)" in found[0]["README.md"]
-    assert "(results/PEERS.md)" in found[0]["README.md"]
+    for name in WITH_MARKERS:
+        text = found[0][Path(name).name]
+        assert text.startswith("before\n")
+        assert text.endswith("after\n")
+        assert "old" not in text
+    assert "(../benchmarks/results/ratios.svg)" in found[0]["performance.md"]
+    assert found[0]["peers.md"].startswith("# Every peer, in every group\n")
+
+
+def test_the_summary_shows_the_losing_lines(measured):
+    text = summary.text([measured[0]])
+    assert "| LSTM inference | 2.00 (1.00) |" in text
+    assert "torch.nn is faster in 1 of 4 measured lines (plain GRU)" in text
 
 
 def test_report_of_the_repository_is_up_to_date(tmp_path):
     pytest.importorskip("matplotlib")
     folder = tmp_path / "benchmarks" / "results"
     shutil.copytree(results.FOLDER, folder)
-    readme = Path(shutil.copy(report.README, tmp_path))
-    report.report(folder, readme)
-    assert readme.read_text() == report.README.read_text()
-    assert (folder / page.NAME).read_text() == (results.FOLDER / page.NAME).read_text()
+    (tmp_path / "docs").mkdir()
+    for name in WITH_MARKERS:
+        shutil.copy(report.ROOT / name, tmp_path / name)
+    report.report(folder, tmp_path)
+    for name in (*WITH_MARKERS, report.PEERS):
+        assert (tmp_path / name).read_text() == (report.ROOT / name).read_text(), name
 
 
-def test_readme_has_the_markers():
-    text = report.README.read_text()
+@pytest.mark.parametrize("name", WITH_MARKERS)
+def test_pages_have_the_markers(name, tmp_path):
+    text = (report.ROOT / name).read_text()
     assert text.count(report.BEGIN) == text.count(report.END) == 1
+    for part in ("docs", "results"):
+        (tmp_path / part).mkdir()
+    for other in WITH_MARKERS:
+        (tmp_path / other).write_text(marked("old") if other != name else "no markers")
+    for one in results.load_all(FIXTURE):
+        one.save(tmp_path / "results")
+    with pytest.raises(SystemExit, match=f"{Path(name).name} lacks the markers"):
+        report.report(tmp_path / "results", tmp_path)

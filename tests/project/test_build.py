@@ -142,6 +142,25 @@ def test_cuda_archs_rejects_unknown_names(setup, monkeypatch):
         setup["cuda_archs"]()
 
 
+def test_a_machine_gets_its_own_instruction_sets(setup):
+    isas_of = setup["isas_of"]
+    assert isas_of("AMD64") == isas_of("x86_64") and isas_of("arm64") == isas_of("aarch64")
+    assert list(isas_of("aarch64").int8) == ["baseline", "neon_dot", "neon_i8mm"]
+    assert list(isas_of("riscv64").engine) == list(isas_of("riscv64").int8) == ["baseline"]
+    compiled = [str(target) for _, _, target, _ in setup["compile_steps"](with_cuda=False, machine="aarch64")]
+    assert sum("/kernels.cpp." in target for target in compiled) == 2
+    assert not any("avx" in target or "amx" in target for target in compiled)
+
+
+def test_a_cross_compiler_gets_the_instruction_sets_of_its_target(setup, monkeypatch, tmp_path):
+    cross = tmp_path / "g++"
+    cross.write_text("#!/bin/sh\necho aarch64-linux-gnu\n")
+    cross.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{cross} -O2")
+    assert setup["target_machine"]() == "aarch64"
+    assert "kernels.cpp.neon_bf16.o" in setup["ninja_file"](Path("/site-packages/torch"))
+
+
 def test_build_without_cuda_mentions_no_cuda(setup):
     text = setup["ninja_file"](Path("/site-packages/torch"))
     for word in ("nvcc", "csrc/cuda", "FUSED_RNN_WITH_CUDA", ".cu"):

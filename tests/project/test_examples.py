@@ -1,10 +1,13 @@
 """The examples that need only this library, tqdm and matplotlib: quick runs, and what they claim."""
 
+import argparse
 import importlib
 import math
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,10 +42,36 @@ def test_the_wall_throws_the_step_out_of_the_valley(clipping):
 def test_the_figure_is_drawn(clipping, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     x = clipping.make_sequences()
-    path = tmp_path / "figure.png"
     curves = {"without clipping": [2.0, 1e30, float("nan")], "clipped": [2.0, 1.0, 0.5]}
-    clipping.draw(path, curves, {"without clipping": torch.rand(3, 2), "clipped": torch.rand(3, 2)}, x)
-    assert path.stat().st_size > 10_000
+    paths = {"without clipping": torch.rand(3, 2), "clipped": torch.rand(3, 2)}
+    clipping.draw(argparse.Namespace(out=tmp_path), curves, paths, x)
+    assert (tmp_path / "clipping.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("options", [[], ["--quick"], ["--torch-nn"]])
+def test_published_figures_are_replaced_on_purpose_only(example, monkeypatch, options):
+    recipe = example("recipe")
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *options])
+    assert recipe.arguments("").out == Path(tempfile.gettempdir()) / "fused_rnn_examples"
+
+
+@pytest.mark.parametrize(
+    ("name", "work", "result"), [("gradient_flow", "share_that_arrives", 1.0), ("clipping", "train", [1.0])]
+)
+def test_figures_go_where_out_says(example, tmp_path, monkeypatch, name, work, result):
+    """Without ``work``, which takes long, and the drawing itself."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    pytest.importorskip("tqdm", reason="gradient_flow draws progress bars with tqdm")
+    module, default, drawn = example(name), example("recipe").OUT, []
+    before = {path: path.read_bytes() for path in (EXAMPLES / "figures").iterdir()}
+    monkeypatch.setattr(module, "draw", lambda args, *_: drawn.append(args.out))
+    monkeypatch.setattr(module, work, lambda *_: result)
+    for options, expected in (([], default), (["--out", str(tmp_path / "new")], tmp_path / "new")):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *options])
+        module.main()
+        assert drawn[-1] == expected
+        assert expected.is_dir()
+    assert before == {path: path.read_bytes() for path in (EXAMPLES / "figures").iterdir()}
 
 
 # Each recipe, and the files that it writes.

@@ -29,8 +29,9 @@ def floors():
     return building.build_program(ROOT / "benchmarks/floors/floors.cu")
 
 
+@pytest.mark.exhaustive
 def test_rehearsal(tmp_path, floors):
-    """Also without expecttest, which a GPU machine may lack."""
+    """Also without expecttest, which a GPU machine may lack. Its steps have limits, so it needs a quiet machine."""
     (tmp_path / "expecttest.py").write_text("raise ImportError('not on this machine')\n")
     environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)}
     out = tmp_path / "out"

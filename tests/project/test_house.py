@@ -17,14 +17,16 @@ PACKAGE = "fused_rnn"
 MAY_SEE = {
     "_version": set(),
     "_old_names": set(),
-    "ops": set(),
+    "ops": {"_version"},
     "reference": {"ops"},
     "onnx": {"ops"},
     "autograd": {"ops", "reference"},
     "functional": {"ops", "autograd"},
     "nn": {"ops", "autograd", "functional"},
+    "own": {"_version", "ops", "reference", "autograd", "nn"},
+    "zoo": {"own"},
     "init": {"ops", "nn"},
-    "tools": {"_version", "ops", "reference", "autograd", "functional", "nn"},
+    "tools": {"_version", "ops", "reference", "autograd", "functional", "nn", "own"},
 }
 MAY_SEE["__init__"] = MAY_SEE["__main__"] = {*MAY_SEE, "__init__"}
 

@@ -1,5 +1,6 @@
 """``info`` and ``python -m fused_rnn``."""
 
+import importlib
 import os
 import platform
 import subprocess
@@ -12,6 +13,7 @@ import torch
 import fused_rnn
 from fused_rnn.__main__ import main
 from fused_rnn.tools.verify import Report, Result
+from support.paths import ROOT
 
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 ISAS_OF_INT8 = ("baseline", "avx2", "avx_vnni", "avx512_vnni")
@@ -70,12 +72,150 @@ def test_verify_command_fails_when_a_check_does(monkeypatch, capsys):
     assert "1 checks passed, 2 failed" in shown
 
 
-@pytest.mark.parametrize("arguments", [[], ["verify", "--cell", "transformer"], ["improve"]], ids=str)
+@pytest.mark.parametrize("arguments", [["verify", "--cell", "transformer"], ["improve"]], ids=str)
 def test_wrong_commands_fail(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert "usage: python -m fused_rnn" in capsys.readouterr().err
+
+
+def test_a_bare_call_shows_help(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n    {command} " in shown for command in ("info", "verify", "explain"))
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"fused_rnn {fused_rnn.__version__}, torch {torch.__version__}\n"
+
+
+def test_the_console_script_is_this_program():
+    with (ROOT / "pyproject.toml").open() as lines:
+        (script,) = (line for line in lines if line.startswith("fused-rnn = "))
+    module, function = script.split('"')[1].split(":")
+    assert getattr(importlib.import_module(module), function) is main
+
+
+def test_info_is_aligned(capsys):
+    assert main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    column = max(len(line.split(":")[0]) for line in lines) + 2
+    assert all(line[column - 1] == " " != line[column] for line in lines)
+
+
+# What shows colours: a terminal, unless NO_COLOR or TERM says otherwise.
+@pytest.mark.parametrize(
+    ("is_terminal", "environment", "coloured"),
+    [
+        (True, {}, True),
+        (True, {"NO_COLOR": ""}, True),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (False, {}, False),
+    ],
+)
+def test_colours(is_terminal, environment, coloured, monkeypatch, capsys):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    results = [Result("lstm", "float32", "plain", error, 1e-5) for error in (1e-6, 0.5)]
+    monkeypatch.setattr("fused_rnn.__main__.verify", lambda *_, **__: Report(results))
+    assert main(["verify"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.startswith("\033[31m") for line in lines] == [False, False, coloured, False]
+
+
+MODEL = """
+import torch
+import fused_rnn
+from neighbour import SIZE
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = fused_rnn.LSTM(SIZE, 4, batch_first=True), torch.nn.GRUCell(4, 5)
+
+    def forward(self, x, lengths=None):
+        return self.decoder(self.encoder(x, lengths=lengths)[0][:, -1])
+
+
+def alone():
+    return Model()
+
+
+def with_input():
+    return Model(), torch.randn(2, 7, SIZE)
+
+
+def with_inputs():
+    return Model(), (torch.randn(2, 7, SIZE), [7, 5])
+
+
+def layer():
+    return fused_rnn.GRU(SIZE, 4), torch.nn.utils.rnn.pack_sequence([torch.randn(7, SIZE)])
+
+
+def number():
+    return 3
+
+
+def plain():
+    return torch.nn.Linear(3, 4)
+"""
+
+
+@pytest.fixture
+def model_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "neighbour.py").write_text("SIZE = 3\n")
+    (tmp_path / "my_model.py").write_text(MODEL)
+    yield tmp_path / "my_model.py"
+    for name in ("neighbour", "my_model"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("function", ["alone", "with_input", "with_inputs"])
+def test_explain_command(function, model_file, capsys):
+    assert main(["explain", f"{model_file}:{function}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("encoder  fused (") and lines[1].startswith("         CPU tensors run")
+    assert lines[2:] == [
+        "decoder  torch.nn",
+        "         GRUCell is not one of fused_rnn's modules; fused_rnn.swap(model) replaces torch.nn's",
+    ]
+
+
+def test_explain_command_takes_a_layer(model_file, capsys):
+    assert main(["explain", f"{model_file}:layer"]) == 0
+    assert capsys.readouterr().out.startswith("GRU  fused (")
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        (":number", "must return a torch.nn.Module, or (module, example input), got int"),
+        (":plain", "Linear has no recurrent layer or cell"),
+        (":nothing", "has no function nothing"),
+        ("", "expected FILE.py:FUNCTION"),
+        ("x:layer", "there is no file"),
+    ],
+)
+def test_explain_command_says_what_it_needs(where, says, model_file, capsys):
+    assert main(["explain", f"{model_file}{where}"]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+def test_verify_says_first_that_torch_lacks_cuda(capsys):
+    assert main(["verify", "--device", "cuda"]) == 2
+    assert capsys.readouterr().err.startswith(f"fused_rnn verify: this torch ({torch.__version__}) has no CUDA")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to verify on")
@@ -102,7 +242,7 @@ def test_unknown_instruction_set_is_named(command):
     done = run("-m", "fused_rnn", command, FUSED_RNN_ISA="nonsense")
     assert done.returncode != 0
     assert (
-        "FUSED_RNN_ISA must be baseline, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16 or amx, got 'nonsense'"
+        "FUSED_RNN_ISA must be amx, avx512_bf16, avx512_vnni, avx512, avx_vnni, avx2 or baseline, got 'nonsense'"
         in done.stderr
     )
 

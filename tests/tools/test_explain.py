@@ -50,14 +50,17 @@ def test_explain_says_none_where_a_call_computes_nothing(kind, monkeypatch):
 @every_kind
 def test_explain_names_the_cuda_engine(kind, plans, monkeypatch):
     """For a GPU that is not there."""
-    monkeypatch.delenv("FUSED_RNN_CUDA_ENGINE", raising=False)
+    monkeypatch.delenv("FUSED_RNN_ENGINE", raising=False)
     ours, _ = make_pair(kind)
     with torch._subclasses.FakeTensorMode():
         for name, parameter in list(ours.named_parameters()):
             setattr(ours, name, torch.nn.Parameter(torch.empty(parameter.shape, device="cuda")))
-        found = fused_rnn.explain(ours, torch.empty(make_input(ours).shape, device="cuda"))
+        input = torch.empty(make_input(ours).shape, device="cuda")
+        found, unmeasured = fused_rnn.explain(ours, input, engine="ours"), fused_rnn.explain(ours, input)
     assert (found.engine, found.instruction_set) == ("stepwise", None)
     assert "step by step" in found.reason
+    assert unmeasured.engine == "torch"
+    assert "no engine of ours has been measured" in unmeasured.reason
 
 
 def test_explain_needs_the_input():
@@ -218,3 +221,44 @@ def test_explain_takes_the_arguments_of_forward():
     states = torch.zeros(1, 1, 4), torch.zeros(1, 1, 4)
     mask = torch.zeros(5, 1, dtype=torch.bool)
     assert fused_rnn.explain(module, input, states, lengths=[5], reset_mask=mask) == fused_rnn.explain(module, input)
+
+
+# ---- streams ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [None, "int8", "int8-weights-only"])
+def test_explain_of_a_stream(weights):
+    layer = fused_rnn.LSTM(6, 8, num_layers=2)
+    by_stream = fused_rnn.explain(fused_rnn.Stream(layer, batch=3))
+    assert "The weights are float32, packed once by the stream" in by_stream.reason
+    fused_rnn.freeze(layer, weights=weights)
+    stream = fused_rnn.Stream(layer, batch=3)
+    found = fused_rnn.explain(stream)
+    with torch.no_grad():
+        of_layer = fused_rnn.explain(layer, torch.randn(1, 3, 6))
+    assert (found.engine, found.instruction_set) == (of_layer.engine, of_layer.instruction_set)
+    assert f"The weights are {weights or 'float32'}, packed once by fused_rnn.freeze" in found.reason
+    assert "past torch's dispatcher" in found.reason
+    with torch.no_grad():
+        layer.bias_hh_l1.add_(1)
+    found = fused_rnn.explain(stream)
+    assert found.engine == "none" and "was changed in place; a step raises" in found.reason
+    with pytest.raises(RuntimeError, match="was changed in place"):
+        stream.step(torch.randn(3, 6))
+
+
+def test_explain_of_a_stream_has_a_line_for_each_layer_of_a_stack():
+    stack = fused_rnn.Stack("gru", 6, [8, 5], dtype=torch.bfloat16)
+    found = fused_rnn.explain(fused_rnn.Stream(stack))
+    assert [name for name, _ in found.layers] == ["layers.0", "layers.1"]
+    with torch.no_grad():
+        of_stack = fused_rnn.explain(fused_rnn.freeze(stack), torch.randn(1, 1, 6, dtype=torch.bfloat16))
+    for (_, own), (_, other) in zip(found.layers, of_stack.layers, strict=True):
+        assert own.instruction_set == other.instruction_set and "The weights are bfloat16" in own.reason
+
+
+def test_explain_of_a_stream_takes_no_input():
+    stream = fused_rnn.Stream(fused_rnn.RNN(3, 4))
+    for inputs, masks in (([torch.randn(1, 3)], {}), ([], {"lengths": torch.tensor([1])})):
+        with pytest.raises(TypeError, match="explain of a Stream takes no input"):
+            fused_rnn.explain(stream, *inputs, **masks)
