@@ -2,8 +2,9 @@
 against the machine's own limits.
 
 Each number of threads runs in a process of its own, confined to as many cores. Whole runs are written to
-benchmarks/results/; ``report`` makes the README's tables, PEERS.md and the plots from those. The gpu suite runs alone,
-its most informative lines first, until --seconds have passed, and writes results to --out as it goes.
+benchmarks/results/; ``report`` makes the README's summary, docs/performance.md, docs/peers.md and the plots from those.
+The gpu suite runs alone, its most informative lines first, until --seconds have passed, and writes results to --out as
+it goes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .suites import EFFORTS, LOST, SUITES
 from .threads import confine, cores
 
 DEFAULT_SUITES = ["cpu", "features"]
-KNOWN = [*SUITES, "features", "report"]
+KNOWN = [*SUITES, "features", "rl", "report"]
 
 
 def main() -> int:
@@ -47,7 +48,8 @@ def main() -> int:
     for suite in options.what:
         results = measure(suite, EFFORTS[options.effort], options.threads, most_threads, options.only)
         complete = options.effort != "quick" and not options.only
-        if complete or options.out:
+        measured = results.lines or results.features  # the cells have lines on two threads with --full alone
+        if measured and (complete or options.out):
             print(f"\nwritten to {results.save(options.out or FOLDER)}")
     return 0
 

@@ -53,7 +53,7 @@ class Gpu:
             "GPU": properties.name,
             "multiprocessors": str(properties.multi_processor_count),
             "cuDNN": str(torch.backends.cudnn.version()),
-            "FUSED_RNN_CUDA_ENGINE": os.environ.get("FUSED_RNN_CUDA_ENGINE", "not set"),
+            "FUSED_RNN_ENGINE": os.environ.get("FUSED_RNN_ENGINE", "not set"),
         } | self.state()
 
     def state(self) -> dict[str, str]:

@@ -7,7 +7,6 @@ from .results import OPPONENTS, Results, plural
 from .suites import MODES, SUITES
 from .table import notes
 
-NAME = "PEERS.md"
 WHOM = (
     "Each peer meets our fastest call of its kind: those that pack weights when they load a model (ONNX Runtime, "
     "OpenVINO) meet frozen layers too, those whose inputs are bound once (OpenVINO, ONNX Runtime bound) streams too, "
@@ -15,11 +14,12 @@ WHOM = (
 )
 INTRODUCTION = f"""# Every peer, in every group
 
-Written by `python -m benchmarks report` from the files beside this one. How many times faster we are than each peer:
-geometric mean of a group's lines, in brackets the worst line. A dash: not measured; the reasons stand below. {WHOM}
+Written by `python -m benchmarks report` from the files in `benchmarks/results/`. How many times faster we are than each
+peer: geometric mean of a group's lines, in brackets the worst line. A dash: not measured; the reasons stand below.
+{WHOM}
 """
 # Their lines are few, and a mean tells little of them.
-LINE_BY_LINE = ("one step", "decoder step", "quantized")
+LINE_BY_LINE = ("one step", "decoder step", "quantized", "quantized cell")
 
 
 def text(found: list[Results]) -> str:

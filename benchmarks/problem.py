@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -61,8 +62,9 @@ class Problem:
         """In float64."""
         states = tuple(state.double() for state in self.states)
         hx = states if isinstance(self.hx, tuple) else states[0] if states else None
+        exact, input = copy.deepcopy(self.theirs).double(), self.input.double()
         with torch.inference_mode():
-            return copy.deepcopy(self.theirs).double()(self.input.double(), hx)[0]
+            return _loop(exact, input)[0] if self.work.cell else exact(input, hx)[0]
 
     def call(self, module: nn.Module) -> Callable[[], list[Tensor]]:
         if self.work.cell:
@@ -97,13 +99,17 @@ def build(work: Work) -> Problem:
     return Problem(work, ours, theirs, input, hx, grad)
 
 
+def calls_of(work: Work) -> AbstractContextManager:
+    """Around all calls of a line: a program enters inference mode once for many of them."""
+    return torch.inference_mode(work.mode == "inference")
+
+
 def inference(module: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
     def run() -> list[Tensor]:
-        with torch.inference_mode():
-            output, states = module(problem.input, problem.hx)
-            if problem.hx is None:
-                return [_data(output)]
-            return [output, *(states if isinstance(states, tuple) else (states,))]
+        output, states = module(problem.input, problem.hx)
+        if problem.hx is None:
+            return [_data(output)]
+        return [output, *(states if isinstance(states, tuple) else (states,))]
 
     return run
 
@@ -129,19 +135,15 @@ def _loop(cell: nn.Module, input: Tensor) -> list[Tensor]:
 
 
 def inference_of_cell(cell: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
-    def run() -> list[Tensor]:
-        with torch.inference_mode():
-            return _loop(cell, problem.input)
-
-    return run
+    return lambda: _loop(cell, problem.input)
 
 
 def training_of_cell(cell: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
-    leaf = problem.input.clone().requires_grad_()
-    leaves, grads = [leaf, *cell.parameters()], list(problem.grad.unbind(0))
+    input, grads = problem.input.clone(), list(problem.grad.unbind(0))
+    leaves = [*cell.parameters()] if problem.work.given_input else [input.requires_grad_(), *cell.parameters()]
 
     def run() -> list[Tensor]:
-        outputs = _loop(cell, leaf)
+        outputs = _loop(cell, input)
         return [*outputs, *torch.autograd.grad(outputs, leaves, grads)]
 
     return run

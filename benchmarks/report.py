@@ -1,21 +1,23 @@
-"""Writes the README's speed section, the page of all peers and the plots from the result files."""
+"""Writes the README's summary, the documentation's pages of figures and the plots from the result files."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from . import page
-from .markdown import DOUBT, by_group, count_of_lost, footnote, machine, mean_and_worst, measured, table
+from . import page, summary
+from .markdown import DOUBT, by_group, count_of_lost, footnote, machine, mean_and_worst, measured, table, versions
 from .results import Line, Results, doubts, geomean, groups, load_all, plural
 from .suites import PLAIN, SHAPES
 from .table import notes
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README, PERFORMANCE, PEERS = "README.md", "docs/performance.md", "docs/peers.md"
 BEGIN, END = "<!-- benchmarks: begin, written by python -m benchmarks report -->", "<!-- benchmarks: end -->"
 
 
-def report(folder: Path, readme: Path = README) -> None:
-    """Writes plots and page into ``folder``, and the part of ``readme`` between the markers."""
+def report(folder: Path, root: Path = ROOT) -> None:
+    """Writes plots into ``folder``, and in ``root`` the page of peers and what is between two pages' markers."""
     from . import plots
 
     found = load_all(folder)
@@ -23,26 +25,26 @@ def report(folder: Path, readme: Path = README) -> None:
     if not cpu:
         raise SystemExit(f"no results of the cpu suite in {folder}: measure first, python -m benchmarks")
     drawn = plots.draw(cpu, folder)
-    path = folder / page.NAME
-    path.write_text(page.text([results for results in found if results.lines and results.suite != "gpu"]))
-    text = markdown(cpu, *([r for r in found if r.suite == suite] for suite in ("cells", "features")))
-    link = f"[Every peer in every group]({_beside(path, readme)}), and single steps line by line."
-    pictures = "\n".join(f"![{title}]({_beside(path, readme)})" for path, title in drawn.items())
-    readme.write_text(replace_between_markers(readme.read_text(), f"{text}\n{link}\n\n{pictures}\n"))
-    print(f"written: the speed section of {readme.name}, {', '.join(path.name for path in (path, *drawn))}")
+    text = markdown(cpu, *([r for r in found if r.suite == suite] for suite in ("cells", "features", "rl")))
+    own = root / PERFORMANCE
+    pictures = "\n\n".join(f"![{title}]({os.path.relpath(path, own.parent)})" for path, title in drawn.items())
+    _write_between_markers(own, f"{text}\n### Plots\n\n{pictures}\n")
+    _write_between_markers(root / README, summary.text(cpu))
+    (root / PEERS).write_text(page.text([results for results in found if results.lines and results.suite != "gpu"]))
+    print(f"written: {', '.join((README, PERFORMANCE, PEERS, *(path.name for path in drawn)))}")
 
 
-def replace_between_markers(text: str, inside: str) -> str:
-    before, begin, rest = text.partition(BEGIN)
+def _write_between_markers(path: Path, inside: str) -> None:
+    before, begin, rest = path.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"the README lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{inside}{END}{after}"
+        raise SystemExit(f"{path.name} lacks the markers {BEGIN} and {END}")
+    path.write_text(f"{before}{BEGIN}\n{inside}{END}{after}")
 
 
-def markdown(cpu: list[Results], cells: list[Results], features: list[Results]) -> str:
+def markdown(cpu: list[Results], cells: list[Results], features: list[Results], rl: list[Results] = ()) -> str:
     parts = [_header(cpu), _plain_table(cpu), count_of_lost(cpu), *_missing(cpu[-1]), _memory(cpu[-1])]
-    parts += [*_cells(cells), _features(features)]
+    parts += [*_cells(cells), *_features(features), *_rl(rl)]
     return "\n\n".join(part for part in [*parts, *footnote(*parts)] if part) + "\n"
 
 
@@ -52,8 +54,8 @@ def _cells(cells: list[Results]) -> list[str]:
         return []
     last = cells[-1]
     version = f"torch {last.peers['torch.nn']}; commit {last.commit}, {last.date[:10]}"
-    where = f"Cells, measured on {machine(last)}; {version}. A loop has 50 steps."
-    return [where, by_group(cells, "inference"), by_group(cells, "training"), count_of_lost(cells)]
+    where = f"Measured on {machine(last)}; {version}. A loop has 50 steps."
+    return ["### Cells", where, by_group(cells, "inference"), by_group(cells, "training"), count_of_lost(cells)]
 
 
 def _header(cpu: list[Results]) -> str:
@@ -62,13 +64,16 @@ def _header(cpu: list[Results]) -> str:
     peers = [f"{name} {last.peers[name]}" for name in compared]
     shapes = ", ".join(str(shape).replace(" ", "") for shape in SHAPES)
     rates = ", ".join(f"{name.split()[0]} {rate:.0f}" for name, rate in cpu[0].limits.items() if "GFLOP" in name)
-    return (
+    parts = (
+        "### Layers",
         f"Measured on {machine(last)}; {', '.join(peers)}; commit {last.commit}, {last.date[:10]}. "
-        f"One core computes (GFLOP/s) {rates}.\n"
-        f"How many times faster than each peer: geometric mean over {shapes} (T steps, B rows, H units and inputs), "
-        f"in brackets the worst shape. {page.WHOM} The last columns: how much of the machine's limit, multiply-adds or "
-        "reading weights, is reached."
+        f"One core computes (GFLOP/s) {rates}.",
+        f"The table says how many times faster than each peer: geometric mean over {shapes} (T steps, B rows, H units "
+        "and inputs), in brackets the worst shape. The last columns say how much of the machine's limit, multiply-adds "
+        "or reading weights, is reached.",
+        page.WHOM,
     )
+    return "\n\n".join(parts)
 
 
 def _plain_table(cpu: list[Results]) -> str:
@@ -102,20 +107,29 @@ def _memory(results: Results) -> str:
     )
 
 
-def _features(features: list[Results]) -> str:
-    if not features:
-        return ""
+def _features(features: list[Results]) -> list[str]:
+    return ["### Options", _feature_table(features[-1], "options")] if features else []
+
+
+def _rl(rl: list[Results]) -> list[str]:
+    """On one thread, as rollouts of small networks usually run, and on all."""
+    if not rl:
+        return []
+    last = rl[-1]
+    where = (
+        f"Episodes end inside of rollouts. Measured on {machine(last)}; {versions(last)}; commit {last.commit}, "
+        f"{last.date[:10]}."
+    )
+    return ["### Reinforcement learning", where, *(_feature_table(one, "reinforcement learning") for one in rl)]
+
+
+def _feature_table(results: Results, title: str) -> str:
     rows = []
-    for entry in features[-1].features:
+    for entry in results.features:
         reference, *others = entry["sides"]
         costs = [f"{name} {entry['sides'][name]['ms'] / entry['sides'][reference]['ms']:.2f}" for name in others]
         target = "" if entry["target"] is None else f"{entry['target']:.2f}"
         doubt = f" {DOUBT}" if doubts(entry["sides"], entry.get("load", {})) else ""
         rows.append([entry["name"], reference, ", ".join(costs) + doubt, target])
-    threads = plural(features[-1].threads, "thread")
-    return table([f"options, {threads}", "time 1 is", "then the time of", "target"], rows)
-
-
-def _beside(path: Path, readme: Path) -> str:
-    root = readme.resolve().parent
-    return str(path.resolve().relative_to(root)) if path.resolve().is_relative_to(root) else str(path)
+    threads = plural(results.threads, "thread")
+    return table([f"{title}, {threads}", "time 1 is", "then the time of", "target"], rows)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from .suites import GATES, Work
 
+# Products of bfloat16 that stand for one of float32 on matrix tiles: each factor is the sum of three bfloat16, and the
+# three smallest of the nine products are left out.
+TILE_PRODUCTS = 6
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 

@@ -21,18 +21,19 @@ import fused_rnn
 from fused_rnn.tools.progress import progress
 from fused_rnn.tools.verify import relative_error
 
-from . import memory, roofline, table
+from . import memory, rl, roofline, table
 from .features import Feature, features
 from .limits import Limits
 from .load import Load
 from .peers import PEERS
-from .problem import Side, build, check
+from .problem import Side, build, calls_of, check
 from .results import Line, Results, plural
 from .suites import PLAIN, SUITES, Effort, Work
 from .timing import time_interleaved, wait_for_idle_threads
 from .variants import VARIANTS
 
 Item = TypeVar("Item")
+FEATURES = {"features": features, "rl": rl.features}  # suites whose lines are features
 
 
 def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: list[str]) -> Results:
@@ -51,22 +52,22 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         commit=commit(),
         machine=machine_facts(),
-        peers={"torch.nn": torch.__version__} | {peer.NAME: peer.missing() or peer.version() for peer in PEERS},
+        peers={"torch.nn": torch.__version__} | peers_of(suite),
         limits=limits.overview(),
     )
     print(f"\n{suite} suite on {plural(threads, 'thread')}, {effort.name}")
     for facts in (results.machine, results.peers, results.limits):
         for key, value in facts.items():
             print(f"{key + ':':29} {value}")
-    if suite == "features":
-        found = [f for f in features(full=effort.name == "full") if asked(f.name, only)]
+    if suite in FEATURES:
+        found = [f for f in FEATURES[suite](full=effort.name == "full") if asked(f.name, only)]
         for feature in _with_progress(found, lambda f: f.name):
             results.features.append(measure_feature(feature, effort, threads, most_threads))
             _print(table.feature_row(results.features[-1]))
         return results
 
     works = [w for w in SUITES[suite] if effort.selects(w, threads, most_threads) and asked(str(w), only)]
-    print(f"\n{table.EXPLANATION}")
+    print(_fitted(f"\n{table.EXPLANATION}"))
     group = None
     for work in _with_progress(works, str):
         line, left_out = measure_line(work, effort, limits, most_threads)
@@ -82,9 +83,14 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
     if suite == "cpu" and threads == most_threads and effort.name != "quick" and not only:
         steps = [w for w in works if w.group == PLAIN and w.mode == "training"]
         results.memory = [memory.peak(work, threads) for work in _with_progress(steps, lambda w: f"memory of {w}")]
-    print(table.summary(results))
+    print(_fitted(table.summary(results)))
     print(f"\ntook {time.monotonic() - start:.0f} s")
     return results
+
+
+def peers_of(suite: str) -> dict[str, str]:
+    """Versions, or why one is missing."""
+    return rl.versions() if suite == "rl" else {peer.NAME: peer.missing() or peer.version() for peer in PEERS}
 
 
 def measure_line(work: Work, effort: Effort, limits: Limits, cores: int) -> tuple[Line, list[str]]:
@@ -109,7 +115,8 @@ def measure_line(work: Work, effort: Effort, limits: Limits, cores: int) -> tupl
                 why = str(error)
         if why is not None:
             left_out.append(f"{peer.NAME}: {why}")
-    found = check(work, sides)
+    with calls_of(work):
+        found = check(work, sides)
     quantized = [name for name, side in sides.items() if side.quantized]
     exact = problem.exact_output() if quantized else None
     errors = {name: {"error": relative_error(found[name][0], exact)} for name in quantized}
@@ -126,7 +133,8 @@ def measure_line(work: Work, effort: Effort, limits: Limits, cores: int) -> tupl
             rates.append(limits.read(level))
 
     load = Load(limits.threads, cores)
-    times = time_interleaved({name: side.run for name, side in sides.items()}, effort, probe)
+    with calls_of(work):
+        times = time_interleaved({name: side.run for name, side in sides.items()}, effort, probe)
     busy = load.facts()
     seconds_per_byte = {level.name: share / median(read[level]) for level, share in shares.items()}
     limit = roofline.limit(cost, median(operations), instructions, seconds_per_byte)
@@ -158,7 +166,12 @@ def _with_progress(items: list[Item], describe) -> Iterator[Item]:
 
 def _print(row: str) -> None:
     clear = "\r\033[K" if sys.stderr.isatty() else ""  # the bar
-    print(f"{clear}{row}", flush=True)
+    print(f"{clear}{_fitted(row)}", flush=True)
+
+
+def _fitted(text: str) -> str:
+    """As wide as the terminal; files and pipes get whole lines."""
+    return table.fitted(text, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
 
 def machine_facts() -> dict[str, str]:
@@ -182,5 +195,6 @@ def commit() -> str | None:
     if named or shutil.which("git") is None:
         return named
     found = git("rev-parse", "--short", "HEAD").stdout.strip()
-    dirty = git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results", ":!README.md").returncode
+    written = [f":!{name}" for name in ("benchmarks/results", "README.md", "docs")]
+    dirty = git("diff", "--quiet", "HEAD", "--", ".", *written).returncode
     return f"{found}{'-dirty' if dirty else ''}" if found else None

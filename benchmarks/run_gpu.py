@@ -24,7 +24,7 @@ import fused_rnn
 
 from . import gpu_table
 from .devices import Gpu, precision
-from .problem import LARGEST_DIFFERENCE_TF32, build, check
+from .problem import LARGEST_DIFFERENCE_TF32, build, calls_of, check
 from .results import Line, Results
 from .run import asked, commit, machine_facts
 from .suites import LOST, SUITES, Effort, Work
@@ -85,13 +85,14 @@ def measure_line(device: Gpu, work: Work, effort: Effort) -> Line:
         problem = build(work)
         sides = problem.sides()
         runs = {name: side.run for name, side in sides.items()}
-        try:
-            check(work, sides, limit=LARGEST_DIFFERENCE_TF32 if work.tf32 else None)
-        except AssertionError as error:
-            del runs["ours"]  # still measure torch.nn
-            why = str(error).removeprefix(f"{work}: ").removesuffix("; nothing was measured")
-            raise WrongResult(why, time_interleaved(runs, effort, time_slice=device.time_slice)) from error
-        times = time_interleaved(runs, effort, time_slice=device.time_slice)
+        with calls_of(work):
+            try:
+                check(work, sides, limit=LARGEST_DIFFERENCE_TF32 if work.tf32 else None)
+            except AssertionError as error:
+                del runs["ours"]  # still measure torch.nn
+                why = str(error).removeprefix(f"{work}: ").removesuffix("; nothing was measured")
+                raise WrongResult(why, time_interleaved(runs, effort, time_slice=device.time_slice)) from error
+            times = time_interleaved(runs, effort, time_slice=device.time_slice)
         explanation = fused_rnn.explain(problem.ours, problem.input)
     found = {name: asdict(timing) for name, timing in times.items()}
     found["ours"]["engine"] = explanation.engine

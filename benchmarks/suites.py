@@ -1,4 +1,4 @@
-"""The suites: fixed lists of lines. The features suite is in ``features``."""
+"""The suites: fixed lists of lines. Those of features are in ``features`` and ``rl``."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class Work:
     carried: bool = False  # states go in and come out, as in streaming
     cell: bool = False  # LSTMCell and the like, called once for each step
     quantized: bool = False  # 8-bit layers take part, ours and the peers'
+    given_input: bool = False  # training: the input needs no gradient
     device: str = "cpu"
     tf32: bool = False  # float32 products on a GPU may use TF32
 
@@ -98,6 +99,7 @@ SCALING = {  # the axis of a plot: the shapes along it
     "hidden": [Shape(100, 16, h) for h in (32, 64, 128, 256, 512)],
 }
 CELL_STEPS = [Shape(1, b, h) for b in (1, 4, 16, 32) for h in (64, 256, 1024)]
+CELL_SMALL_STEPS = [Shape(1, b, h) for b in (1, 4) for h in (64, 256)]
 CELL_LOOPS = [Shape(50, b, h) for b in (1, 16) for h in (64, 256)]
 # The gpu suite: values of each axis with their rank. As a run may be cut short, lines are ordered by the sum of these
 # ranks: first a few over the whole range, then those in between.
@@ -135,10 +137,13 @@ PLAIN = "plain"
 CELLS = [
     *lines("cell, one step", LAYERS, MODES, CELL_STEPS, cell=True),
     *lines("cell, loop", LAYERS, MODES, CELL_LOOPS, cell=True),
+    *lines("cell, given input", LAYERS, MODES[1:], CELL_SMALL_STEPS, cell=True, given_input=True),
 ]
 QUANTIZED_SHAPES = [*(Shape(100, 1, h) for h in (128, 256, 512, 1024)), *(Shape(100, 16, h) for h in (256, 512, 1024))]
+QUANTIZED_STEPS = [Shape(1, b, h) for b in (1, 16) for h in (256, 1024)]
 QUANTIZED = [
     *lines("quantized", LAYERS, MODES[:1], QUANTIZED_SHAPES, quantized=True),
+    *lines("quantized cell", LAYERS, MODES[:1], QUANTIZED_STEPS, cell=True, quantized=True),
     # The prediction network of a speech transducer, which runs once for every token that it emits.
     *lines("decoder step", ["LSTM"], MODES[:1], [Shape(1, 1, 640)], num_layers=2, carried=True, quantized=True),
 ]

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+
 from .results import OPPONENTS, SIDES, Line, Results, doubts, geomean, groups, plural, ratios
 
 EXPLANATION = (
     "milliseconds ± spread over rounds, how many times faster we are, error against float64 of 8-bit layers; "
     "then how much of the machine's limit is reached"
 )
+_NAME_WIDTH = 31  # of a line's layer, mode and shape
+
+
+def fitted(text: str, width: int | None) -> str:
+    """The text with lines no longer than ``width``, as far as they consist of parts; None: as they are."""
+    return text if width is None else "\n".join(_fitted(line, width) for line in text.split("\n"))
+
+
+def _fitted(line: str, width: int) -> str:
+    indent = min(_NAME_WIDTH, width // 4)
+    rows: list[str] = []
+    for part in re.split(r"(?<= \|) |(?<=[;,]) ", line):  # a separator stays where it is, at the end of a line
+        pieces = [part] if len(part) <= width - indent else textwrap.wrap(part, width - indent)
+        for piece in pieces:
+            if rows and len(rows[-1]) + 1 + len(piece) <= width:
+                rows[-1] += f" {piece}"
+            else:
+                rows.append(" " * indent + piece if rows else piece)
+    return "\n".join(rows)
 
 
 def row(line: Line) -> str:
@@ -21,7 +43,7 @@ def row(line: Line) -> str:
         parts.append(f"SLOWER than {', '.join(slower)}")
     if line.doubts:
         parts.append(_doubtful(line.doubts))
-    return f"{work.layer:5}{work.mode:10}{work.shape!s:15} {' | '.join(parts)}"
+    return f"{f'{work.layer:5}{work.mode:10}{work.shape}':{_NAME_WIDTH - 1}} {' | '.join(parts)}"
 
 
 def _doubtful(why: list[str]) -> str:

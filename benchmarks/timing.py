@@ -15,6 +15,7 @@ import torch
 from .suites import Effort
 
 SLICE_SECONDS = 0.02  # of one side in one round, if a run is shorter
+LEAST_SECONDS = 5e-5  # between two looks at the clock, which take some 0.3 us
 GPU_SLICE_SECONDS = 0.01  # GPU runs vary less
 MOST_QUEUED = 500  # runs in a slice on a GPU
 # After another side, and after the wait for idle threads, a side runs cold: its first run takes up to twice as long,
@@ -56,17 +57,19 @@ def time_interleaved(
 
 
 def cpu_slice(run: Callable[[], object]) -> float:
-    """The median time of a few runs in a row, or of a single one, after warming up."""
+    """The median time of some runs in a row, or of a single long one, after warming up."""
     wait_for_idle_threads()
-    warmed = _time(run)
+    warmed = last = _time(run)
     if warmed >= LONG_SECONDS:
         return warmed
     while warmed < WARM_SECONDS:
-        warmed += _time(run)
+        last = _time(run)
+        warmed += last
+    count = max(1, round(LEAST_SECONDS / last))
     times, spent = [], 0.0
     while spent < SLICE_SECONDS:
-        times.append(_time(run))
-        spent += times[-1]
+        times.append(_time(run, count))
+        spent += times[-1] * count
     return median(times)
 
 
@@ -87,10 +90,11 @@ def _gpu_time(run: Callable[[], object], count: int) -> float:
     return 1e-3 * begin.elapsed_time(end) / count
 
 
-def _time(run: Callable[[], object]) -> float:
+def _time(run: Callable[[], object], count: int = 1) -> float:
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    for _ in range(count):
+        run()
+    return (time.perf_counter() - start) / count
 
 
 def wait_for_idle_threads() -> None:

@@ -27,7 +27,7 @@ class Variant:
 
 
 def _for_inference(work: Work) -> bool:
-    return work.mode == "inference" and work.device == "cpu" and not work.cell
+    return work.mode == "inference" and work.device == "cpu" and (work.quantized or not work.cell)
 
 
 def _quantized(work: Work) -> bool:
@@ -52,7 +52,8 @@ def _no_stream(work: Work) -> str | None:
 
 
 def _streamed(problem: Problem, layer: nn.Module, quantized: bool = False) -> Side:
-    """The problem's step, from its states: true of the first call alone, as a stream goes on."""
+    """The problem's step, from its states: true of the first call alone, as a stream goes on. With its input bound, as
+    that of the peers it meets."""
     stream = fused_rnn.Stream(layer, batch=problem.work.shape.batch)
     stream.state = problem.hx
     (step,) = problem.input
@@ -61,7 +62,8 @@ def _streamed(problem: Problem, layer: nn.Module, quantized: bool = False) -> Si
         state = stream.state
         return [results[0].unsqueeze(0), *(state if isinstance(state, tuple) else (state,))]
 
-    return Side(lambda: [stream.step(step)], as_tensors, quantized)
+    run = stream.bind(step)
+    return Side(lambda: [run()], as_tensors, quantized)
 
 
 VARIANTS = (

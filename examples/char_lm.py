@@ -16,22 +16,23 @@ import argparse
 import math
 import random
 import sysconfig
-import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import recipe
 import torch
-from recipe import BLUE, GREY, ORANGE
+from recipe import BLUE, GREY, ORANGE, WIDTH
 from torch import Tensor, nn
 
 import fused_rnn
+from fused_rnn.tools.style import keep_blanks
 
 VOCABULARY = 128  # ASCII; other characters become 127
 OTHER = 127
+HELD_OUT_STREAMS = 8
 CHUNK = 64  # characters between two updates of the weights, and how far gradients go back
-CHECKPOINT = Path(tempfile.gettempdir()) / "fused_rnn_examples" / "char_lm.pt"
+CHECKPOINT = recipe.OUT / "char_lm.pt"
 
 
 def hello() -> str:
@@ -63,6 +64,11 @@ def read(files: list[Path], limit: int) -> tuple[Tensor, Tensor]:
     starts = torch.zeros(sum(map(len, texts)), dtype=torch.bool)
     starts[torch.tensor([0, *map(len, texts[:-1])]).cumsum(0)] = True
     return torch.cat(texts).long().clamp(max=OTHER)[:limit], starts[:limit]
+
+
+def held_out(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """The text that the model and the n-grams are compared on, as of :func:`read`."""
+    return read(library_files()[1], 60_000 if args.quick else 250_000)
 
 
 def chunks(text: Tensor, starts: Tensor, batch: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -160,7 +166,7 @@ class Training:
                 self.schedule.step()
                 self.state = chunk.state
                 next(ticks, None)
-                if self.update % every == 0:
+                if self.update % every == 0 or self.update == self.updates:
                     self.curve.append((self.update * parts[0][0].numel(), bits_per_character(self.model, watched)))
                     bar.set_postfix(bits=self.curve[-1][1])
 
@@ -230,28 +236,39 @@ def write(model: CharLM, beginning: str, length: int, temperatures: list[float])
 
 
 def draw(args: argparse.Namespace, curve: list, ngrams: list[float], texts: dict[float, str]) -> None:
-    with recipe.picture(args, "char_lm.svg", 9.5, 4) as figure:
-        bits, text = figure.subplots(1, 2, width_ratios=[2, 3])
+    with recipe.picture(args, "char_lm.svg", WIDTH, 6.8) as figure:
+        bits, text = figure.subplots(2, 1, height_ratios=[3, 4])
         characters, values = zip(*curve, strict=True)
         millions = [count / 1e6 for count in characters]
         bits.plot(millions, values, color=BLUE, marker=".")
-        for n, value in enumerate(ngrams, 1):
-            if value < 1.6 * min(ngrams):
-                best = value == min(ngrams)
-                bits.axhline(value, color=ORANGE if best else GREY, lw=1 if best else 0.6, ls=":")
-                place = millions[-1] * (0.09 + 0.13 * n)  # spread out, as some lines nearly meet
-                style = {"color": ORANGE if best else GREY, "fontsize": 7, "ha": "right", "va": "bottom"}
-                bits.text(place, value, f"{n}-gram", **style)
-        bits.set(xlabel="million characters read", ylim=(None, 1.65 * min(ngrams)))
-        bits.set_title("bits per character on held-out files", loc="left", fontsize=9)
+        bits.annotate(f"{values[-1]:.2f}", (millions[-1], values[-1]), (5, 0), textcoords="offset points", color=BLUE)
+        top = 1.6 * min(ngrams)
+        shown = sorted((value, n) for n, value in enumerate(ngrams, 1) if value < top)
+        heights = apart([value for value, _ in shown], 0.06 * (top - min(values)))
+        for (value, n), height in zip(shown, heights, strict=True):
+            best = value == min(ngrams)
+            style = {"color": ORANGE if best else GREY}
+            bits.axhline(value, lw=1.2 if best else 0.7, ls=":", **style)
+            style |= {"xycoords": ("axes fraction", "data"), "fontsize": 8, "va": "center"}
+            bits.annotate(f"{n}-gram {value:.2f}", (1.01, height), **style)
+        bits.set(xlabel="million characters read", ylim=(None, 1.03 * top), xlim=(0, 1.09 * millions[-1]))
+        bits.set_title("bits per character on held-out files, the same for the model and the n-grams")
         text.axis("off")
-        text.set_title("drawn from the model, by temperature", loc="left", fontsize=9)
+        text.set_title("drawn from the model, by temperature")
         for k, (temperature, written) in enumerate(texts.items()):
             top = 0.98 - 0.345 * k
             text.text(0, top, f"{temperature}", color=BLUE, va="top", transform=text.transAxes)
-            lines = "\n".join(line[:74] for line in written.split("\n")[:8])
-            style = {"family": "monospace", "fontsize": 6.5, "va": "top", "parse_math": False}
+            lines = keep_blanks("\n".join(line[:78] for line in written.split("\n")[:7]))
+            style = {"family": "monospace", "fontsize": 8, "va": "top", "parse_math": False}
             text.text(0.06, top, lines, transform=text.transAxes, **style)
+
+
+def apart(heights: list[float], least: float) -> list[float]:
+    """Ascending heights, moved up where they would be less than ``least`` apart."""
+    found: list[float] = []
+    for height in heights:
+        found.append(max(height, found[-1] + least) if found else height)
+    return found
 
 
 def trained(args: argparse.Namespace, checkpoint: Path, resume: bool = False) -> tuple[Training, Tensor, list]:
@@ -259,7 +276,7 @@ def trained(args: argparse.Namespace, checkpoint: Path, resume: bool = False) ->
     hidden, updates, batch, limit = (128, 2500, 8, 400_000) if args.quick else (320, 7000, 16, 2_000_000)
     text, starts = read(library_files()[0], limit)
     parts = chunks(text, starts, batch, args.device)
-    watched = chunks(*read(library_files()[1], limit // 32), 8, args.device)
+    watched = chunks(*held_out(args), HELD_OUT_STREAMS, args.device)
     with recipe.timed(f"training, {updates} updates of {batch} x {CHUNK} characters, from {len(text):,}"):
         if not resume:
             training = Training(args.layers, hidden, updates, args.device)
@@ -279,9 +296,8 @@ def main() -> None:
         raise SystemExit(f'missed: after "hell" it says "{said}", expected "ello"')
 
     training, text, parts = trained(args, args.out / CHECKPOINT.name if args.quick else CHECKPOINT, args.resume)
-    held_out, held_starts = read(library_files()[1], 60_000 if args.quick else 250_000)
     longest = 5 if args.quick else 7
-    ngrams = NGrams(text, longest).bits_per_character(held_out)
+    ngrams = NGrams(text, longest).bits_per_character(held_out(args)[0])
     temperatures = [0.4, 0.7, 1.0]
     texts = write(training.model, "\n\nclass ", 400, temperatures)
     draw(args, training.curve, ngrams, dict(zip(temperatures, (text.strip() for text in texts), strict=True)))
@@ -289,8 +305,7 @@ def main() -> None:
         print(f"---- temperature {temperature}\n{written.strip()}")
     print("---- n-grams on held-out files, bits per character:")
     print(", ".join(f"{n}: {bits:.3f}" for n, bits in enumerate(ngrams, 1)))
-    bits = bits_per_character(training.model, chunks(held_out, held_starts, 8, args.device))
-    recipe.check("bits per character on held-out files", bits, at_most=round(min(ngrams), 4))
+    recipe.check("bits per character on held-out files", training.curve[-1][1], at_most=round(min(ngrams), 4))
 
     def training_of(layers):
         model = CharLM(layers, training.hidden).to(args.device)

@@ -1,7 +1,7 @@
 """Clipping the gradient's norm: what it prevents, and why.
 
-    python examples/clipping.py                                          half a minute; writes figures/clipping.png
-    python examples/clipping.py --quick                                  a few seconds, no figure
+    python examples/clipping.py            half a minute
+    python examples/clipping.py --quick    a few seconds, no figure
 
 A ReLU network counts the ones of a random sequence. Plain SGD without clipping diverges to NaN within a few steps; with
 ``clip_grad_norm_`` the same network learns from the same sequences.
@@ -15,9 +15,9 @@ the difficulty of training recurrent neural networks", 2013.)
 import argparse
 import math
 import sys
-from pathlib import Path
 
 import torch
+from recipe import BLUE, GREY, ORANGE, add_out, picture
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -96,52 +96,43 @@ def descend(max_norm: float | None, x: Tensor, updates: int = 150, lr: float = 0
     return torch.stack(path)
 
 
-def draw(path: Path, curves: dict[str, list[float]], paths: dict[str, Tensor], x: Tensor) -> None:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise SystemExit("The figure needs matplotlib: pip install matplotlib. Or run with --quick.") from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-    from matplotlib.colors import LogNorm
+def draw(args, curves: dict[str, list[float]], paths: dict[str, Tensor], x: Tensor) -> None:
+    with picture(args, "clipping.png", 8.5, 3.6) as figure:
+        surface, training = figure.subplots(1, 2)
+        draw_surface(figure, surface, paths, x)
+        colors, top = {"without clipping": ORANGE, "clipped": BLUE}, 20
+        for name, values in curves.items():
+            finite = [value for value in values if math.isfinite(value)]
+            training.plot(range(1, len(finite) + 1), finite, color=colors[name], lw=0.8, label=name)
+            if len(finite) < len(values):
+                text = f"update {len(finite)}: loss {finite[-1]:.0e}; then NaN"
+                training.annotate(text, (len(finite), top), (12, -14), textcoords="offset points", color=colors[name])
+        training.axhline(1, color=GREY, lw=0.8, ls="--", label="always saying the mean")
+        training.set(yscale="log", ylim=(0.1, top), xlabel="update", ylabel="loss")
+        training.set_title("64 ReLU units learn to count, T = 60")
+        training.legend(loc="center right", bbox_to_anchor=(1, 0.7), fontsize=8)
 
-    figure, (surface, training) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    colors = {"without clipping": "tab:red", "clipped": "white"}
 
+def draw_surface(figure, axes, paths: dict[str, Tensor], x: Tensor) -> None:
     w, u = torch.linspace(0, 1.3, 260, dtype=DOUBLE), torch.linspace(-0.3, 1.8, 210, dtype=DOUBLE)
     grid = torch.cartesian_prod(u, w).flip(-1)
     losses = torch.vmap(lambda point: loss_of(point, x))(grid)  # all networks at once, in one call of the kernel
     losses = losses.reshape(len(u), len(w))
-    image = surface.pcolormesh(w.numpy(), u.numpy(), losses.numpy(), norm=LogNorm(1e-4, 1e3), cmap="viridis")
+    image = axes.pcolormesh(w.numpy(), u.numpy(), losses.numpy(), norm="log", vmin=1e-4, vmax=1e3, cmap="viridis")
     figure.colorbar(image, label="loss", extend="both")
-    for name, points in paths.items():
-        surface.plot(*points.T.numpy(), ".-", color=colors[name], linewidth=0.8, markersize=3, label=name)
-    surface.plot(*paths["clipped"][0].numpy(), "o", color="black", markersize=6, label="start")
-    surface.set(xlim=(0, 1.3), ylim=(-0.3, 1.8), xlabel="w, recurrent weight", ylabel="u, input weight")
-    surface.set_title("One ReLU unit: steps of gradient descent")
-    surface.legend(loc="upper left", fontsize="small", facecolor="lightgray")
-
-    colors["clipped"], top = "tab:blue", 20
-    for name, values in curves.items():
-        finite = [value for value in values if math.isfinite(value)]
-        training.plot(range(1, len(finite) + 1), finite, color=colors[name], linewidth=0.8, label=name)
-        if len(finite) < len(values):
-            text = f"update {len(finite)}: loss {finite[-1]:.0e}; then NaN"
-            training.annotate(text, (len(finite), top), (12, -14), textcoords="offset points", color=colors[name])
-    training.axhline(1, color="gray", linewidth=0.8, linestyle="--", label="always saying the mean")
-    training.set(yscale="log", ylim=(0.1, top), xlabel="update", ylabel="loss")
-    training.set_title("64 ReLU units learn to count, T = 60")
-    training.legend(loc="center right", bbox_to_anchor=(1, 0.7), fontsize="small")
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110)
+    for name, color in (("without clipping", ORANGE), ("clipped", "white")):
+        axes.plot(*paths[name].T.numpy(), ".-", color=color, lw=0.9, ms=3, label=name)
+    axes.plot(*paths["clipped"][0].numpy(), "o", color="black", ms=6, label="start")
+    axes.set(xlim=(0, 1.3), ylim=(-0.3, 1.8), xlabel="w, recurrent weight", ylabel="u, input weight")
+    axes.set_title("One ReLU unit: steps of gradient descent")
+    axes.legend(loc="upper left", fontsize=8, facecolor="lightgray", frameon=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few updates, no figure")
     parser.add_argument("--max-norm", type=float, default=0.1, help="of the gradient in training (%(default)s)")
-    default = Path(__file__).parent / "figures" / "clipping.png"
-    parser.add_argument("--figure", type=Path, default=default, help="where it goes")
+    add_out(parser)
     args = parser.parse_args()
 
     updates = 150 if args.quick else 600
@@ -155,8 +146,7 @@ def main() -> None:
         w, u = points[-1]
         print(f"{name:17} one unit ends at w {w:.2f}, u {u:.2f}, loss {loss_of(points[-1], x):.4f}")
     if not args.quick:
-        draw(args.figure, curves, paths, x)
-        print(f"wrote {args.figure}")
+        draw(args, curves, paths, x)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Why recurrent networks forget: gradients on their way back through time.
 
-    python examples/gradient_flow.py            T up to 2000, a minute; draws examples/figures/gradient_flow.svg
+    python examples/gradient_flow.py            T up to 2000, a minute
     python examples/gradient_flow.py --quick    T up to 50
 
 First the textbook experiment, in numpy: a gradient of ones is multiplied by the same matrix repeatedly. Then real
@@ -8,18 +8,16 @@ layers: how much of a gradient of ones at the last of T steps reaches the first 
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from recipe import BLUE, GREEN, GREY, ORANGE, WIDTH, add_out, picture
 from torch import nn
 from tqdm import tqdm
 
 import fused_rnn
+from fused_rnn.tools.style import AMBER, PURPLE, SKY
 
-FIGURE = Path(__file__).parent / "figures" / "gradient_flow.svg"
 INPUTS, BATCH = 8, 4
 LOWEST, HIGHEST = 1e-12, 1e10  # limits of the plot
 
@@ -27,7 +25,7 @@ LOWEST, HIGHEST = 1e-12, 1e10  # limits of the plot
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small layers, T up to 50")
-    parser.add_argument("--figure", type=Path, default=FIGURE, help="where the figure goes")
+    add_out(parser)
     args = parser.parse_args()
     lengths, hidden = (5, 20, 50), 8
     if not args.quick:
@@ -43,8 +41,7 @@ def main() -> None:
     print(f"\nreaches the first of T steps {''.join(f'{steps:>9}' for steps in lengths)}")
     for name, found in shares.items():
         print(f"{name:28} {''.join(f'{share:9.1e}' for share in found)}")
-    draw(powers, layers, lengths, shares, args.figure)
-    print(f"\ndrawn: {args.figure}")
+    draw(args, powers, layers, lengths, shares)
 
 
 # ---- the textbook --------------------------------------------------------------------------------------------------
@@ -95,48 +92,38 @@ def share_that_arrives(layer: nn.Module, steps: int) -> float:
     return line.ratio
 
 
-def draw(powers, layers, lengths, shares, path: Path) -> None:
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "gradient_flow", "font.size": 9}):
-        figure = Figure(figsize=(11, 4), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[2, 3])
-        for color, (scale, (norms, radius)) in zip(("C3", "C0"), powers.items(), strict=True):
+def draw(args, powers, layers, lengths, shares) -> None:
+    with picture(args, "gradient_flow.svg", WIDTH, 7) as figure:
+        above, below = figure.subplots(2, 1, height_ratios=[2, 3])
+        for color, (scale, (norms, radius)) in zip((ORANGE, BLUE), powers.items(), strict=True):
             back = range(1, len(norms) + 1)
-            left.plot(back, norms, "o", ms=3.5, color=color, label=f"W * {scale:g}")
+            above.plot(back, norms, "o", ms=3.5, color=color, label=f"times the matrix W * {scale:g}")
             theory = [norms[-1] * radius ** (k - len(norms)) for k in back]
-            left.plot(back, theory, "--", color=color, lw=1, label=f"powers of its spectral radius, {radius:.2f}")
-        left.set_title("One matrix, again and again", loc="left", fontsize=10)
-        left.set_xlabel("steps back")
-        left.set_ylabel("norm of dh / N")
-        left.xaxis.get_major_locator().set_params(integer=True)
-        for i, (name, (_, factor)) in enumerate(layers.items()):
+            above.plot(back, theory, "--", color=color, lw=1, label=f"powers of its spectral radius, {radius:.2f}")
+        above.set_title("Textbook: a gradient of ones, multiplied by one matrix again and again")
+        above.set_xlabel("steps back in time")
+        above.set_ylabel("norm of the gradient,\ndivided by the rows of the batch")
+        above.xaxis.get_major_locator().set_params(integer=True)
+        colors = (BLUE, ORANGE, SKY, PURPLE, GREEN, AMBER)
+        for color, (name, (_, factor)) in zip(colors, layers.items(), strict=True):
             found = np.clip(shares[name], 1e-300, None)  # the line leaves the plot instead of ending
-            right.plot(lengths, found, "o-", ms=3.5, lw=1.2, color=f"C{i}", label=name)
+            below.plot(lengths, found, "o-", ms=3.5, lw=1.4, color=color, label=name)
             if factor is not None:
                 fine = np.geomspace(lengths[0], lengths[-1], 200)
-                right.plot(fine, factor ** (fine - 1), "--", color=f"C{i}", lw=0.9)
-        right.plot(
-            [],
-            [],
-            "--",
-            color="grey",
-            lw=0.9,
-            label="most that $W_{hh}$ can do:\nits largest singular\nvalue to the power of T - 1",
-        )
-        right.set_title("What reaches the first of T steps", loc="left", fontsize=10)
-        right.set_xscale("log")
-        right.set_ylim(LOWEST, HIGHEST)
-        right.set_xlabel("T")
-        right.set_ylabel("norm at the first step / at the last")
-        for axes in (left, right):
+                below.plot(fine, factor ** (fine - 1), "--", color=color, lw=1)
+        bound = "most that $W_{hh}$ can do: its largest\nsingular value to the power of T - 1"
+        below.plot([], [], "--", color=GREY, lw=1, label=bound)
+        below.set_title("Real layers: what is left at the first of T steps of the gradient at the last")
+        below.set_xscale("log")
+        below.xaxis.set_major_formatter("{x:g}")
+        below.set_ylim(LOWEST, HIGHEST)
+        below.set_xlabel("T, steps of the sequence")
+        below.set_ylabel("norm of the gradient at the first step,\ndivided by that at the last")
+        for axes in (above, below):
             axes.set_yscale("log")
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(color="#e4e4e4", lw=0.7)
-        left.legend(frameon=False, fontsize=8)
-        figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
-    if path.suffix == ".svg":  # matplotlib leaves trailing blanks
-        path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+            axes.grid()
+        above.legend(fontsize=8)
+        figure.legend(*below.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
 
 if __name__ == "__main__":

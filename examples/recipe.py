@@ -22,18 +22,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fused_rnn
+from fused_rnn.tools import style
 
-FIGURES = Path(__file__).parent / "figures"
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # safe for the colour-blind
-STYLE = {
-    "font.size": 9,
-    "font.family": "sans-serif",
-    "svg.fonttype": "none",  # keep text as text: small, searchable files
-    "svg.hashsalt": "examples",  # reproducible files
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "savefig.dpi": 110,
-}
+# Not examples/figures: what is published there is replaced only on purpose, by --out.
+OUT = Path(tempfile.gettempdir()) / "fused_rnn_examples"
+BLUE, ORANGE, GREEN, GREY, WIDTH = style.BLUE, style.ORANGE, style.GREEN, style.GREY, style.WIDTH
 
 
 def arguments(doc: str, options: Mapping[str, dict] | None = None) -> argparse.Namespace:
@@ -43,23 +36,29 @@ def arguments(doc: str, options: Mapping[str, dict] | None = None) -> argparse.N
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--quick", action="store_true", help="a small version, for the tests: seconds instead of minutes")
+    add("--quick", action="store_true", help="a small version, for the tests: half a minute or so")
     add("--torch-nn", action="store_true", help="with torch.nn's layers; at the end both libraries are timed")
     found = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=found, type=torch.device, help="here: %(default)s")
     add("--seed", default=0, type=int, help="of weights and data (%(default)s)")
-    add(
-        "--out", type=Path, help="folder for pictures and pages (examples/figures; a temporary one for a small version)"
-    )
+    add_out(parser)
     for name, option in (options or {}).items():
         add(name, **option)
     args = parser.parse_args()
     args.layers = torch.nn if args.torch_nn else fused_rnn
-    if args.out is None:  # only the full recipe may replace the published figures
-        args.out = Path(tempfile.gettempdir()) / "fused_rnn_examples" if args.quick or args.torch_nn else FIGURES
-    args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     return args
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    what = "folder for pictures and pages, such as examples/figures (%(default)s)"
+    parser.add_argument("--out", default=str(OUT), type=_folder, help=what)
+
+
+def _folder(name: str) -> Path:
+    path = Path(name)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def need(library: str) -> ModuleType:
@@ -67,7 +66,7 @@ def need(library: str) -> ModuleType:
     try:
         return importlib.import_module(library)
     except ImportError as error:
-        sys.exit(f"This recipe needs {library}: pip install fused_rnn[examples] ({error})")
+        sys.exit(f"This recipe needs {library}: pip install '.[examples]' in a clone ({error})")
 
 
 def progress(steps: int, what: str):
@@ -160,14 +159,7 @@ def picture(args: argparse.Namespace, name: str, width: float, height: float):
     The name's suffix, .svg or .png, is the format.
     """
     matplotlib, figures = need("matplotlib"), need("matplotlib.figure")
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(style.STYLE):
         figure = figures.Figure(figsize=(width, height), layout="constrained")
         yield figure
-        path = args.out / name
-        if path.suffix == ".svg":
-            figure.savefig(path, metadata={"Date": None})
-            # matplotlib leaves trailing blanks, which linters reject.
-            path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
-        else:
-            figure.savefig(path)
-        print(f"picture: {path}")
+        print(f"picture: {style.save(figure, args.out / name)}")

@@ -19,7 +19,7 @@ import random
 
 import recipe
 import torch
-from recipe import BLUE, GREEN, GREY, ORANGE
+from recipe import BLUE, GREEN, GREY, ORANGE, WIDTH
 from torch import Tensor, nn
 
 ADVERBS = ("terribly", "awfully", "insanely", "wickedly", "frighteningly", "unbelievably", "dreadfully", "painfully")
@@ -38,7 +38,7 @@ WORDS = sorted({word for phrase in PHRASES for word in phrase.split()})
 IDS = {word: i for i, word in enumerate(WORDS)}
 
 BAD, NEITHER, GOOD = range(3)
-KINDS = ("neutral words", "adjectives", "turned by what\nstands before", "decided by\nwhat follows")
+KINDS = ("neutral words", "adjectives", "turned by what stands before", "decided by what follows")
 NEUTRAL, PLAIN, LEFT, RIGHT = range(len(KINDS))
 READERS = {"forward": slice(0, 1), "backward": slice(1, 2), "both": slice(0, 2)}  # the directions that each uses
 
@@ -124,12 +124,17 @@ def loss_of(model: Reader, ids: Tensor, lengths: Tensor, senses: Tensor, _, verd
     return loss + 0.5 * sum(nn.functional.cross_entropy(verdict, verdicts) for verdict in (final, mean))
 
 
-def train(model: Reader, name: str, steps: int, batch: int, args) -> None:
+Results = tuple[list[float], list[float]]  # of :func:`accuracies`
+
+
+def train(model: Reader, name: str, steps: int, batch: int, watched: tuple[Tensor, ...], args) -> dict[int, Results]:
+    """The accuracies on ``watched`` after 1, 2, 3, 5, 8 ... steps."""
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-2, total_steps=steps)
-    source = random.Random(args.seed)
+    source, curve = random.Random(args.seed), {}
+    wanted = {round(steps ** (k / 24)) for k in range(25)}
     bar = recipe.progress(steps, f"training, {name}")
-    for _ in bar:
+    for step in bar:
         loss = loss_of(model, *make_batch(batch, source, args.device))
         optimizer.zero_grad()
         loss.backward()
@@ -137,10 +142,14 @@ def train(model: Reader, name: str, steps: int, batch: int, args) -> None:
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=loss.item())
+        if step in wanted:
+            curve[step] = accuracies(model.eval(), watched)
+            model.train()
+    return curve
 
 
 @torch.no_grad()
-def accuracies(model: Reader, batch: tuple[Tensor, ...]) -> tuple[list[float], list[float]]:
+def accuracies(model: Reader, batch: tuple[Tensor, ...]) -> Results:
     """Accuracies in percent: of the words of each kind, and of the verdicts from final and from pooled states."""
     ids, lengths, senses, kinds, verdicts = batch
     words, *reviews = model(ids, lengths)
@@ -150,67 +159,77 @@ def accuracies(model: Reader, batch: tuple[Tensor, ...]) -> tuple[list[float], l
 
 
 SHOWN = (
-    "the plot was terribly , to my mind , exciting ; it all felt terribly dull ; "
-    "her voice seemed not , at least for me , dull ."
+    "the plot was terribly , to my mind , exciting ;",
+    "it all felt terribly dull ; her voice seemed not , at least for me , dull .",
 )
 
 
 @torch.no_grad()
-def draw(args, models: dict[str, Reader], results: dict[str, tuple[list[float], list[float]]]) -> None:
+def draw(args, models: dict[str, Reader], curves: dict[str, dict[int, Results]]) -> None:
     colors = dict(zip(models, (ORANGE, GREEN, BLUE), strict=True))
-    with recipe.picture(args, "sentiment_bi.svg", 9.5, 4.2) as figure:
-        axes = figure.subplot_mosaic(
-            [["words", "reviews"], ["text", "text"]], width_ratios=[2, 1], height_ratios=[3, 1]
-        )
-        for k, name in enumerate(models):
-            for panel, shares in zip(("words", "reviews"), results[name], strict=True):
-                places = [place + 0.28 * (k - 1) for place in range(len(shares))]
-                bars = axes[panel].bar(places, shares, 0.26, color=colors[name], label=name)
-                axes[panel].bar_label(bars, fmt="%.0f", fontsize=7)
-        for panel, labels in (("words", KINDS), ("reviews", ("from final states", "from pooled states"))):
-            axes[panel].set_xticks(range(len(labels)), labels)
-            axes[panel].set_ylim(0, 110)
-            axes[panel].set_yticks([0, 50, 100])
-        axes["words"].set_title("senses of words right, %, by what decides them", loc="left", fontsize=9)
-        axes["reviews"].set_title("verdicts right, %", loc="left", fontsize=9)
-        handles, labels = axes["words"].get_legend_handles_labels()
-        figure.legend(handles, [f"reads {name}" for name in labels], loc="outside upper right", ncols=3, frameon=False)
+    with recipe.picture(args, "sentiment_bi.svg", WIDTH, 6.6) as figure:
+        above, below = figure.subfigures(2, 1, height_ratios=[3, 1])
+        panels = above.subplots(2, 2, sharex=True, sharey=True)
+        what = [f"words {KINDS[kind]}" if kind != PLAIN else KINDS[kind] for kind in (PLAIN, LEFT, RIGHT)]
+        for axes, kind, title in zip(
+            panels.flat, (PLAIN, LEFT, RIGHT, None), [*what, "the review's verdict"], strict=True
+        ):
+            for name, curve in curves.items():
+                right = [of_reviews[1] if kind is None else of_words[kind] for of_words, of_reviews in curve.values()]
+                style = {"color": colors[name], "lw": 3.5 if name == "both" else 1.5, "label": f"reads {name}"}
+                axes.plot([*curve], [100 - share for share in right], alpha=0.6 if name == "both" else 1, **style)
+            axes.set_title(title)
+            axes.set(xscale="log", ylim=(-3, 103))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.grid()
+        for axes in panels[:, 0]:
+            axes.set_ylabel("% wrong")
+        for axes in panels[-1]:
+            axes.set_xlabel("steps of training")
+        handles, labels = axes.get_legend_handles_labels()
+        above.legend(handles, labels, loc="outside upper center", ncols=3)
+        below.suptitle("how each colours a review: praise blue, blame orange", x=0.01, ha="left", fontsize=10)
+        show_review(args, below.subplots(), models)
 
-        words = SHOWN.split()
-        ids = torch.tensor([[IDS[word]] for word in words], device=args.device)
-        axes["text"].set(xlim=(0, 136), ylim=(-2.7, 0.5))
-        axes["text"].axis("off")
-        axes["text"].set_title("how each colours a review: praise blue, blame orange", loc="left", fontsize=9)
-        for row, (name, model) in enumerate(models.items()):
-            axes["text"].text(0, -row, name, color=GREY, va="center")
+
+def show_review(args, axes, models: dict[str, Reader]) -> None:
+    lines = [text.split() for text in SHOWN]
+    words = [word for line in lines for word in line]
+    ids = torch.tensor([[IDS[word]] for word in words], device=args.device)
+    axes.set(xlim=(0, 88), ylim=(-2.9 * len(models), 0.6))
+    axes.axis("off")
+    for i, (name, model) in enumerate(models.items()):
+        senses = iter(model(ids, torch.tensor([len(words)]))[0][:, 0].argmax(-1).tolist())
+        axes.text(0, -2.9 * i, name, color=GREY, va="center")
+        for row, line in enumerate(lines):
             column = 11
-            for word, sense in zip(words, model(ids, torch.tensor([len(words)]))[0][:, 0].argmax(-1), strict=True):
-                color = (ORANGE, "black", BLUE)[sense]
-                weight = "normal" if sense == NEITHER else "bold"
-                style = {"family": "monospace", "fontsize": 8, "va": "center", "color": color, "weight": weight}
-                axes["text"].text(column, -row, word, **style)
+            for word in line:
+                sense = next(senses)
+                style = {"color": (ORANGE, "black", BLUE)[sense], "weight": "normal" if sense == NEITHER else "bold"}
+                axes.text(column, -2.9 * i - 1.15 * row, word, family="monospace", fontsize=8, va="center", **style)
                 column += len(word) + 1
 
 
 def main() -> None:
     args = recipe.arguments(__doc__)
     steps, batch, tested = (250, 64, 500) if args.quick else (1000, 64, 4000)
-    models, results = {}, {}
+    models, curves, results = {}, {}, {}
+    watched = make_batch(tested // 4, random.Random(args.seed + 2), args.device, held_out=True)
     test = make_batch(tested, random.Random(args.seed + 1), args.device, held_out=True)
     with recipe.timed(f"training three readers, {steps} steps of {batch} reviews each"):
         for name, directions in READERS.items():
             models[name] = Reader(args.layers, directions).to(args.device)
-            train(models[name], name, steps, batch, args)
+            curves[name] = train(models[name], name, steps, batch, watched, args)
             results[name] = accuracies(models[name].eval(), test)
-    draw(args, models, results)
+    draw(args, models, curves)
     print("percent right on unseen pairs of words:")
     for name, (of_words, of_reviews) in results.items():
-        kinds = ", ".join(f"{' '.join(kind.split())} {share:.1f}" for kind, share in zip(KINDS, of_words, strict=True))
+        kinds = ", ".join(f"{kind} {share:.1f}" for kind, share in zip(KINDS, of_words, strict=True))
         print(f"  {name:>8}: {kinds}; verdict from final states {of_reviews[0]:.1f}, from pooled {of_reviews[1]:.1f}")
     recipe.check("forward, words decided by what follows, %", results["forward"][0][RIGHT], at_most=60)
     recipe.check("backward, words turned by what stands before, %", results["backward"][0][LEFT], at_most=60)
     for kind in (RIGHT, LEFT):
-        recipe.check(f"both, words {' '.join(KINDS[kind].split())}, %", results["both"][0][kind], at_least=95)
+        recipe.check(f"both, words {KINDS[kind]}, %", results["both"][0][kind], at_least=95)
     for share, states in zip(results["both"][1], ("final", "pooled"), strict=True):
         recipe.check(f"both, verdict from {states} states, %", share, at_least=80 if args.quick else 95)
 

@@ -19,7 +19,7 @@ from datetime import date, timedelta
 
 import recipe
 import torch
-from recipe import BLUE, GREEN, GREY, ORANGE
+from recipe import BLUE, GREEN, GREY, ORANGE, WIDTH
 from torch import Tensor, nn
 
 MONTHS = (
@@ -178,12 +178,14 @@ def share_exact(model: Translator, days: list[date], notation, device: torch.dev
     return sum(decode(row) == written(day) for row, day in zip(tokens, days, strict=True)) / len(days)
 
 
-def train(model: Translator, args: argparse.Namespace, steps: int, batch: int) -> list[tuple[int, list[float]]]:
-    """Returns (step, percent of unseen dates written exactly, for each notation) along the training."""
+Curve = list[tuple[int, list[float]]]  # steps of training, and % of unseen dates written exactly in each notation
+
+
+def train(model: Translator, args: argparse.Namespace, steps: int, batch: int, watched: int) -> Curve:
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     source, curve = random.Random(args.seed), []
-    watched = random_dates(64, False, random.Random(1))
+    days = random_dates(watched, False, random.Random(1))
     bar = recipe.progress(steps, "training")
     for step in bar:
         loss = model(*training_batch(batch, source, args.device))
@@ -193,7 +195,7 @@ def train(model: Translator, args: argparse.Namespace, steps: int, batch: int) -
         optimizer.step()
         schedule.step()
         if step % (steps // 25) == 0:
-            curve.append((step, [100 * share_exact(model, watched, way, args.device) for way in NOTATIONS.values()]))
+            curve.append((step, [100 * share_exact(model, days, way, args.device) for way in NOTATIONS.values()]))
             bar.set_postfix(loss=loss.item(), exact=f"{sum(curve[-1][1]) / len(NOTATIONS):.0f}%")
     return curve
 
@@ -208,44 +210,47 @@ def both_readings(model: Translator, device: torch.device, width: int) -> float:
     return sum(map(set.__eq__, found, readings)) / len(days)
 
 
-def draw(args, model: Translator, curve: list[tuple[int, list[float]]], width: int) -> None:
-    with recipe.picture(args, "seq2seq.svg", 9.5, 3.4) as figure:
-        learning, beams = figure.subplots(1, 2, width_ratios=[3, 2])
+def draw(args, model: Translator, curve: Curve, width: int, watched: int) -> None:
+    least = 50 / watched  # % wrong, where none is: half of one date, as a logarithm has no zero
+    with recipe.picture(args, "seq2seq.svg", WIDTH, 5.2) as figure:
+        learning, below = figure.subfigures(2, 1, height_ratios=[3, 2])
+        axes = learning.subplots()
         steps, shares = zip(*curve, strict=True)
-        for k, (name, line) in enumerate(zip(NOTATIONS, zip(*shares, strict=True), strict=True)):
-            learning.plot(steps, line, color=(BLUE, ORANGE, GREEN, GREY)[k % 4], ls="-:"[k // 4], label=name)
-        learning.axhline(95, color=GREY, lw=0.6)
-        learning.set(xlabel="steps of training", ylim=(0, 102))
-        learning.set_title("unseen dates written exactly, %, by notation", loc="left", fontsize=9)
-        learning.legend(loc="lower right", frameon=False)
-        source, lengths = (x.to(args.device) for x in encode(["03/04/1987", "31/04/1987", "4 mar 87"]))
+        styles = [{"color": color, "ls": dash} for dash in ("-", "--") for color in (BLUE, ORANGE, GREEN, GREY)]
+        for name, line, style in zip(NOTATIONS, zip(*shares, strict=True), styles, strict=True):
+            axes.plot(steps, [max(100 - share, least) for share in line], lw=1.3, label=name, **style)
+        axes.set(xlabel="steps of training", ylabel="% wrong", yscale="log", ylim=(0.8 * least, 130))
+        axes.set_yticks([least, 1, 10, 100], [f"none of {watched}", "1", "10", "100"])
+        axes.minorticks_off()
+        axes.grid()
+        axes.set_title("unseen dates not written exactly, by notation")
+        learning.legend(loc="outside right center")
+        texts = {"03/04/1987": "two readings", "31/04/1987": "no such day", "4 mar 87": "one reading"}
+        source, lengths = (x.to(args.device) for x in encode([*texts]))
         tokens, logarithms = model.beam_search(source, lengths, width)
-        beams.axis("off")
-        beams.set_title(f"a beam of {width}: its best three, with probabilities", loc="left", fontsize=9)
-        lines = [("03/04/1987", "two readings"), ("31/04/1987", "no such day"), ("4 mar 87", "one reading")]
-        for i, (text, remark) in enumerate(lines):
-            y = 0.93 - 0.34 * i
-            beams.text(0, y, text, family="monospace", weight="bold", transform=beams.transAxes)
-            beams.text(0.42, y, remark, color=GREY, transform=beams.transAxes)
-            for k in range(3):
-                share = logarithms[i, k].exp().item()
-                color = ORANGE if share > 0.05 else GREY
-                label = f"{share:6.3f}  {decode(tokens[i, k])}"
-                beams.text(0.05, y - 0.075 * (k + 1), label, family="monospace", color=color, transform=beams.transAxes)
+        below.suptitle(f"the best three of a beam of {width}, and their probabilities", x=0.01, ha="left", fontsize=10)
+        for i, (panel, (text, remark)) in enumerate(zip(below.subplots(1, 3), texts.items(), strict=True)):
+            chances = logarithms[i, :3].exp().tolist()
+            panel.barh(range(3), chances, color=[ORANGE if chance > 0.05 else GREY for chance in chances], height=0.25)
+            for k, chance in enumerate(chances):
+                panel.text(0, k - 0.25, f"{chance:.3f}  {decode(tokens[i, k])}", va="bottom")
+            panel.set(xlim=(0, 1), ylim=(2.4, -0.9), yticks=[], xticks=[])
+            panel.spines[["left", "bottom"]].set_visible(False)
+            panel.set_title(f"{text}: {remark}", fontsize=9, color=BLUE)
 
 
 def main() -> None:
     args = recipe.arguments(__doc__)
-    hidden, batch, steps, tested = (96, 128, 400, 300) if args.quick else (192, 128, 1000, 2000)
+    hidden, batch, steps, watched, tested = (96, 128, 400, 64, 300) if args.quick else (192, 128, 1000, 500, 2000)
     width = 5
     model = Translator(args.layers, hidden).to(args.device)
     with recipe.timed(f"training, {steps} steps of {batch} dates"):
-        curve = train(model, args, steps, batch)
+        curve = train(model, args, steps, batch, watched)
 
     days = random_dates(tested, False, random.Random(2))
     exact = {name: share_exact(model, days, notation, args.device) for name, notation in NOTATIONS.items()}
     by_beam = [share_exact(model, days[: tested // 4], notation, args.device, width) for notation in NOTATIONS.values()]
-    draw(args, model, curve, width)
+    draw(args, model, curve, width, watched)
     for name, share in exact.items():
         print(f"  {name:<18}{100 * share:5.1f}%")
     recipe.check("unseen dates written exactly, greedy, %", 100 * sum(exact.values()) / len(exact), at_least=95)

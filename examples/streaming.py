@@ -22,10 +22,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from recipe import BLUE, GREEN, GREY, ORANGE, arguments, check, compare, picture, progress, timed
+from recipe import BLUE, GREEN, GREY, ORANGE, WIDTH, arguments, check, compare, picture, progress, timed
 from torch import Tensor, nn
 
 import fused_rnn
+from fused_rnn.tools.style import AMBER, SKY, keep_blanks
 
 KNOWN_FROM = 3  # the first beats of a stream tell its period: none is early, and none is scored
 LATER, SOON = range(KNOWN_FROM, 1000), range(KNOWN_FROM, KNOWN_FROM + 3)
@@ -255,9 +256,10 @@ def by_onnx_runtime(model: Watch, slots: int) -> Engine:
 
 @torch.inference_mode()
 def serve(args, model: Watch, data: Traffic, burst: int = 100) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Each engine's answers ``[T, B, 1]``, and microseconds of each step ``[T]``.
+    """Each engine's answers ``[T, B, 1]``, and microseconds of its steps.
 
-    The engines take turns, a burst of steps each, so that other load affects all of them.
+    The engines take turns, a burst of steps each, so that other load affects all of them. The first tenth of a burst is
+    left out, with another engine's weights in the caches, and so is the first turn.
     """
     steps, slots = data.first.shape
     running = engines(args, model, slots)
@@ -272,9 +274,10 @@ def serve(args, model: Watch, data: Traffic, burst: int = 100) -> tuple[dict[str
                 answer = step(x_t, first_t)
                 if args.device.type == "cuda":
                     torch.cuda.synchronize(args.device)
-                took[name].append(time.perf_counter() - start)
+                took[name].append(1e6 * (time.perf_counter() - start))
                 logits[name][t] = answer
-    return logits, {name: 1e6 * torch.tensor(seconds[burst:]) for name, seconds in took.items()}  # without turn 0
+    kept = [t for t in range(burst, steps) if t % burst >= burst // 10]
+    return logits, {name: torch.tensor(us)[kept] for name, us in took.items()}
 
 
 @torch.inference_mode()
@@ -292,36 +295,35 @@ def alone(args, model: Watch, data: Traffic, logits: Tensor) -> float:
 # ---- the picture ----
 
 
-COLORS = {"fused_rnn.Stream": BLUE, "fused_rnn": "#56b4e9", "torch.nn.LSTM": ORANGE, "ONNX Runtime": GREEN}
-COLORS["torch.nn.LSTMCell"] = "#e69f00"
+ENGINES = ("fused_rnn.Stream", "fused_rnn", "ONNX Runtime", "torch.nn.LSTMCell", "torch.nn.LSTM")
+COLORS = dict(zip(ENGINES, (BLUE, SKY, GREEN, AMBER, ORANGE), strict=True))
 
 
 def draw(args, data: Traffic, logits: Tensor, latency: dict[int, dict[str, list[float]]]) -> None:
-    with picture(args, "streaming.svg", 9, 5.4) as figure:
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.5])
+    with picture(args, "streaming.svg", WIDTH, 5) as figure:
+        top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.2])
         draw_slot(top.subplots(), data, logits, slot=0, steps=min(900, len(data.readings)))
-        by_percentile, by_slots = bottom.subplots(1, 2, sharey=True)
-        most = max(latency)
-        for name, color in COLORS.items():
-            if name not in latency[most]:
-                continue
-            style = {"color": color, "marker": "o", "ms": 4, "label": name}
-            by_percentile.plot(range(len(PERCENTILES)), latency[most][name], **style)
-            by_slots.plot(list(latency), [row[name][0] for row in latency.values()], **style)
-        by_percentile.set_xticks(range(len(PERCENTILES)), [f"{p:g}%" for p in PERCENTILES])
-        by_percentile.set_xlabel(f"of the steps take at most this long, {most} slots")
-        by_percentile.set_ylabel("µs for a step of all slots")
-        by_slots.set_xlabel("slots (medians)")
-        by_slots.set_xscale("log", base=2)
-        by_slots.set_xticks(list(latency), [str(slots) for slots in latency])
-        by_percentile.set_yscale("log")
-        by_percentile.yaxis.set_major_formatter("{x:g}")
-        by_percentile.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
-        by_percentile.minorticks_off()
-        for axes in (by_percentile, by_slots):
-            axes.grid(color="#eeeeee", lw=0.7)
-        handles = by_percentile.get_legend_handles_labels()
-        bottom.legend(*handles, loc="outside upper center", ncols=len(handles[0]), frameon=False)
+        panels = bottom.subplots(1, len(latency), sharey=True, squeeze=False)[0]
+        for axes, (slots, rows) in zip(panels, latency.items(), strict=True):
+            draw_latency(axes, {name: rows[name] for name in COLORS if name in rows})
+            axes.set_title(f"{slots} stream{'s' * (slots > 1)}")
+        handles = [axes.barh(0, 0, color=GREY), *axes.plot([], "|", color="black", ms=9, mew=1.5)]
+        bottom.legend(handles, ["p50 (the median)", "p99"], loc="outside upper center", ncols=2)
+        where = f"{args.device.type}, 1 thread of {fused_rnn.info()['processor']}"
+        bottom.supxlabel(f"µs for a step that answers all streams ({where})", fontsize=9)
+
+
+def draw_latency(axes, rows: dict[str, list[float]]) -> None:
+    for place, (name, percentiles) in enumerate(rows.items()):
+        p50, _, p99, _ = percentiles
+        axes.barh(place, p50, 0.7, color=COLORS[name])
+        axes.plot(p99, place, "|", color="black", ms=9, mew=1.5)
+        axes.text(p99, place, keep_blanks(f"  {p50:.0f}, {p99:.0f}"), va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1.5 * axes.dataLim.xmax)
+    axes.xaxis.get_major_locator().set_params(nbins=4)
+    axes.grid(axis="x")
 
 
 def draw_slot(axes, data: Traffic, logits: Tensor, slot: int, steps: int) -> None:
@@ -344,8 +346,8 @@ def draw_slot(axes, data: Traffic, logits: Tensor, slot: int, steps: int) -> Non
     axes.set_ylim(-0.5, 2.3)
     axes.set_yticks([])
     axes.set_xlabel("step")
-    axes.set_title("what passes through one of the slots", loc="left", fontsize=10)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
+    axes.set_title("one of the slots")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, columnspacing=1, handletextpad=0.1)
 
 
 def main() -> None:
@@ -362,11 +364,9 @@ def main() -> None:
 
     torch.set_num_threads(1)  # a step is too small for a second thread
     latency = {}
-    for slots in [1, 16] if args.quick else [1, 4, 16, 64]:
-        data = traffic(served, slots)
-        logits, took = serve(args, model, data)
-        shares = torch.tensor(PERCENTILES) / 100
-        latency[slots] = {name: torch.quantile(own, shares).tolist() for name, own in took.items()}
+    for slots in [1, 16] if args.quick else [1, 16, 64]:
+        logits, took = serve(args, model, data := traffic(served, slots))
+        latency[slots] = {name: own.quantile(torch.tensor(PERCENTILES) / 100).tolist() for name, own in took.items()}
         print_latency(latency[slots], f"slots {slots}, streams {len(data.streams)}, units {hidden}")
     draw(args, data, logits["fused_rnn"], latency)
 

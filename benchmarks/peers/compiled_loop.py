@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..problem import Problem, Side
+from ..problem import Problem, Side, calls_of
 from ..suites import Work
 
 NAME = "compiled loop"
@@ -41,8 +41,7 @@ def build(problem: Problem) -> Side:
     if problem.work.mode == "inference":
 
         def run() -> list[torch.Tensor]:
-            with torch.inference_mode():
-                return [loop(problem.input, *problem.weights)]
+            return [loop(problem.input, *problem.weights)]
 
     else:
         leaves = [tensor.clone().requires_grad_() for tensor in (problem.input, *problem.weights)]
@@ -51,7 +50,8 @@ def build(problem: Problem) -> Side:
             output = loop(*leaves)
             return [output, *torch.autograd.grad(output, leaves, problem.grad)]
 
-    _within(COMPILE_SECONDS, run)
+    with calls_of(problem.work):
+        _within(COMPILE_SECONDS, run)
     return Side(run)
 
 

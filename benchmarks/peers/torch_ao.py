@@ -1,4 +1,4 @@
-"""torch.ao's dynamically quantized LSTM and GRU, which torch has announced to remove."""
+"""torch.ao's dynamically quantized LSTM, GRU and cells, which torch has announced to remove."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..suites import Work
 
 NAME = "torch.ao int8"
 LAYERS = {"LSTM": nn.LSTM, "GRU": nn.GRU}
+CELLS = {nn.LSTMCell, nn.GRUCell, nn.RNNCell}
 
 
 def missing() -> str | None:
@@ -31,7 +32,7 @@ def version() -> str:
 def left_out(work: Work) -> str | None:
     if not work.quantized:
         return "8-bit layers are measured in lines of their own"
-    return None if work.layer in LAYERS else "quantizes no RNN"
+    return None if work.cell or work.layer in LAYERS else "quantizes no RNN"
 
 
 def build(problem: Problem) -> Side:
@@ -39,5 +40,6 @@ def build(problem: Problem) -> Side:
         warnings.simplefilter("ignore")  # of its end
         from torch.ao.quantization import quantize_dynamic
 
-        (layer,) = quantize_dynamic(nn.Sequential(problem.theirs), set(LAYERS.values()), dtype=torch.qint8)
+        kinds = CELLS | set(LAYERS.values())
+        (layer,) = quantize_dynamic(nn.Sequential(problem.theirs), kinds, dtype=torch.qint8)
     return Side(problem.call(layer), quantized=True)
