@@ -1,7 +1,6 @@
-# `make test` and `make bench` set up whatever they need, then run. They use, in this order:
-#   the environment of PYTHON, where given    make test PYTHON=/path/to/python (it must have torch)
-#   the active venv or conda environment      if it has torch
-#   .venv                                     made here, with the torch that pyproject.toml builds with
+# `make test` and `make bench` set up whatever they need in .venv, which is made here, with the torch that pyproject.toml
+# builds with. No other environment is changed, active or not, unless PYTHON names it:
+#   make test PYTHON=/path/to/python          uses that environment, which must have torch, and installs the extras there
 # TORCH_INDEX_URL: the package index to take .venv's torch from, such as one of CPU-only builds.
 # ARGS: passed on to what runs, as in make test ARGS="-k lstm".
 
@@ -11,22 +10,21 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 TORCH := $(shell sed -n 's/^requires = .*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
-HAS_TORCH := import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)
 
-ifndef PYTHON
-  ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
-  PYTHON := $(if $(ACTIVE),$(shell "$(ACTIVE)/bin/python" -c '$(HAS_TORCH)' 2> /dev/null && echo "$(ACTIVE)/bin/python"))
-endif
 ifeq ($(PYTHON),)
   PYTHON := .venv/bin/python
   STAMP := .venv/ready
   ENVIRONMENT := .venv/pyvenv.cfg
+  ACTIVE := $(filter-out $(CURDIR)/.venv,$(or $(VIRTUAL_ENV),$(CONDA_PREFIX)))
+  ifneq ($(and $(ACTIVE),$(filter-out help clean,$(MAKECMDGOALS))),)
+    $(info make uses .venv; to use the active environment, and to install there what is lacking, add PYTHON="$(ACTIVE)/bin/python")
+  endif
 else
   STAMP := build/ready-$(shell cksum <<< "$(PYTHON)" | cut -d' ' -f1)
-  ENVIRONMENT := $(wildcard $(ACTIVE)/pyvenv.cfg)
+  ENVIRONMENT := $(wildcard $(dir $(PYTHON))../pyvenv.cfg)
 endif
 
-.PHONY: help test smoke test-all test-clients test-cuda bench report lint format dist cxx-check cuda-check oldest-gpu library clean
+.PHONY: help test smoke test-all test-clients test-cuda bench report docs docs-serve docs-links lint format dist wheel torch-matrix cxx-check cuda-check oldest-gpu library clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 14
@@ -37,18 +35,20 @@ SMOKE := project/house project/house_csrc nn/constructors nn/wrong_arguments nn/
 
 # The second run has the CUDA engine in place of the CPU's, under tests that know nothing of it; none without nvcc.
 ON_MACHINE := autograd/transforms nn/parity nn/low_precision ops/lengths_resets
-on-machine = PYTHONPATH=tests "$(PYTHON)" -m pytest -p support.on_machine $(call files,$(ON_MACHINE))
+# The files of tests are spread over processes, one for each core.
+pytest = "$(PYTHON)" -m pytest -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
+on-machine = PYTHONPATH=tests $(pytest) -p support.on_machine $(call files,$(ON_MACHINE))
 
 test: library $(STAMP)-test ## build, then run the tests (15 minutes)
-	"$(PYTHON)" -m pytest $(ARGS)
+	$(pytest) $(ARGS)
 	$(on-machine) $(ARGS)
 
 smoke: library $(STAMP)-test ## after an edit: what finds most faults soonest (3 minutes)
 	"$(PYTHON)" -m fused_rnn verify --quick
-	"$(PYTHON)" -m pytest -x $(call files,$(SMOKE)) $(ARGS)
+	$(pytest) -x $(call files,$(SMOKE)) $(ARGS)
 
 test-all: library $(STAMP)-dev $(STAMP)-clients ## before a release: also what takes many minutes; needs nvcc and clang++
-	"$(PYTHON)" -m pytest -m "exhaustive or not exhaustive" $(ARGS)
+	$(pytest) -m "exhaustive or not exhaustive" $(ARGS)
 	$(on-machine) $(ARGS)
 	"$(PYTHON)" -m pytest tests/clients $(ARGS)
 	"$(PYTHON)" scripts/cxx_check.py
@@ -59,14 +59,29 @@ test-clients: library $(STAMP)-clients ## the layers in packages that use torch.
 	"$(PYTHON)" -m pytest tests/clients $(ARGS)
 
 test-cuda: library $(STAMP)-test ## all tests of the CUDA kernels, whose PTX is executed on the CPU; needs nvcc
-	"$(PYTHON)" -m pytest -m "exhaustive or not exhaustive" tests/ptx tests/cuda $(ARGS)
+	$(pytest) -m "exhaustive or not exhaustive" tests/ptx tests/cuda $(ARGS)
 	$(on-machine) $(ARGS)
 
-bench: library $(STAMP)-bench ## build, then measure for ten minutes (ARGS=--quick: one)
+bench: library $(STAMP)-bench ## build, then measure (less with ARGS=--quick, more with --full; --help: how long)
 	"$(PYTHON)" -m benchmarks $(ARGS)
 
-report: $(STAMP)-bench ## write README's tables, the page of all peers and the plots from benchmarks/results
+report: $(STAMP)-bench ## write the README's summary, the pages of figures and the plots from benchmarks/results
 	"$(PYTHON)" -m benchmarks report
+
+# SPHINX_OPTIONS are such as -E, to read all pages anew. FUSED_RNN_DOCS_ONLINE=1 links torch's and Python's references.
+SITE := build/docs
+sphinx = "$(PYTHON)" -m sphinx -q -W --keep-going -d $(SITE)/doctrees $(SPHINX_OPTIONS)
+
+docs: library $(STAMP)-docs ## build the documentation, warnings are errors, and run its snippets
+	$(sphinx) -b html docs $(SITE)/html
+	@echo "built: $(SITE)/html/index.html"
+	"$(PYTHON)" -m pytest -q tests/project/test_docs.py $(ARGS)
+
+docs-serve: docs ## show the documentation on http://localhost:8000
+	"$(PYTHON)" -m http.server --bind localhost --directory $(SITE)/html 8000
+
+docs-links: library $(STAMP)-docs ## ask the network whether the documentation's external links are alive
+	$(sphinx) -b linkcheck docs $(SITE)/links
 
 # The linters are programs of the environment, which need not be active.
 lint format: export PATH := $(abspath $(dir $(PYTHON))):$(PATH)
@@ -81,6 +96,14 @@ format: $(STAMP)-dev ## put style and format right
 
 dist: $(STAMP)-dev ## make sdist and wheel, try each in a fresh environment
 	scripts/dist_check.sh "$(PYTHON)" "$(TORCH)"
+
+wheel: library $(STAMP)-dev ## make the wheel alone, for every Linux since glibc 2.28, in build/wheel
+	rm -rf build/wheel build/lib build/lib.* build/bdist.*
+	"$(PYTHON)" setup.py --quiet bdist_wheel --dist-dir build/wheel/plain
+	"$(PYTHON)" scripts/manylinux.py build/wheel/plain/*.whl build/wheel
+
+torch-matrix: wheel ## try that wheel beside each torch and Python that can be had (minutes each); not in CI
+	"$(PYTHON)" scripts/torch_matrix.py build/wheel/*.whl $(ARGS)
 
 cxx-check: library ## compile csrc with clang too, and look for two types of one name; needs clang++
 	"$(PYTHON)" scripts/cxx_check.py $(CHECKS)

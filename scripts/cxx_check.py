@@ -3,10 +3,14 @@
   clang   clang does not compile csrc (syntax only; the oldest supported version is 14)
   odr     two files define different types of the same name, which linking with -flto detects
   weak    an object for one instruction set has a weak function, which the linker may use for another
+  targets clang with the headers of other systems (of the package ziglang, which pip installs) does not compile what has
+          no part in CUDA, or warns; nothing is linked or run
 
-Usage: python scripts/cxx_check.py [clang] [odr] [weak]    all of them unless some are named; CLANG: which clang++
+Usage: python scripts/cxx_check.py [clang] [odr] [weak] [targets]
+       without names the first three; CLANG: which clang++
 """
 
+import importlib.util
 import os
 import runpy
 import shlex
@@ -20,11 +24,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = runpy.run_path(str(ROOT / "setup.py"))
 CLANGS = ("clang++-14", "clang++")  # the oldest one first
+TARGETS = ("aarch64-linux-gnu", "aarch64-macos", "x86_64-windows-gnu", "x86_64-linux-musl")
 
 
-def compile_all(compiler, flags, folder, steps):
+def compile_all(compiler, flags, folder, steps, cuda=True):
     """The objects of all C++ sources; fails with the compiler's messages."""
-    common = shlex.split(SETUP["cxx_flags"](SETUP["find_torch"](), "nvcc", ["90a"]))
+    common = shlex.split(SETUP["cxx_flags"](SETUP["find_torch"](), "nvcc" if cuda else None, ["90a"]))
 
     def compile_one(step):
         number, (_, source, _, own) = step
@@ -49,8 +54,19 @@ def check_clang(steps):
     if clang is None:
         sys.exit(f"cxx_check: there is no {' or '.join(CLANGS)}; install clang, or name one in CLANG")
     with tempfile.TemporaryDirectory() as folder:
-        compile_all([clang], ["-fsyntax-only", "-Werror"], folder, steps)
+        compile_all([clang], ["-fsyntax-only", "-Wpedantic", "-Werror"], folder, steps)
     print(f"{clang} has nothing to say of {len(steps)} compilations")
+
+
+def check_targets():
+    if importlib.util.find_spec("ziglang") is None:
+        sys.exit("cxx_check: the headers of other systems are in the package ziglang: pip install ziglang")
+    for target in TARGETS:
+        steps = list(SETUP["compile_steps"](with_cuda=False, machine=target.split("-")[0]))
+        print(f"{target}: {len(steps)} compilations, several minutes", flush=True)
+        compiler = [sys.executable, "-m", "ziglang", "c++", "-target", target]
+        with tempfile.TemporaryDirectory() as folder:
+            compile_all(compiler, ["-O0", "-Wpedantic", "-Werror"], folder, steps, cuda=False)
 
 
 def check_odr(steps):
@@ -79,6 +95,8 @@ def main():
     steps = cxx_steps()
     if "clang" in wanted:
         check_clang(steps)
+    if "targets" in wanted:
+        check_targets()
     if "odr" in wanted:
         check_odr(steps)
     if "weak" in wanted:

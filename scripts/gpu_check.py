@@ -29,15 +29,20 @@ KILL_SECONDS = 5  # between SIGTERM and SIGKILL
 SANITIZER = "compute-sanitizer --tool {tool} --kernel-name kns=fused_rnn --error-exitcode 86"
 # Not as errors, as elsewhere in this project: a warning of the machine's packages should not fail the run.
 PYTEST = "{python} -m pytest {tests} -m cuda -q -p no:cacheprovider -W default --durations=5"
-FEW, MANY = (PYTEST.replace("{tests}", f"tests/cuda/{name}.py") for name in ("test_gpu", "test_gpu_parity"))
+FEW, MANY, TORCH = (
+    PYTEST.replace("{tests}", f"tests/cuda/{name}.py") for name in ("test_gpu", "test_gpu_parity", "test_gpu_torch")
+)
 # Waits at block scope: not sufficient by the memory model, perhaps in practice, and faster. Only informative.
 NARROW = "FUSED_RNN_CUDA_MBARRIER_SCOPE=cta "
 WAYS = ("one", "cluster", "polling", "flags")  # of the persistent kernel, one step each in case it hangs
 IN_GRAPHS = "'(graph or same_bits or streams_and_threads) and not projected'"
-BEST = "FUSED_RNN_CUDA_ENGINE=${{FUSED_RNN_CUDA_ENGINE:-best}} "  # the persistent kernel where there is one
+BEST = "FUSED_RNN_ENGINE=${{FUSED_RNN_ENGINE:-best}} "  # the persistent kernel where there is one
 EXAMPLES = "{python} -m fused_rnn verify --quick --cell lstm gru"
 FLOORS = "{python} -m benchmarks.floors {out}/floors.jsonl"
-BENCHMARK = BEST + "{python} -m benchmarks gpu --quick --out {out} --seconds {left}"
+TABLES = "FUSED_RNN_CACHE={out}/tables "
+TUNE = TABLES + "{python} -m fused_rnn tune --seconds {left}"
+AUTO = TABLES + "FUSED_RNN_ENGINE=${{FUSED_RNN_ENGINE:-auto}} "  # by what the step "tune" has measured
+BENCHMARK = AUTO + "{python} -m benchmarks gpu --quick --out {out} --seconds {left}"
 KERNELS = BEST + "{python} -m benchmarks.gpu_kernels {out}/kernels.json --seconds {left}"
 
 
@@ -72,15 +77,17 @@ STEPS = [
     Step("smoke", 60, FEW + " -k 'stream or odd_sizes or graph'", ""),
     *[Step(f"persistent-{way}", 30, FEW + f" -k 'every_way and {way}-'", "") for way in WAYS],
     Step("cluster-narrow", 30, NARROW + FEW + " -k 'every_way and cluster-'", ""),
+    Step("torch", 60, TORCH, ""),
     Step("floors", 60, FLOORS, FLOORS + " --rehearse"),
     Step("verify", 60, "{python} -m fused_rnn verify --device cuda", EXAMPLES),
     Step("verify-best", 60, BEST + "{python} -m fused_rnn verify --device cuda", None),
     Step("tests", 90, FEW + " -k 'not every_way'", "", FULL),
     Step("parity", 150, MANY + " --maxfail=20", "", FULL),
-    *[Step(f"in-graphs-{way}", 30, f"FUSED_RNN_CUDA_ENGINE={way} {FEW} -k {IN_GRAPHS}", "", FULL) for way in WAYS[1:3]],
+    *[Step(f"in-graphs-{way}", 30, f"FUSED_RNN_ENGINE={way} {FEW} -k {IN_GRAPHS}", "", FULL) for way in WAYS[1:3]],
     *sanitized("memcheck"),
     *sanitized("racecheck"),
     *sanitized("synccheck"),
+    Step("tune", 150, TUNE + " --device cuda --quick", TUNE + " --like 'gru T1 B1 H2'"),
     Step("benchmark", 600, BENCHMARK, BENCHMARK + " --rehearse", reserved=120),
     Step("kernels", 45, KERNELS, KERNELS + " --rehearse", reserved=30),
     Step("kernels-narrow", 45, NARROW + KERNELS.replace("kernels.json", "kernels-narrow.json"), None, FULL),

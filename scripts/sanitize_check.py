@@ -17,7 +17,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
-TESTS = ("tests/ops/test_memory.py", "tests/ops/test_engine.py", "tests/ops/test_lengths_resets.py")
+TESTS = [
+    f"tests/ops/test_{name}.py"
+    for name in ("memory", "engine", "lengths_resets", "step_operators", "inference", "infer_operator")
+]
 SANITIZE = "-fsanitize=address,undefined"
 # Python leaks by itself; a test asks for more memory than there is.
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
