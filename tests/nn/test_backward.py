@@ -111,6 +111,27 @@ def test_lazily_negated_and_zero_tensors(kind):
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+class Tagged(torch.Tensor):
+    """A subclass that overrides nothing."""
+
+
+@every_kind
+def test_gradients_of_a_subclass_of_tensor(kind):
+    ours, theirs = make_pair(kind)
+    args = input_and_states(theirs)
+    results = []
+    for module in (ours, theirs):
+        leaves = as_leaves(torch.utils._pytree.tree_map(lambda t: t.as_subclass(Tagged), args))
+        outputs = tensors_of(module(*leaves))
+        assert all(isinstance(output, Tagged) for output in outputs)
+        outputs[-1].register_hook(lambda grad: 2 * grad)
+        # torch's own RNNCells do not let their results be edited in place.
+        edited = [output.mul_(2) if module is ours else 2 * output for output in outputs]
+        sum(output.sum() for output in edited).backward()
+        results.append([t.grad for t in (*tensors_of(leaves), *module.parameters())])
+    torch.testing.assert_close(*results)
+
+
 @every_kind
 def test_retained_graph_gives_the_same_bits_twice(kind):
     for ours, _, args in layouts_of(kind):
