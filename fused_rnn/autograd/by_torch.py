@@ -1,4 +1,4 @@
-"""torch.nn's own kernels (cuDNN, oneDNN, ATen), with derivatives of any order: the second and higher ones by ours."""
+"""torch.nn's own kernels (cuDNN, oneDNN, ATen), with derivatives of any order: those that they lack are by ours."""
 
 from __future__ import annotations
 
@@ -25,25 +25,28 @@ _OF_CELLS = {cell.id: _KERNELS.get(cell.name) for cell in BY_ID.values()}
 
 def _run(stack: ForTorch, batch_sizes: Tensor | None, input, h0, c0, weights) -> Sequence[Tensor]:
     """torch.nn's kernels: output, h_n and, for an LSTM, c_n; of a step the new states."""
-    cell = BY_ID[stack.cell]
     sequence, step = _OF_CELLS[stack.cell]
-    hidden = weights[0].shape[0] // cell.gates
     if stack.is_step:
-        h0 = input.new_zeros(input.shape[0], hidden) if h0 is None else h0
-        if cell.states == 1:
-            return (step(input, h0, *weights),)
-        return step(input, (h0, torch.zeros_like(h0) if c0 is None else c0), *weights)
-    batch = input.shape[not stack.batch_first] if batch_sizes is None else int(batch_sizes[0])
-    rows = stack.layers * (1 + stack.bidirectional)
-    if h0 is None:
-        h0 = input.new_zeros(rows, batch, weights[1].shape[1])
-    if cell.states > 1:
-        h0 = (h0, input.new_zeros(rows, batch, hidden) if c0 is None else c0)
+        if h0 is None:
+            h0 = c0 = input.new_zeros(input.shape[0], weights[1].shape[1])
+        return step(input, (h0, c0), *weights) if stack.states > 1 else (step(input, h0, *weights),)
+    if h0 is None or (c0 is None and stack.states > 1):
+        batch = input.shape[not stack.batch_first] if batch_sizes is None else int(batch_sizes[0])
+        rows = stack.layers * (1 + stack.bidirectional)
+        hidden = weights[0].shape[0] // BY_ID[stack.cell].gates
+        h0 = input.new_zeros(rows, batch, weights[1].shape[1]) if h0 is None else h0
+        c0 = input.new_zeros(rows, batch, hidden) if c0 is None else c0
     # cuDNN keeps what the backward pass needs in training alone. Dropout between layers is ours.
     options = (stack.bias, stack.layers, 0.0, torch.is_grad_enabled(), stack.bidirectional)
+    states = (h0, c0) if stack.states > 1 else h0
     if batch_sizes is None:
-        return sequence(input, h0, weights, *options, stack.batch_first)
-    return sequence(input, batch_sizes, h0, weights, *options)
+        return sequence(input, states, weights, *options, stack.batch_first)
+    return sequence(input, batch_sizes, states, weights, *options)
+
+
+def _has_higher_derivatives(stack: ForTorch, input: Tensor) -> bool:
+    """Whether torch.nn's kernels have them: ATen's do, cuDNN's and oneDNN's LSTM do not."""
+    return input.device.type == "cpu" and (stack.is_step or stack.states == 1)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -102,7 +105,8 @@ def run_by_torch(stack: ForTorch, batch_sizes: Tensor | None, input, h0, c0, wei
             results = _run(stack, batch_sizes, input, h0, c0, weights)
     else:
         results = _run(stack, batch_sizes, input, h0, c0, weights)
-    if not results[0].requires_grad:
+    if not results[0].requires_grad or _has_higher_derivatives(stack, input):
         return results
     arguments = (stack, batch_sizes, len(results), *results, input, h0, c0, *weights)
-    return torch_private.apply_function(_Differentiable, arguments)
+    # Views, for nodes of their own: `nodes.own_node` would count as an edit of what the backward pass reads.
+    return [result.view_as(result) for result in torch_private.apply_function(_Differentiable, arguments)]

@@ -34,7 +34,7 @@ from .checks import (
     states_of,
 )
 from .layer import LAYOUTS, Layer
-from .nodes import own_node, own_nodes, with_own_nodes
+from .nodes import own_node, own_nodes
 from .sequences import check_sizes, enter_packed, enter_padded
 
 # (layer, whether to return the second state of every step) -> output, h_n, c_n, those states
@@ -52,6 +52,7 @@ class ForTorch(NamedTuple):
     """Layers, without their tensors, that torch.nn's kernels are to run."""
 
     cell: int
+    states: int
     bias: bool
     bidirectional: bool = False
     layers: int = 1
@@ -215,9 +216,10 @@ def _run_once(runner: Runner, form: Form, input, hx, weights: list[Tensor]) -> l
 def _run_by_torch(by_torch: RunByTorch, form: Form, input, hx, weights: list[Tensor], options: Options) -> Sequence:
     """:func:`run` on torch.nn's kernels."""
     states = plain.states_of(form.cell, input, hx) if options is NO_OPTIONS else None
-    if states is not None and handover.fits_torch(form, input, states, weights):  # without all checks
-        stack = ForTorch(form.cell.id, form.bias, form.bidirectional, form.num_layers, form.batch_first)
-        return with_own_nodes(by_torch(stack, None, input, *states, weights))
+    cell, bias, bidirectional = form.cell, form.bias, form.bidirectional
+    if states is not None and handover.fits_torch(form, input, *states, weights):  # without all checks
+        stack = ForTorch(cell.id, cell.states, bias, bidirectional, form.num_layers, form.batch_first)
+        return by_torch(stack, None, input, *states, weights)
     if options.lengths is not None:
         packed = handover.packed_by(input, options.lengths, form.batch_first)
         output, *states = _run_by_torch(by_torch, form, packed, hx, weights, options._replace(lengths=None))
@@ -226,14 +228,14 @@ def _run_by_torch(by_torch: RunByTorch, form: Form, input, hx, weights: list[Ten
     whole, leave = _prepare(form, input, hx, weights, options)
     # Dropout between layers is ours: the engine must not change its numbers.
     at_once = 1 if options.dropout else form.num_layers
-    stack = ForTorch(form.cell.id, form.bias, form.bidirectional, at_once)
+    stack = ForTorch(cell.id, cell.states, bias, bidirectional, at_once)
 
     def run_layers(layer: Layer, cells: bool):
         results = by_torch(stack, layer.batch_sizes, layer.input, layer.h0, layer.c0, layer.weights)
         return (*results, None, None)[:4]
 
     output, h_n, c_n, _ = over_layers(form.num_layers // at_once, run_layers, whole, options)
-    return with_own_nodes(leave(output, h_n, c_n)[: 1 + form.cell.states])
+    return leave(output, h_n, c_n)[: 1 + cell.states]
 
 
 def _are_whole(form: Form, states: tuple[Tensor | None, Tensor | None]) -> bool:
@@ -340,9 +342,12 @@ def _one_step(run_layer: RunLayer, cell: Cell, input, hx, weights) -> list[Tenso
 
 
 def _step_by_torch(by_torch: RunByTorch, cell: Cell, input, hx, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    stack = ForTorch(cell.id, cell.states, len(weights) == 4, is_step=True)
+    tensors = plain.states_of(cell, input, hx)
+    if tensors is not None and handover.step_fits_torch(input, *tensors, weights):  # without all checks
+        return by_torch(stack, None, input, *tensors, weights)
     tensors, batched, weights = _prepared_rows(cell, input, hx, weights)
-    stack = ForTorch(cell.id, len(weights) == 4, is_step=True)
-    states = with_own_nodes(by_torch(stack, None, *tensors, weights))
+    states = by_torch(stack, None, *tensors, weights)
     return states if batched else [state[0] for state in states]
 
 

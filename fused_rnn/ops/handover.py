@@ -191,21 +191,38 @@ def _choice(sizes: Sizes, table: _Same, gpu: Gpu | None) -> Choice:
     return measured.select(sizes, "cpu" if gpu is None else "cuda", table.table, fits)
 
 
-def fits_torch(form: Form, input: Tensor, states: Sequence[Tensor | None], weights: Sequence[Tensor]) -> bool:
+def fits_torch(form: Form, input: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> bool:
     """Whether torch.nn's kernels take the tensors as they are. If not, the checks of other calls say why."""
-    weight, kinds = weights[0], form.kinds
-    shape, dtype, device = input.shape, weight.dtype, weight.device
-    if len(shape) != 3 or weight.dim() != 2 or shape[2] != weight.shape[1]:
+    if not _is_of_weights(input, 3, weights):
         return False
-    if input.dtype != dtype or input.device != device:
-        return False
+    if h0 is None and c0 is None:
+        return True
+    shape, weight, kinds = input.shape, weights[0], form.kinds
     hidden = weight.shape[0] // form.cell.gates
     width = weights[len(kinds) - 1].shape[0] if kinds[-1] is Wanted.WEIGHT_HR else hidden
     rows, batch = form.num_layers * form.directions, shape[not form.batch_first]
-    return all(
-        state is None or (state.shape == (rows, batch, size) and state.dtype == dtype and state.device == device)
-        for state, size in zip(states, (width, hidden), strict=True)
-    )
+    return _fits(h0, (rows, batch, width), weight) and _fits(c0, (rows, batch, hidden), weight)
+
+
+def step_fits_torch(input: Tensor, h0: Tensor | None, c0: Tensor | None, weights: Sequence[Tensor]) -> bool:
+    """Likewise of a cell's single step."""
+    if not _is_of_weights(input, 2, weights):
+        return False
+    if h0 is None and c0 is None:
+        return True
+    shape = (input.shape[0], weights[1].shape[1])
+    return _fits(h0, shape, weights[0]) and _fits(c0, shape, weights[0])
+
+
+def _is_of_weights(input: Tensor, dims: int, weights: Sequence[Tensor]) -> bool:
+    weight, shape = weights[0], input.shape
+    if len(shape) != dims or weight.dim() != 2 or shape[-1] != weight.shape[1]:
+        return False
+    return input.dtype is weight.dtype and input.device == weight.device
+
+
+def _fits(state: Tensor | None, shape: tuple[int, ...], weight: Tensor) -> bool:
+    return state is None or (state.shape == shape and state.dtype is weight.dtype and state.device == weight.device)
 
 
 def _on_host(lengths: Tensor | Sequence[int] | None) -> list[int] | None:

@@ -23,10 +23,12 @@ def is_wanted(call: handover.Call | None) -> bool:
     """Whether to measure this call before it is made."""
     if call is None or _busy or call.options is not NO_OPTIONS:  # options may draw random numbers
         return False
+    if engines.engine_for(call.device) != "auto":
+        return False
     on_cuda = call.device == "cuda"
     if os.environ.get("FUSED_RNN_TUNE") != "1" and not (on_cuda and torch.backends.cudnn.benchmark):
         return False
-    if engines.engine_for(call.device) != "auto" or not is_eager() or handover.obstacle(call) is not None:
+    if not is_eager() or handover.obstacle(call) is not None:
         return False
     if on_cuda and torch.cuda.is_current_stream_capturing():
         return False

@@ -24,17 +24,3 @@ def own_nodes(results: Iterable[Tensor | PackedSequence]) -> None:
         tensor = result[0] if isinstance(result, PackedSequence) else result
         if isinstance(tensor.grad_fn, BackwardCFunction):
             own_node(tensor)
-
-
-def with_own_nodes(results: Iterable[Tensor | PackedSequence]) -> list[Tensor | PackedSequence]:
-    """:func:`own_nodes` for results that the backward pass reads, which must not count as changed: by views."""
-    return [
-        PackedSequence(_with_own_node(result[0]), *result[1:])
-        if isinstance(result, PackedSequence)
-        else _with_own_node(result)
-        for result in results
-    ]
-
-
-def _with_own_node(tensor: Tensor) -> Tensor:
-    return tensor.view_as(tensor) if isinstance(tensor.grad_fn, BackwardCFunction) else tensor

@@ -34,8 +34,8 @@ _STREAM = (
 _OF_FUNCTION = "compiled=False: the Python function of {} is called for every step; layer(...) without it is compiled"
 _OF_PLUG_IN = "The kernels of {} are compiled from its formula: {}, and beside it their source, cell.h"
 _TORCH = (
-    "torch.nn's kernels run the call: those of cuDNN, oneDNN or ATen. What they cannot do is ours: second derivatives, "
-    "torch.func's transforms, compiled, exported and traced calls"
+    "torch.nn's kernels run the call: those of cuDNN, oneDNN or ATen. What they cannot do is ours: second derivatives "
+    "that cuDNN and oneDNN lack, torch.func's transforms, compiled, exported and traced calls"
 )
 
 _HEADER = ("layer", "engine", "instruction set", "why")
