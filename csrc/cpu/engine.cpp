@@ -86,7 +86,8 @@ struct PackingCall {
   Plan plan;
   const Packing& packing;
 
-  PackingCall(const Layer& layer, Isa isa) : plan{isa, 1, 1, 1, nullptr, true}, packing(packing_of(isa, layer)) {
+  PackingCall(const Layer& layer, Isa isa)
+      : plan{isa, 1, 1, 1, nullptr, Reading::kPacked}, packing(packing_of(isa, layer)) {
     static_cast<Layer&>(forward) = layer;
     forward.packed = nullptr;
     forward.tokens = nullptr;  // packed weights serve any input

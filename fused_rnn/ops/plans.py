@@ -10,6 +10,10 @@ import torch
 from . import library
 from .layer import WeightFormat
 
+READINGS = ("rows", "blocks", "packed")
+"""Row by row; in panels that are packed block by block while they are multiplied, for a few steps of enough rows; in
+panels packed beforehand. In csrc/cpu/schedule/plan.h's order."""
+
 
 class CpuPlan(NamedTuple):
     """The CPU engine's plan for a layer; the engine calls the same code."""
@@ -20,8 +24,8 @@ class CpuPlan(NamedTuple):
     """Into how many runs of batch rows each direction is split; runs never wait for each other."""
     unit_chunks: int
     """Into how many shares of hidden units each run is split; shares wait for each other after every step."""
-    packs: bool
-    """Whether the weights are packed into panels first; not worth it for a step or two."""
+    weights: str
+    """How the forward pass reads them: one of READINGS."""
 
 
 def cpu_plan(
@@ -44,7 +48,7 @@ def cpu_plan(
     isa = library.compiled.fused_rnn_cpu_plan(*sizes, packed, format, threads, plan, error, len(error))
     if isa is None:
         raise RuntimeError(error.value.decode())
-    return CpuPlan(isa.decode(), *plan[:3], bool(plan[3]))
+    return CpuPlan(isa.decode(), *plan[:3], READINGS[plan[3]])
 
 
 class Gpu(NamedTuple):

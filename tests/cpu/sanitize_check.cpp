@@ -146,10 +146,10 @@ class Check {
     plan_.threads = 1;
     plan_.row_chunks = between(1, std::min<int64_t>(f_.batch, 3));
     plan_.unit_chunks = plan_.row_chunks == 1 && f_.hidden >= 128 && one_in(2) ? 2 : 1;
-    plan_.pack = !one_in(3);
+    plan_.weights = static_cast<Reading>(between(0, 2));
 #ifdef FUSED_RNN_INT8  // which is packed, and has no members
     f_.members = 1;
-    plan_.pack = true;
+    plan_.weights = Reading::kPacked;
 #endif
     for (int64_t d = 0; d < f_.directions; ++d) f_.weights[d].hr = nullptr;
     projected_ = has_projection;

@@ -89,6 +89,8 @@ def test_plans(given, threads, runs, shares):
         (64, torch.float32, 5),
         (256, torch.float32, 10),
         (256, torch.float64, 10),
+        (512, torch.float32, 20),
+        (500, torch.float32, 10),
         (256, torch.bfloat16, 4),
         (256, torch.float16, 2),
     ],
@@ -96,10 +98,35 @@ def test_plans(given, threads, runs, shares):
 def test_weights_are_packed_from_some_rows_on_or_if_packed_already(hidden, dtype, least):
     for threads in (1, 4):
         layer = {"hidden": hidden, "dtype": dtype, "threads": threads}
-        for rows in (1, least - 1, least, least + 1):
-            assert plan(steps=rows, batch=1, **layer).packs == (rows >= least)
-            assert plan(steps=1, batch=rows, **layer).packs == (rows >= least)
-        assert plan(steps=1, batch=1, packed=True, **layer).packs
+        for steps in (1, least - 1, least, least + 1):
+            in_panels = plan(steps=steps, batch=1, **layer).weights != "rows"
+            assert in_panels == (steps >= least)
+        assert plan(steps=1, batch=1, packed=True, **layer).weights == "packed"
+
+
+@pytest.mark.parametrize(
+    ("hidden", "dtype", "least"),
+    [
+        (64, torch.float32, 5),
+        (256, torch.float32, 10),
+        (512, torch.float32, 10),
+        (100, torch.float32, 2),  # rows of weights that do not fill cache lines
+        (500, torch.float32, 4),
+        (256, torch.bfloat16, 4),
+        (256, torch.float16, 2),
+    ],
+)
+def test_few_steps_of_enough_rows_read_weights_in_blocks(hidden, dtype, least):
+    most_steps = 3 if 4 * hidden**2 >= 100_000 else 1
+    for threads in (1, 4):
+        layer = {"hidden": hidden, "dtype": dtype, "threads": threads}
+        for batch in (least - 1, least, 40):
+            found = [plan(steps=steps, batch=batch, **layer) for steps in (1, most_steps, most_steps + 1)]
+            if batch < least:
+                assert found[0].weights == "rows", batch
+            else:  # tiles read packed weights alone
+                few = "packed" if found[0].instruction_set == "amx" else "blocks"
+                assert [each.weights for each in found] == [few, few, "packed"], batch
 
 
 @pytest.mark.parametrize("cell", CELLS)

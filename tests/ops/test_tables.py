@@ -113,7 +113,8 @@ def test_thresholds_are_taken_into_use_and_put_back():
     assert tables.current_thresholds() == shipped
 
     def packs(rows):
-        return cpu_plan(0, torch.float64, rows=rows, batch=rows, input_size=256, hidden=256, output_size=256).packs
+        plan = cpu_plan(0, torch.float64, rows=rows, input_size=256, hidden=256, output_size=256)
+        return plan.weights == "packed"
 
     assert not packs(5)
     tables.write(table(thresholds={"least_rows_to_pack_many": 5}), tables.path_of(tables.processor()))

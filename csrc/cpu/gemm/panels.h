@@ -138,19 +138,24 @@ struct Square {
   }
 };
 
-// Vector v of a panel of `vectors` vectors, from `columns` <= L rows of B's transpose, [columns, depth], row-major.
+// Vector v of a panel of `vectors` vectors, from `columns` <= L rows of B's transpose, [columns, depth], row-major: lines
+// first .. first + count - 1 of it.
 template <class E, class S>
-void pack_transposed(E* panel, int vectors, int v, int64_t depth, const S* from, int64_t columns) {
+void pack_transposed(E* to, int vectors, int v, int64_t depth, const S* from, int64_t columns, int64_t first,
+                     int64_t count) {
   constexpr int kLanes = Vec<Arithmetic<E>>::kLanes;
-  const int64_t lines = padded_depth<E>(depth) / kTogether<E>;
-  for (int64_t line = 0; line < lines; line += kLanes) {
-    const int64_t k = line * kTogether<E>, some = lines - line < kLanes ? lines - line : kLanes;
+  for (int64_t line = 0; line < count; line += kLanes) {
+    const int64_t k = (first + line) * kTogether<E>, some = count - line < kLanes ? count - line : kLanes;
     Square<E> square;
     for (int j = 0; j < kLanes; ++j)
       square.set_row(j, j < columns ? load_factors<E>(from + j * depth + k, depth - k) : Parts<E>{});
     square.transpose();
-    for (int64_t i = 0; i < some; ++i) store_line(panel, vectors, v, line + i, square.row(i));
+    for (int64_t i = 0; i < some; ++i) store_line(to, vectors, v, line + i, square.row(i));
   }
+}
+template <class E, class S>
+void pack_transposed(E* panel, int vectors, int v, int64_t depth, const S* from, int64_t columns) {
+  pack_transposed(panel, vectors, v, depth, from, columns, 0, padded_depth<E>(depth) / kTogether<E>);
 }
 
 // Row k of a panel, as numbers.
@@ -209,6 +214,8 @@ struct Plain {
   }
 };
 
+constexpr int64_t kRowsAhead = 16;  // to prefetch
+
 // Packs lines first .. first + lines - 1 of a panel of a row-major [depth, columns].
 template <class E, class S>
 void pack_lines(E* to, const Plain<E>& matrix, int64_t panel, const void* from, int64_t first, int64_t lines) {
@@ -218,6 +225,8 @@ void pack_lines(E* to, const Plain<E>& matrix, int64_t panel, const void* from, 
   for (int64_t line = 0; line < lines; ++line)
     for (int v = 0; v < vectors; ++v) {
       const int64_t j = matrix.first_column(panel) + v * Plain<E>::kLanes;
+      // Few lines of each row: no processor foresees these.
+      __builtin_prefetch(rows + (first + line + kRowsAhead) * kTogether<E> * matrix.columns + j);
       store_line(to, vectors, v, line, load_line<E>(row, first + line, matrix.depth, j, matrix.columns - j));
     }
 }

@@ -299,27 +299,6 @@ struct DotProducts {
   using V = typename Vec<T>::Native;
   V sum[kLanes];
 
-  // Adds the products of columns k .. last - 1 with rows kFirst .. kFirst + kSome - 1.
-  template <int kFirst, int kSome, class S>
-  FUSED_RNN_INLINE void add(const S* const* rows, const E* a, int64_t k, int64_t last) {
-    for (; k + kLanes <= last; k += kLanes) {
-      const V x = load_vector(a + k).v;
-#pragma GCC unroll 16
-      for (int j = kFirst; j < kFirst + kSome; ++j) sum[j] += x * load_vector(rows[j] + k).v;
-    }
-    if (k < last) {
-      const V x = load_vector(a + k, last - k).v;
-      for (int j = kFirst; j < kFirst + kSome; ++j) sum[j] += x * load_vector(rows[j] + k, last - k).v;
-    }
-  }
-
-  // f(first row, as a compile-time constant), for all rows, kSome at a time.
-  template <int kSome, int kFirst = 0, class F>
-  static FUSED_RNN_INLINE void by_some(F f) {
-    f(std::integral_constant<int, kFirst>());
-    if constexpr (kFirst + kSome < kLanes) by_some<kSome, kFirst + kSome>(f);
-  }
-
   // Reduces all of them together, by zips as in `transpose`.
   FUSED_RNN_INLINE Vec<T> total() {
     using Lanes = std::make_integer_sequence<int, kLanes>;
@@ -332,27 +311,72 @@ struct DotProducts {
   }
 };
 
+// Adds to kRows rows of sums the products of rows of A, a[i], with rows kFirst .. kFirst + kSome - 1 of the matrix, in
+// columns k .. last - 1. Two rows of A share what is loaded, and few pointers fit the registers.
+template <int kFirst, int kSome, int kRows, class E, class S>
+FUSED_RNN_INLINE void add_dot_products(DotProducts<E>* sums, const S* const* rows, const E* const* a, int64_t k,
+                                       int64_t last) {
+  using V = typename DotProducts<E>::V;
+  constexpr int kLanes = DotProducts<E>::kLanes;
+  V sum[kRows][kSome];
+#pragma GCC unroll 2
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 16
+    for (int j = 0; j < kSome; ++j) sum[i][j] = sums[i].sum[kFirst + j];
+  for (; k + kLanes <= last; k += kLanes) {
+    V x[kRows];
+#pragma GCC unroll 2
+    for (int i = 0; i < kRows; ++i) x[i] = load_vector(a[i] + k).v;
+#pragma GCC unroll 16
+    for (int j = 0; j < kSome; ++j) {
+      const V b = load_vector(rows[kFirst + j] + k).v;
+#pragma GCC unroll 2
+      for (int i = 0; i < kRows; ++i) sum[i][j] += x[i] * b;
+    }
+  }
+  if (k < last)
+#pragma GCC unroll 16
+    for (int j = 0; j < kSome; ++j) {
+      const V b = load_vector(rows[kFirst + j] + k, last - k).v;
+#pragma GCC unroll 2
+      for (int i = 0; i < kRows; ++i) sum[i][j] += load_vector(a[i] + k, last - k).v * b;
+    }
+#pragma GCC unroll 2
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 16
+    for (int j = 0; j < kSome; ++j) sums[i].sum[kFirst + j] = sum[i][j];
+}
+
+// f(first row, as a compile-time constant), for all L rows, kSome at a time.
+template <int kLanes, int kSome, int kFirst = 0, class F>
+FUSED_RNN_INLINE void by_some(F f) {
+  f(std::integral_constant<int, kFirst>());
+  if constexpr (kFirst + kSome < kLanes) by_some<kLanes, kSome, kFirst + kSome>(f);
+}
+
 // store(i, sum over k of from[j * depth + k] * row(i)[k]) for each of up to kRowsOfStrip rows of A, and j < columns <= L.
-// kSome of these j at a time: the sums do not depend on it.
+// kSome of these j at a time for a single row: the sums do not depend on it.
 template <class E, int kSome, class S, class Row, class Store>
 void multiply_strip(int64_t depth, const S* from, int64_t columns, const LeftRows<Row>& left, Store store) {
-  constexpr int kLanes = DotProducts<E>::kLanes;
+  constexpr int kLanes = DotProducts<E>::kLanes, kSomeOfTwo = kRegisterSums / 3 < kLanes ? kRegisterSums / 3 : kLanes;
   const S* rows[kLanes];
   for (int j = 0; j < kLanes; ++j) rows[j] = from + (j < columns ? j : columns - 1) * depth;
-  if (left.count == 1 || depth <= kDepthOfStrip) {  // sums in registers
-    for (int64_t i = 0; i < left.count; ++i) {
-      DotProducts<E> sums = {};
-      DotProducts<E>::template by_some<kSome>(
-          [&](auto first) { sums.template add<first(), kSome>(rows, left.row(i), 0, depth); });
-      store(i, sums.total());
-    }
-    return;
+  if (left.count == 1) {
+    DotProducts<E> sums = {};
+    const E* const a = left.row(0);
+    by_some<kLanes, kSome>([&](auto first) { add_dot_products<first(), kSome, 1>(&sums, rows, &a, 0, depth); });
+    return store(0, sums.total());
   }
   DotProducts<E> sums[kRowsOfStrip] = {};
-  DotProducts<E>::template by_some<kSome>([&](auto first) {
-    for (int64_t k = 0; k < depth; k += kDepthOfStrip)
-      for (int64_t i = 0; i < left.count; ++i)
-        sums[i].template add<first(), kSome>(rows, left.row(i), k, minimum(depth, k + kDepthOfStrip));
+  const E* a[kRowsOfStrip];
+  for (int64_t i = 0; i < left.count; ++i) a[i] = left.row(i);
+  by_some<kLanes, kSomeOfTwo>([&](auto first) {
+    for (int64_t k = 0; k < depth; k += kDepthOfStrip) {
+      const int64_t last = minimum(depth, k + kDepthOfStrip);
+      int64_t i = 0;
+      for (; i + 2 <= left.count; i += 2) add_dot_products<first(), kSomeOfTwo, 2>(sums + i, rows, a + i, k, last);
+      if (i < left.count) add_dot_products<first(), kSomeOfTwo, 1>(sums + i, rows, a + i, k, last);
+    }
   });
   for (int64_t i = 0; i < left.count; ++i) store(i, sums[i].total());
 }

@@ -38,7 +38,7 @@ FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t dtype, int
     plan[0] = found.threads;
     plan[1] = found.row_chunks;
     plan[2] = found.unit_chunks;
-    plan[3] = found.pack;
+    plan[3] = static_cast<int64_t>(found.weights);
     isa = isa_name(found.isa);
   });
   return isa;

@@ -48,10 +48,10 @@ int64_t rows_worth_sharing(int64_t weights, const Thresholds& thresholds) {
   return weights < kManyWeightsToShare ? thresholds.rows_to_share_some : thresholds.rows_to_share_many;
 }
 
-Division divide_on_vectors(const Load& load, int64_t threads, const Thresholds& thresholds) {
-  const bool few_rows =
-      load.batch < rows_worth_sharing(load.recurrent_weights, thresholds) * threads ||
-      (!load.packed && load.rows <= kMostRowsToShareUnpacked && load.hidden >= threads * kLeastUnitsOfShare);
+Division divide_on_vectors(const Load& load, Reading weights, int64_t threads, const Thresholds& thresholds) {
+  const bool unpacked = weights == Reading::kBlocks || (!load.packed && load.rows <= kMostRowsToShareUnpacked);
+  const bool few_rows = load.batch < rows_worth_sharing(load.recurrent_weights, thresholds) * threads ||
+                        (unpacked && load.hidden >= threads * kLeastUnitsOfShare);
   if (few_rows && load.hidden >= kLeastUnitsToShare)
     return {1, std::clamp<int64_t>(threads, 1, load.hidden / kLeastUnitsOfShare)};
   return {std::clamp<int64_t>(threads, 1, std::max<int64_t>(load.batch, 1)), 1};
@@ -65,8 +65,9 @@ Division divide_on_tiles(const Load& load, int64_t threads) {
   return by_units || shares > runs ? Division{1, shares} : Division{runs, 1};
 }
 
-// The number of rows from which packing pays: the same for ids and for one-hot rows, so that their results agree.
-int64_t rows_to_pack_for(const Load& load, const Thresholds& thresholds) {
+// The number of rows over all steps from which sums have the order of panels: the same for ids and for one-hot rows, so
+// that their results agree.
+int64_t rows_for_panels(const Load& load, const Thresholds& thresholds) {
   switch (load.dtype) {
     case Dtype::kHalf:
       return thresholds.least_rows_to_pack_half;
@@ -77,6 +78,22 @@ int64_t rows_to_pack_for(const Load& load, const Thresholds& thresholds) {
       return load.whole_lines && load.recurrent_weights >= kMostWeightsToPackSoon ? thresholds.least_rows_to_pack_most
                                                                                   : thresholds.least_rows_to_pack_many;
   }
+}
+
+// The number of rows of a step from which blocks of panels are faster than rows of weights.
+int64_t rows_for_blocks(const Load& load, const Thresholds& thresholds) {
+  if (!load.whole_lines)
+    return load.recurrent_weights < kManyWeightsForBlocks ? kLeastRowsForBlocksSplitFew : kLeastRowsForBlocksSplitMany;
+  return load.recurrent_weights < kManyWeightsToPack ? thresholds.least_rows_to_pack_few
+                                                     : thresholds.least_rows_to_pack_many;
+}
+
+Reading read_on(Isa isa, const Load& load, const Thresholds& thresholds) {
+  if (load.packed) return Reading::kPacked;
+  if (load.rows < rows_for_panels(load, thresholds) && load.batch < rows_for_blocks(load, thresholds))
+    return Reading::kRows;
+  const int64_t most_steps = load.recurrent_weights < kManyWeightsForBlocks ? 1 : kMostStepsInBlocks;
+  return isa == Isa::kAmx || load.rows > load.batch * most_steps ? Reading::kPacked : Reading::kBlocks;
 }
 
 std::array<std::atomic<int64_t>, kThresholds>& current() {
@@ -107,12 +124,12 @@ Plan select(std::span<const Isa> isas, const Load& load, int64_t threads, const 
                      (load.packed || load.rows >= kLeastSplitRows);
   const Isa isa = large ? isas.back() : isas.front();
   const bool splits = isa == Isa::kAmx && load.dtype == Dtype::kFloat && !load.quantized;
-  const bool pack = load.packed || load.rows >= rows_to_pack_for(load, thresholds) || splits;
-  if (load.multiply_adds < thresholds.least_work_for_threads || threads == 1) return {isa, 1, 1, 1, nullptr, pack};
+  const Reading weights = splits ? Reading::kPacked : read_on(isa, load, thresholds);
+  if (load.multiply_adds < thresholds.least_work_for_threads || threads == 1) return {isa, 1, 1, 1, nullptr, weights};
   // Problems run concurrently; if there are fewer than threads, each is divided as well.
   const int64_t each = (threads + load.problems - 1) / std::max<int64_t>(load.problems, 1);
-  const Division division = splits ? divide_on_tiles(load, each) : divide_on_vectors(load, each, thresholds);
-  return {isa, threads, division.runs, division.shares, nullptr, pack};
+  const Division division = splits ? divide_on_tiles(load, each) : divide_on_vectors(load, weights, each, thresholds);
+  return {isa, threads, division.runs, division.shares, nullptr, weights};
 }
 
 std::vector<int64_t> order_rows(const Layer& layer, const Plan& plan) {

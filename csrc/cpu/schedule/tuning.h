@@ -28,13 +28,20 @@ constexpr int64_t kLeastWorkForThreads = 250'000;
 //   python -m benchmarks cpu --only "B16 H64" --threads 1; the same with "B16 H128" and "short"
 constexpr int64_t kLeastSplitBatch = 16, kLeastSplitUnits = 64, kLeastSplitRows = 256;
 
-// Rows over all steps from which packing the weights pays: packing reads and writes each weight once, evicting large
-// matrices from the cache; without it every row reads all weights, converting those of 16 bits.
-// kLeastRowsToPackMost is for weights whose rows fill cache lines: of others, every load of a vector reads two lines.
+// Rows over all steps from which packing the weights pays (Reading, schedule/plan.h): packing reads and writes each
+// weight once, evicting large matrices from the cache; without it every row reads all weights, converting those of 16
+// bits. kLeastRowsToPackMost is for weights whose rows fill cache lines: of others, every load of a vector reads two.
 //   python -m benchmarks cpu --only "one step" --threads 1; add lines of 2 to 16 rows, and of two steps
 constexpr int64_t kLeastRowsToPackHalf = 2, kLeastRowsToPackBFloat16 = 4;
 constexpr int64_t kManyWeightsToPack = 30'000, kMostWeightsToPackSoon = 600'000;  // of W_hh
 constexpr int64_t kLeastRowsToPackFew = 5, kLeastRowsToPackMany = 10, kLeastRowsToPackMost = 20;
+
+// Rows of a step from which panels are packed block by block while they are multiplied, in place of rows of weights that
+// do not fill cache lines; of others kLeastRowsToPackFew and kLeastRowsToPackMany. More steps than kMostStepsInBlocks, or
+// than one where a packed matrix stays in L2, share what is packed once.
+//   python -m benchmarks cells --only "one step" inference --threads 1; add lines of 2 to 16 rows, H500, and of 2 to 4 steps
+constexpr int64_t kManyWeightsForBlocks = 100'000, kMostStepsInBlocks = 3;  // of W_hh
+constexpr int64_t kLeastRowsForBlocksSplitFew = 2, kLeastRowsForBlocksSplitMany = 4;
 
 // On vectors: below this many rows a thread, split the units, not the batch. Runs of batch rows are independent, but
 // each reads all weights; shares of the units have a barrier after every step, which costs as much as reading some

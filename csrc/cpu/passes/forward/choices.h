@@ -15,7 +15,12 @@ struct ForwardChoices {
   // Pack W_ih, unless the input is a tangent's, or ids that look up few columns of a large vocabulary.
   static bool packs_input(const Forward& f, const Plan& plan) {
     if (f.tokens && !f.packed && f.rows * kPackedColumnsPerLookUp < f.input_size) return false;
-    return plan.pack && !f.primal;
+    return plan.packs() && !f.primal;
+  }
+
+  static Reading of_input(const Forward& f, const Plan& plan) {
+    if (!plan.packs()) return plan.weights;
+    return packs_input(f, plan) ? Reading::kPacked : Reading::kRows;
   }
 
   // Accumulate W_ih x and W_hh h into one sum: on tiles, where the epilogue then overlaps twice as many products, if
@@ -25,7 +30,7 @@ struct ForwardChoices {
   static constexpr bool kMayFuse =
       kTiles<E> && Cell::kRecurrent && Cell::kGates + kOwnSums <= kMostVectors && (kUnits == 1 || kOwnSums == 0);
   static bool fuses(const Forward& f, const Plan& plan) {
-    return kMayFuse && plan.pack && !f.tokens && !f.primal &&
+    return kMayFuse && plan.packs() && !f.tokens && !f.primal &&
            Cell::kGates * f.hidden * (f.input_size + f.output_size) <= kMostWeightsToFuse;
   }
 

@@ -163,14 +163,14 @@ struct ForwardRun {
     if constexpr (kQuantized<S>)
       return {{panels, I}, packed.ih, packed.ih_scales, state.input_sums[share].quantized};
     else
-      return {{panels, I}, Choices::packs_input(f, plan), packed.ih, at<S>(f.weights[run.d].ih, run.m * GH * I)};
+      return {{panels, I}, Choices::of_input(f, plan), packed.ih, at<S>(f.weights[run.d].ih, run.m * GH * I)};
   }
   Matrix hh(int64_t share) const {
     const int64_t GH = Cell::kGates * f.hidden, P = f.output_size;
     if constexpr (kQuantized<S>)
       return {{panels, P}, packed.hh, packed.hh_scales, state.input_sums[share].quantized};
     else
-      return {{panels, P}, plan.pack, packed.hh, at<S>(f.weights[run.d].hh, run.m * GH * P)};
+      return {{panels, P}, plan.weights, packed.hh, at<S>(f.weights[run.d].hh, run.m * GH * P)};
   }
 
  private:

@@ -173,22 +173,32 @@ class WeightProducts {
     const int64_t row = first_ + block * kRowsOfRound;
     const E* packed = right.panels + State::operand_at(t_.g, t_.problem, row, columns);
     const bool begins = is_first(block);
-    const auto result = [&](int64_t panel, int64_t j) {
-      return right.result + right.layout.offset(panel, strip.first + j);
-    };
+    const Layout layout = right.layout;
+    T* const result = right.result;
     const auto fetch = [&](int64_t panel, int64_t j) {
-      fetch_row_to_write(result(panel, j), matrix.panel_vectors(panel) * kLanes);
+      if (begins) return;  // what is overwritten is not read
+      fetch_row_to_write(result + layout.offset(panel, strip.first + j), matrix.panel_vectors(panel) * kLanes);
     };
     multiply(matrix, packed, PanelRange{0, matrix.panels(), back},
              LeftRows{strip.count(), [&](int64_t j) { return t_.strip.column(j, depth); }, Strip<S>::kStep}, fetch,
-             [&](int64_t panel, int64_t j, const T* sums) {
-               for (int v = 0; v < matrix.panel_vectors(panel); ++v) {
-                 const int64_t n = minimum(kLanes, right.layout.width(panel) - v * kLanes);
-                 T* const to = result(panel, j) + v * kLanes;
-                 const V sum = load_vector(sums + v * kLanes);
-                 store_vector(to, begins ? sum : load_vector(to, n) + sum, n);
-               }
+             [=, first = strip.first](int64_t panel, int64_t j, const T* sums) {
+               store(result + layout.offset(panel, first + j), sums, layout.width(panel), begins);
              });
+  }
+
+  // Stores a row of a panel's sums, or adds them. Copies of all that it needs: each store might alter what a reference
+  // leads to.
+  static FUSED_RNN_INLINE void store(T* to, const T* sums, int64_t width, bool begins) {
+    if (width == Layout::kPanel && begins) {
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < Layout::kPanel; j += kLanes) store_vector(to + j, load_vector(sums + j));
+      return;
+    }
+    for (int64_t j = 0; j < width; j += kLanes) {
+      const int64_t n = minimum(kLanes, width - j);
+      const V sum = load_vector(sums + j);
+      store_vector(to + j, begins ? sum : load_vector(to + j, n) + sum, n);
+    }
   }
 
   // dL/dW_ih of tokens: some columns of `sums`, [I, G*H], so that rows of dgates are added contiguously; in sequence,
