@@ -128,11 +128,8 @@ constexpr int64_t kFetchFromBytes = 2 << 20;  // prefetch matrices larger than L
 constexpr int64_t kMostRowBytes = 1 << 20;    // larger A does not stay in L2 from one panel to the next: then
 constexpr int64_t kPanelsAtOnce = 4;          // multiply a K block by this many panels before the next block
 
-// Rows of bytes from which tiles multiply them, and not avx512_vnni. Not measured: for 64 k of 16 columns, vectors need
-// 8 cycles a row, at two products of 64 bytes a cycle, and a tile 16 for up to 16 rows; but after tiles vectors run at
-// half rate for 200 ns, and a cell takes some 70 cycles a row. At depth 512 that comes to 330 cycles a row of an LSTM's
-// panel on vectors; on tiles to 510, or 140 a row if that is more: even at 2 rows, and twice as fast at 4 to 8. At depth
-// 128 the cell is most of it, and no number of rows gains much.
+// Rows of bytes from which tiles multiply them, and not avx512_vnni: an LSTM of 2 to 6 rows is 1.1 to 1.4 times as fast on
+// vectors, a GRU of 3 to 6 as much slower. After tiles, vectors run at half rate for 200 ns, and the cell is on vectors.
 //   python -m benchmarks quantized --only B16 --threads 1; add lines of 2 to 16 rows
 constexpr int64_t kLeastRowsForByteTiles = 8;
 
