@@ -281,11 +281,11 @@ def test_autocast(kind, weights):
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @torch.no_grad()
-def test_export_and_trace(kind, weights):
+def test_export_trace_and_script(kind, weights):
     module = frozen(kind, weights)
     input = make_input(module, dtype=F32)
-    for capture in (torch.export.export, torch.jit.trace):
-        with pytest.raises(Exception, match="int8 weights is neither exported nor traced") as caught:
+    for capture in (torch.export.export, torch.jit.trace, lambda module, _: torch.jit.script(module)):
+        with pytest.raises(Exception, match="int8 weights is not exported, traced or scripted") as caught:
             capture(module, (input,))
         assert "fused_rnn.thaw(model)" in str(caught.value)
 
