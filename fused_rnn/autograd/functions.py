@@ -335,7 +335,7 @@ def run_layer(
     if transformed and torch_private.in_forward_mode() and torch_private.in_nested_forward_mode():
         _refuse_derivatives(grad_clip)
         return reference.run_layer(layer, cells)
-    # A trace may be run with and without gradients, whatever the grad mode is now: the raw operator saves what it needs.
+    # A trace may be run in either grad mode, whatever it is now: the raw operator saves what a gradient needs.
     tracing = torch_private.is_tracing()
     with_gradients = torch.is_grad_enabled() and not tracing and torch_private.need_gradient(differentiable)
     # A tangent needs the saved values as much as a gradient does.
