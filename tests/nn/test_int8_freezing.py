@@ -342,7 +342,10 @@ def test_explain_tells_the_format_and_the_error(kind, weights):
     error = ((layer(input)[0] - expected).norm() / expected.norm()).item()
     found = fused_rnn.explain(layer, input)
     assert found.engine == "fused"
-    assert found.instruction_set == fused_rnn.info()["CPU instruction set for int8"]
+    isa = fused_rnn.info()["CPU instruction set for int8"]
+    if (weights, isa) == ("int8-weights-only", "amx"):
+        isa = "avx512_vnni"  # tiles multiply bytes by bytes alone
+    assert found.instruction_set == isa
     assert f"The weights are {weights}: for this input the output differs by {error:.1e} of its norm" in found.reason
     assert "int8" not in fused_rnn.explain(fused_rnn.freeze(layer), input).reason
 
