@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn
 
+from .problem import loop
+
 Run = Callable[[], list[Tensor]]
 
 STEPS, BATCH, HIDDEN = 100, 32, 256
@@ -21,6 +23,7 @@ STEPS, BATCH, HIDDEN = 100, 32, 256
 LENGTHS = [STEPS - 2 * row for row in range(BATCH)]
 AVERAGE_LENGTH = sum(LENGTHS) // BATCH
 RESET_SHARE = 0.02
+CELL_STEPS = 50
 VOCABULARY, READER_HIDDEN = 128, 128
 MEMBERS, MEMBER_HIDDEN = 8, 64
 COMPILED_STEPS, COMPILED_HIDDEN = 32, 64  # few: torch.compile unrolls torch.nn's steps
@@ -55,6 +58,9 @@ def features(full: bool = False) -> list[Feature]:
             Feature(f"{layer} gradient penalty, float64", lambda a=layer: _second_order(a, _penalty)),
             Feature(f"{layer} jvp, float64", lambda a=layer: _second_order(a, _jvp)),
         ]
+    for layer, mode in product(("LSTM", "GRU", "RNN"), ("inference", "training")):
+        name = f"{layer}Cell {mode}: a loop of {CELL_STEPS} steps"
+        found.append(Feature(name, lambda a=layer, b=mode: _cells(a, b)))
     if full:
         name = f"LSTM training, torch.compile, T {COMPILED_STEPS}"
         found += [Feature(f"{name}: the first step", _compiling, once=True, same_results=False)]
@@ -214,6 +220,26 @@ def _penalty(run: Callable, x: Tensor, weights: list[Tensor]) -> list[Tensor]:
 def _jvp(run: Callable, x: Tensor, weights: list[Tensor]) -> list[Tensor]:
     with torch.no_grad():
         return list(jvp(run, (x,), (x,)))
+
+
+def _cells(layer: str, mode: str) -> dict[str, Run]:
+    """A cell for each step, then backward through all of them; and what one call of a layer takes."""
+    ours = _layer(f"{layer}Cell", HIDDEN)
+    theirs, whole = _twin(ours), _layer(layer, HIDDEN)
+    whole.load_state_dict({f"{name}_l0": weight for name, weight in ours.state_dict().items()})
+    x, gradient = torch.randn(2, CELL_STEPS, BATCH, HIDDEN)
+
+    def run(module: nn.Module, forward: Callable[[], Tensor]) -> list[Tensor]:
+        with torch.set_grad_enabled(mode == "training"):
+            output = forward()
+        found = torch.autograd.grad(output, list(module.parameters()), gradient) if output.requires_grad else ()
+        return [output, *found]
+
+    return {
+        "ours": lambda: run(ours, lambda: torch.stack(loop(ours, x))),
+        "torch.nn": lambda: run(theirs, lambda: torch.stack(loop(theirs, x))),
+        "one call": lambda: run(whole, lambda: whole(x)[0]),
+    }
 
 
 class _Model(nn.Module):

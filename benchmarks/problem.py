@@ -64,7 +64,7 @@ class Problem:
         hx = states if isinstance(self.hx, tuple) else states[0] if states else None
         exact, input = copy.deepcopy(self.theirs).double(), self.input.double()
         with torch.inference_mode():
-            return _loop(exact, input)[0] if self.work.cell else exact(input, hx)[0]
+            return loop(exact, input)[0] if self.work.cell else exact(input, hx)[0]
 
     def call(self, module: nn.Module) -> Callable[[], list[Tensor]]:
         if self.work.cell:
@@ -125,7 +125,7 @@ def training(module: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
     return run
 
 
-def _loop(cell: nn.Module, input: Tensor) -> list[Tensor]:
+def loop(cell: nn.Module, input: Tensor) -> list[Tensor]:
     """h after each step."""
     state, outputs = None, []
     for step in input.unbind(0):
@@ -135,7 +135,7 @@ def _loop(cell: nn.Module, input: Tensor) -> list[Tensor]:
 
 
 def inference_of_cell(cell: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
-    return lambda: _loop(cell, problem.input)
+    return lambda: loop(cell, problem.input)
 
 
 def training_of_cell(cell: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
@@ -143,7 +143,7 @@ def training_of_cell(cell: nn.Module, problem: Problem) -> Callable[[], list[Ten
     leaves = [*cell.parameters()] if problem.work.given_input else [input.requires_grad_(), *cell.parameters()]
 
     def run() -> list[Tensor]:
-        outputs = _loop(cell, input)
+        outputs = loop(cell, input)
         return [*outputs, *torch.autograd.grad(outputs, leaves, grads)]
 
     return run

@@ -20,7 +20,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import dispatch
 from torch import Tensor, nn
 from torch.distributions import Categorical
-from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
+from torchrl.modules import GRU, LSTM, GRUModule, LSTMModule, set_recurrent_mode
 
 import fused_rnn
 
@@ -36,11 +36,12 @@ class ResetMask:
 
     Where episodes begin in mid-row, torchrl starts them with the states stored there. These are zeros in what its
     collectors record, and that is what ``reset_mask`` does. Other states, bidirectional layers, torch.compile and
-    single steps go torchrl's own way, with our layer inside.
+    single steps go torchrl's own way, with our layer inside; with ``python_based`` the layer is torchrl's too.
     """
 
     layer_name: str
     layer_class: type[nn.Module]
+    python_class: type[nn.Module]
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -48,6 +49,8 @@ class ResetMask:
         if self.recurrent_backend not in ("pad", "auto"):
             backend = f"recurrent_backend={self.recurrent_backend!r}"
             raise Unsupported(f"{kind} with {backend}, which computes without the layer; expected 'pad' or 'auto'")
+        if type(layer) is self.python_class:
+            return
         expected = f"torch.nn.{self.layer_class.__name__}"
         if type(layer) not in (getattr(nn, self.layer_class.__name__), self.layer_class):
             raise Unsupported(f"{kind} around {type(layer).__module__}.{type(layer).__name__}; expected {expected}")
@@ -78,11 +81,11 @@ class ResetMask:
 
 
 class ResetMaskLSTM(ResetMask, LSTMModule):
-    layer_name, layer_class = "lstm", fused_rnn.LSTM
+    layer_name, layer_class, python_class = "lstm", fused_rnn.LSTM, LSTM
 
 
 class ResetMaskGRU(ResetMask, GRUModule):
-    layer_name, layer_class = "gru", fused_rnn.GRU
+    layer_name, layer_class, python_class = "gru", fused_rnn.GRU, GRU
 
 
 def run_layers(rnn: nn.RNNBase, x: Tensor, given: list[Tensor | None], resets: Tensor | None) -> list[Tensor]:

@@ -335,12 +335,13 @@ def run_layer(
     if transformed and torch_private.in_forward_mode() and torch_private.in_nested_forward_mode():
         _refuse_derivatives(grad_clip)
         return reference.run_layer(layer, cells)
-    # A trace may be trained later, whatever the grad mode is now.
-    with_gradients = torch.is_grad_enabled() or torch_private.is_tracing()
+    # A trace may be run in either grad mode, whatever it is now: the raw operator saves what a gradient needs.
+    tracing = torch_private.is_tracing()
+    with_gradients = torch.is_grad_enabled() and not tracing and torch_private.need_gradient(differentiable)
     # A tangent needs the saved values as much as a gradient does.
-    save = torch_private.in_forward_mode() or (with_gradients and torch_private.need_gradient(differentiable))
+    save = with_gradients or torch_private.in_forward_mode()
     # A graph keeps only a Function's forward; the raw operator has a gradient of its own.
-    if save and is_captured():
+    if tracing or (save and is_captured()):
         output, h_n, c_n, all_cells, _ = layer.forward(save, cells, grad_clip)
     elif save or transformed:
         flat = flatten(ForwardArguments(save, cells, grad_clip, layer))

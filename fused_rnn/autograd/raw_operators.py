@@ -20,7 +20,7 @@ _operators = torch.ops.fused_rnn
 def _forward_arguments(*args):
     """From the operator's order of arguments to that of ``LayerForward.apply``."""
     call = ForwardCall(*args)
-    return flatten(ForwardArguments(call.save, call.cells, call.grad_clip, call.layer))
+    return flatten(ForwardArguments(True, call.cells, call.grad_clip, call.layer))
 
 
 def _backward_arguments(*args):
@@ -30,6 +30,7 @@ def _backward_arguments(*args):
 
 
 def _raw_forward(*args):
+    """Saves what the gradient needs, also if ``save`` is false, as in traces."""
     return LayerForward.apply(*_forward_arguments(*args))
 
 

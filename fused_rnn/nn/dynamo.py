@@ -15,7 +15,7 @@ from torch import nn
 
 from ..ops import torch_private
 from ..ops.late_import import after_import
-from .stock import stock_names
+from .stock import STOCK, stock_names
 
 
 def admit(layers: type[nn.Module]) -> None:
@@ -38,7 +38,9 @@ def _patch(builder: ModuleType) -> None:
         if isinstance(module, tuple(_admitted)):
             with torch._dynamo.config.patch(allow_rnn=True):
                 return wrap(self, module)
-        with stock_names():  # Dynamo looks them up
-            return wrap(self, module)
+        if isinstance(module, tuple(STOCK.values())):
+            with stock_names():  # Dynamo looks them up, to refuse torch's layers
+                return wrap(self, module)
+        return wrap(self, module)
 
     setattr(kind, name, wrap_module)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from ..ops.layer import WeightFormat
 from .ours import Ours
 from .runners import Frozen
@@ -46,6 +48,11 @@ class Freezable(Ours):
         if isinstance(self._runner, Frozen):
             self._runner.refuse_capture()
         return super()._slow_forward(*args, **kwargs)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        if isinstance(self._runner, Frozen):
+            self._runner.refuse_capture()
+        return super().__prepare_scriptable__()
 
     def _apply(self, *args, **kwargs):
         format = self._thaw()

@@ -164,7 +164,7 @@ class Frozen(Runner):
         """Raises if the weights are int8, which most exporters would forget."""
         if self.is_quantized:
             raise RuntimeError(
-                "fused_rnn: a layer with int8 weights is neither exported nor traced, except by "
+                "fused_rnn: a layer with int8 weights is not exported, traced or scripted, except by "
                 f"torch.onnx.export(model, args, dynamo=True); otherwise {_THAW}"
             )
 

@@ -184,6 +184,8 @@ def test_torchrls_python_layer_stays_torchrls(example, name):
     expected = theirs(given.clone())["y"]
     torch.testing.assert_close(ours.make_python_based()(given.clone())["y"], expected)
     torch.testing.assert_close(ours.make_cudnn_based()(given.clone())["y"], expected)
+    ours, theirs, _ = pair(example, name, python_based=True)
+    assert_same(ours, theirs, episodes(states, (3, 6)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,8 +193,9 @@ def test_refusals(example, name):
     kind = getattr(example, f"ResetMask{name}")
     with pytest.raises(example.Unsupported, match=r"recurrent_backend='scan'.*expected 'pad' or 'auto'"):
         kind(3, 4, in_key="x", out_key="y", recurrent_backend="scan")
-    with pytest.raises(example.Unsupported, match=rf"around torchrl.*{name}; expected torch\.nn\.{name}"):
-        kind(3, 4, in_key="x", out_key="y", python_based=True)
+    own = type("Own", (getattr(nn, name),), {})(3, 4, batch_first=True)
+    with pytest.raises(example.Unsupported, match=rf"around .*\.Own; expected torch\.nn\.{name}"):
+        kind(in_key="x", out_key="y", **{name.lower(): own})
     with pytest.raises(ValueError, match="batch_first=True"):
         layer = getattr(fused_rnn, name)(3, 4)
         kind(in_key="x", out_key="y", **{name.lower(): layer})

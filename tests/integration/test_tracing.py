@@ -66,6 +66,30 @@ def test_a_saved_trace_runs_at_other_sizes_and_trains(name, form, with_gradients
         torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_a_trace_takes_gradients_through_weights_that_need_none(name, with_gradients):
+    model = Net(name, num_layers=2)
+    for frozen in (model.rnn, model.cell):
+        frozen.requires_grad_(False)
+    with torch.set_grad_enabled(with_gradients):
+        trace = saved_and_loaded(torch.jit.trace(model, torch.randn(5, 2, 3, dtype=F64)))
+    gradients, x = [], torch.randn(7, 3, 3, dtype=F64)
+    for module in (trace, model):
+        sum(result.square().sum() for result in tensors(module(x))).backward()
+        gradients.append([module.enter.weight.grad, module.enter.bias.grad])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_trace_under_autocast_passes_torchs_own_check(name):
+    """Which runs without gradients: it has to find the same graph."""
+    layer, x = getattr(fused_rnn, name)(3, 4), torch.randn(5, 2, 3)
+    with torch.autocast("cpu"):
+        trace = torch.jit.trace(layer, x)
+        torch.testing.assert_close(tensors(trace(x)), tensors(layer(x)))
+
+
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_a_frozen_layer_traces(form):
     layer = fused_rnn.freeze(fused_rnn.LSTM(3, 4, **form).requires_grad_(False))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fused_rnn
+from fused_rnn.nn import dynamo
 
 NAMES = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
 STOCK = {name: getattr(nn, name) for name in NAMES}
@@ -77,6 +78,15 @@ def test_threads_may_install_concurrently():
     for thread in threads:
         thread.join()
     assert nn.LSTM is STOCK["LSTM"]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch, by Dynamo
+def test_compiling_leaves_the_names_alone(monkeypatch):
+    """Other threads may be building layers."""
+    monkeypatch.setattr(dynamo, "stock_names", lambda: pytest.fail("the names were torch's for a while"))
+    with fused_rnn.install():
+        model = nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 4))
+        torch.compile(model, fullgraph=True, backend="eager")(torch.randn(5, 2, 3))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -60,8 +60,12 @@ def test_raw_operator_refuses_tangents():
             torch.ops.fused_rnn.layer_forward(*shared, dual, *tensors, False, False)
 
 
-def test_backward_without_saved_values_names_save():
-    shared, tensors = operator_arguments("gru", True)
-    output = torch.ops.fused_rnn.layer_forward(*shared, *tensors, False, False)[0]
-    with pytest.raises(RuntimeError, match="save=True"):
-        output.sum().backward()
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_call_that_needs_gradients_saves_for_them_unasked(cell):
+    shared, tensors = operator_arguments(cell, True)
+    leaves = [t for t in (*tensors[:3], *tensors[3]) if t is not None]
+    grads = []
+    for save in (False, True):
+        output = torch.ops.fused_rnn.layer_forward(*shared, *tensors, save, False)[0]
+        grads.append(torch.autograd.grad(output.sum(), leaves, allow_unused=True))
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
