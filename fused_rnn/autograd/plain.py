@@ -88,7 +88,9 @@ def run_any_layer(layer: Layer, cells: bool = False, grad_clip: float | None = N
     """:func:`run_layer` if it can run this call, else :func:`functions.run_layer`."""
     tensors = [tensor for tensor in (layer.input, layer.h0, layer.c0, *layer.weights) if tensor is not None]
     if is_eager() and torch.is_grad_enabled() and torch_private.need_gradient(tensors):
-        if has_torch_function(tensors):  # the results are of the subclass too, and not views made in an autograd function
+        if has_torch_function(
+            tensors
+        ):  # the results are of the subclass too, and not views made in an autograd function
             return handle_torch_function(run_any_layer, tensors, layer, cells, grad_clip)
         return run_layer(layer, cells, grad_clip)
     return functions.run_layer(layer, cells, grad_clip)
