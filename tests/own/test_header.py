@@ -36,15 +36,7 @@ def every_function(x, r, h, c):
 def rarer_functions(x, r, h, c):
     i, f = x + r
     a = torch.exp2(torch.tanh(i)) + torch.log2(1 + h * h) + torch.log10(2 + c * c) + torch.special.erfc(f) + F.selu(i)
-    a = (
-        a
-        + F.hardsigmoid(i)
-        + F.hardswish(f)
-        + torch.lerp(h, c, 0.3)
-        + torch.logaddexp(i, f)
-        + F.relu6(f)
-        + F.softsign(h)
-    )
+    a = a + torch.lerp(h, c, 0.3) + torch.logaddexp(i, f) + F.relu6(f) + F.softsign(h)
     a = (
         a
         + torch.addcmul(i, h, c, value=0.5)
