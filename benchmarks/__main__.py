@@ -20,7 +20,7 @@ from .suites import EFFORTS, LOST, SUITES
 from .threads import confine, cores
 
 DEFAULT_SUITES = ["cpu", "features"]
-KNOWN = [*SUITES, "features", "rl", "report"]
+KNOWN = [*SUITES, "features", "rl", "own", "report"]
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ def report(folder: Path, root: Path = ROOT) -> None:
     if not cpu:
         raise SystemExit(f"no results of the cpu suite in {folder}: measure first, python -m benchmarks")
     drawn = plots.draw(cpu, folder)
-    text = markdown(cpu, *([r for r in found if r.suite == suite] for suite in ("cells", "features", "rl")))
+    text = markdown(cpu, *([r for r in found if r.suite == suite] for suite in ("cells", "features", "rl", "own")))
     own = root / PERFORMANCE
     pictures = "\n\n".join(f"![{title}]({os.path.relpath(path, own.parent)})" for path, title in drawn.items())
     _write_between_markers(own, f"{text}\n### Plots\n\n{pictures}\n")
@@ -42,9 +42,15 @@ def _write_between_markers(path: Path, inside: str) -> None:
     path.write_text(f"{before}{BEGIN}\n{inside}{END}{after}")
 
 
-def markdown(cpu: list[Results], cells: list[Results], features: list[Results], rl: list[Results] = ()) -> str:
+def markdown(
+    cpu: list[Results],
+    cells: list[Results],
+    features: list[Results],
+    rl: list[Results] = (),
+    own: list[Results] = (),
+) -> str:
     parts = [_header(cpu), _plain_table(cpu), count_of_lost(cpu), *_missing(cpu[-1]), _memory(cpu[-1])]
-    parts += [*_cells(cells), *_features(features), *_rl(rl)]
+    parts += [*_cells(cells), *_features(features), *_rl(rl), *_own(own)]
     return "\n\n".join(part for part in [*parts, *footnote(*parts)] if part) + "\n"
 
 
@@ -115,12 +121,22 @@ def _rl(rl: list[Results]) -> list[str]:
     """On one thread, as rollouts of small networks usually run, and on all."""
     if not rl:
         return []
-    last = rl[-1]
-    where = (
-        f"Episodes end inside of rollouts. Measured on {machine(last)}; {versions(last)}; commit {last.commit}, "
-        f"{last.date[:10]}."
+    tables = (_feature_table(one, "reinforcement learning") for one in rl)
+    return ["### Reinforcement learning", f"Episodes end inside of rollouts. {_measured(rl[-1])}", *tables]
+
+
+def _own(own: list[Results]) -> list[str]:
+    if not own:
+        return []
+    what = (
+        "The same step, written in Python, as a compiled layer and in a loop; an LSTM and a GRU written so, beside the "
+        "built-in ones. What a cell with a recurrent matrix gains is bounded by its products, which the loop has too."
     )
-    return ["### Reinforcement learning", where, *(_feature_table(one, "reinforcement learning") for one in rl)]
+    return ["### Cells of your own", f"{what} {_measured(own[-1])}", *(_feature_table(one, "own cells") for one in own)]
+
+
+def _measured(last: Results) -> str:
+    return f"Measured on {machine(last)}; {versions(last)}; commit {last.commit}, {last.date[:10]}."
 
 
 def _feature_table(results: Results, title: str) -> str:

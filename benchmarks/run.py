@@ -21,7 +21,7 @@ import fused_rnn
 from fused_rnn.tools.progress import progress
 from fused_rnn.tools.verify import relative_error
 
-from . import memory, rl, roofline, table
+from . import memory, own_cells, rl, roofline, table
 from .features import Feature, features
 from .limits import Limits
 from .load import Load
@@ -33,7 +33,7 @@ from .timing import time_interleaved, wait_for_idle_threads
 from .variants import VARIANTS
 
 Item = TypeVar("Item")
-FEATURES = {"features": features, "rl": rl.features}  # suites whose lines are features
+FEATURES = {"features": features, "rl": rl.features, "own": own_cells.features}  # suites whose lines are features
 
 
 def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: list[str]) -> Results:
@@ -90,6 +90,8 @@ def measure(suite: str, effort: Effort, threads: int, most_threads: int, only: l
 
 def peers_of(suite: str) -> dict[str, str]:
     """Versions, or why one is missing."""
+    if suite == "own":
+        return {}  # Python loops need torch alone
     return rl.versions() if suite == "rl" else {peer.NAME: peer.missing() or peer.version() for peer in PEERS}
 
 

@@ -1,4 +1,4 @@
-"""The suites: fixed lists of lines. Those of features are in ``features`` and ``rl``."""
+"""The suites: fixed lists of lines. Those of features are in ``features``, ``rl`` and ``own_cells``."""
 
 from __future__ import annotations
 

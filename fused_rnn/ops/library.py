@@ -169,6 +169,11 @@ def cell_traits(cell_id: int) -> CellTraits:
 
 # ---- cells that are registered at run time ---------------------------------------------------------------------------
 
+MOST_GATES, MOST_STATES = 8, 8
+"""``kMostGates`` and ``kMostStates`` in csrc/cells/cells.h."""
+LEAST_OWN_ID = 1 << 32
+"""``kLeastOwnId`` in csrc/core/registry.h: ids of these cells are at least that."""
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """In the order of ``Dtype`` in csrc/core/problem.h."""
 _added: dict[int, list[ctypes.CDLL]] = {}  # by cell id: its plug-ins

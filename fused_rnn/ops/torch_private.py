@@ -188,7 +188,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], nested):
 def elementary_decompositions() -> dict:
     """How torch composes an operator of simpler ones; these are exp, log1p and the like, and what moves numbers."""
     aten = torch.ops.aten
-    more = (aten.elu, aten.erfc, aten.exp2, aten.gelu, aten.hardtanh, aten.leaky_relu, aten.log_sigmoid_forward)
+    more = (aten.elu, aten.gelu, aten.hardtanh, aten.leaky_relu, aten.log_sigmoid_forward)
     table = {**core_aten_decompositions(), **get_decompositions(more)}
     for kept in (aten.select_backward.default, aten.slice_backward.default):
         table.pop(kept, None)

@@ -23,7 +23,6 @@ from .cache import HEADER, PLUG_IN, Entry
 from .flags import CXX_FLAGS, camel, isas_of
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_LEAST_ID = 1 << 32
 _ISAS = isas_of(platform.machine())
 
 
@@ -36,7 +35,7 @@ def sources() -> Path:
 def cell_id(header: str) -> int:
     """The id of this cell in operators' arguments and graphs: a hash of its text."""
     number = int(hashlib.sha256(header.encode()).hexdigest()[:15], 16)
-    return number if number >= _LEAST_ID else number + _LEAST_ID
+    return number if number >= library.LEAST_OWN_ID else number + library.LEAST_OWN_ID
 
 
 def load(header: str, dtypes: Iterable[torch.dtype], name: str = "cell") -> Path:

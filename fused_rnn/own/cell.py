@@ -18,13 +18,11 @@ from torch import Tensor
 from .. import reference
 from ..ops import arguments
 from ..ops.cells import Cell, Row
-from ..ops.library import CellTraits
+from ..ops.library import MOST_GATES, MOST_STATES, CellTraits
 from . import build
-from .layer import Init, OwnLayer, check_init
+from .layer import MATRICES, Init, OwnLayer, check_init
 from .record import Declaration, call, record
 from .register import group_of, load, register
-
-_MOST = 8
 
 
 @overload
@@ -102,7 +100,8 @@ def cell(
     """
 
     def make(function: Callable[..., Any]) -> OwnCell:
-        return OwnCell(function, gates, states, params, recurrent, initial or {}, init or {}, name)
+        beginning, drawn = {} if initial is None else initial, {} if init is None else init
+        return OwnCell(function, gates, states, params, recurrent, beginning, drawn, name)
 
     return make if function is None else make(function)
 
@@ -133,12 +132,14 @@ class OwnCell:
     ) -> None:
         if not callable(function):
             raise TypeError(f"cell: the step must be a function, got {type(function).__name__}")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"cell: name must be a str, got {type(name).__name__}")
         self.name: str = getattr(function, "__name__", type(function).__name__) if name is None else name
         self.function: Callable[..., Any] = function
         self.gates: int = gates
         self.states: tuple[str, ...] = _names(self.name, "states", states)
         self.params: tuple[str, ...] = _names(self.name, "params", params)
-        self.recurrent: bool = bool(recurrent)
+        self.recurrent: bool = recurrent
         self.__doc__ = getattr(function, "__doc__", None)
         self.__module__ = getattr(function, "__module__", "")
         self.__name__: str = self.name
@@ -154,13 +155,20 @@ class OwnCell:
         name, states, params = self.name, self.states, self.params
         if isinstance(self.gates, bool) or not isinstance(self.gates, int):
             raise TypeError(f"{name}: gates must be an int, got {type(self.gates).__name__}")
-        if not 1 <= self.gates <= _MOST:
-            raise ValueError(f"{name}: gates must be 1 to {_MOST}, got {self.gates}")
-        if not 1 <= len(states) <= _MOST:
-            raise ValueError(f"{name}: there must be 1 to {_MOST} states, got {len(states)}")
+        if not isinstance(self.recurrent, bool):
+            raise TypeError(f"{name}: recurrent must be a bool, got {type(self.recurrent).__name__}")
+        if not isinstance(initial, Mapping):
+            raise TypeError(f"{name}: initial must be a dict by name of a state, got {type(initial).__name__}")
+        if not 1 <= self.gates <= MOST_GATES:
+            raise ValueError(f"{name}: gates must be 1 to {MOST_GATES}, got {self.gates}")
+        if not 1 <= len(states) <= MOST_STATES:
+            raise ValueError(f"{name}: there must be 1 to {MOST_STATES} states, got {len(states)}")
         twice = {each for each in states + params if (states + params).count(each) > 1}
         if twice:
             raise ValueError(f"{name}: states and params must have different names, got {sorted(twice)} twice")
+        taken = [each for each in params if each in MATRICES]
+        if taken:
+            raise ValueError(f"{name}: params may not be named {taken[0]!r}, as a layer's own parameters are")
         for state, value in initial.items():
             if state not in states:
                 raise ValueError(f"{name}: initial names {state!r}, but the states are {', '.join(states)}")

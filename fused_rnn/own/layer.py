@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
@@ -22,6 +20,14 @@ from ..ops.layer import WeightFormat
 
 Init: TypeAlias = float | Callable[..., Any]
 """How a parameter is drawn: filled with a number, or by a function."""
+
+MATRICES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+"""What a layer has besides the cell's own parameters."""
+
+NOT_ON_CUDA = (
+    "fused_rnn: cells of your own are compiled for the CPU so far, not for CUDA: keep layer and input on the CPU, "
+    "or ask for the slow loop in plain PyTorch: layer(..., compiled=False)"
+)
 
 
 class OwnLayer(Freezable, nn.Module):
@@ -51,9 +57,11 @@ class OwnLayer(Freezable, nn.Module):
         init: Mapping[str, Init] | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        _check_dropout(dropout, num_layers)
-        check_init(cell.name, init or {}, cell.params, cell.recurrent)
+        # Wrong arguments get torch's errors, and so does dropout of a single layer its warning.
+        nn.GRU(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device="meta")
+        if compiled and device is not None and torch.device(device).type == "cuda":
+            raise NotImplementedError(NOT_ON_CUDA)
+        check_init(cell.name, {} if init is None else init, cell.params, cell.recurrent)
         self.cell: Any = cell  # an OwnCell
         self.input_size: int = input_size
         self.hidden_size: int = hidden_size
@@ -174,7 +182,7 @@ class OwnLayer(Freezable, nn.Module):
         return weights
 
     def _matrices(self) -> list[str]:
-        names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"][: 4 if self.bias else 2]
+        names = list(MATRICES[: 4 if self.bias else 2])
         return names if self.cell.recurrent else names[::2]
 
     def _weight_names(self) -> list[str]:
@@ -249,29 +257,10 @@ class _FrozenParts(Frozen):
 
 def check_init(cell: str, init: Mapping[str, Init], params: Sequence[str], recurrent: bool) -> None:
     known = ["weight_ih", "bias_ih", *["weight_hh", "bias_hh"] * recurrent, *params]
+    if not isinstance(init, Mapping):
+        raise TypeError(f"{cell}: init must be a dict by name of a parameter, got {type(init).__name__}")
     for name, value in init.items():
         if name not in known:
             raise ValueError(f"{cell}: init names {name!r}, but the parameters are {', '.join(known)}")
         if isinstance(value, bool) or not (callable(value) or isinstance(value, (int, float))):
             raise TypeError(f"{cell}: init[{name!r}] must be a number or a function, got {type(value).__name__}")
-
-
-def _check_sizes(**sizes: Any) -> None:
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
-        if size <= 0 and name != "input_size":
-            raise ValueError(f"{name} must be greater than zero")
-
-
-def _check_dropout(dropout: Any, num_layers: int) -> None:
-    if not isinstance(dropout, numbers.Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:  # type: ignore[operator]
-        raise ValueError(
-            "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
-        )
-    if dropout and num_layers == 1:
-        warnings.warn(
-            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers "
-            f"greater than 1, but got dropout={dropout} and num_layers={num_layers}",
-            stacklevel=4,
-        )

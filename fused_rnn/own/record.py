@@ -6,6 +6,7 @@ import linecache
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -41,6 +42,11 @@ _MIXING = _words(
     sort std sum t take topk transpose unfold var var_mean linalg_vector_norm _softmax _log_softmax embedding"""
 )
 _HIDING = ("torch.detach", "torch.Tensor.detach", "torch.Tensor.detach_", "torch.Tensor.data.__get__")
+# Of more than one number these raise, or return what is no Tensor, before any operator is called.
+_READING = _words(
+    "__bool__ __float__ __int__ __complex__ __index__ __contains__ __array__ __dlpack__ item tolist numpy"
+)
+_MOVING = _words("cuda cpu")
 _HELP = "a cell's formula may use + - * / pow, exp, log, sqrt, sigmoid, tanh, relu and the like, where, comparisons"
 
 
@@ -51,6 +57,8 @@ class Call(NamedTuple):
     args: tuple
     kwargs: dict[str, Any]
     results: list[Tensor]
+    place: str
+    """The public function and the line of the formula."""
 
 
 class Record(NamedTuple):
@@ -91,10 +99,15 @@ def record(function: Callable, declared: Declaration) -> Record:
     inputs = example_inputs(declared, torch.float64, (ROWS, UNITS))
     found = _run(function, declared, inputs)
     again = _run(function, declared, example_inputs(declared, torch.float32, (ROWS + 1, UNITS + 1)))
-    if _signature(found) != _signature(again):
+    first, second = _signature(found), _signature(again)
+    if first != second:
+        pairs = zip_longest(first, second)
+        number = next(k for k, (one, other) in enumerate(pairs) if one != other)
+        calls = found.calls if number < len(found.calls) else again.calls
         raise ValueError(
             f"{declared.name}: two calls of the formula computed differently, so it depends on sizes, dtypes, random "
-            "numbers or something else outside; it may depend on its arguments alone"
+            "numbers or something else outside; it may depend on its arguments alone. They differ from "
+            f"{calls[number].place} on"
         )
     _refuse_hidden_derivatives(function, declared, inputs)
     return found
@@ -121,7 +134,8 @@ def _run(function: Callable, declared: Declaration, inputs: list[Tensor]) -> Rec
             raise TypeError(f"{name}: the new {state} must be a Tensor, got {type(output).__name__}")
         if output.shape != inputs[-1].shape:
             expected, got = "[B, H]", watch.described(output.shape)
-            raise ValueError(f"{name}: the new {state} must have the shape {expected} of a state, got {got}")
+            hint = "; a gate is x[0], not x" if output.shape[1:] == inputs[-1].shape else ""
+            raise ValueError(f"{name}: the new {state} must have the shape {expected} of a state, got {got}{hint}")
         if output.dtype != inputs[-1].dtype:
             raise ValueError(f"{name}: the new {state} must have the input's dtype, got {output.dtype}")
         if id(output) not in watch.known:
@@ -134,6 +148,8 @@ def _counted(states: tuple[str, ...]) -> str:
 
 
 def _signature(record: Record) -> list:
+    """Of every call: its operator, arguments and constants."""
+
     def plain(value: Any, of_shapes: bool) -> Any:
         if isinstance(value, Tensor):
             return value.dim() if value.dim() else None
@@ -141,14 +157,15 @@ def _signature(record: Record) -> list:
             return [plain(part, of_shapes) for part in value]
         if of_shapes and isinstance(value, int) and abs(value) in (ROWS, ROWS + 1, UNITS, UNITS + 1):
             return "size"
-        return None if isinstance(value, torch.dtype) else value
+        return None if isinstance(value, torch.dtype) else repr(value)  # by text, since NaN differs from itself
 
-    constants = [
-        result.item() for call in record.calls for result in call.results if not result.dim() and result.numel() == 1
+    def constants(call: Call) -> list[str]:
+        return [repr(result.item()) for result in call.results if not result.dim() and result.numel() == 1]
+
+    return [
+        [str(call.operator), plain(call.args, _name_of(call.operator) in _OF_SHAPES), constants(call)]
+        for call in record.calls
     ]
-    operators = [call.operator for call in record.calls]
-    arguments = [plain(call.args, _name_of(call.operator) in _OF_SHAPES) for call in record.calls]
-    return [constants, list(map(str, operators)), arguments]
 
 
 class _KeepsGradients(TorchFunctionMode):
@@ -193,13 +210,18 @@ class _Watch:
         self.refused: ValueError | None = None
 
     def refuse(self, reason: str, operator: str = "") -> ValueError:
-        place = None if self.frame is None else (self.frame.f_code.co_filename, self.frame.f_lineno)
-        self.refused = ValueError(f"{self.declared.name}: {self.function or operator} {reason}{_where(place)}")
+        self.refused = ValueError(f"{self.declared.name}: {self.function or operator} {reason}{self.line()}")
         return self.refused
 
+    def line(self) -> str:
+        return _where(None if self.frame is None else (self.frame.f_code.co_filename, self.frame.f_lineno))
+
     def described(self, shape: Sequence[int]) -> str:
-        letters = {self.declared.gates: "gates", self.sizes[0]: "B", self.sizes[1]: "H"}
-        return f"[{', '.join(letters.get(size, str(size)) for size in shape)}]"
+        letters = {self.sizes[0]: "B", self.sizes[1]: "H"}
+        named = [letters.get(size, str(size)) for size in shape]
+        if len(shape) > 2 and shape[0] == self.declared.gates:
+            named[0] = "gates"
+        return f"[{', '.join(named)}]"
 
 
 class _See(TorchFunctionMode):
@@ -216,6 +238,11 @@ class _See(TorchFunctionMode):
         for name, value in list(frame.f_locals.items()) if frame is not None else ():
             if isinstance(value, Tensor):
                 watch.names.setdefault(id(value), name)
+        name = watch.function.removeprefix("torch.Tensor.")
+        if name in _READING:
+            raise watch.refuse("needs a value while the formula is read, and values differ: write torch.where")
+        if name in _MOVING:
+            raise watch.refuse("changes dtype or device, which a formula leaves to the layer")
         if watch.function in _HIDING:
             raise watch.refuse("hides a value from the derivative, which second derivatives would not see")
         result = func(*args, **(kwargs or {}))
@@ -238,7 +265,8 @@ class _Keep(torch_private.TorchDispatchMode):
         for result in results:
             self._check_result(func, result)
             self.watch.known[id(result)] = result
-        self.watch.calls.append(Call(func, args, kwargs, results))
+        place = f"{self.watch.function or _name_of(func)}{self.watch.line()}"
+        self.watch.calls.append(Call(func, args, kwargs, results, place))
         return returned
 
     def _check(self, func, args, kwargs) -> None:

@@ -64,7 +64,10 @@ def trace(record: Record, declared: Declaration) -> Formula:
     traced = _traced(joint, inputs, zeros, gradients)
     nothing = [_number(graph.constant(0.0)) for _ in state]
     given = [_numbers(x), *([_numbers(r)] if r else []), *map(_number, (*state, *own))]
-    found = iter(lift(traced, [*given, *nothing, *map(_number, gradient)], graph))
+    try:
+        found = iter(lift(traced, [*given, *nothing, *map(_number, gradient)], graph))
+    except NotImplementedError as error:  # torch adds lines of its graph
+        raise NotImplementedError(f"{declared.name}: {str(error).splitlines()[0]}") from error
     state_next = [next(found).item() for _ in state]
     for call in record.calls:
         for result in call.results:

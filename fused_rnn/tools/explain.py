@@ -21,7 +21,7 @@ from ..ops.cells import BY_MODE
 from ..ops.checks import Options
 from ..ops.layer import Layer
 from ..ops.measured import Table
-from ..own.layer import OwnLayer
+from ..own.layer import NOT_ON_CUDA, OwnLayer
 from . import html, plan_words
 
 _FROZEN = "The weights are frozen: packed once by fused_rnn.freeze, for calls without gradients"
@@ -234,6 +234,8 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
     if layer.input.device.type == "meta":
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
     device = "cuda" if asked.gpu else layer.input.device.type
+    if isinstance(module, OwnLayer) and device == "cuda":
+        return Explanation("none", None, NOT_ON_CUDA)
     table = _table(asked, device, layer)
     reason, by_torch = _handed_over(module, layer, masks, asked, table)
     if by_torch:

@@ -33,6 +33,21 @@ def every_function(x, r, h, c):
     return torch.tanh(a), F.relu(c + a) - torch.sqrt(1 + h * h) * torch.log(1.5 + torch.sigmoid(f)) + 0.1 * b
 
 
+def rarer_functions(x, r, h, c):
+    i, f = x + r
+    a = torch.exp2(torch.tanh(i)) + torch.log2(1 + h * h) + torch.log10(2 + c * c) + torch.special.erfc(f) + F.selu(i)
+    a = a + torch.lerp(h, c, 0.3) + torch.logaddexp(i, f) + F.relu6(f) + F.softsign(h)
+    a = (
+        a
+        + torch.addcmul(i, h, c, value=0.5)
+        + torch.addcdiv(f, h, 1 + c * c)
+        + torch.square(torch.sin(i))
+        + 2.0 ** h.sin()
+    )
+    b = i.masked_fill(f > 0, 0.25) + torch.where(torch.logical_and(h >= 0, ~(c < 0)) | (i != f), h, c) + (h > c) * f
+    return torch.tanh(a), torch.sub(b, c, alpha=0.5) + torch.rsub(h, 1.0)
+
+
 def tensors_of_gates(x, r, h):
     """Whole tensors of gates, indexed, sliced and stacked."""
     s = torch.sigmoid(x + r)
@@ -63,6 +78,7 @@ def from_parameters(x, r, h, *, decay, new):
 
 FORMULAS = [
     (every_function, Declaration("every_function", 4, ("h", "c"))),
+    (rarer_functions, Declaration("rarer_functions", 2, ("h", "c"))),
     (tensors_of_gates, Declaration("tensors_of_gates", 3, ("h",))),
     (uses_new_state, Declaration("uses_new_state", 1, ("h", "c"))),
     (returns_arguments, Declaration("returns_arguments", 1, ("h", "c"), (), False)),
@@ -162,6 +178,31 @@ def test_whole_gradients_include_what_passes_inside_the_step(probed):
     (inside,) = torch.autograd.grad(h, c, gradient[:, 0])
     expected = torch.stack([gradient[:, 0], gradient[:, 1] + inside], 1)
     assert error(whole_gradients(one, results), expected) <= LIMIT
+
+
+# In the header of the peephole LSTM: something in each of its functions.
+MUTATIONS = {
+    "forward": ("saved[3] = sigmoid(sum_o);", "saved[3] = sigmoid(sum_o - p_o);"),
+    "advance": ("saved[0] * c + saved[1] * saved[2]", "saved[0] * c - saved[1] * saved[2]"),
+    "tangent": ("sum_d_c_2 * p_o", "(sum_d_c_2 - sum_d_c) * p_o"),
+    "backward, a gate": ("dx[2] = dr[2] = d_c_whole * sigmoid_i", "dx[2] = dr[2] = d_c_whole * sigmoid_f"),
+    "backward, a state": ("dstate[1] = sum_d_i_2;", "dstate[1] = sum_d_i_2 - d_f * p_f;"),
+    "backward, a parameter": ("dparams[2] = d_o * c_next;", "dparams[2] = d_o * c;"),
+    "backward, a derivative": ("T(1) - tanh_c_next * tanh_c_next", "T(1) - tanh_c_next"),
+}
+
+
+def test_a_wrong_header_is_detected(tmp_path):
+    formula = next(formula for formula in FORMULAS if formula[1].name == "peephole_lstm")
+    right = zoo.peephole_lstm.header
+    assert [mutation for mutation, (old, _) in MUTATIONS.items() if right.count(old) != 1] == []
+    texts = [right.replace(*change) for change in MUTATIONS.values()]
+    for mutation, one in zip(MUTATIONS, probe(tmp_path, [formula] * len(texts), texts), strict=True):
+        values, moves = inputs_of(one, 1.0)
+        results, tangents = one.run(values, moves, wide=True)
+        expected, moved = one.expected(values, moves)
+        errors = [error(one.compared(results), expected), error(one.compared(tangents), moved)]
+        assert max(errors) > 1e-3 > LIMIT, mutation
 
 
 # ---- what a header says ----------------------------------------------------------------------------------------------

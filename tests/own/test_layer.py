@@ -258,6 +258,11 @@ def step(x, r, h):
         (ValueError, r"initial\['h'\] must be a number", {"initial": {"h": float("nan")}}),
         (ValueError, "init names 'p'", {"init": {"p": 1.0}}),
         (TypeError, r"init\['bias_ih'\] must be a number or a function", {"init": {"bias_ih": "zeros"}}),
+        (TypeError, "init must be a dict", {"init": [1.0]}),
+        (TypeError, "initial must be a dict", {"initial": [1.0]}),
+        (TypeError, "recurrent must be a bool, got str", {"recurrent": "no"}),
+        (TypeError, "name must be a str, got int", {"name": 3}),
+        (ValueError, "params may not be named 'weight_hh'", {"params": ("weight_hh",)}),
     ],
 )
 def test_wrong_declarations(error, message, options):
@@ -271,17 +276,45 @@ def test_only_functions_are_cells():
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"input_size": 0},
+        {"input_size": 3.0},
+        {"hidden_size": 0},
+        {"hidden_size": 3.0},
+        {"num_layers": 0},
+        {"num_layers": 1.5},
+        {"bias": 1},
+        {"batch_first": None},
+        {"dropout": 1.5},
+        {"dropout": True},
+        {"dropout": float("nan")},
+        {"dropout": "half"},
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_layers_get_torchs_errors(options):
+    """Those of the installed version: older ones let some of them pass."""
+    results = []
+    for make in (nn.GRU, zoo.janet.layer):
+        arguments = {"input_size": 4, "hidden_size": 3} | options | ({} if make is nn.GRU else {"compiled": False})
+        try:
+            make(**arguments)
+            results.append(None)
+        except (TypeError, ValueError) as error:
+            results.append((type(error), str(error)))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
     ("error", "message", "options"),
     [
         (ValueError, "proj_size argument is only supported for LSTM, not janet", {"proj_size": 2}),
-        (ValueError, "hidden_size must be greater than zero", {"hidden_size": 0}),
-        (ValueError, "num_layers must be greater than zero", {"num_layers": 0}),
-        (TypeError, "hidden_size should be of type int, got: float", {"hidden_size": 3.0}),
-        (ValueError, "dropout should be a number in range", {"dropout": 1.5}),
         (ValueError, "init names 'forget'", {"init": {"forget": 1.0}}),
+        (TypeError, "init must be a dict", {"init": 3}),
     ],
 )
-def test_wrong_arguments_of_layers(error, message, options):
+def test_wrong_arguments_of_ours(error, message, options):
     with pytest.raises(error, match=message):
         slow(zoo.janet, **({"input_size": 4, "hidden_size": 3} | options))
 
@@ -289,6 +322,17 @@ def test_wrong_arguments_of_layers(error, message, options):
 def test_dropout_of_a_single_layer_warns():
     with pytest.warns(UserWarning, match="non-zero dropout expects num_layers greater than 1"):
         slow(zoo.janet, 4, 3, dropout=0.5)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda", 1)])
+def test_compiled_layers_are_refused_on_cuda(device):
+    with pytest.raises(NotImplementedError, match=r"for the CPU so far, not for CUDA.*compiled=False"):
+        zoo.janet.layer(4, 3, device=device)
+
+
+def test_other_dtypes_are_not_compiled():
+    with pytest.raises(RuntimeError, match=r"float32, float64, bfloat16 and float16, not for torch\.complex64"):
+        zoo.janet.layer(4, 3, dtype=torch.complex64)
 
 
 def test_wrong_states_of_calls():

@@ -52,10 +52,13 @@ DTYPES = {
     "torch.Tensor.float": lambda y, x, h: y.float().double(),
     "torch.Tensor.half": lambda y, x, h: y.half(),
     "torch.zeros": lambda y, x, h: y + torch.zeros(y.shape),
+    "torch.Tensor.cuda": lambda y, x, h: y.cuda(),
 }
 VALUES = {
     "torch.Tensor.item": lambda y, x, h: y * TWO.item(),
-    "torch.Tensor.__bool__": lambda y, x, h: y if torch.tensor(1.0) > 0 else h,
+    "torch.Tensor.__bool__": lambda y, x, h: y if y > 0 else h,
+    "torch.Tensor.tolist": lambda y, x, h: y * h.tolist()[0][0],
+    "torch.Tensor.numpy": lambda y, x, h: torch.from_numpy(y.numpy()),
 }
 OTHERS = {
     "torch.floor": (lambda y, x, h: torch.floor(y), "not among a cell's operations"),
@@ -102,7 +105,12 @@ def test_the_line_is_the_users():
 
 
 def test_what_depends_on_sizes_is_refused():
-    assert "sizes" in refused(lambda x, r, h: h * h.shape[0])
+    message = refused(lambda x, r, h: torch.tanh(h) * h.shape[0])
+    assert re.search(r"sizes.* differ from torch\.Tensor\.mul \(test_record\.py, line \d+: .+\) on$", message), message
+
+
+def test_nan_is_a_number():
+    assert record(lambda x, r, h: torch.where(h > 0, h, float("nan")), Declaration("mine", 2, ("h",))).calls
 
 
 def test_what_differs_between_calls_is_refused():
@@ -122,7 +130,7 @@ def test_what_differs_between_calls_is_refused():
         (lambda x, r, h, c: h, ("h", "c"), ("2 new states (h, c)", "got 1")),
         (lambda x, r, h: None, ("h",), ("Tensor", "NoneType")),
         (lambda x, r, h: 1.0, ("h",), ("Tensor", "float")),
-        (lambda x, r, h: x + r, ("h",), ("[B, H]", "[gates, B, H]")),
+        (lambda x, r, h: x + r, ("h",), ("[B, H]", "[gates, B, H]", "a gate is x[0]")),
         (lambda x, r, h: x[:1] + r[:1], ("h",), ("[B, H]", "[1, B, H]")),
         (lambda x, r, h: h > 0, ("h",), ("dtype", "torch.bool")),
     ],

@@ -191,3 +191,10 @@ def test_graphs_are_loaded_in_other_processes(tmp_path):
     assert float(done.stdout) == pytest.approx(model(x).sum().item())
     done = load_in_process("min_gru")
     assert done.returncode == 1 and f"no cell with the id {cell.id} is loaded" in done.stderr
+
+
+def test_pythons_limits_are_the_librarys():
+    cells, registry = ((ROOT / "csrc" / name).read_text() for name in ("cells/cells.h", "core/registry.h"))
+    assert f"constexpr int kMostGates = {library.MOST_GATES}, kMostStates = {library.MOST_STATES};" in cells
+    assert f"kLeastOwnId = int64_t{{1}} << {library.LEAST_OWN_ID.bit_length() - 1};" in registry
+    assert 1 << library.LEAST_OWN_ID.bit_length() - 1 == library.LEAST_OWN_ID

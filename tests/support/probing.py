@@ -87,9 +87,11 @@ def generate(function: Callable, declared: Declaration, initial: Sequence[float]
     return header(formula, initial or [0.0] * len(declared.states))[0]
 
 
-def probe(folder: Path, formulas: Sequence[tuple[Callable, Declaration]]) -> list[Probed]:
-    """All of them compiled at once."""
-    texts = [generate(*formula) for formula in formulas]
+def probe(
+    folder: Path, formulas: Sequence[tuple[Callable, Declaration]], texts: Sequence[str] | None = None
+) -> list[Probed]:
+    """All of them compiled at once. ``texts``: headers in place of those that are generated."""
+    texts = [generate(*formula) for formula in formulas] if texts is None else texts
     lines = [f'#include "{TESTS / "own/probe.h"}"']
     for k, text in enumerate(texts):
         (folder / f"cell_{k}.h").write_text(text.replace("#pragma once", ""))  # equal files would be one
