@@ -1,6 +1,6 @@
 """Sphinx's settings: `make docs` builds the site into build/docs, with every warning an error.
 
-Sphinx and furo: torch's own documentation and that of most packages around it are Sphinx's, so readers know its reference
+Sphinx and furo: the documentation of torch and of most packages around it is Sphinx's, so readers know its reference
 pages, and other projects can link to every name here by intersphinx. furo reads well on a phone and in the dark.
 """
 

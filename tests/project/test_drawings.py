@@ -1,4 +1,4 @@
-"""The drawings of docs/images: their words keep to their boxes, and apart from each other, in the widest of their fonts."""
+"""The drawings of docs/images: words keep to their boxes and off each other, in the widest of their fonts."""
 
 import re
 from itertools import combinations
@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib, of the test extra, has the font to measure with")
 
-from matplotlib.font_manager import FontProperties  # noqa: E402
-from matplotlib.textpath import TextPath  # noqa: E402
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
-from support.pages import DOCS  # noqa: E402
+from support.pages import DOCS
 
 CELL = 40  # boxes up to this wide are cells of a grid, on which a word may lie across several
 DRAWINGS = sorted((DOCS / "images").glob("*.svg"))
