@@ -46,10 +46,15 @@ def _mark(axes: Axes, x: float, y: float, line: Line) -> None:
         axes.plot(x, y, marker="o", mfc="none", color=GREY, ms=9, mew=0.8, ls="")
 
 
-def _explain_marks(figure: Figure, lines: list[Line]) -> None:
+def _explain_marks(figure: Figure, lines: list[Line], *notes: str) -> None:
+    """What the rings mean, if there are any, below ``notes``."""
+    said = ["; ".join(notes)] if notes else []
     if any(line.doubts for line in lines):
-        text = f"ringed: not to be relied on, a spread of more than {LARGEST_SPREAD:.0%} or a busy machine"
-        figure.supxlabel(text, x=0.99, ha="right", fontsize=8, color=GREY)
+        said.append(
+            f"ringed: not to be relied on, times spread by more than {LARGEST_SPREAD:.0%} or the machine was busy"
+        )
+    if said:
+        figure.supxlabel("\n".join(said), x=0.99, ha="right", fontsize=8, color=GREY)
 
 
 def ratios(cpu: list[Results]) -> Figure:
@@ -58,13 +63,13 @@ def ratios(cpu: list[Results]) -> Figure:
     panels = figure.subplots(len(LAYERS), len(MODES), sharex=True, sharey=True)
     shown = [line for results in cpu for line in results.lines if line.work.group == PLAIN]
     peers = [peer for peer in SIDE_COLORS if peer != "ours" and peer in measured(shown)]
+    missing: dict[str, None] = {}  # why peers are in none of a panel's rows, each reason once
     for layer, row in zip(LAYERS, panels, strict=True):
         for axes, mode in zip(row, MODES, strict=True):
             _ratio_panel(axes, [lines_of(results, layer, mode) for results in cpu], peers)
             axes.set_title(f"{layer}, {mode}")
             absent = [peer for peer in peers if not any(peer in w.sides for r in cpu for w in lines_of(r, layer, mode))]
-            text = "\n".join(why_missing(cpu[-1], peer, mode) for peer in absent)
-            axes.annotate(text, (0.98, 0.02), xycoords="axes fraction", ha="right", color=GREY, fontsize=8)
+            missing.update(dict.fromkeys(why_missing(cpu[-1], peer, mode) for peer in absent))
     for axes in panels[-1]:
         axes.set_xlabel("times faster")
     axes.set_xlim(right=1.8 * max(axes.dataLim.xmax for axes in panels.flat))  # room for the last number
@@ -73,8 +78,8 @@ def ratios(cpu: list[Results]) -> Figure:
     if len(cpu) > 1:
         for results, filling in ((cpu[0], "white"), (cpu[-1], "black")):
             handles.append(Line2D([], [], color="black", mfc=filling, label=plural(results.threads, "thread"), **dot))
-    _explain_marks(figure, shown)
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    _explain_marks(figure, shown, *missing)
+    figure.legend(handles=handles, loc="outside upper center", ncols=(len(handles) + 1) // 2)
     return figure
 
 
@@ -95,7 +100,9 @@ def _ratio_panel(axes: Axes, by_threads: list[list[Line]], peers: list[str]) -> 
         for y, found in ends.items():
             axes.plot([min(found), max(found)], [y, y], color=color, lw=1)
             if max(found) >= OUTLIER:
-                beside = {"textcoords": "offset points", "va": "center", "color": color, "fontsize": 7.5}
+                # Lanes are closer than lines of text: numbers of neighbouring lanes lean away from each other.
+                lean = "bottom" if k % 2 == 0 else "top"
+                beside = {"textcoords": "offset points", "va": lean, "color": color, "fontsize": 7.5}
                 axes.annotate(times(float(f"{max(found):.2g}")), (max(found), y), (5, 0), **beside)
     axes.axvline(1, color="black", lw=1)
     for k in range(1, len(SHAPES)):

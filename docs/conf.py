@@ -1,4 +1,8 @@
-"""Sphinx's settings: `make docs` builds the site into build/docs, with every warning an error."""
+"""Sphinx's settings: `make docs` builds the site into build/docs, with every warning an error.
+
+Sphinx and furo: the documentation of torch and of most packages around it is Sphinx's, so readers know its reference
+pages, and other projects can link to every name here by intersphinx. furo reads well on a phone and in the dark.
+"""
 
 import os
 import sys

@@ -61,12 +61,12 @@ def layers() -> None:
     drawing = Drawing(760, 640, "The layers of the house")
     left, width, height, gap = 40, 470, 46, 20
     rows = [
-        (BLUE, "fused_rnn/nn", "layers, cells, stacks; swap, freeze, streams", "Python"),
-        (BLUE, "fused_rnn/ops", "users' arguments to layers; refusals", ""),
+        (BLUE, "fused_rnn/nn", "layers, cells; swap, freeze, streams", "Python"),
+        (BLUE, "fused_rnn/ops", "checks of users' arguments, refusals", ""),
         (BLUE, "fused_rnn/autograd", "gradients, tangents, vmap, norms", ""),
         (VIOLET, "torch.ops.fused_rnn", "the operators", "torch"),
         (GREEN, "csrc/ops", "checks of arguments, allocation", "C++"),
-        (GREEN, "csrc/core", "what an engine is asked: sizes, pointers", ""),
+        (GREEN, "csrc/core", "a call as sizes and pointers", ""),
     ]
     y = 30
     for fill, name, what, side in rows:
@@ -90,14 +90,14 @@ def layers() -> None:
         for k, part in enumerate(parts):
             drawing.text(x + 14, y + 50 + 21 * k, part, size=13, fill=SOFT)
         drawing.arrow((x + wide / 2, y + 110), (x + wide / 2, y + 110 + gap))
-    drawing.text(left + width + 30, y + 60, "engines, one a device", fill=SOFT)
+    drawing.text(left + width + 30, y + 60, "one engine per device", fill=SOFT)
     y += 110 + gap
     drawing.box(left, y, width, height, GREEN)
     drawing.text(left + 14, y + 29, "csrc/cells", mono=True, bold=True)
     drawing.text(left + 130, y + 29, "the formulas, written once, for both devices", size=13, fill=SOFT)
     for above, name, what in (
         (96, "fused_rnn/tools", "explain, verify, ..."),
-        (166, "fused_rnn/reference", "the slow twin"),
+        (166, "fused_rnn/reference", "plain PyTorch, slow"),
     ):
         drawing.box(540, above, 195, 58, GREY)
         drawing.text(554, above + 24, name, mono=True, bold=True, size=13)
@@ -166,8 +166,8 @@ def step() -> None:
     arrow((120, 372), (70, 372), (70, 302))
     box(120, 414, 568, 68, GREY)
     text(136, 440, "saved row", bold=True)
-    text(270, 440, "in training alone:", size=13, fill=SOFT)
-    text(270, 466, "what the cell saves, in groups of 16 units | h [P] | c [H], as they entered", size=13, fill=SOFT)
+    text(270, 440, "only in training:", size=13, fill=SOFT)
+    text(270, 466, "what the cell saves | h [P] and c [H] as they entered", size=13, fill=SOFT)
     box(120, 498, 568, 38, GREY)
     text(136, 522, "cells", bold=True)
     text(270, 522, "c after the step, if return_cells asks for it", size=13, fill=SOFT)

@@ -90,9 +90,9 @@ def draw(args, name: str, curves: Mapping[str, Curve], what: str) -> None:
     with picture(args, name, WIDTH, 2.5) as figure:
         by_steps, by_seconds = figure.subplots(1, 2, sharey=True)
         for (library, curve), color, style in zip(curves.items(), COLORS, ("-", "--"), strict=True):
-            by_steps.plot(curve.steps, curve.values, style, color=color, label=library)
+            by_steps.plot([steps / 1e6 for steps in curve.steps], curve.values, style, color=color, label=library)
             by_seconds.plot(curve.seconds, curve.values, style, color=color)
-        by_steps.set_xlabel("steps of the environments")
+        by_steps.set_xlabel("million steps of the environments")
         by_seconds.set_xlabel("seconds")
         by_steps.set_ylabel(what)
         by_steps.legend(loc="lower right")

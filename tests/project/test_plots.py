@@ -9,6 +9,8 @@ import pytest
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+
 from benchmarks import plots, speedup  # noqa: E402 - they need matplotlib
 from benchmarks.results import FOLDER, Line, Results, geomean, load_all  # noqa: E402
 from benchmarks.suites import LAYERS, MODES, PLAIN, SHAPES, Work  # noqa: E402
@@ -111,6 +113,32 @@ def test_one_file_with_one_shape(cpu):
 
 
 # ---- the documentation's plots ---------------------------------------------------------------------------------------
+
+
+def box(artist, figure):
+    """On the page, in inches."""
+    return artist.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+
+
+def test_nothing_of_the_ratios_is_cut_off_or_lies_on_numbers(cpu):
+    """With all peers, whose lanes are closest, and outliers in neighbouring ones."""
+    for results in cpu:
+        for one in results.lines:
+            one.sides["torch.nn"]["ms"] = one.sides["ours"]["ms"] * 14
+            for peer in ("ONNX Runtime", "OpenVINO", "JAX"):
+                if peer == "JAX" or one.work.mode == "inference":
+                    one.sides[peer] = {"ms": one.sides["ours"]["ms"] * 13, "spread": 0.0, "rounds": 3}
+    figure = plots.ratios(cpu)
+    FigureCanvasAgg(figure).draw()
+    page = box(figure.patch, figure)
+    for artist in [*figure.legends, figure._supxlabel]:
+        own = box(artist, figure)
+        assert page.x0 <= own.x0 and own.x1 <= page.x1 and page.y0 <= own.y0 and own.y1 <= page.y1, artist
+    for axes in figure.axes:
+        numbers = [text for text in axes.texts if re.fullmatch(r"[\d.]+x", text.get_text())]
+        assert len(numbers) >= 2 * 3
+        assert [text.get_text() for text in axes.texts] == [text.get_text() for text in numbers]
+    assert "ONNX Runtime: inference only" in figure._supxlabel.get_text()
 
 
 def test_ratios_have_a_dot_for_each_figure_and_name_outliers(cpu):
