@@ -10,12 +10,18 @@ from fused_rnn import functional, reference
 from fused_rnn.nn.kinds import OURS, cell_of
 from fused_rnn.ops.cells import BY_ID, BY_MODE, CELLS
 
-cells = pytest.mark.parametrize("cell", BY_ID.values(), ids=lambda cell: cell.name)
+
+# Other tests of this process may have registered cells of their own, which torch.nn does not have.
+def built_in():
+    return [cell for cell in BY_ID.values() if cell.mode is not None]
+
+
+cells = pytest.mark.parametrize("cell", built_in(), ids=lambda cell: cell.name)
 
 
 def test_cells_are_found_by_id_name_and_mode():
-    assert [cell.id for cell in BY_ID.values()] == list(range(len(BY_ID)))
-    assert all(CELLS[cell.name] is cell and BY_MODE[cell.mode] is cell for cell in BY_ID.values())
+    assert [cell.id for cell in built_in()] == list(range(len(BY_MODE)))
+    assert all(CELLS[cell.name] is cell and BY_MODE[cell.mode] is cell for cell in built_in())
 
 
 @cells
@@ -50,4 +56,4 @@ def test_classes_and_functions_have_the_registrys_names(cell):
 def test_other_modules_have_no_cell():
     assert cell_of(torch.nn.Linear(3, 4)) is None
     assert cell_of(torch.nn.RNNCellBase(3, 4, True, 2)) is None
-    assert {ours.__name__ for ours in OURS.values()} == {n for c in BY_ID.values() for n in (c.layer_name, c.step_name)}
+    assert {ours.__name__ for ours in OURS.values()} == {n for c in built_in() for n in (c.layer_name, c.step_name)}

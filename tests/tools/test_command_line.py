@@ -16,7 +16,7 @@ from fused_rnn.tools.verify import Report, Result
 from support.paths import ROOT
 
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
-ISAS_OF_INT8 = ("baseline", "avx2", "avx_vnni", "avx512_vnni")
+ISAS_OF_INT8 = ("baseline", "avx2", "avx_vnni", "avx512_vnni", "amx")
 
 
 def test_info_has_what_a_bug_report_needs():
@@ -256,7 +256,7 @@ def test_unknown_instruction_set_is_named(command):
         ("avx_vnni", "avx2", "avx_vnni"),
         ("avx512", "avx512", ("avx2", "avx_vnni")),
         ("avx512_vnni", "avx512", "avx512_vnni"),
-        ("amx", "amx", ("avx2", "avx_vnni", "avx512_vnni")),
+        ("amx", "amx", ("avx2", "avx_vnni", "avx512_vnni", "amx")),
     ],
 )
 def test_instruction_set_asked_for(asked, float32, int8):
