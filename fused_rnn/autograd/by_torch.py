@@ -25,20 +25,20 @@ _OF_CELLS = {cell.id: _KERNELS.get(cell.name) for cell in BY_ID.values()}
 
 def _run(stack: ForTorch, batch_sizes: Tensor | None, input, h0, c0, weights) -> Sequence[Tensor]:
     """torch.nn's kernels: output, h_n and, for an LSTM, c_n; of a step the new states."""
-    sequence, step = _OF_CELLS[stack.cell]
+    sequence, step = _OF_CELLS[stack.cell.id]
     if stack.is_step:
         if h0 is None:
             h0 = c0 = input.new_zeros(input.shape[0], weights[1].shape[1])
-        return step(input, (h0, c0), *weights) if stack.states > 1 else (step(input, h0, *weights),)
-    if h0 is None or (c0 is None and stack.states > 1):
+        return step(input, (h0, c0), *weights) if stack.cell.states > 1 else (step(input, h0, *weights),)
+    if h0 is None or (c0 is None and stack.cell.states > 1):
         batch = input.shape[not stack.batch_first] if batch_sizes is None else int(batch_sizes[0])
         rows = stack.layers * (1 + stack.bidirectional)
-        hidden = weights[0].shape[0] // BY_ID[stack.cell].gates
+        hidden = weights[0].shape[0] // stack.cell.gates
         h0 = input.new_zeros(rows, batch, weights[1].shape[1]) if h0 is None else h0
         c0 = input.new_zeros(rows, batch, hidden) if c0 is None else c0
     # cuDNN keeps what the backward pass needs in training alone. Dropout between layers is ours.
     options = (stack.bias, stack.layers, 0.0, torch.is_grad_enabled(), stack.bidirectional)
-    states = (h0, c0) if stack.states > 1 else h0
+    states = (h0, c0) if stack.cell.states > 1 else h0
     if batch_sizes is None:
         return sequence(input, states, weights, *options, stack.batch_first)
     return sequence(input, batch_sizes, states, weights, *options)
@@ -46,7 +46,7 @@ def _run(stack: ForTorch, batch_sizes: Tensor | None, input, h0, c0, weights) ->
 
 def _has_higher_derivatives(stack: ForTorch, input: Tensor) -> bool:
     """Whether torch.nn's kernels have them: ATen's do, cuDNN's and oneDNN's LSTM do not."""
-    return input.device.type == "cpu" and (stack.is_step or stack.states == 1)
+    return input.device.type == "cpu" and (stack.is_step or stack.cell.states == 1)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -85,8 +85,10 @@ def _gradients_by_ours(stack: ForTorch, batch_sizes, tensors, needs, grads) -> l
             input, h0, c0 = (None if t is None else t.unsqueeze(0) for t in (input, h0, c0))
         elif stack.batch_first:
             input = input.transpose(0, 1).contiguous()
-        layer = Layer(stack.cell, stack.bias, stack.bidirectional, input, h0, c0, None, batch_sizes, None, (*weights,))
-        output, *states = over_layers(stack.layers, functions.run_layer, layer)[: 1 + BY_ID[stack.cell].states]
+        layer = Layer(
+            stack.cell.id, stack.bias, stack.bidirectional, input, h0, c0, None, batch_sizes, None, (*weights,)
+        )
+        output, *states = over_layers(stack.layers, functions.run_layer, layer)[: 1 + stack.cell.states]
         if stack.is_step:
             results = [state.squeeze(0) for state in states]
         else:

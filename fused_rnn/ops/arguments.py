@@ -51,8 +51,7 @@ _infer_layer = torch_private.bare(torch.ops.fused_rnn.infer_layer.default)
 class ForTorch(NamedTuple):
     """Layers, without their tensors, that torch.nn's kernels are to run."""
 
-    cell: int
-    states: int
+    cell: Cell
     bias: bool
     bidirectional: bool = False
     layers: int = 1
@@ -218,7 +217,7 @@ def _run_by_torch(by_torch: RunByTorch, form: Form, input, hx, weights: list[Ten
     states = plain.states_of(form.cell, input, hx) if options is NO_OPTIONS else None
     cell, bias, bidirectional = form.cell, form.bias, form.bidirectional
     if states is not None and handover.fits_torch(form, input, *states, weights):  # without all checks
-        stack = ForTorch(cell.id, cell.states, bias, bidirectional, form.num_layers, form.batch_first)
+        stack = ForTorch(cell, bias, bidirectional, form.num_layers, form.batch_first)
         return by_torch(stack, None, input, *states, weights)
     if options.lengths is not None:
         packed = handover.packed_by(input, options.lengths, form.batch_first)
@@ -228,7 +227,7 @@ def _run_by_torch(by_torch: RunByTorch, form: Form, input, hx, weights: list[Ten
     whole, leave = _prepare(form, input, hx, weights, options)
     # Dropout between layers is ours: the engine must not change its numbers.
     at_once = 1 if options.dropout else form.num_layers
-    stack = ForTorch(cell.id, cell.states, bias, bidirectional, at_once)
+    stack = ForTorch(cell, bias, bidirectional, at_once)
 
     def run_layers(layer: Layer, cells: bool):
         results = by_torch(stack, layer.batch_sizes, layer.input, layer.h0, layer.c0, layer.weights)
@@ -342,7 +341,7 @@ def _one_step(run_layer: RunLayer, cell: Cell, input, hx, weights) -> list[Tenso
 
 
 def _step_by_torch(by_torch: RunByTorch, cell: Cell, input, hx, weights: Sequence[Tensor]) -> Sequence[Tensor]:
-    stack = ForTorch(cell.id, cell.states, len(weights) == 4, is_step=True)
+    stack = ForTorch(cell, len(weights) == 4, is_step=True)
     tensors = plain.states_of(cell, input, hx)
     if tensors is not None and handover.step_fits_torch(input, *tensors, weights):  # without all checks
         return by_torch(stack, None, input, *tensors, weights)

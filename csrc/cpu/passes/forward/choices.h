@@ -18,7 +18,8 @@ struct ForwardChoices {
     return plan.packs() && !f.primal;
   }
 
-  static Reading of_input(const Forward& f, const Plan& plan) {
+  // How W_ih is read.
+  static Reading reading_of_input(const Forward& f, const Plan& plan) {
     if (!plan.packs()) return plan.weights;
     return packs_input(f, plan) ? Reading::kPacked : Reading::kRows;
   }

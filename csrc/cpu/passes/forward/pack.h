@@ -146,8 +146,8 @@ class WeightPacker {
   int64_t part_, parts_;
 };
 
-// A gate matrix, [G*H, depth], packed or row-major. Blocks have the order of sums of packed panels, and a product with
-// a single step costs less: they stay in L1. With weights of 8 bits: QuantizedWeights.
+// A gate matrix, [G*H, depth], packed or row-major. In blocks, sums have the order that they have in packed panels; for a
+// step or a few, blocks cost less than packing, since each stays in L1. With weights of 8 bits: QuantizedWeights.
 template <class Cell, class S>
 struct GateWeights {
   using T = Arithmetic<S>;

@@ -163,7 +163,7 @@ struct ForwardRun {
     if constexpr (kQuantized<S>)
       return {{panels, I}, packed.ih, packed.ih_scales, state.input_sums[share].quantized};
     else
-      return {{panels, I}, Choices::of_input(f, plan), packed.ih, at<S>(f.weights[run.d].ih, run.m * GH * I)};
+      return {{panels, I}, Choices::reading_of_input(f, plan), packed.ih, at<S>(f.weights[run.d].ih, run.m * GH * I)};
   }
   Matrix hh(int64_t share) const {
     const int64_t GH = Cell::kGates * f.hidden, P = f.output_size;
