@@ -37,6 +37,9 @@ class Call(NamedTuple):
     directions: int
     weights: Sequence[Tensor]
 
+    def needs_gradients(self) -> bool:
+        return torch.is_grad_enabled() and any(weight.requires_grad for weight in self.weights)
+
     def sizes(self, training: bool) -> Sizes:
         weight = self.weights[0]
         return Sizes(
@@ -154,7 +157,7 @@ def choice(call: Call, table: Table | None, training: bool | None = None, gpu: G
     the call.
     """
     if training is None:
-        training = torch.is_grad_enabled() and any(weight.requires_grad for weight in call.weights)
+        training = call.needs_gradients()
     if table is None:
         return measured.select(call.sizes(training), call.device, None)
     if gpu is None and call.device == "cuda":

@@ -33,12 +33,8 @@ def is_wanted(call: handover.Call | None) -> bool:
     if on_cuda and torch.cuda.is_current_stream_capturing():
         return False
     table = tables.table_for(call.device, call.index)
-    sizes = call.sizes(_needs_gradients(call))
+    sizes = call.sizes(call.needs_gradients())
     return table is None or all(entry.sizes != sizes for entry in table.entries)
-
-
-def _needs_gradients(call: handover.Call) -> bool:
-    return torch.is_grad_enabled() and any(weight.requires_grad for weight in call.weights)
 
 
 def _candidates(call: handover.Call, table: Table) -> list[str]:
@@ -61,7 +57,7 @@ def measure(call: handover.Call, run: Callable[[list[Tensor]], Sequence[Tensor]]
     table = tables.table_for(call.device, call.index)
     if table is None:
         table = Table(tables.device_name(call.device, call.index), tables.made_with(call.device))
-    training, names = _needs_gradients(call), _candidates(call, table)
+    training, names = call.needs_gradients(), _candidates(call, table)
     weights = [weight.detach().requires_grad_(weight.requires_grad and training) for weight in call.weights]
     wait = torch.cuda.synchronize if call.device == "cuda" else lambda: None
     times: dict[str, float] = {}
