@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..autograd import functions, norms
 from ..ops import torch_private
 from ..ops.arguments import RunLayer, Runner
-from ..ops.cells import BY_MODE, Cell
+from ..ops.cells import Cell
 from ..ops.layer import TIME_MAJOR, Layer, WeightFormat, own_cell, stack_code
 from . import int8_onnx
 
@@ -197,10 +197,10 @@ class Watched(Runner):
 
     infers = True  # without gradients there is nothing to watch
 
-    def __init__(self, record: Callable, of_last: bool, name: str, module: nn.Module, steps: int | None):
+    def __init__(self, record: Callable, of_last: bool, name: str, module: nn.Module, cell: Cell, steps: int | None):
         self.record, self.of_last = record, of_last
         self.directions = 1 + module.bidirectional
-        self.states = (getattr(module, "row", None) or BY_MODE[module.mode]).states
+        self.states = cell.states
         self.keys = [(name, k) for k in range(module.num_layers)]
         self.places: list[Tensor] = []
         if steps is not None:  # one more column, to count calls

@@ -69,11 +69,12 @@ def gradient_flow(model: nn.Module, probe: str = "last", *, steps: int | None = 
     if steps is not None and (not isinstance(steps, int) or steps < 1):
         raise ValueError(f"fused_rnn.gradient_flow: steps must be a positive integer, got {steps!r}")
     watched = _layers_of(model)
-    flow = Flow(probe, {name: _cell_of(module) for name, module in watched.items()})
+    cells = {name: _cell_of(module) for name, module in watched.items()}
+    flow = Flow(probe, cells)
     watching: list[tuple[Recurrent | OwnLayer, Watched]] = []
     try:
         for name, module in watched.items():
-            runner = Watched(flow._record, probe == "last", name, module, steps)
+            runner = Watched(flow._record, probe == "last", name, module, cells[name], steps)
             watching.append((module, runner))
             module._runner = runner
         yield flow
