@@ -3,6 +3,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
+
 #include "core/formats.h"
 #include "cpu/simd/functions.h"
 
@@ -36,6 +38,12 @@ inline float load(Half x) {
 inline void store(Half& to, float x) {
   const __fp16 half = __fp16(x);
   memcpy(&to, &half, sizeof half);
+}
+#elif defined(FUSED_RNN_F16C)  // likewise
+inline float load(Half x) { return _cvtsh_ss(x.bits); }
+inline void store(Half& to, float x) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  to.bits = uint16_t(_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(x), kNearest)));
 }
 #else
 inline float load(Half x) {
@@ -113,6 +121,20 @@ FUSED_RNN_INLINE Vec<float> load_vector(const Half* from) {
   return Vec<float>((Vec<float>::Native)vcvt_f32_f16(load_lanes<float16x4_t>(from)));
 }
 FUSED_RNN_INLINE void store_vector(Half* to, Vec<float> x) { store_lanes(to, vcvt_f16_f32((float32x4_t)x.v)); }
+#elif defined(__AVX512F__)
+FUSED_RNN_INLINE Vec<float> load_vector(const Half* from) {
+  return Vec<float>((Vec<float>::Native)_mm512_maskz_cvtph_ps(0xffff, (__m256i)load_lanes<HalfWords>(from)));
+}
+FUSED_RNN_INLINE void store_vector(Half* to, Vec<float> x) {
+  store_lanes(to, (HalfWords)_mm512_maskz_cvtps_ph(0xffff, (__m512)x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif defined(FUSED_RNN_F16C) && defined(__AVX2__)
+FUSED_RNN_INLINE Vec<float> load_vector(const Half* from) {
+  return Vec<float>((Vec<float>::Native)_mm256_cvtph_ps((__m128i)load_lanes<HalfWords>(from)));
+}
+FUSED_RNN_INLINE void store_vector(Half* to, Vec<float> x) {
+  store_lanes(to, (HalfWords)_mm256_cvtps_ph((__m256)x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 #else
 inline Vec<float> load_vector(const Half* from) {
   Vec<float> x;
@@ -137,22 +159,52 @@ FUSED_RNN_INLINE void store_two_vectors(BFloat16* to, Vec<float> first, Vec<floa
 }
 #endif
 
+#ifdef __AVX512F__
+// The first `count` lanes, by masks: loops over them would be most of the code.
+FUSED_RNN_INLINE uint32_t first_lanes(int64_t count) { return count <= 0 ? 0 : (1u << count) - 1; }
+FUSED_RNN_INLINE Vec<float> load_lanes_masked(const float* from, int64_t count) {
+  return Vec<float>((Vec<float>::Native)_mm512_maskz_loadu_ps(__mmask16(first_lanes(count)), from));
+}
+FUSED_RNN_INLINE Vec<double> load_lanes_masked(const double* from, int64_t count) {
+  return Vec<double>((Vec<double>::Native)_mm512_maskz_loadu_pd(__mmask8(first_lanes(count)), from));
+}
+FUSED_RNN_INLINE void store_lanes_masked(float* to, Vec<float> x, int64_t count) {
+  _mm512_mask_storeu_ps(to, __mmask16(first_lanes(count)), (__m512)x.v);
+}
+FUSED_RNN_INLINE void store_lanes_masked(double* to, Vec<double> x, int64_t count) {
+  _mm512_mask_storeu_pd(to, __mmask8(first_lanes(count)), (__m512d)x.v);
+}
+template <class S>
+constexpr bool kMasked = std::is_same_v<S, Arithmetic<S>>;
+#else
+template <class S>
+constexpr bool kMasked = false;
+#endif
+
 // The first `count` lanes only; the others load as zeros.
 template <class S>
 FUSED_RNN_INLINE Vec<Arithmetic<S>> load_vector(const S* from, int64_t count) {
   constexpr int kLanes = Vec<Arithmetic<S>>::kLanes;
   if (count >= kLanes) return load_vector(from);
-  S some[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) some[i] = from[i];
-  return load_vector(some);
+  if constexpr (kMasked<S>) {
+    return load_lanes_masked(from, count);
+  } else {
+    S some[kLanes] = {};
+    for (int64_t i = 0; i < count; ++i) some[i] = from[i];
+    return load_vector(some);
+  }
 }
 template <class S>
 FUSED_RNN_INLINE void store_vector(S* to, Vec<Arithmetic<S>> x, int64_t count) {
   constexpr int kLanes = Vec<Arithmetic<S>>::kLanes;
   if (count >= kLanes) return store_vector(to, x);
-  S some[kLanes];
-  store_vector(some, x);
-  for (int64_t i = 0; i < count; ++i) to[i] = some[i];
+  if constexpr (kMasked<S>) {
+    store_lanes_masked(to, x, count);
+  } else {
+    S some[kLanes];
+    store_vector(some, x);
+    for (int64_t i = 0; i < count; ++i) to[i] = some[i];
+  }
 }
 
 // Converting copies; a null source means zeros.

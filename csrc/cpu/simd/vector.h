@@ -6,7 +6,8 @@
 #if defined(__aarch64__) && !defined(FUSED_RNN_VECTOR_BYTES)
 #define FUSED_RNN_NEON 1
 #include <arm_neon.h>
-#elif defined(__AVX512F__)
+#elif defined(__F16C__)  // as all that have AVX2 do
+#define FUSED_RNN_F16C 1
 #include <immintrin.h>
 #endif
 
