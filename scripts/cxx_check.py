@@ -69,11 +69,21 @@ def check_targets():
             compile_all(compiler, ["-O0", "-Wpedantic", "-Werror"], folder, steps, cuda=False)
 
 
+def some_of(steps):
+    """Without the engines' objects of most instruction sets, which compile the same text: two of each engine are left."""
+    kept = {}
+    for step in steps:
+        kept.setdefault(step[1], []).append(step)
+    return [step for same in kept.values() for step in (same if len(same) < 3 else (same[0], same[-1]))]
+
+
 def check_odr(steps):
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     with tempfile.TemporaryDirectory() as folder:
-        objects = compile_all(compiler, ["-O0", "-flto"], folder, steps)
-        command = [*compiler, "-O0", "-flto=auto", "-shared", "-Werror=odr", *objects, "-o", f"{folder}/all.so"]
+        objects = compile_all(compiler, ["-O0", "-flto"], folder, some_of(steps))
+        # Types are merged without generating code.
+        merge = ["-flto=auto", "-r", "-flinker-output=rel", "-Werror=odr"]
+        command = [*compiler, "-O0", *merge, *objects, "-o", f"{folder}/all.o"]
         linked = subprocess.run(command, capture_output=True, text=True, check=False)
     if linked.returncode:
         sys.exit(f"cxx_check: {linked.stderr}")

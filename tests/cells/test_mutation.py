@@ -155,6 +155,7 @@ def test_added_cells_agree_with_reference(tree):
     assert re.search(r"\d{2,} passed", done.stdout), done.stdout
 
 
+@pytest.mark.exhaustive
 def test_added_cells_agree_on_the_stepwise_cuda_engine(tree):
     """Where no other cell has parameters of its own or lacks a recurrent matrix."""
     if reason := building.why_not():

@@ -48,7 +48,7 @@ def test_random_layers_of_a_cell_with_everything(tmp_path):
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="sanitizers are tried on Linux")
 def test_random_layers_with_weights_of_8_bits(tmp_path):
-    run(compiled(tmp_path, "-DFUSED_RNN_INT8"), 2000)
+    run(compiled(tmp_path, "-DFUSED_RNN_INT8"), 500)
 
 
 @pytest.mark.exhaustive

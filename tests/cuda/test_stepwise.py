@@ -149,7 +149,7 @@ def run_operators(operators, cell, call, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cell", BY_ID.values(), ids=lambda cell: cell.name)
 @given(call=calls, schedule=st.sampled_from(SCHEDULES))
-@settings(max_examples=40)
+@settings(max_examples=15)
 def test_operators_equal_those_of_the_cpu(machine, cell, dtype, call, schedule):
     machine.schedule(schedule)
     found = run_operators(torch.ops.fused_rnn_emulated, cell, call, dtype)

@@ -93,7 +93,12 @@ def left_behind(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("recipes")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# The others train for half a minute or more.
+QUICK = ("streaming", "video")
+MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.exhaustive) for name in RECIPES]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_recipes_keep_their_promises(name, left_behind):
     """With ``--quick``. A recipe exits with 1 if it misses what it promises."""
     pytest.importorskip("tqdm", reason="the recipes draw progress bars with tqdm")

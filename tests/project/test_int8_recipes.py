@@ -36,6 +36,7 @@ def assert_keeps(model, score_of):
         assert after[name] == pytest.approx(score, rel=MOST), name
 
 
+@pytest.mark.exhaustive
 def test_characters(example):
     char_lm = example("char_lm")
     files, held_out = char_lm.library_files()
@@ -47,6 +48,7 @@ def test_characters(example):
     assert_keeps(training.model, lambda model: {"bits": char_lm.bits_per_character(model, watched)})
 
 
+@pytest.mark.exhaustive
 def test_dates(example):
     seq2seq = example("seq2seq")
     model = seq2seq.Translator(fused_rnn, 96)

@@ -15,6 +15,7 @@ def places(machine):
     return mutants.places(machine, mutations.BY_ONE, mutations.WEAKENINGS)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("run", mutations.BY_ONE, ids=str)
 def test_everything_that_orders_is_needed(machine, places, run):
     """Barriers, fences, flags, waits and asynchronous stores, one by one: seen, or listed, but not both."""
@@ -32,6 +33,7 @@ def test_everything_that_orders_is_needed(machine, places, run):
     assert not stale, "said to be harmless, but seen:\n" + "\n".join(stale)
 
 
+@pytest.mark.exhaustive
 def test_what_is_harmless_is_there(places):
     for harmless in mutations.HARMLESS:
         assert any(harmless.fits(place) for place in places), harmless

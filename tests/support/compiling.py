@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fused_rnn.own.flags import NO_COPIES
 from support.paths import ROOT, TESTS
 
 CSRC = ROOT / "csrc"
-BUILD_FLAGS = "-O3 -fno-math-errno -fno-trapping-math"  # setup.py's
+BUILD_FLAGS = f"-O3 {NO_COPIES} -fno-math-errno -fno-trapping-math"  # setup.py's
 # setup.py's flags, those of this machine, and vectors of one lane. The library picks one set; these try each.
 FLAGS = {"baseline": BUILD_FLAGS, "scalar": f"{BUILD_FLAGS} -DFUSED_RNN_VECTOR_BYTES=4 -fno-tree-vectorize"}
 if platform.machine() in ("x86_64", "AMD64"):
