@@ -70,7 +70,7 @@ def check_targets():
 
 
 def some_of(steps):
-    """Without the engines' objects of most instruction sets, which compile the same text: two of each engine are left."""
+    """Without most of the instruction sets, for which the engines are the same text: two of each engine are left."""
     kept = {}
     for step in steps:
         kept.setdefault(step[1], []).append(step)
