@@ -48,6 +48,8 @@ class LSTM(Recurrent, nn.LSTM):
         proj_size: P, the width of the output if it is projected, less than H; 0 for no projection, so that P is H.
         device: where the parameters are.
         dtype: of the parameters: float32, float64, bfloat16 or float16.
+        weight_dropout: the probability with which an element of every ``weight_hh`` is set to zero throughout a call in
+            training, the others being divided by one less it (DropConnect, as AWD-LSTM has it).
 
     Inputs: input, (h_0, c_0)
         * **input**: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a
@@ -105,10 +107,11 @@ class LSTM(Recurrent, nn.LSTM):
         proj_size: int = 0,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        weight_dropout: float = 0.0,
     ) -> None:
-        super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
-        )
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__(*sizes, device, dtype, weight_dropout=weight_dropout)
 
     @overload
     def forward(

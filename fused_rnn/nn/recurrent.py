@@ -17,6 +17,7 @@ from ..ops.checks import NO_OPTIONS, form_of, known_form, options_of
 from ..ops.layer import WeightFormat
 from . import dynamo
 from .freezable import Freezable
+from .loop_options import LoopOptions, checked_probability
 from .runners import Frozen
 from .signatures import Declared
 
@@ -34,12 +35,14 @@ def torch_constructor(declaration: Declared) -> Declared:
     return __init__  # type: ignore[return-value]
 
 
-class Recurrent(Freezable, nn.RNNBase):
+class Recurrent(LoopOptions, Freezable, nn.RNNBase):
     """A base before torch.nn.LSTM and the like: their constructors and helpers, our calls."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, weight_dropout: float = 0.0, **kwargs: Any) -> None:
+        weight_dropout = checked_probability("weight_dropout", weight_dropout)
         dynamo.admit(Recurrent)
         super().__init__(*args, **kwargs)
+        self._set_loop_options(weight_dropout=weight_dropout)
 
     def _run(
         self, input, hx=None, lengths=None, reset_mask=None, grad_clip=None, cells: bool = False, runner=None
@@ -57,6 +60,8 @@ class Recurrent(Freezable, nn.RNNBase):
         own = self._runner
         if own is not OPERATORS:
             own.check(weights)
+        if self.training and self.weight_dropout:
+            weights = self._drop_weights(weights, self._flat_weights_names)
         form = (known_form if are_plain else form_of)(
             BY_MODE[self.mode], self.num_layers, self.bidirectional, self.batch_first, len(weights)
         )

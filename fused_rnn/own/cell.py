@@ -204,6 +204,7 @@ class OwnCell:
         *,
         compiled: bool = True,
         init: Mapping[str, Init] | None = None,
+        weight_dropout: float = 0.0,
     ) -> OwnLayer:
         """A module that runs this cell over whole sequences, with the options and calls of :class:`fused_rnn.LSTM`.
 
@@ -220,11 +221,12 @@ class OwnCell:
             dtype: of the parameters.
             compiled: False for the slow loop over the Python function, which needs no compiler.
             init: changes the cell's own ``init`` for this layer.
+            weight_dropout: as of :class:`fused_rnn.LSTM`.
         """
         if proj_size:
             raise ValueError(f"proj_size argument is only supported for LSTM, not {self.name}")
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype)
-        return OwnLayer(self, *sizes, compiled=compiled, init=init)
+        return OwnLayer(self, *sizes, compiled=compiled, init=init, weight_dropout=weight_dropout)
 
     @property
     def header(self) -> str:

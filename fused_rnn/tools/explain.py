@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..nn.freeze import FORMATS, is_frozen, thaw, weights_of
 from ..nn.kinds import OURS, cell_of
+from ..nn.loop_options import LoopOptions
 from ..nn.recurrent import Recurrent
 from ..nn.runners import Frozen
 from ..nn.stream import Stream
@@ -37,6 +38,8 @@ _TORCH = (
     "torch.nn's kernels run the call: those of cuDNN, oneDNN or ATen. What they cannot do is ours: second derivatives "
     "that cuDNN and oneDNN lack, torch.func's transforms, compiled, exported and traced calls"
 )
+
+_OPTIONS = {"weight_dropout": "a copy of W_hh with a mask of its own is made for every call in training"}
 
 _HEADER = ("layer", "engine", "instruction set", "why")
 
@@ -165,13 +168,12 @@ def _explain_model(
             own_masks = {name: given.get(name) for name in masks}
             found[module] = _explain_layer(module, (given.get("input"), given.get("hx")), own_masks, asked)
 
-    gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
     training = [module for module in model.modules() if module.training]
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers.values()]
     missing = "the model's forward did not call it"
     try:
         model.eval()
-        with torch.no_grad(), torch.random.fork_rng(gpus), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), torch.random.fork_rng(_gpus_of(model)), torch.compiler.set_stance("force_eager"):
             model(*inputs, **{name: mask for name, mask in masks.items() if mask is not None})
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         missing = f"the model's forward raised before it was called: {error}"
@@ -182,6 +184,10 @@ def _explain_model(
             module.training = True
     none = Explanation("none", None, missing)
     return ModelExplanation(tuple((name, found.get(layer, none)) for name, layer in layers.items()))
+
+
+def _gpus_of(model: nn.Module) -> list[int]:
+    return sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
 
 
 # ---- a stream --------------------------------------------------------------------------------------------------------
@@ -239,7 +245,7 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
     table = _table(asked, device, layer)
     reason, by_torch = _handed_over(module, layer, masks, asked, table)
     if by_torch:
-        return Explanation("torch", None, f"{reason}{_TORCH}")
+        return Explanation("torch", None, f"{reason}{_TORCH}{_options_of(module)}")
     if asked.gpu:
         found = _explain_gpu(layer, asked, table)
     elif device == "cuda":
@@ -248,10 +254,16 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
         found = _explain_cpu(layer, module._runner if is_frozen(module) else None, _error_of(module, inputs, masks))
     if found.engine == "none":
         return found
-    source = ""
+    source = _options_of(module)
     if isinstance(module, OwnLayer):
-        source = f". {_OF_PLUG_IN.format(module.cell.name, module.cell.plug_in(layer.weights[0].dtype))}"
+        source += f". {_OF_PLUG_IN.format(module.cell.name, module.cell.plug_in(layer.weights[0].dtype))}"
     return replace(found, reason=f"{reason}{found.reason}{source}")
+
+
+def _options_of(module: nn.Module) -> str:
+    """A sentence for each option of the loop that acts."""
+    acting = module._acting() if isinstance(module, LoopOptions) else ()
+    return "".join(f". {option}: {_OPTIONS[option.split('=')[0]]}" for option in acting)
 
 
 def _table(asked: _Asked, device: str, layer: Layer) -> Table | None:
@@ -311,15 +323,16 @@ def _first_layer(module: nn.Module, inputs: tuple, masks: dict) -> Layer:
 
     input, hx = (*inputs, None)[:2]
     try:
-        if isinstance(module, Recurrent):
-            module._run(input, hx, **masks, runner=Runner(stop))
-        elif isinstance(module, OwnLayer):
-            module._run(input, hx, **masks, by=Runner(stop))
-        else:
-            weights = [module.weight_ih, module.weight_hh]
-            if module.bias:
-                weights += [module.bias_ih, module.bias_hh]
-            arguments.single_step(Runner(stop), cell_of(module), input, hx, weights, are_plain=False)
+        with torch.random.fork_rng(_gpus_of(module)):  # masks are drawn
+            if isinstance(module, Recurrent):
+                module._run(input, hx, **masks, runner=Runner(stop))
+            elif isinstance(module, OwnLayer):
+                module._run(input, hx, **masks, by=Runner(stop))
+            else:
+                weights = [module.weight_ih, module.weight_hh]
+                if module.bias:
+                    weights += [module.bias_ih, module.bias_hh]
+                arguments.single_step(Runner(stop), cell_of(module), input, hx, weights, are_plain=False)
     except _Stop as stopped:
         (layer,) = stopped.args
         if is_frozen(module):
