@@ -13,20 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import torch_private
+from ..ops.checks import Options, checked_probability, checked_zoneout
 from .runners import Frozen
 
-NAMES = ("weight_dropout",)
-
-
-def checked_probability(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(f"{name} must be a probability, at least 0 and less than 1, got {value!r}")
-    return float(value)
+NAMES = ("recurrent_dropout", "zoneout", "weight_dropout")
 
 
 class LoopOptions:
     """A base of the layers that have them."""
 
+    recurrent_dropout: float = 0.0
+    """Probability with which a unit of h is zero for W_hh throughout a sequence, in training."""
+    zoneout: float | tuple[float, float] = 0.0
+    """Probability with which a unit keeps its former state after a step; of an LSTM for h and for c."""
     weight_dropout: float = 0.0
     """Probability with which an element of W_hh is zero throughout a call, in training."""
 
@@ -34,11 +33,14 @@ class LoopOptions:
         training: bool
         _runner: Any
 
-    def _set_loop_options(self, **given: Any) -> None:
-        """Keeps those that are not at their defaults; after torch.nn.Module's constructor."""
-        for name, value in given.items():
-            if value:
-                setattr(self, name, value)
+    @staticmethod
+    def _checked_options(states: int, recurrent_dropout: Any, zoneout: Any, weight_dropout: Any) -> dict[str, Any]:
+        """Those that are not at their defaults; raises for wrong ones, before any work. ``states``: the cell's."""
+        given = {"recurrent_dropout": recurrent_dropout, "weight_dropout": weight_dropout}
+        checked: dict[str, Any] = {name: checked_probability(name, value) for name, value in given.items()}
+        pair = checked_zoneout(zoneout, states)
+        checked["zoneout"] = pair if isinstance(zoneout, (tuple, list)) and any(pair) else pair[0]
+        return {name: value for name, value in checked.items() if value}
 
     def _given(self) -> list[str]:
         """Those that are not at their defaults, as they are printed."""
@@ -46,24 +48,44 @@ class LoopOptions:
 
     def _acting(self) -> list[str]:
         """Those of them that change what a call computes now."""
-        return self._given() if self.training else []
+        return [option for option in self._given() if self.training or option.startswith("zoneout")]
 
     def _refuse_acting(self, what: str) -> None:
         """Raises if there are any."""
         if acting := self._acting():
-            raise NotImplementedError(f"{what} has no {' and no '.join(acting)}, which acts in training: call eval()")
+            always = any(option.startswith("zoneout") for option in acting)
+            advice = "" if always else ", which acts in training: call eval()"
+            raise NotImplementedError(f"{what} has no {' and no '.join(acting)}{advice}")
+
+    def _refuse_call(self) -> None:
+        """Raises where a call cannot have those that act."""
+        if isinstance(self._runner, Frozen):
+            self._refuse_acting("fused_rnn: a frozen layer")
+        if torch.compiler.is_exporting() and torch_private.in_onnx_export():  # which would make a constant of a mask
+            self._refuse_acting("torch.onnx.export")
+
+    def _refuse_packing(self) -> None:
+        """Raises for what acts in evaluation, too."""
+        if self.zoneout:
+            raise NotImplementedError(f"fused_rnn: packed weights have no zoneout={self.zoneout}")
 
     def _drop_weights(self, weights: Sequence[Any], names: Sequence[str]) -> list[Any]:
         """The layer's weights with a mask on every W_hh, drawn by torch's generator, in order."""
-        if isinstance(self._runner, Frozen):
-            self._refuse_acting("fused_rnn: a frozen layer")
-        if torch.compiler.is_exporting() and torch_private.in_onnx_export():  # which would make a constant of the mask
-            self._refuse_acting("torch.onnx.export")
+        self._refuse_call()
         p = self.weight_dropout
         return [
             torch.dropout(weight, p, True) if name.startswith("weight_hh") and isinstance(weight, Tensor) else weight
             for name, weight in zip(names, weights, strict=True)
         ]
+
+    def _with_loop_options(self, options: Options) -> Options:
+        """A call's options and the layer's own."""
+        if not self.zoneout and not (self.training and self.recurrent_dropout):
+            return options
+        self._refuse_call()
+        zoneout = checked_zoneout(self.zoneout, 2) if self.zoneout else None
+        dropout = self.recurrent_dropout if self.training else 0.0
+        return options._replace(recurrent_dropout=dropout, zoneout=zoneout, zoneout_draws=self.training)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -48,6 +48,12 @@ class LSTM(Recurrent, nn.LSTM):
         proj_size: P, the width of the output if it is projected, less than H; 0 for no projection, so that P is H.
         device: where the parameters are.
         dtype: of the parameters: float32, float64, bfloat16 or float16.
+        recurrent_dropout: the probability with which a unit of h is set to zero for W_hh, in all gates and steps of a
+            sequence, in training; the others are divided by one less it. The mask is drawn for each layer, direction
+            and row; the state itself and the output are not masked (Gal and Ghahramani, as Keras has it).
+        zoneout: ``(p_h, p_c)``, or one number for both: the probability with which a unit keeps its former h, and its
+            former c, after a step in training. In evaluation each is p times the former one plus 1 - p times the new
+            one. h is computed from c before c's zoneout, as Krueger et al. have it. Not with ``proj_size``.
         weight_dropout: the probability with which an element of every ``weight_hh`` is set to zero throughout a call in
             training, the others being divided by one less it (DropConnect, as AWD-LSTM has it).
 
@@ -108,10 +114,15 @@ class LSTM(Recurrent, nn.LSTM):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
     ) -> None:
+        if zoneout and proj_size:
+            raise ValueError(f"zoneout={zoneout} and proj_size={proj_size} exclude each other")
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        super().__init__(*sizes, device, dtype, weight_dropout=weight_dropout)
+        of_loop = {"recurrent_dropout": recurrent_dropout, "zoneout": zoneout, "weight_dropout": weight_dropout}
+        super().__init__(*sizes, device, dtype, **of_loop)
 
     @overload
     def forward(

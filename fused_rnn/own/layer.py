@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import reference
 from ..nn.freezable import Freezable
-from ..nn.loop_options import LoopOptions, checked_probability
+from ..nn.loop_options import LoopOptions
 from ..nn.runners import Frozen
 from ..ops import arguments, plain
 from ..ops.checks import form_of, known_form, options_of
@@ -56,11 +56,15 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
         *,
         compiled: bool = True,
         init: Mapping[str, Init] | None = None,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
     ) -> None:
-        weight_dropout = checked_probability("weight_dropout", weight_dropout)
-        if weight_dropout and not cell.recurrent:
-            raise ValueError(f"{cell.name} has no W_hh, which weight_dropout={weight_dropout} acts on")
+        of_loop = self._checked_options(len(cell.states), recurrent_dropout, zoneout, weight_dropout)
+        on_hh = [option for option in of_loop.items() if option[0] != "zoneout"]
+        if on_hh and not cell.recurrent:
+            name, value = on_hh[0]
+            raise ValueError(f"{cell.name} has no W_hh, which {name}={value} acts on")
         super().__init__()
         # Wrong arguments get torch's errors, and so does dropout of a single layer its warning.
         nn.GRU(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device="meta")
@@ -78,7 +82,7 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
         self.compiled: bool = compiled
         self.init: dict[str, Init] = cell.init | dict(init or {})
         self.row: Any = cell.row
-        self._set_loop_options(weight_dropout=weight_dropout)
+        self.__dict__.update(of_loop)
         directions = 2 if bidirectional else 1
         for k in range(num_layers):
             width = input_size if k == 0 else hidden_size * directions
@@ -175,7 +179,7 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
         form = (known_form if are_plain else form_of)(
             self.row, self.num_layers, self.bidirectional, self.batch_first, len(weights)
         )
-        options = options_of(self.training and self.dropout, lengths, reset_mask, grad_clip)
+        options = self._with_loop_options(options_of(self.training and self.dropout, lengths, reset_mask, grad_clip))
         output, *states = arguments.run(by or runner, form, input, hx, weights, options, are_plain)
         return output, states[0] if len(self.cell.states) == 1 else tuple(states)
 
@@ -212,6 +216,7 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
             raise NotImplementedError(
                 f"fused_rnn: weights of 8 bits are for LSTM, GRU and RNN, not for {self.cell.name}"
             )
+        self._refuse_packing()
         return _FrozenParts(self)
 
     def extra_repr(self) -> str:

@@ -39,7 +39,11 @@ _TORCH = (
     "that cuDNN and oneDNN lack, torch.func's transforms, compiled, exported and traced calls"
 )
 
-_OPTIONS = {"weight_dropout": "a copy of W_hh with a mask of its own is made for every call in training"}
+_OPTIONS = {
+    "recurrent_dropout": "h is multiplied by a mask before W_hh inside the kernel, drawn for every call in training",
+    "zoneout": "applied inside the kernel: by masks that are drawn for every call in training, else by expectation",
+    "weight_dropout": "a copy of W_hh with a mask of its own is made for every call in training",
+}
 
 _HEADER = ("layer", "engine", "instruction set", "why")
 
@@ -206,7 +210,7 @@ def _explain_part(module: Recurrent, weights: Frozen, change: str | None, batch:
         return Explanation("none", None, f"{change}; a step raises")
     cell, own = BY_MODE[module.mode], weights.weights[: len(weights.weights) // module.num_layers]
     step = own[0].new_empty(1, batch, module.input_size)
-    plan = plan_words.cpu_plan_of(Layer(cell.id, bool(module.bias), False, step, *[None] * 5, tuple(own)), weights)
+    plan = plan_words.cpu_plan_of(Layer.plain(cell.id, bool(module.bias), False, step, None, None, tuple(own)), weights)
     name = next(name for name, format in FORMATS.items() if format == weights.format)
     packer = "fused_rnn.freeze" if module._runner is weights else "the stream"
     packed = f"The weights are {name or str(own[0].dtype).removeprefix('torch.')}, packed once by {packer}"
@@ -282,7 +286,10 @@ def _handed_over(module: nn.Module, layer: Layer, masks: dict, asked: _Asked, ta
     name, count = asked.engine_on(device), getattr(module, "num_layers", 1)
     if name not in ("torch", "auto"):
         return "", False
-    call = handover.call_of_layer(layer, count, Options(**masks), device)
+    options = Options(**masks)
+    if isinstance(module, LoopOptions):
+        options = module._with_loop_options(options)
+    call = handover.call_of_layer(layer, count, options, device)
     training = asked.training and any(weight.requires_grad for weight in layer.weights)
     gpu = plans.GPUS[asked.gpu] if asked.gpu else None
     chosen = handover.choice(call, table, training, gpu) if name == "auto" else None

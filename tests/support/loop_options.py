@@ -25,11 +25,17 @@ STEPS = {
 }
 
 
-def run_loop(module: nn.RNNBase, x, states=None, *, weights=None, lengths=None, reset_mask=None, h_factors=None):
+def keep(z, before, after):
+    return z * before + (1 - z) * after if isinstance(z, float) else torch.where(z, before, after)
+
+
+def run_loop(
+    module: nn.RNNBase, x, states=None, *, weights=None, lengths=None, reset_mask=None, h_factors=None, zoneouts=None
+):
     """``[output, h_n, and c_n if there is one]`` of a layer that is given [T, B, I].
 
     ``weights``: by name, in place of the module's. ``h_factors``: for each layer [D, B, P], which h is multiplied by
-    before W_hh.
+    before W_hh. ``zoneouts``: likewise masks [T, B, D, states, H], or probabilities, for evaluation.
     """
     weights = dict(module.named_parameters()) | (weights or {})
     (steps, batch), directions = x.shape[:2], 1 + module.bidirectional
@@ -58,6 +64,9 @@ def run_loop(module: nn.RNNBase, x, states=None, *, weights=None, lengths=None, 
                 )
                 if w_hr is not None:
                     new[0] = linear(new[0], w_hr)
+                if zoneouts is not None:
+                    kept = zoneouts[k] if isinstance(zoneouts[k], tuple) else zoneouts[k][t, :, d].unbind(1)
+                    new = [keep(z, before, after) for z, before, after in zip(kept, now, new, strict=False)]
                 active = (t < lengths).unsqueeze(-1)
                 done[t] = torch.where(active, new[0], torch.zeros_like(new[0]))
                 now = [torch.where(active, after, before) for after, before in zip(new, now, strict=True)]
