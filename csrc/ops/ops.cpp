@@ -163,6 +163,9 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
   m.def(
       "step_backward(int stack, Tensor? grad_h, Tensor? grad_c, Tensor input, Tensor? h0, Tensor? c0, "
       "Tensor[] weights, Tensor saved, int wanted) -> Tensor[]");
+  // bool [rows, states * hidden]: where a random number of 16 bits is less than the bound of its state, h or a later one.
+  // On the CPU alone.
+  m.def("zoneout_mask(Tensor seed, int rows, int states, int hidden, int h_bound, int c_bound) -> Tensor");
   // Packs one layer's weights for `infer`, whose `packed` takes one of these for each layer. Valid only for these
   // tensors, in this process; the layout is the engine's own. `format`: a WeightFormat (core/problem.h).
   m.def("pack_weights(int cell, bool bias, bool bidirectional, Tensor[] weights, int format=0) -> Tensor");

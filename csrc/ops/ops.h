@@ -46,6 +46,8 @@ std::vector<Tensor> step_backward(int64_t stack, std::optional<Tensor> grad_h, s
                                   Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
                                   std::vector<Tensor> weights, Tensor saved, int64_t wanted);
 
+Tensor zoneout_mask(Tensor seed, int64_t rows, int64_t states, int64_t hidden, int64_t h_bound, int64_t c_bound);
+
 Tensor pack_weights(int64_t cell, bool bias, bool bidirectional, std::vector<Tensor> weights, int64_t format);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(

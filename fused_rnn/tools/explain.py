@@ -246,6 +246,8 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
     device = "cuda" if asked.gpu else layer.input.device.type
     if isinstance(module, OwnLayer) and device == "cuda":
         return Explanation("none", None, NOT_ON_CUDA)
+    if device == "cuda" and (layer.h_factor is not None or layer.zones_out):
+        return Explanation("none", None, "recurrent_dropout and zoneout run on the CPU so far, not on CUDA")
     table = _table(asked, device, layer)
     reason, by_torch = _handed_over(module, layer, masks, asked, table)
     if by_torch:

@@ -2,7 +2,9 @@
 
 import copy
 import io
+import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,15 +40,24 @@ def masks(layer, *rows, seed=1):
     """Those of a call in training after this seed, drawn again; of a call in evaluation the probabilities."""
     if not layer.training:
         return [probabilities(layer)] * layer.num_layers
-    torch.manual_seed(seed)
+    if seed is not None:
+        torch.manual_seed(seed)
     states = 2 if layer.mode == "LSTM" else 1
     shape = (*rows, 1 + layer.bidirectional, states, layer.hidden_size)
-    count, drawn = torch.Size(shape).numel(), []
+    bounds = np.array(probabilities(layer)[:states]).reshape(-1, 1) * 65536
+    drawn = []
     for _ in range(layer.num_layers):
-        words = torch.randint(-(1 << 63), (1 << 63) - 1, ((count + 3) // 4,), dtype=torch.int64)
-        uniform = (words.view(torch.int16)[:count].view(shape).double() + 32768) / 65536
-        drawn.append(uniform < torch.tensor(probabilities(layer)[:states]).mul(65536).round().div(65536).unsqueeze(-1))
+        start = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64).numpy().view(np.uint64)
+        numbers = split_mix(start, -(-math.prod(shape) // 4)).view(np.int16)[: math.prod(shape)].reshape(shape)
+        drawn.append(torch.from_numpy(numbers.astype(np.int64) + 32768 < bounds.round()))
     return drawn
+
+
+def split_mix(start, count):
+    z = start + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def call(layer, *args, seed=1, **options):
@@ -149,8 +160,7 @@ def test_with_the_other_options_at_once(no_reference, training):
     torch.manual_seed(1)
     weight = torch.dropout(layer.weight_hh_l0, 0.2, training)
     if training:
-        words = torch.randint(-(1 << 63), (1 << 63) - 1, (10,), dtype=torch.int64)
-        kept = [words.view(torch.int16).view(4, 2, 1, 1, 5) < round(0.4 * 65536) - 32768]
+        kept = masks(layer, 4, 2, seed=None)
         factor = [torch.dropout(torch.ones(1, 2, 5, dtype=F64), 0.4, True)]
     else:
         kept, factor = masks(layer), None
@@ -381,5 +391,6 @@ def test_explain_names_it_and_draws_nothing(training):
     found = fused_rnn.explain(layer, x, engine="torch")
     assert found.engine == "fused" and "Not torch.nn's kernels, as there is zoneout" in found.reason
     assert torch.equal(state, torch.get_rng_state())
+    assert fused_rnn.explain(layer, x, gpu="H200").engine == "none"
     with fused_rnn.engine("torch"):
         torch.testing.assert_close(call(layer, x)[0], run_loop(layer, x, zoneouts=masks(layer, 4, 2))[0])
