@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..ops.checks import checked_zoneout
 from .recurrent import Recurrent
 from .signatures import CallOfLSTM
 
@@ -118,7 +119,7 @@ class LSTM(Recurrent, nn.LSTM):
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
     ) -> None:
-        if zoneout and proj_size:
+        if proj_size and any(checked_zoneout(zoneout, 2)):
             raise ValueError(f"zoneout={zoneout} and proj_size={proj_size} exclude each other")
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         of_loop = {"recurrent_dropout": recurrent_dropout, "zoneout": zoneout, "weight_dropout": weight_dropout}

@@ -261,6 +261,22 @@ def test_vmap_asks_for_what_torch_asks(no_reference):
     assert not torch.equal(other[0], other[1])
 
 
+def test_an_ensemble(no_reference):
+    layer, x = make("lstm"), torch.randn(4, 2, 3, dtype=F64)
+    members = [copy.deepcopy(layer) for _ in range(3)]
+    for member in members:
+        member.reset_parameters()
+    stacked, _ = torch.func.stack_module_state(members)
+    torch.manual_seed(1)
+    outputs = torch.vmap(lambda w: torch.func.functional_call(layer, w, (x,))[0], randomness="same")(stacked)
+    for output, member in zip(outputs, members, strict=True):
+        torch.testing.assert_close(output, run_loop(member, x, h_factors=factors(layer, 2))[0])
+    outputs.square().sum().backward()
+    expected = run_loop(members[1], x, h_factors=factors(layer, 2))[0].square().sum()
+    wanted = torch.autograd.grad(expected, members[1].weight_hh_l0)[0]
+    torch.testing.assert_close(stacked["weight_hh_l0"].grad[1], wanted)
+
+
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_functions_take_it(name):
     layer = make(name)

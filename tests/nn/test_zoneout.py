@@ -1,10 +1,7 @@
 """``zoneout``: units keep their former state after a step, at random in training, in part in evaluation."""
 
 import copy
-import io
-import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,54 +12,7 @@ import fused_rnn
 from fused_rnn import reference
 from support.loop_options import results_of, run_loop
 from support.modules import F64, make_states
-
-CLASSES = {
-    "lstm": (fused_rnn.LSTM, {"zoneout": (0.3, 0.6)}),
-    "gru": (fused_rnn.GRU, {"zoneout": 0.4}),
-    "rnn": (fused_rnn.RNN, {"zoneout": 0.4}),
-}
-DEEP = {"num_layers": 2, "bidirectional": True}
-every_class = pytest.mark.parametrize("kind", CLASSES)
-in_both = pytest.mark.parametrize("training", [True, False])
-
-
-def make(kind, *sizes, **options):
-    """A layer in float64, of 3 features and 5 units by default."""
-    made, own = CLASSES[kind]
-    return made(*(sizes or (3, 5)), **{"dtype": F64} | own | options)
-
-
-def probabilities(layer):
-    return layer.zoneout if isinstance(layer.zoneout, tuple) else (layer.zoneout,) * 2
-
-
-def masks(layer, *rows, seed=1):
-    """Those of a call in training after this seed, drawn again; of a call in evaluation the probabilities."""
-    if not layer.training:
-        return [probabilities(layer)] * layer.num_layers
-    if seed is not None:
-        torch.manual_seed(seed)
-    states = 2 if layer.mode == "LSTM" else 1
-    shape = (*rows, 1 + layer.bidirectional, states, layer.hidden_size)
-    bounds = np.array(probabilities(layer)[:states]).reshape(-1, 1) * 65536
-    drawn = []
-    for _ in range(layer.num_layers):
-        start = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64).numpy().view(np.uint64)
-        numbers = split_mix(start, -(-math.prod(shape) // 4)).view(np.int16)[: math.prod(shape)].reshape(shape)
-        drawn.append(torch.from_numpy(numbers.astype(np.int64) + 32768 < bounds.round()))
-    return drawn
-
-
-def split_mix(start, count):
-    z = start + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def call(layer, *args, seed=1, **options):
-    torch.manual_seed(seed)
-    return layer(*args, **options)
+from support.zoneout import CLASSES, DEEP, call, every_class, in_both, make, masks
 
 
 def assert_same(layer, x, states=None, **options):
@@ -288,6 +238,34 @@ def test_vmap(no_reference):
         torch.testing.assert_close(found, run_loop(layer, own, zoneouts=masks(layer))[0])
 
 
+@in_both
+def test_an_ensemble(no_reference, training):
+    layer, x = make("lstm").train(training), torch.randn(4, 2, 3, dtype=F64)
+    members = [copy.deepcopy(layer) for _ in range(3)]
+    for member in members:
+        member.reset_parameters()
+    stacked, _ = torch.func.stack_module_state(members)
+
+    def run(weights):
+        return torch.func.functional_call(layer, weights, (x,))[0]
+
+    torch.manual_seed(1)
+    outputs = torch.vmap(run, randomness="same")(stacked)
+    for output, member in zip(outputs, members, strict=True):
+        torch.testing.assert_close(output, run_loop(member, x, zoneouts=masks(layer, 4, 2))[0])
+    outputs.square().sum().backward()
+    expected = run_loop(members[1], x, zoneouts=masks(layer, 4, 2))[0].square().sum()
+    wanted = torch.autograd.grad(expected, members[1].weight_hh_l0)[0]
+    torch.testing.assert_close(stacked["weight_hh_l0"].grad[1], wanted)
+
+
+def test_exports_and_traces_keep_it():
+    layer, x = make("lstm", **DEEP).eval(), torch.randn(4, 2, 3, dtype=F64)
+    expected = layer(x)[0]
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x)[0], expected)
+    torch.testing.assert_close(torch.jit.trace(layer, x)(x)[0], expected)
+
+
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 @in_both
 def test_functions_take_it(name, training):
@@ -312,85 +290,3 @@ def test_own_cells_have_it(compiled, training):
     expected, _ = fused_rnn.zoo.slstm.reference(x, None, layer._weights(), **options)
     torch.testing.assert_close(output, expected)
     assert fused_rnn.zoo.min_gru.layer(3, 5, zoneout=0.1, compiled=False).zoneout == 0.1
-
-
-# ---- who refuses it ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("value", [1, -0.1, float("nan"), True, "0.5", None], ids=str)
-@every_class
-def test_values_that_are_no_probabilities(kind, value):
-    with pytest.raises(ValueError, match=r"zoneout must be a probability, at least 0 and less than 1, got"):
-        make(kind, zoneout=value)
-
-
-def test_pairs_are_for_lstm_which_must_not_be_projected():
-    with pytest.raises(ValueError, match=r"zoneout must be a probability, got \(0.1, 0.2\)"):
-        fused_rnn.GRU(3, 5, zoneout=(0.1, 0.2))
-    with pytest.raises(
-        ValueError, match=r"zoneout must be a probability or two of them, for h and for c, got \(0.1,\)"
-    ):
-        fused_rnn.LSTM(3, 5, zoneout=(0.1,))
-    with pytest.raises(ValueError, match=r"less than 1, got 1.5"):
-        fused_rnn.LSTM(3, 5, zoneout=(0.1, 1.5))
-    with pytest.raises(ValueError, match=r"zoneout=0.1 and proj_size=2 exclude each other"):
-        fused_rnn.LSTM(3, 5, zoneout=0.1, proj_size=2)
-    weights = list(fused_rnn.LSTM(3, 5, proj_size=2).parameters())
-    with pytest.raises(ValueError, match=r"zoneout=\(0.1, 0.1\) and proj_size=2 exclude each other"):
-        fused_rnn.functional.lstm(torch.randn(4, 2, 3), None, weights, zoneout=0.1)
-
-
-def test_wrong_masks_for_the_operator():
-    weights = [torch.randn(9, 2), torch.randn(9, 3)]
-
-    def run(**options):
-        none = (None, None, weights, None, None, None, False, False)
-        return torch.ops.fused_rnn.layer_forward(1, False, False, torch.randn(4, 2, 2), *none, **options)
-
-    mask = torch.zeros(4, 2, 3, dtype=torch.bool)
-    assert run(zoneout_mask=mask)[0].shape == (4, 2, 3)
-    for wrong in (mask[:3], mask.float()):
-        with pytest.raises(RuntimeError, match="zoneout_mask must be"):
-            run(zoneout_mask=wrong)
-    with pytest.raises(RuntimeError, match=r"zoneout must lie in \[0, 1\), got 1.5"):
-        run(zoneout_h=1.5)
-    with pytest.raises(RuntimeError, match="a mask or probabilities, not both"):
-        run(zoneout_mask=mask, zoneout_h=0.5)
-
-
-@pytest.mark.filterwarnings("ignore:Exporting a model while it is in training mode")
-@in_both
-def test_frozen_layers_streams_torchscript_and_onnx_refuse_it(training):
-    layer, x = make("gru", dtype=torch.float32).train(training), torch.randn(4, 2, 3)
-    with pytest.raises(NotImplementedError, match=r"torch.jit.script has no zoneout=0.4"):
-        torch.jit.script(layer)
-    for packs in (fused_rnn.freeze, fused_rnn.Stream, lambda model: fused_rnn.freeze(model, weights="int8")):
-        with pytest.raises(NotImplementedError, match=r"packed weights have no zoneout=0.4"):
-            packs(layer)
-    with pytest.warns(UserWarning, match=r"restore passed over the model itself: torch.nn has no zoneout=0.4"):
-        fused_rnn.restore(layer)
-    pytest.importorskip("onnxscript")
-    with pytest.raises(torch.onnx.OnnxExporterError, match="has no zoneout"):
-        torch.onnx.export(layer, (x,), dynamo=True)
-
-
-def test_print_pickle_and_copy():
-    layer = make("lstm")
-    assert repr(layer) == "fused_rnn.LSTM(3, 5, zoneout=(0.3, 0.6))"
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    assert torch.load(file, weights_only=False).zoneout == copy.deepcopy(layer).zoneout == (0.3, 0.6)
-
-
-@in_both
-def test_explain_names_it_and_draws_nothing(training):
-    layer, x = make("gru").train(training), torch.randn(4, 2, 3, dtype=F64)
-    state = torch.get_rng_state()
-    assert "zoneout=0.4: applied inside the kernel" in fused_rnn.explain(layer, x).reason
-    found = fused_rnn.explain(layer, x, engine="torch")
-    assert found.engine == "fused" and "Not torch.nn's kernels, as there is zoneout" in found.reason
-    assert torch.equal(state, torch.get_rng_state())
-    assert fused_rnn.explain(layer, x, gpu="H200").engine == "none"
-    with fused_rnn.engine("torch"):
-        torch.testing.assert_close(call(layer, x)[0], run_loop(layer, x, zoneouts=masks(layer, 4, 2))[0])
