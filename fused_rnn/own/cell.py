@@ -230,7 +230,11 @@ class OwnCell:
         if proj_size:
             raise ValueError(f"proj_size argument is only supported for LSTM, not {self.name}")
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype)
-        of_loop = {"recurrent_dropout": recurrent_dropout, "zoneout": zoneout, "weight_dropout": weight_dropout}
+        of_loop: dict[str, Any] = {
+            "recurrent_dropout": recurrent_dropout,
+            "zoneout": zoneout,
+            "weight_dropout": weight_dropout,
+        }
         return OwnLayer(self, *sizes, compiled=compiled, init=init, **of_loop)
 
     @property
