@@ -10,6 +10,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fused_rnn
 from fused_rnn import reference
+from fused_rnn.ops.cells import CELLS
+from fused_rnn.ops.layer import Layer
 from support.loop_options import results_of, run_loop
 from support.modules import F64, make_states
 from support.zoneout import CLASSES, DEEP, call, every_class, in_both, make, masks
@@ -128,6 +130,20 @@ def test_grad_clip_and_return_cells():
     options = {"zoneout": layer.zoneout, "training": True, "grad_clip": 1e-3}
     twin = reference.lstm(x, None, list(layer.parameters()), **options)
     torch.testing.assert_close(found, torch.autograd.grad(twin[0].sum(), layer.weight_hh_l0))
+
+
+def test_norms_are_of_the_gradients_of_the_states_that_stay(no_reference):
+    module, x, upstream = make("lstm"), torch.randn(4, 2, 3, dtype=F64), torch.randn(4, 2, 5, dtype=F64)
+    (mask,), each = masks(module, 4, 2), []
+    plain = Layer.plain(CELLS["lstm"].id, True, False, x, None, None, tuple(module.parameters()))
+    layer = plain._replace(zoneout_mask=mask.flatten(-3))
+    with torch.no_grad():
+        *_, saved = layer.forward(True, False)
+        _, _, _, norms, *_ = layer.backward((upstream, None, None, None), saved, 0, 1, True)
+    output, *_ = run_loop(module, x, zoneouts=[mask], each=each)
+    states = [state for step in each for state in step]
+    grads = torch.autograd.grad(output, states, upstream, allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(norms[0].T.flatten(), torch.stack([grad.norm() for grad in grads]))
 
 
 # ---- the masks -----------------------------------------------------------------------------------------------------

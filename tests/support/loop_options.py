@@ -30,12 +30,22 @@ def keep(z, before, after):
 
 
 def run_loop(
-    module: nn.RNNBase, x, states=None, *, weights=None, lengths=None, reset_mask=None, h_factors=None, zoneouts=None
+    module: nn.RNNBase,
+    x,
+    states=None,
+    *,
+    weights=None,
+    lengths=None,
+    reset_mask=None,
+    h_factors=None,
+    zoneouts=None,
+    each=None,
 ):
     """``[output, h_n, and c_n if there is one]`` of a layer that is given [T, B, I].
 
     ``weights``: by name, in place of the module's. ``h_factors``: for each layer [D, B, P], which h is multiplied by
     before W_hh. ``zoneouts``: likewise masks [T, B, D, states, H], or probabilities, for evaluation.
+    ``each``: a list that gets the states after every step.
     """
     weights = dict(module.named_parameters()) | (weights or {})
     (steps, batch), directions = x.shape[:2], 1 + module.bidirectional
@@ -70,6 +80,9 @@ def run_loop(
                 active = (t < lengths).unsqueeze(-1)
                 done[t] = torch.where(active, new[0], torch.zeros_like(new[0]))
                 now = [torch.where(active, after, before) for after, before in zip(new, now, strict=True)]
+                if each is not None:
+                    each.append(now)
+                    done[t] = now[0]
             outputs.append(torch.stack(done))
             for final, state in zip(finals, now, strict=True):
                 final.append(state)
