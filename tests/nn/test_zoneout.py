@@ -285,11 +285,11 @@ def test_exports_and_traces_keep_it():
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 @in_both
 def test_functions_take_it(name, training):
-    layer = make(name).train(training)
+    layer = make(name, bidirectional=True).train(training)
     x, weights = torch.randn(4, 2, 3, dtype=F64), list(layer.parameters())
     for module in (fused_rnn.functional, reference):
         torch.manual_seed(1)
-        found = getattr(module, name)(x, None, weights, zoneout=layer.zoneout, training=training)
+        found = getattr(module, name)(x, None, weights, bidirectional=True, zoneout=layer.zoneout, training=training)
         torch.testing.assert_close(results_of(found), results_of(call(layer, x)))
     with pytest.raises(ValueError, match=r"zoneout must be a probability"):
         getattr(fused_rnn.functional, name)(x, None, weights, zoneout=1.0)
