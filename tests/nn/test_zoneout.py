@@ -292,7 +292,7 @@ def test_functions_take_it(name, training):
         found = getattr(module, name)(x, None, weights, bidirectional=True, zoneout=layer.zoneout, training=training)
         torch.testing.assert_close(results_of(found), results_of(call(layer, x)))
     with pytest.raises(ValueError, match=r"zoneout must be a probability"):
-        getattr(fused_rnn.functional, name)(x, None, weights, zoneout=1.0)
+        getattr(fused_rnn.functional, name)(x, None, weights, bidirectional=True, zoneout=1.0)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
