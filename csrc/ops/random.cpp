@@ -36,14 +36,17 @@ Tensor zoneout_mask(Tensor seed, int64_t rows, int64_t states, int64_t hidden, i
     for (int64_t block = begin; block < end; ++block) {
       uint64_t words[kWords];
       int16_t numbers[kNumbers];
+      uint8_t below[kNumbers];  // bytes of `to` might be anything's, which would keep the comparison from vectors
       for (int64_t w = 0; w < kWords; ++w) words[w] = random_word(start, block * kWords + w);
       memcpy(numbers, words, sizeof words);
       const int64_t first = block * kNumbers, last = std::min(count, first + kNumbers);
       for (int64_t i = first; i < last;) {  // units of one state
         const int64_t state = i % width / hidden, stop = std::min(last, i + hidden - i % hidden);
         const auto bound = static_cast<int16_t>(state == 0 ? h_bound : c_bound);
-        for (; i < stop; ++i) to[i] = numbers[i - first] < bound;
+        for (int64_t k = i - first; k < stop - first; ++k) below[k] = numbers[k] < bound;
+        i = stop;
       }
+      memcpy(to + first, below, last - first);
     }
   });
   return mask;
