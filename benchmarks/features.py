@@ -25,6 +25,7 @@ AVERAGE_LENGTH = sum(LENGTHS) // BATCH
 RESET_SHARE = 0.02
 CELL_STEPS = 50
 VOCABULARY, READER_HIDDEN = 128, 128
+LOOP_OPTIONS = {"recurrent_dropout": 0.3, "zoneout": 0.1, "weight_dropout": 0.3}
 MEMBERS, MEMBER_HIDDEN = 8, 64
 COMPILED_STEPS, COMPILED_HIDDEN = 32, 64  # few: torch.compile unrolls torch.nn's steps
 
@@ -58,6 +59,9 @@ def features(full: bool = False) -> list[Feature]:
             Feature(f"{layer} gradient penalty, float64", lambda a=layer: _second_order(a, _penalty)),
             Feature(f"{layer} jvp, float64", lambda a=layer: _second_order(a, _jvp)),
         ]
+    for layer, option in product(("LSTM", "GRU", "RNN"), LOOP_OPTIONS):
+        name = f"{layer} training: {option}"
+        found.append(Feature(name, lambda a=layer, b=option: _loop_option(a, b), 1.1, same_results=False))
     for layer, mode in product(("LSTM", "GRU", "RNN"), ("inference", "training")):
         name = f"{layer}Cell {mode}: a loop of {CELL_STEPS} steps"
         found.append(Feature(name, lambda a=layer, b=mode: _cells(a, b)))
@@ -87,6 +91,14 @@ def _resets(layer: str, mode: str) -> dict[str, Run]:
     ours, x = _layer(layer, HIDDEN), torch.randn(STEPS, BATCH, HIDDEN)
     resets = torch.rand(STEPS, BATCH) < RESET_SHARE
     return {"no resets": _call(ours, mode, x), "reset_mask": _call(ours, mode, x, reset_mask=resets)}
+
+
+def _loop_option(layer: str, option: str) -> dict[str, Run]:
+    """Masks drawn and applied."""
+    ours = _layer(layer, HIDDEN)
+    other = getattr(fused_rnn, layer)(HIDDEN, HIDDEN, **{option: LOOP_OPTIONS[option]})
+    x = torch.randn(STEPS, BATCH, HIDDEN)
+    return {"plain": _call(ours, "training", x), option: _call(other, "training", x)}
 
 
 def _norms(layer: str) -> dict[str, Run]:

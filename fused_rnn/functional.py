@@ -38,6 +38,8 @@ def lstm(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
     grad_clip: float | None = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: float | tuple[float, float] = 0.0,
     return_cells: Literal[False] = False,
 ) -> tuple[Sequences, tuple[Tensor, Tensor]]: ...
 
@@ -56,6 +58,8 @@ def lstm(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
     grad_clip: float | None = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: float | tuple[float, float] = 0.0,
     return_cells: Literal[True],
 ) -> tuple[Sequences, tuple[Tensor, Tensor], Sequences]: ...
 
@@ -74,6 +78,8 @@ def lstm(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
     grad_clip: float | None = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: float | tuple[float, float] = 0.0,
     return_cells: bool,
 ) -> tuple[Any, ...]: ...
 
@@ -91,6 +97,8 @@ def lstm(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
     grad_clip: float | None = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: float | tuple[float, float] = 0.0,
     return_cells: bool = False,
 ) -> tuple[Any, ...]:
     """Long short-term memory over whole sequences; :class:`fused_rnn.LSTM` has the equations.
@@ -113,6 +121,10 @@ def lstm(
         grad_clip: above 0. In the backward pass the gradient of h ``[B, P]`` is clamped to [-grad_clip, grad_clip] at
             every step, in every layer and direction, after the gradients of that step's output and, at the last step,
             of h_n have been added. The gradient of h_0 is not clamped. First derivatives in reverse mode only.
+        recurrent_dropout: probability that a unit of h is zeroed for W_hh in training, in all gates and steps of a row.
+            The masks are drawn layer by layer, each as ``torch.dropout(torch.ones(D, B, P), recurrent_dropout, True)``.
+        zoneout: ``(p_h, p_c)`` or one number: as of :class:`fused_rnn.LSTM`, by masks with ``training``, else by
+            expectation.
         return_cells: also return the last layer's c after every step, differentiable; zero after a row's end, like
             the output.
 
@@ -139,6 +151,8 @@ def lstm(
         lengths=lengths,
         reset_mask=reset_mask,
         grad_clip=grad_clip,
+        recurrent_dropout=recurrent_dropout,
+        zoneout=zoneout,
         return_cells=return_cells,
     )
 
@@ -156,6 +170,8 @@ def gru(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
     grad_clip: float | None = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
 ) -> tuple[Sequences, Tensor]:
     """Gated recurrent unit over whole sequences; :class:`fused_rnn.GRU` has the equations.
 
@@ -187,6 +203,8 @@ def gru(
         lengths=lengths,
         reset_mask=reset_mask,
         grad_clip=grad_clip,
+        recurrent_dropout=recurrent_dropout,
+        zoneout=zoneout,
     )
 
 
@@ -204,6 +222,8 @@ def rnn(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
     grad_clip: float | None = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
 ) -> tuple[Sequences, Tensor]:
     """Elman network over whole sequences; :class:`fused_rnn.RNN` has the equation.
 
@@ -232,6 +252,8 @@ def rnn(
         lengths=lengths,
         reset_mask=reset_mask,
         grad_clip=grad_clip,
+        recurrent_dropout=recurrent_dropout,
+        zoneout=zoneout,
     )
 
 

@@ -101,6 +101,8 @@ def _check(layer: Layer, cells: bool, onnx_ir) -> None:
         raise NotImplementedError(f"fused_rnn: ONNX has no node for the cell {cell.name}")
     lacking = {
         "reset_mask": layer.reset_mask is not None,
+        "recurrent_dropout (call eval())": layer.h_factor is not None,
+        "zoneout": layer.zones_out,
         "PackedSequence (pass padded input and lengths)": layer.batch_sizes is not None,
         "proj_size": layer.weight_kinds[-1] is Wanted.WEIGHT_HR,
         "vmap over weights": len(layer.weights[0].shape) == 3,

@@ -106,8 +106,9 @@ def run_layer(
         layer = layer.with_numbers()
     dtype = layer.input.dtype
     if dtype in (torch.float16, torch.bfloat16):
-        wide = [t.float() if t is not None else None for t in (layer.input, layer.h0, layer.c0)]
-        layer = layer._replace(input=wide[0], h0=wide[1], c0=wide[2], weights=tuple(w.float() for w in layer.weights))
+        names = ("input", "h0", "c0", "h_factor")
+        wide = {name: tensor.float() for name in names if (tensor := getattr(layer, name)) is not None}
+        layer = layer._replace(**wide, weights=tuple(w.float() for w in layer.weights))
         return tuple(t.to(dtype) for t in run_layer(layer, cells, grad_clip))
     if layer.weights[0].dim() == 3:
         return _run_members(layer, cells, grad_clip)
@@ -165,8 +166,11 @@ def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tenso
         gates_x = linear(x_t, by_kind[Wanted.WEIGHT_IH], by_kind.get(Wanted.BIAS_IH))
         gates_r = None
         if cell.recurrent:
-            gates_r = linear(now[0], by_kind[Wanted.WEIGHT_HH], by_kind.get(Wanted.BIAS_HH))
+            h = now[0] if layer.h_factor is None else now[0] * layer.h_factor[int(reverse)]
+            gates_r = linear(h, by_kind[Wanted.WEIGHT_HH], by_kind.get(Wanted.BIAS_HH))
         new = list(STEPS[layer.cell](gates_x, gates_r, *now, *params))
+        if layer.zones_out:
+            new = _zone_out(layer, t, int(reverse), now, new)
         if w_hr is not None:
             new[0] = new[0] @ w_hr.T
         if grad_clip is not None:
@@ -182,6 +186,15 @@ def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tenso
     output, *further = (torch.stack(state) for state in zip(*steps_done, strict=True))
     h, *c = now
     return output, h, torch.cat(c, -1) if c else h, torch.cat(further, -1) if c else output
+
+
+def _zone_out(layer: Layer, t: int, d: int, former: list[Tensor], new: list[Tensor]) -> list[Tensor]:
+    """The states after a step of direction ``d``."""
+    if layer.zoneout_mask is None:
+        shares = [layer.zoneout_h or 0.0, *[layer.zoneout_c or 0.0] * (len(new) - 1)]
+        return [p * before + (1 - p) * after for p, before, after in zip(shares, former, new, strict=True)]
+    kept = layer.zoneout_mask[t].chunk(layer.sizes[1], -1)[d].chunk(len(new), -1)
+    return [torch.where(keeps, before, after) for keeps, before, after in zip(kept, former, new, strict=True)]
 
 
 def _cut_before(layer: Layer, t: int, reverse: bool) -> Tensor | None:
@@ -204,9 +217,11 @@ def _run_packed(layer: Layer, cells: bool, grad_clip):
     place = torch.cat([torch.arange(n) + t * batch for t, n in enumerate(sizes)]).to(layer.input.device)
     padded = layer.input.new_zeros(steps * batch, layer.input.shape[-1]).index_copy(0, place, layer.input)
     lengths = torch.tensor([sum(n > b for n in sizes) for b in range(batch)], device=layer.input.device)
-    output, h_n, c_n, all_cells = run_layer(
-        layer._replace(input=padded.unflatten(0, (steps, batch)), lengths=lengths, batch_sizes=None), cells, grad_clip
-    )
+    mask = layer.zoneout_mask
+    if mask is not None:
+        mask = mask.new_zeros(steps * batch, mask.shape[-1]).index_copy(0, place, mask).unflatten(0, (steps, batch))
+    layer = layer._replace(lengths=lengths, batch_sizes=None, zoneout_mask=mask)
+    output, h_n, c_n, all_cells = run_layer(layer._replace(input=padded.unflatten(0, (steps, batch))), cells, grad_clip)
     output, all_cells = (t.flatten(0, 1).index_select(0, place) if t.dim() == 3 else t for t in (output, all_cells))
     return output, h_n, c_n, all_cells
 
@@ -215,6 +230,7 @@ def _run_members(layer: Layer, cells: bool, grad_clip):
     """Runs each member by itself; members may share input, lengths and reset_mask."""
     row_dims = 1 if layer.batch_sizes is not None else 2
     own_dims = {"input": row_dims + 1, "h0": 3, "c0": 3, "lengths": 1, "reset_mask": 2}
+    own_dims |= {"h_factor": 3, "zoneout_mask": row_dims + 1}
     tensors = {name: tensor for name in own_dims if (tensor := getattr(layer, name)) is not None}
     dims = {name: 0 if tensor.dim() > own_dims[name] else None for name, tensor in tensors.items()}
 

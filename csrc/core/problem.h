@@ -66,6 +66,13 @@ struct Layer {
   // True at (t, b) cuts row b between steps t-1 and t. Null: never.
   const uint8_t* reset;  // [M, T, B]; bytes, since a bool that is neither 0 nor 1 is undefined behaviour
   int64_t reset_member_stride;
+  // Recurrent dropout: h is multiplied by it before W_hh. Null: by one.
+  const void* h_factor;  // [M, D, B, P]
+  // Zoneout, if any: where the mask is not 0, a unit keeps its former state; without a mask each state is
+  // zoneout * former + (1 - zoneout) * new, with one number for h and one for the states after it. Not with a projection.
+  bool zones_out;
+  const uint8_t* zoneout_mask;  // [M, N, D, kStates*H] or null
+  double zoneout[2];
   // Packed input: step t holds its active rows only, at offsets[t] onward. Null: step t starts at row t*B.
   const int64_t* offsets;  // [T]
 };
@@ -107,7 +114,7 @@ struct Backward : Layer {
   // Intermediate gradients, for second derivatives. Null when not asked for; padding is not written.
   void* trace_x;       // [M, N, D, G*H] gradient of x
   void* trace_r;       // [M, N, D, G*H] of r
-  void* trace_states;  // [M, N, D, kStates, H] of each state, from outside its step; of h before its projection
+  void* trace_states;  // [M, N, D, kStates, H] of each state as the cell returns it, from outside its step
   void* trace_output;  // [M, N, D, P] with a projection: of h after it
   void* trace_wide;    // [M, N, D, H] with a projection: h before it (of a tangent: its tangent)
 

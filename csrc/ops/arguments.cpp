@@ -127,7 +127,7 @@ Arguments::Arguments(Layer& layer, const Tensor& input)
 
 void Arguments::begin(const Tensor& input, int64_t weights) {
   layer_.device = input.get_device_index();
-  held_.reserve(weights + 8);
+  held_.reserve(weights + 10);
 }
 
 void Arguments::read(const Tensor& input, const std::optional<Tensor>& h0, const std::optional<Tensor>& c0,
@@ -284,6 +284,24 @@ void Arguments::read_masks(const std::optional<Tensor>& lengths, const std::opti
   const bool own = per_member(*reset_mask, 2);
   take_reset(*reset_mask, concat({own ? members : Shape{}, {layer_.steps, layer_.batch}}));
   layer_.reset_member_stride = own ? layer_.steps * layer_.batch : 0;
+}
+
+void Arguments::read_options(const LoopOptions& options) {
+  const auto& [h_factor, zoneout_mask, zoneout_h, zoneout_c] = options;
+  FUSED_RNN_CHECK(!h_factor || cell.recurrent, "fused_rnn: this cell has no W_hh, but h_factor was given");
+  layer_.h_factor = optional_data(h_factor, "h_factor", states(layer_.output_size));
+  for (const auto& p : {zoneout_h, zoneout_c})
+    FUSED_RNN_CHECK(!p || (0 <= *p && *p < 1), "fused_rnn: zoneout must lie in [0, 1), got ", *p);
+  layer_.zones_out = zoneout_mask || zoneout_h || zoneout_c;
+  FUSED_RNN_CHECK(!layer_.zones_out || !has_projection, "fused_rnn: zoneout does not go with a projection (proj_size)");
+  FUSED_RNN_CHECK(!zoneout_mask || !(zoneout_h || zoneout_c),
+                  "fused_rnn: zoneout has a mask or probabilities, not both");
+  layer_.zoneout[0] = zoneout_h.value_or(0);
+  layer_.zoneout[1] = zoneout_c.value_or(0);
+  if (!zoneout_mask) return;
+  const Shape shape = rows(layer_.directions * cell.states * layer_.hidden);
+  layer_.zoneout_mask =
+      static_cast<const uint8_t*>(hold(checked.as(*zoneout_mask, "zoneout_mask", shape, ScalarType::Bool)));
 }
 
 void Arguments::take_reset(const Tensor& reset_mask, const Shape& shape) {

@@ -68,6 +68,12 @@ inline void skip_steps_without_rows(Layer& layer) {
 // Backward::grad_clip.
 double clip_of(std::optional<double> grad_clip);
 
+// The loop's own options (core/problem.h), as operators take them.
+struct LoopOptions {
+  const std::optional<Tensor>&h_factor, &zoneout_mask;
+  std::optional<double> zoneout_h, zoneout_c;
+};
+
 // Fills in a Layer and keeps alive what its pointers refer to. The tensors passed in must outlive this.
 struct Arguments {
   CellTraits cell;
@@ -93,6 +99,9 @@ struct Arguments {
   void read_weights(std::span<const Tensor> weights);
   void read_states(const std::optional<Tensor>& h0, const std::optional<Tensor>& c0);
   void read_masks(const std::optional<Tensor>& lengths, const std::optional<Tensor>& reset_mask);
+
+  // After the others.
+  void read_options(const LoopOptions& options);
 
   // For `infer`, without members: argument by argument, with shapes that differ from [T, B] but not in memory.
   void take_rows(const Tensor& input, const Shape& rows, int64_t steps, int64_t batch);

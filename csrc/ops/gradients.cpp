@@ -12,10 +12,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     int64_t cell, bool bias, bool bidirectional, Gradient grad_output, Gradient grad_h_n, Gradient grad_c_n,
     Gradient grad_cells, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
     std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved,
-    int64_t wanted, int64_t weight_groups, bool norms, std::optional<double> grad_clip) {
+    int64_t wanted, int64_t weight_groups, bool norms, std::optional<double> grad_clip, std::optional<Tensor> h_factor,
+    std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h, std::optional<double> zoneout_c) {
   BackwardCall call(cell, bias, bidirectional, input, weights);
   Backward& g = call.g;
   call.args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
+  call.args.read_options({h_factor, zoneout_mask, zoneout_h, zoneout_c});
   FUSED_RNN_CHECK(weight_groups >= 1 && g.batch % weight_groups == 0 && (weight_groups == 1 || !batch_sizes),
                   "fused_rnn: weight_groups must divide a padded batch, got ", weight_groups, " groups for ", g.batch,
                   " rows");
@@ -34,10 +36,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_trace(
     int64_t cell, bool bias, bool bidirectional, Gradient grad_output, Gradient grad_h_n, Gradient grad_c_n,
     Gradient grad_cells, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
-    std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved) {
+    std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved,
+    std::optional<Tensor> h_factor, std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h,
+    std::optional<double> zoneout_c) {
   BackwardCall call(cell, bias, bidirectional, input, weights);
   Backward& g = call.g;
   call.args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
+  call.args.read_options({h_factor, zoneout_mask, zoneout_h, zoneout_c});
   call.args.refuse_tokens();
   call.read(grad_output, grad_h_n, grad_c_n, grad_cells, saved);
   call.write(0);
@@ -60,11 +65,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward_t
     int64_t cell, bool bias, bool bidirectional, Gradient grad_output, Gradient grad_h_n, Gradient grad_c_n,
     Gradient grad_cells, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
     std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved,
-    Tensor saved_tangent, Tensor states, std::optional<Tensor> h, std::optional<Tensor> wide, int64_t wanted) {
+    Tensor saved_tangent, Tensor states, std::optional<Tensor> h, std::optional<Tensor> wide, int64_t wanted,
+    std::optional<Tensor> h_factor, std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h,
+    std::optional<double> zoneout_c) {
   BackwardCall call(cell, bias, bidirectional, input, weights);
   Backward& g = call.g;
   Arguments& args = call.args;
   args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
+  args.read_options({h_factor, zoneout_mask, zoneout_h, zoneout_c});
   args.refuse_tokens();
   call.read(grad_output, grad_h_n, grad_c_n, grad_cells, saved);
   g.saved_tangent = args.hold(args.checked(saved_tangent, "saved_tangent", args.saved_shape()));

@@ -68,10 +68,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_forward(Forward& f, const
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
     std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
-    std::optional<Tensor> reset_mask, bool save, bool cells, std::optional<double> grad_clip) {
+    std::optional<Tensor> reset_mask, bool save, bool cells, std::optional<double> grad_clip,
+    std::optional<Tensor> h_factor, std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h,
+    std::optional<double> zoneout_c) {
   Forward f = {};
   Arguments args(f, cell, bias, bidirectional, input, weights);
   args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
+  args.read_options({h_factor, zoneout_mask, zoneout_h, zoneout_c});
   clip_of(grad_clip);
   return run_forward(f, args, like_of(input, weights), save, cells);
 }
@@ -80,10 +83,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
     int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
     std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
     std::optional<Tensor> reset_mask, Tensor saved, std::optional<Tensor> x, std::optional<Tensor> r,
-    std::optional<Tensor> h, bool cells) {
+    std::optional<Tensor> h, bool cells, std::optional<Tensor> h_factor, std::optional<Tensor> zoneout_mask,
+    std::optional<double> zoneout_h, std::optional<double> zoneout_c) {
   Forward f = {};
   Arguments args(f, cell, bias, bidirectional, input, weights);
   args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
+  args.read_options({h_factor, zoneout_mask, zoneout_h, zoneout_c});
   args.refuse_tokens();
   const Shape gates = args.rows(f.directions * args.cell.gates * f.hidden);
   f.primal = args.hold(args.checked(saved, "saved", args.saved_shape()));
@@ -100,28 +105,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
 // in torch's order for each direction. Weights with a leading dimension M are those of M members, which run side by
 // side; input, lengths and reset_mask may then be shared, everything else is per member. Arguments are documented in
 // fused_rnn/ops/layer.py.
+#define FUSED_RNN_LOOP_OPTIONS \
+  ", Tensor? h_factor=None, Tensor? zoneout_mask=None, float? zoneout_h=None, float? zoneout_c=None"
 FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
   m.def(
       "layer_forward(int cell, bool bias, bool bidirectional, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, "
-      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, bool save, bool cells, float? grad_clip=None) "
+      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, bool save, bool cells, float? "
+      "grad_clip=None" FUSED_RNN_LOOP_OPTIONS
+      ") "
       "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def(
       "layer_backward(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, "
       "Tensor? grad_c_n, Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
       "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, int wanted, int weight_groups, bool norms, "
-      "float? grad_clip=None) "
+      "float? grad_clip=None" FUSED_RNN_LOOP_OPTIONS
+      ") "
       "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor grad_norms, Tensor[] grad_weights)");
   // For second derivatives (problem.h). The derivative of layer_forward along a direction, given by x, r and h
   // (Forward::tangent_x, ...), h0 and c0.
   m.def(
       "layer_tangent(int cell, bool bias, bool bidirectional, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, "
       "Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, Tensor? x, Tensor? r, Tensor? h, "
-      "bool cells) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
+      "bool cells" FUSED_RNN_LOOP_OPTIONS ") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   // Backward::trace_x, ...; r is empty if it would equal x, output and wide are empty without a projection.
   m.def(
       "layer_trace(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
       "Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
-      "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved) "
+      "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved" FUSED_RNN_LOOP_OPTIONS
+      ") "
       "-> (Tensor x, Tensor r, Tensor states, Tensor output, Tensor wide)");
   // The derivative of layer_backward, given tangents of its gradients and of `saved`, and layer_trace's results. The
   // result `wide` is the tangent of layer_trace's, for the gradient of weight_hr.
@@ -129,7 +140,8 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
       "layer_backward_tangent(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, "
       "Tensor? grad_c_n, Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
       "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, Tensor saved_tangent, Tensor states, Tensor? h, "
-      "Tensor? wide, int wanted) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor wide, Tensor[] "
+      "Tensor? wide, int wanted" FUSED_RNN_LOOP_OPTIONS
+      ") -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor wide, Tensor[] "
       "grad_weights)");
   // Inference of a stack of layers; states are those of all layers. Returns output, h_n and, with a second state, c_n;
   // of a single step (kOneStep) only the states, as h is the output. Of a single layer also the second state after every
@@ -151,6 +163,9 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
   m.def(
       "step_backward(int stack, Tensor? grad_h, Tensor? grad_c, Tensor input, Tensor? h0, Tensor? c0, "
       "Tensor[] weights, Tensor saved, int wanted) -> Tensor[]");
+  // bool [rows, states * hidden]: where a random number of 16 bits is less than the bound of its state, h or a later one.
+  // On the CPU alone.
+  m.def("zoneout_mask(Tensor seed, int rows, int states, int hidden, int h_bound, int c_bound) -> Tensor");
   // Packs one layer's weights for `infer`, whose `packed` takes one of these for each layer. Valid only for these
   // tensors, in this process; the layout is the engine's own. `format`: a WeightFormat (core/problem.h).
   m.def("pack_weights(int cell, bool bias, bool bidirectional, Tensor[] weights, int format=0) -> Tensor");

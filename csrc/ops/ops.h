@@ -19,13 +19,16 @@ using torch::stable::Tensor;
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
     std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
-    std::optional<Tensor> reset_mask, bool save, bool cells, std::optional<double> grad_clip);
+    std::optional<Tensor> reset_mask, bool save, bool cells, std::optional<double> grad_clip,
+    std::optional<Tensor> h_factor, std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h,
+    std::optional<double> zoneout_c);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
     int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
     std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
     std::optional<Tensor> reset_mask, Tensor saved, std::optional<Tensor> x, std::optional<Tensor> r,
-    std::optional<Tensor> h, bool cells);
+    std::optional<Tensor> h, bool cells, std::optional<Tensor> h_factor, std::optional<Tensor> zoneout_mask,
+    std::optional<double> zoneout_h, std::optional<double> zoneout_c);
 
 std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
                           std::vector<Tensor> weights, std::optional<std::vector<Tensor>> packed,
@@ -43,6 +46,8 @@ std::vector<Tensor> step_backward(int64_t stack, std::optional<Tensor> grad_h, s
                                   Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
                                   std::vector<Tensor> weights, Tensor saved, int64_t wanted);
 
+Tensor zoneout_mask(Tensor seed, int64_t rows, int64_t states, int64_t hidden, int64_t h_bound, int64_t c_bound);
+
 Tensor pack_weights(int64_t cell, bool bias, bool bidirectional, std::vector<Tensor> weights, int64_t format);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
@@ -50,19 +55,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     std::optional<Tensor> grad_c_n, std::optional<Tensor> grad_cells, Tensor input, std::optional<Tensor> h0,
     std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,
     std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved, int64_t wanted,
-    int64_t weight_groups, bool norms, std::optional<double> grad_clip);
+    int64_t weight_groups, bool norms, std::optional<double> grad_clip, std::optional<Tensor> h_factor,
+    std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h, std::optional<double> zoneout_c);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_trace(
     int64_t cell, bool bias, bool bidirectional, std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,
     std::optional<Tensor> grad_c_n, std::optional<Tensor> grad_cells, Tensor input, std::optional<Tensor> h0,
     std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,
-    std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved);
+    std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved, std::optional<Tensor> h_factor,
+    std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h, std::optional<double> zoneout_c);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward_tangent(
     int64_t cell, bool bias, bool bidirectional, std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,
     std::optional<Tensor> grad_c_n, std::optional<Tensor> grad_cells, Tensor input, std::optional<Tensor> h0,
     std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,
     std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved, Tensor saved_tangent,
-    Tensor states, std::optional<Tensor> h, std::optional<Tensor> wide, int64_t wanted);
+    Tensor states, std::optional<Tensor> h, std::optional<Tensor> wide, int64_t wanted, std::optional<Tensor> h_factor,
+    std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h, std::optional<double> zoneout_c);
 
 }  // namespace fused_rnn

@@ -85,9 +85,8 @@ def _gradients_by_ours(stack: ForTorch, batch_sizes, tensors, needs, grads) -> l
             input, h0, c0 = (None if t is None else t.unsqueeze(0) for t in (input, h0, c0))
         elif stack.batch_first:
             input = input.transpose(0, 1).contiguous()
-        layer = Layer(
-            stack.cell.id, stack.bias, stack.bidirectional, input, h0, c0, None, batch_sizes, None, (*weights,)
-        )
+        cell, bias, bidirectional = stack.cell.id, stack.bias, stack.bidirectional
+        layer = Layer.plain(cell, bias, bidirectional, input, h0, c0, (*weights,), batch_sizes=batch_sizes)
         output, *states = over_layers(stack.layers, functions.run_layer, layer)[: 1 + stack.cell.states]
         if stack.is_step:
             results = [state.squeeze(0) for state in states]

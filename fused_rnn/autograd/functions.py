@@ -56,7 +56,8 @@ class LayerForward(torch.autograd.Function):
 
         ``groups``: 1, or the number of rows for per-sample weight gradients.
         """
-        save, _, grad_clip, cell, bias, bidirectional = static
+        save, _, grad_clip, *of_layer = static
+        cell, _, bidirectional, *_ = of_layer
         if not save:
             raise RuntimeError("fused_rnn: nothing was saved for this gradient; run layer_forward with save=True")
         saved, *tensors = saved_tensors
@@ -67,7 +68,7 @@ class LayerForward(torch.autograd.Function):
             return None, (None,) * len(needs)
         compiling = torch.compiler.is_compiling()
         wanted = (wanted_by if compiling else _wanted_again)(needs, cell, bidirectional)
-        arguments = (wanted, groups, norms, grad_clip, *grads, saved, cell, bias, bidirectional, *tensors)
+        arguments = (wanted, groups, norms, grad_clip, *grads, saved, *of_layer, *tensors)
         # Dynamo cannot enter a Function inside another's backward.
         followed = torch.is_grad_enabled() or torch_private.in_transform() or torch_private.in_forward_mode()
         if compiling or not followed:
@@ -172,7 +173,24 @@ _FORWARD, _BACKWARD = torch.ops.fused_rnn.layer_forward.default, torch.ops.fused
 # Both argument lists are spelled out, in the orders of ``Layer`` and of the operators: a microsecond matters here.
 
 
-def layer_forward(save, cells, cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, *weights):
+def layer_forward(
+    save,
+    cells,
+    cell,
+    bias,
+    bidirectional,
+    zoneout_h,
+    zoneout_c,
+    input,
+    h0,
+    c0,
+    lengths,
+    batch_sizes,
+    reset_mask,
+    h_factor,
+    zoneout_mask,
+    *weights,
+):
     """The raw operator, for ``ForwardArguments`` without ``grad_clip``, which only the backward pass uses."""
     return _below_autograd(
         _FORWARD,
@@ -188,6 +206,11 @@ def layer_forward(save, cells, cell, bias, bidirectional, input, h0, c0, lengths
         reset_mask,
         save,
         cells,
+        None,
+        h_factor,
+        zoneout_mask,
+        zoneout_h,
+        zoneout_c,
     )
 
 
@@ -204,12 +227,16 @@ def layer_backward(
     cell,
     bias,
     bidirectional,
+    zoneout_h,
+    zoneout_c,
     input,
     h0,
     c0,
     lengths,
     batch_sizes,
     reset_mask,
+    h_factor,
+    zoneout_mask,
     *weights,
 ):
     """The raw operator, for ``BackwardArguments``."""
@@ -234,6 +261,10 @@ def layer_backward(
         weight_groups,
         norms,
         grad_clip,
+        h_factor,
+        zoneout_mask,
+        zoneout_h,
+        zoneout_c,
     )
 
 

@@ -32,7 +32,7 @@ _NO_MASKS = (None,) * _MASKS
 
 
 class PlainLayer(torch.autograd.Function):
-    """``apply((masks, cells, grad_clip, cell, bias, bidirectional), input, h0, c0, *given, *weights)``
+    """``apply((masks, cells, grad_clip, *STATIC of the layer), input, h0, c0, *given, *weights)``
 
     As ``LayerForward``, with fewer arguments and results: ``given`` are the masks, of which there are 0 or all; an
     output that was not requested is left out, and so are the saved values.
@@ -40,11 +40,12 @@ class PlainLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, static, input, h0, c0, *rest):
-        masks, cells, _, cell, bias, bidirectional = static
+        masks, cells, _, cell, bias, bidirectional, *zoneout = static
         given, weights = (rest[:masks], rest[masks:]) if masks else (_NO_MASKS, rest)
         with torch_private.below_autograd():
+            options = (True, cells, None, *given[3:], *zoneout)
             output, h_n, c_n, all_cells, saved = _layer_forward(
-                cell, bias, bidirectional, input, h0, c0, list(weights), *given, True, cells, None
+                cell, bias, bidirectional, input, h0, c0, list(weights), *given[:3], *options
             )
         ctx.static = static
         ctx.set_materialize_grads(False)
@@ -62,12 +63,13 @@ class PlainLayer(torch.autograd.Function):
         if need_layer(given_grads):
             return _gradients_by_layer(static, ctx.saved_tensors, needs, grads)
         saved, input, h0, c0, *rest = ctx.saved_tensors
-        masks, _, grad_clip, cell, bias, bidirectional = static
+        masks, _, grad_clip, cell, bias, bidirectional, *zoneout = static
         given, weights = (rest[:masks], rest[masks:]) if masks else (_NO_MASKS, rest)
         wanted = _wanted_of_layer(needs, masks, cell, bidirectional)
         with torch_private.below_autograd():
+            options = (saved, wanted, 1, False, grad_clip, *given[3:], *zoneout)
             grad_input, grad_h0, grad_c0, _, grad_weights = _layer_backward(
-                cell, bias, bidirectional, *grads, input, h0, c0, weights, *given, saved, wanted, 1, False, grad_clip
+                cell, bias, bidirectional, *grads, input, h0, c0, weights, *given[:3], *options
             )
         if masks:
             grad_weights = (*_NO_MASKS, *grad_weights)
@@ -76,10 +78,10 @@ class PlainLayer(torch.autograd.Function):
 
 def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None) -> Sequence[Tensor | None]:
     """:func:`functions.run_layer` for a plain call that needs gradients; None for a result that there is not."""
-    cell, bias, bidirectional, input, h0, c0, *given, weights = layer
-    if given[0] is given[1] is given[2] is None:
+    cell, bias, bidirectional, zoneout_h, zoneout_c, input, h0, c0, *given, weights = layer
+    if given[0] is given[1] is given[2] is given[3] is given[4] is None:
         given = ()
-    static = (len(given), cells, grad_clip, cell, bias, bidirectional)
+    static = (len(given), cells, grad_clip, cell, bias, bidirectional, zoneout_h, zoneout_c)
     results = torch_private.apply_function(PlainLayer, (static, input, h0, c0, *given, *weights))
     return (*results, None) if len(results) == 3 else (*results, *[None] * (4 - len(results)))
 
@@ -188,5 +190,5 @@ def _gradients_by_sequence(code: int, saved_tensors, needs, grad_h, grad_c) -> t
 
     tensors = (*map(as_sequence, saved_tensors[:_WEIGHTS]), *saved_tensors[_WEIGHTS:])
     grads = (None, as_sequence(grad_h), as_sequence(grad_c), None)
-    found = _gradients_by_layer((0, False, None, cell, bias, bidirectional), tensors, needs, grads)
+    found = _gradients_by_layer((0, False, None, cell, bias, bidirectional, None, None), tensors, needs, grads)
     return *(None if grad is None else grad.squeeze(0) for grad in found[:_WEIGHTS]), *found[_WEIGHTS:]

@@ -307,9 +307,9 @@ def _backward(layer: Layer, groups: int, inputs: list[Tensor | None]) -> list[Te
 
 
 def _vmapped(layer: Layer, inputs, dims, layer_dims, groups: int, out_dims) -> list[Tensor | None]:
-    """``_backward`` with one dimension of the inputs, and of lengths and reset_mask, mapped over."""
+    """``_backward`` with one dimension of the inputs, and of the masks, mapped over."""
     given = [i for i, t in enumerate(inputs) if t is not None]
-    masks = [name for name in ("lengths", "reset_mask") if getattr(layer, name) is not None]
+    masks = [name for name in layer_dims if getattr(layer, name) is not None]
     count = _first_grad(layer)
     results = [i for i in given if i < count]
 
@@ -337,6 +337,8 @@ def _over_members(layer: Layer, groups: int, inputs) -> list[Tensor | None]:
     layer_dims = {
         "lengths": 0 if layer.lengths is not None and layer.lengths.dim() == 2 else None,
         "reset_mask": 0 if layer.reset_mask is not None and layer.reset_mask.dim() == 3 else None,
+        "h_factor": 0,
+        "zoneout_mask": 0,
     }
     return _vmapped(layer, inputs, dims, layer_dims, groups, [0] * len(inputs))
 
@@ -355,7 +357,9 @@ def _over_groups(layer: Layer, groups: int, inputs) -> list[Tensor | None]:
     cut_inputs = [cut(t, -2) if i in rows else t for i, t in enumerate(inputs)]
     dims = [-3 if i in rows else None for i in range(len(inputs))]
     input, *_ = cut_inputs
-    own = layer._replace(input=input, lengths=cut(layer.lengths, -1), reset_mask=cut(layer.reset_mask, -1))
+    masks = {"lengths": -1, "reset_mask": -1, "h_factor": -2, "zoneout_mask": -2}
+    own_masks = {name: cut(getattr(layer, name), batch_dim) for name, batch_dim in masks.items()}
+    own = layer._replace(input=input, **own_masks)
     out_dims = [-3 if i < _FIRST_WEIGHT else 0 for i in range(count)]
-    full = _vmapped(own, cut_inputs, dims, {"lengths": -2, "reset_mask": -2}, 1, out_dims)
+    full = _vmapped(own, cut_inputs, dims, {name: at - 1 for name, at in masks.items()}, 1, out_dims)
     return [t.flatten(-3, -2) if t is not None and i < _FIRST_WEIGHT else t for i, t in enumerate(full)]

@@ -97,7 +97,7 @@ def _backward(layer, saved, saved_tangent, grads, direction, grads_direction, wa
     if traced_r.shape == (0,):
         traced_r = traced_x
     ways = list(_ways(layer, direction))
-    to_h = [_times(way.part(traced_r), way.change.get(Wanted.WEIGHT_HH)) for way in ways]
+    to_h = [way.masked(_times(way.part(traced_r), way.change.get(Wanted.WEIGHT_HH))) for way in ways]
     to_wide = [_times(way.part(traced_output), way.change.get(Wanted.WEIGHT_HR)) for way in ways]
     grad_input, grad_h0, grad_c0, wide_change, *grad_weights = layer.backward_tangent(
         grads_direction,
@@ -143,9 +143,19 @@ class _Way(NamedTuple):
         return tensor.narrow(-1, self.number * width, width) if tensor.dim() > 1 else tensor
 
     def entering_h(self, saved: Tensor) -> Tensor:
-        """The h that entered each step, from the saved values or from their tangent."""
+        """The h that W_hh was multiplied by in each step, from the saved values or from their tangent."""
         cell, _, hidden, width, *_ = self.layer.sizes
-        return saved[self.number].narrow(-1, cell.saved * hidden, width)
+        return self.masked(saved[self.number].narrow(-1, cell.saved * hidden, width))
+
+    def masked(self, h: Tensor | None) -> Tensor | None:
+        """[rows, P] times the layer's h_factor."""
+        factor = self.layer.h_factor
+        if h is None or factor is None:
+            return h
+        own = factor[self.number]
+        if self.layer.batch_sizes is not None:  # the rows of step t are the first ones of the batch
+            own = torch.cat([own[:count] for count in self.layer.batch_sizes.tolist()])
+        return h * own
 
 
 def _ways(layer: Layer, direction: Direction) -> Iterator[_Way]:

@@ -31,6 +31,8 @@ class Batching:
             c0=self.join(layer.c0, dims.c0, -2),
             lengths=self._join_shared(layer.lengths, dims.lengths, -1, 1, shape),
             reset_mask=self._join_shared(layer.reset_mask, dims.reset_mask, -1, 2, shape),
+            h_factor=self.join(layer.h_factor, dims.h_factor, -2),
+            zoneout_mask=self.join(layer.zoneout_mask, dims.zoneout_mask, -2),
         )
         if self.as_members:
             weights = [self.join(w, d, 0) for w, d in zip(layer.weights, dims.weights, strict=True)]

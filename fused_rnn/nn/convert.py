@@ -11,6 +11,7 @@ from torch import nn
 from . import dynamo
 from .freeze import thaw
 from .kinds import OURS
+from .loop_options import LoopOptions
 from .recurrent import Recurrent
 from .signatures import Model
 from .stock import STOCK
@@ -70,17 +71,24 @@ def restore(model: Model) -> Model:
     """Undoes :func:`swap`: this library's layers become torch.nn's, thawed; returns ``model``.
 
     Layers that were created as ``fused_rnn.LSTM`` and so on become torch.nn's as well; subclasses of those, which have
-    no counterpart in torch.nn, stay.
+    no counterpart in torch.nn, stay. So do layers with options that torch.nn has not, and a warning names them.
 
     Example:
         >>> fused_rnn.restore(fused_rnn.LSTM(10, 20))
         LSTM(10, 20)
     """
-    for module in model.modules():
+    passed_over = []
+    for name, module in model.named_modules():
         kind = theirs_for(module)
-        if kind is not None:
-            thaw(module)
-            module.__class__ = kind
+        if kind is None:
+            continue
+        if isinstance(module, LoopOptions) and (given := module._given()):
+            passed_over.append(f"{name or 'the model itself'}: torch.nn has no {' and no '.join(given)}")
+            continue
+        thaw(module)
+        module.__class__ = kind
+    if passed_over:
+        warnings.warn("fused_rnn.restore passed over " + "; ".join(passed_over), stacklevel=2)
     return model
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..ops.checks import checked_zoneout
 from .recurrent import Recurrent
 from .signatures import CallOfLSTM
 
@@ -48,6 +49,14 @@ class LSTM(Recurrent, nn.LSTM):
         proj_size: P, the width of the output if it is projected, less than H; 0 for no projection, so that P is H.
         device: where the parameters are.
         dtype: of the parameters: float32, float64, bfloat16 or float16.
+        recurrent_dropout: the probability with which a unit of h is set to zero for W_hh, in all gates and steps of a
+            sequence, in training; the others are divided by one less it. The mask is drawn for each layer, direction
+            and row; the state itself and the output are not masked (Gal and Ghahramani, as Keras has it).
+        zoneout: ``(p_h, p_c)``, or one number for both: the probability with which a unit keeps its former h, and its
+            former c, after a step in training. In evaluation each is p times the former one plus 1 - p times the new
+            one. h is computed from c before c's zoneout, as Krueger et al. have it. Not with ``proj_size``.
+        weight_dropout: the probability with which an element of every ``weight_hh`` is set to zero throughout a call in
+            training, the others being divided by one less it (DropConnect, as AWD-LSTM has it).
 
     Inputs: input, (h_0, c_0)
         * **input**: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a
@@ -105,10 +114,20 @@ class LSTM(Recurrent, nn.LSTM):
         proj_size: int = 0,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None:
-        super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
-        )
+        if proj_size and any(checked_zoneout(zoneout, 2)):
+            raise ValueError(f"zoneout={zoneout} and proj_size={proj_size} exclude each other")
+        sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        of_loop: dict[str, Any] = {
+            "recurrent_dropout": recurrent_dropout,
+            "zoneout": zoneout,
+            "weight_dropout": weight_dropout,
+        }
+        super().__init__(*sizes, device, dtype, **of_loop)
 
     @overload
     def forward(

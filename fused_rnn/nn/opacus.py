@@ -71,6 +71,8 @@ class ByRow(Runner):
             return functions.run_layer
         if torch_private.in_transform() or torch.compiler.is_compiling():
             raise NotImplementedError("fused_rnn: Opacus' hooks go with neither torch.func nor torch.compile")
+        if getattr(self._module, "weight_dropout", 0):  # a cell has none
+            raise NotImplementedError("fused_rnn: Opacus gets no gradients of each row through weight_dropout")
         names = iter(self._module._weight_names())
 
         def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None):

@@ -17,6 +17,7 @@ from ..ops.checks import NO_OPTIONS, form_of, known_form, options_of
 from ..ops.layer import WeightFormat
 from . import dynamo
 from .freezable import Freezable
+from .loop_options import LoopOptions
 from .runners import Frozen
 from .signatures import Declared
 
@@ -34,12 +35,22 @@ def torch_constructor(declaration: Declared) -> Declared:
     return __init__  # type: ignore[return-value]
 
 
-class Recurrent(Freezable, nn.RNNBase):
+class Recurrent(LoopOptions, Freezable, nn.RNNBase):
     """A base before torch.nn.LSTM and the like: their constructors and helpers, our calls."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        weight_dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        states = 2 if isinstance(self, nn.LSTM) else 1
+        of_loop = self._checked_options(states, recurrent_dropout, zoneout, weight_dropout)
         dynamo.admit(Recurrent)
         super().__init__(*args, **kwargs)
+        self.__dict__.update(of_loop)
 
     def _run(
         self, input, hx=None, lengths=None, reset_mask=None, grad_clip=None, cells: bool = False, runner=None
@@ -57,6 +68,8 @@ class Recurrent(Freezable, nn.RNNBase):
         own = self._runner
         if own is not OPERATORS:
             own.check(weights)
+        if self.training and self.weight_dropout:
+            weights = self._drop_weights(weights, self._flat_weights_names)
         form = (known_form if are_plain else form_of)(
             BY_MODE[self.mode], self.num_layers, self.bidirectional, self.batch_first, len(weights)
         )
@@ -65,6 +78,8 @@ class Recurrent(Freezable, nn.RNNBase):
             options = NO_OPTIONS  # what options_of would return, without calling it
         else:
             options = options_of(dropout, lengths, reset_mask, grad_clip, cells)
+        if self.recurrent_dropout or self.zoneout:
+            options = self._with_loop_options(options)
         results = arguments.run(runner or own, form, input, hx, weights, options, are_plain)
         if form.cell.states == 1:
             return tuple(results)
@@ -89,6 +104,7 @@ class Recurrent(Freezable, nn.RNNBase):
         return self._flat_weights
 
     def _pack(self, format: WeightFormat = WeightFormat.OWN) -> Frozen:
+        self._refuse_packing()
         weights = [self._parameters[name] for name in self._flat_weights_names]
         return Frozen(BY_MODE[self.mode], bool(self.bias), self.bidirectional, self.num_layers, weights, format)
 

@@ -40,6 +40,9 @@ class RNN(Recurrent, nn.RNN):
         bidirectional: whether a second set of weights reads each sequence from its end; D is then 2, else 1.
         device: where the parameters are.
         dtype: of the parameters: float32, float64, bfloat16 or float16.
+        recurrent_dropout: as of :class:`fused_rnn.LSTM`.
+        zoneout: likewise, one number.
+        weight_dropout: likewise.
 
     Inputs: input, h_0
         * **input**: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a
@@ -91,6 +94,9 @@ class RNN(Recurrent, nn.RNN):
         *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None: ...
 
     @overload

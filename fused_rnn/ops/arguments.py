@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import engines, handover, in_place, plain, refusals, torch_private
+from . import engines, handover, in_place, loop_masks, plain, refusals, torch_private
 from .cells import BY_ID, CELLS, Cell
 from .checks import (
     NO_OPTIONS,
@@ -32,6 +32,7 @@ from .checks import (
     known_form,
     options_of,
     states_of,
+    with_loop_options,
 )
 from .layer import LAYOUTS, Layer
 from .nodes import own_node, own_nodes
@@ -121,11 +122,15 @@ def run_cell(
     lengths: Tensor | Sequence[int] | None = None,
     reset_mask: Tensor | None = None,
     grad_clip: float | None = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: float | tuple[float, float] = 0.0,
     cells: bool = False,
 ) -> Sequence:
     """:func:`run` for the arguments of :mod:`fused_rnn.functional`."""
     form = form_of(cell, num_layers, bidirectional, batch_first, len(weights))
     options = options_of(training and dropout, lengths, reset_mask, grad_clip, cells)
+    if recurrent_dropout or zoneout:
+        options = with_loop_options(options, cell, recurrent_dropout, zoneout, training)
     return run(runner, form, input, hx, list(weights), options, plain.are_plain(weights))
 
 
@@ -169,9 +174,7 @@ def run(
                 is_plain = plain.need_gradients(input, weights) and (form.num_layers == 1 or _are_whole(form, states))
                 if is_plain:
                     data = contiguous(input.transpose(0, 1) if form.batch_first else input)
-                    whole = Layer(
-                        form.cell.id, form.bias, form.bidirectional, data, *states, None, None, None, tuple(weights)
-                    )
+                    whole = Layer.plain(form.cell.id, form.bias, form.bidirectional, data, *states, tuple(weights))
                     output, h_n, c_n, _ = over_layers(form.num_layers, runner.run_for_gradients, whole, options)
                     results = (output, h_n, c_n) if form.cell.states > 1 else (output, h_n)
                     for result in results if form.num_layers == 1 else (output,):  # others are concatenations
@@ -254,7 +257,8 @@ def _prepare(form: Form, input, hx, weights: list[Tensor], options: Options):
     h0, c0 = h0_and_c0(tuple(map(rows.sort, states)))
     masks = (rows.lengths, rows.batch_sizes, rows.sort(rows.reset_mask))
     # Made contiguous here, so that what is saved for the backward pass is not a view of the user's tensor.
-    return Layer(form.cell.id, form.bias, form.bidirectional, contiguous(data), h0, c0, *masks, weights), leave
+    data = contiguous(data)
+    return Layer.plain(form.cell.id, form.bias, form.bidirectional, data, h0, c0, weights, *masks), leave
 
 
 def over_layers(count: int, run_layer: RunLayer, whole: Layer, options: Options = NO_OPTIONS):
@@ -262,25 +266,19 @@ def over_layers(count: int, run_layer: RunLayer, whole: Layer, options: Options 
     if options.grad_clip is not None:
         run_layer = partial(run_layer, grad_clip=options.grad_clip)
     if count == 1:
-        return run_layer(whole, options.cells)
-    cell, bias, bidirectional, data, h0, c0, lengths, batch_sizes, reset_mask, weights = whole
-    directions, per_layer, last = 1 + bidirectional, len(weights) // count, count - 1
+        return run_layer(loop_masks.drawn(whole, options), options.cells)
+    data, h0, c0, weights, cell = whole.input, whole.h0, whole.c0, whole.weights, whole.cell
+    directions, per_layer, last = 1 + whole.bidirectional, len(weights) // count, count - 1
     h_ns, c_ns = [], []
     for k in range(count):
         rows = slice(k * directions, (k + 1) * directions)
-        layer = Layer(
-            cell,
-            bias,
-            bidirectional,
-            data if k == 0 else data.contiguous(),
-            None if h0 is None else h0[rows],
-            None if c0 is None else c0[rows],
-            lengths,
-            batch_sizes,
-            reset_mask,
-            weights[k * per_layer : (k + 1) * per_layer],
+        layer = whole._replace(
+            input=data if k == 0 else data.contiguous(),
+            h0=None if h0 is None else h0[rows],
+            c0=None if c0 is None else c0[rows],
+            weights=weights[k * per_layer : (k + 1) * per_layer],
         )
-        data, h_n, c_n, cells = run_layer(layer, options.cells and k == last)
+        data, h_n, c_n, cells = run_layer(loop_masks.drawn(layer, options), options.cells and k == last)
         h_ns.append(h_n)
         c_ns.append(c_n)
         if options.dropout and k < last:
@@ -335,7 +333,7 @@ def _prepared_rows(cell: Cell, input, hx, weights: Sequence[Tensor]):
 def _one_step(run_layer: RunLayer, cell: Cell, input, hx, weights) -> list[Tensor]:
     rows, batched, weights = _prepared_rows(cell, input, hx, weights)
     tensors = (None if tensor is None else tensor.unsqueeze(0) for tensor in rows)
-    layer = Layer(cell.id, len(weights) == 4, False, *tensors, None, None, None, tuple(weights))
+    layer = Layer.plain(cell.id, len(weights) == 4, False, *tensors, tuple(weights))
     _, h_n, c_n, _ = run_layer(layer, False)
     return [state[0] if batched else state[0, 0] for state in (h_n, c_n)[: cell.states]]
 

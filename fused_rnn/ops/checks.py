@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,6 +85,12 @@ class Options(NamedTuple):
     grad_clip: float | None = None
     cells: bool = False
     """Whether to return the last layer's second state after every step."""
+    recurrent_dropout: float = 0.0
+    """Probability with which a unit of h is zero for W_hh, for a whole sequence; 0 outside training."""
+    zoneout: tuple[float, float] | None = None
+    """Probabilities with which a unit keeps its former h, and its former other states."""
+    zoneout_draws: bool = False
+    """Whether masks are drawn; if not, each state is the expectation."""
 
 
 NO_OPTIONS = Options()
@@ -105,6 +111,31 @@ def checked_grad_clip(grad_clip: float) -> float:
     if not grad_clip > 0:
         raise ValueError(f"grad_clip must be a number above 0, or None, got {grad_clip}")
     return float(grad_clip)
+
+
+def checked_probability(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be a probability, at least 0 and less than 1, got {value!r}")
+    return float(value)
+
+
+def checked_zoneout(value: Any, states: int) -> tuple[float, float]:
+    """For h and for the states after it, of a cell with so many states."""
+    if not isinstance(value, (tuple, list)):
+        p = checked_probability("zoneout", value)
+        return p, p
+    if states == 1 or len(value) != 2:
+        wanted = "a probability" if states == 1 else "a probability or two of them, for h and for c"
+        raise ValueError(f"zoneout must be {wanted}, got {value!r}")
+    p_h, p_c = (checked_probability("zoneout", p) for p in value)
+    return p_h, p_c
+
+
+def with_loop_options(options: Options, cell: Cell, recurrent_dropout: Any, zoneout: Any, training: bool) -> Options:
+    p = checked_probability("recurrent_dropout", recurrent_dropout)
+    pair = checked_zoneout(zoneout, cell.states)
+    acting = {"recurrent_dropout": p if training else 0.0, "zoneout": pair if any(pair) else None}
+    return options._replace(**acting, zoneout_draws=training) if any(acting.values()) else options
 
 
 def check_weights(name: str, kinds: Sequence[Wanted], weights: Sequence[Tensor]) -> None:

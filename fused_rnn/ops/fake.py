@@ -47,7 +47,7 @@ def _check_devices(layer: Layer, *others: Tensor | None) -> None:
     input, batch_sizes = layer.input, layer.batch_sizes
     if batch_sizes is not None and batch_sizes.device.type != "meta":
         batch_sizes = None  # may be on the CPU
-    for tensor in (batch_sizes, layer.h0, layer.c0, *layer.weights, layer.lengths, layer.reset_mask, *others):
+    for tensor in (batch_sizes, layer.h0, layer.c0, *layer.weights, layer.lengths, *layer.masks, *others):
         if tensor is not None and tensor.device != input.device:
             raise RuntimeError(
                 f"fused_rnn: all arguments must be on the input's device, {input.device}; one is on {tensor.device}"
@@ -80,7 +80,7 @@ def _infer_shapes(
 ):
     cell, num_layers, bias, bidirectional, layout = stack_of(stack, own_cell)
     per_layer = tuple(weights[: len(weights) // num_layers])
-    layer = Layer(cell, bias, bidirectional, input, h0, c0, lengths, batch_sizes, reset_mask, per_layer)
+    layer = Layer.plain(cell, bias, bidirectional, input, h0, c0, per_layer, lengths, batch_sizes, reset_mask)
     _check_devices(layer, *weights, *(packed or ()))
     kind, directions, hidden, width, _, rows = layer.sizes
     further = (kind.states - 1) * hidden
@@ -107,7 +107,7 @@ def _infer_layer_shapes(stack, input, h0, c0, *weights):
 
 def _step_of(stack: int, input: Tensor, h0, c0, weights) -> Layer:
     cell, _, bias, bidirectional, _ = stack_of(stack)
-    return Layer(cell, bias, bidirectional, input, h0, c0, None, None, None, tuple(weights))
+    return Layer.plain(cell, bias, bidirectional, input, h0, c0, tuple(weights))
 
 
 @torch.library.register_fake("fused_rnn::step_forward")

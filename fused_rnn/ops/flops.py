@@ -49,7 +49,7 @@ def _infer(code, input, h0, c0, weights, *others, own_cell=None, out_val=None, *
     rows = input
     for k in range(num_layers):
         own = tuple(weights[k * per_layer : (k + 1) * per_layer])
-        layer = Layer(cell, bias, bidirectional, rows, None, None, None, None, None, own)
+        layer = Layer.plain(cell, bias, bidirectional, rows, None, None, own)
         count += _products(layer)
         _, directions, _, width, _, sizes = layer.sizes
         rows = own[0].new_empty((*sizes, directions * width), device="meta")
@@ -62,7 +62,7 @@ def _infer_layer(code, input, h0, c0, *weights, out_val=None) -> int:
 
 def _step(stack, input, h0, c0, weights) -> Layer:
     cell, _, bias, bidirectional, _ = stack_of(stack)
-    return Layer(cell, bias, bidirectional, input.unsqueeze(0), h0, c0, None, None, None, tuple(weights))
+    return Layer.plain(cell, bias, bidirectional, input.unsqueeze(0), h0, c0, tuple(weights))
 
 
 def _step_forward(*args, out_val=None) -> int:

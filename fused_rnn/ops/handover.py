@@ -104,6 +104,10 @@ def obstacle(call: Call) -> str | None:
         return "there is a reset_mask"
     if options.grad_clip is not None:
         return "there is a grad_clip"
+    if options.recurrent_dropout:
+        return "there is recurrent_dropout"
+    if options.zoneout:
+        return "there is zoneout"
     if options.cells:
         return "the cell states of all steps are returned"
     if options.lengths is not None and (found := _obstacle_of_lengths(call)) is not None:

@@ -19,6 +19,9 @@ reset_mask     [T, B] bool           True at (t, b) cuts row b between steps t-1
 save           bool                  save what the backward pass needs
 cells          bool                  also return the states after h after every step, [rows, D*W]
 grad_clip      float                 the gradient of h is clamped to it after every backward step; None: never
+h_factor       [D, B, P]             h is multiplied by it before W_hh: recurrent dropout's mask
+zoneout_mask   [rows, D*S*H] bool    True: a unit keeps its former state; all states of a direction side by side
+zoneout_h, _c  float                 in place of the mask: state = p * former + (1 - p) * new, for h and for the others
 =============  ====================  =======================================================================
 
 With a leading dimension M in ``weights``, M members run side by side: outputs and states then have it too; input,
@@ -105,13 +108,44 @@ class Layer(NamedTuple):
     cell: int
     bias: bool
     bidirectional: bool
+    zoneout_h: float | None
+    zoneout_c: float | None
     input: Tensor
     h0: Tensor | None
     c0: Tensor | None
     lengths: Tensor | None
     batch_sizes: Tensor | None
     reset_mask: Tensor | None
+    h_factor: Tensor | None
+    zoneout_mask: Tensor | None
     weights: tuple[Tensor, ...]
+
+    @classmethod
+    def plain(
+        cls,
+        cell: int,
+        bias: bool,
+        bidirectional: bool,
+        input: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        weights: tuple[Tensor, ...],
+        lengths: Tensor | None = None,
+        batch_sizes: Tensor | None = None,
+        reset_mask: Tensor | None = None,
+    ) -> Layer:
+        """One without the loop's own options."""
+        states, masks = (input, h0, c0), (lengths, batch_sizes, reset_mask)
+        return cls(cell, bias, bidirectional, None, None, *states, *masks, None, None, weights)
+
+    @property
+    def masks(self) -> tuple[Tensor | None, ...]:
+        """Those that are on the input's device."""
+        return self.reset_mask, self.h_factor, self.zoneout_mask
+
+    @property
+    def zones_out(self) -> bool:
+        return not (self.zoneout_mask is self.zoneout_h is self.zoneout_c is None)
 
     @property
     def sizes(self):
@@ -141,33 +175,38 @@ class Layer(NamedTuple):
         return weight_kinds_of(self.cell, self.bidirectional, len(self.weights))
 
     def forward(self, save: bool, cells: bool, grad_clip: float | None = None) -> tuple[Tensor, ...]:
-        return _operators.layer_forward(*self._static, *self._tensors, save, cells, grad_clip)
+        return _operators.layer_forward(*self._static, *self._tensors, save, cells, grad_clip, *self._options)
 
     def backward(
         self, grads: Grads, saved: Tensor, wanted: int, groups: int, norms: bool, grad_clip: float | None = None
     ) -> tuple[Tensor, ...]:
         *states, grad_weights = _operators.layer_backward(
-            *self._static, *grads, *self._tensors, saved, wanted, groups, norms, grad_clip
+            *self._static, *grads, *self._tensors, saved, wanted, groups, norms, grad_clip, *self._options
         )
         return (*states, *grad_weights)
 
     # Documented where csrc defines them.
 
     def tangent(self, saved: Tensor, x, r, h, cells: bool) -> tuple[Tensor, ...]:
-        return _operators.layer_tangent(*self._static, *self._tensors, saved, x, r, h, cells)
+        return _operators.layer_tangent(*self._static, *self._tensors, saved, x, r, h, cells, *self._options)
 
     def trace(self, grads: Grads, saved: Tensor) -> tuple[Tensor, ...]:
-        return _operators.layer_trace(*self._static, *grads, *self._tensors, saved)
+        return _operators.layer_trace(*self._static, *grads, *self._tensors, saved, *self._options)
 
     def backward_tangent(self, grads: Grads, saved: Tensor, saved_tangent, states, h, wide, wanted: int):
         *to_states, to_weights = _operators.layer_backward_tangent(
-            *self._static, *grads, *self._tensors, saved, saved_tangent, states, h, wide, wanted
+            *self._static, *grads, *self._tensors, saved, saved_tangent, states, h, wide, wanted, *self._options
         )
         return (*to_states, *to_weights)
 
     @property
     def _static(self):
         return self.cell, self.bias, self.bidirectional
+
+    @property
+    def _options(self):
+        """The operators' last arguments."""
+        return self.h_factor, self.zoneout_mask, self.zoneout_h, self.zoneout_c
 
     @property
     def _tensors(self):

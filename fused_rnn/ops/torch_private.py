@@ -88,6 +88,14 @@ without_modes = torch.utils._python_dispatch._disable_current_modes
 """A context in which tensors with numbers are computed with, and nothing is recorded, while torch.export runs."""
 
 
+def in_onnx_export() -> bool:
+    """Whether ``torch.onnx.export`` is running, for code that Dynamo may trace: it takes torch's own for false."""
+    return torch.onnx.is_in_onnx_export()
+
+
+in_onnx_export._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without importing Dynamo
+
+
 def in_onnx_trace() -> bool:
     """Whether ``torch.onnx.export(dynamo=False)`` is running."""
     return is_tracing() and torch.onnx.is_in_onnx_export()

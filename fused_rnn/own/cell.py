@@ -204,6 +204,9 @@ class OwnCell:
         *,
         compiled: bool = True,
         init: Mapping[str, Init] | None = None,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        weight_dropout: float = 0.0,
     ) -> OwnLayer:
         """A module that runs this cell over whole sequences, with the options and calls of :class:`fused_rnn.LSTM`.
 
@@ -220,11 +223,19 @@ class OwnCell:
             dtype: of the parameters.
             compiled: False for the slow loop over the Python function, which needs no compiler.
             init: changes the cell's own ``init`` for this layer.
+            recurrent_dropout: as of :class:`fused_rnn.LSTM`.
+            zoneout: likewise; of a cell with several states two numbers may be given, for the first one and the others.
+            weight_dropout: likewise.
         """
         if proj_size:
             raise ValueError(f"proj_size argument is only supported for LSTM, not {self.name}")
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype)
-        return OwnLayer(self, *sizes, compiled=compiled, init=init)
+        of_loop: dict[str, Any] = {
+            "recurrent_dropout": recurrent_dropout,
+            "zoneout": zoneout,
+            "weight_dropout": weight_dropout,
+        }
+        return OwnLayer(self, *sizes, compiled=compiled, init=init, **of_loop)
 
     @property
     def header(self) -> str:

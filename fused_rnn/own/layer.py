@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import reference
 from ..nn.freezable import Freezable
+from ..nn.loop_options import LoopOptions
 from ..nn.runners import Frozen
 from ..ops import arguments, plain
 from ..ops.checks import form_of, known_form, options_of
@@ -30,7 +31,7 @@ NOT_ON_CUDA = (
 )
 
 
-class OwnLayer(Freezable, nn.Module):
+class OwnLayer(LoopOptions, Freezable, nn.Module):
     """A layer of a cell of your own, made by ``cell.layer(...)``; options and calls are those of :class:`LSTM`.
 
     Weights of layer k, whose names end in ``_reverse`` for the reverse direction:
@@ -55,7 +56,15 @@ class OwnLayer(Freezable, nn.Module):
         *,
         compiled: bool = True,
         init: Mapping[str, Init] | None = None,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None:
+        of_loop = self._checked_options(len(cell.states), recurrent_dropout, zoneout, weight_dropout)
+        on_hh = [option for option in of_loop.items() if option[0] != "zoneout"]
+        if on_hh and not cell.recurrent:
+            name, value = on_hh[0]
+            raise ValueError(f"{cell.name} has no W_hh, which {name}={value} acts on")
         super().__init__()
         # Wrong arguments get torch's errors, and so does dropout of a single layer its warning.
         nn.GRU(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device="meta")
@@ -73,6 +82,7 @@ class OwnLayer(Freezable, nn.Module):
         self.compiled: bool = compiled
         self.init: dict[str, Init] = cell.init | dict(init or {})
         self.row: Any = cell.row
+        self.__dict__.update(of_loop)
         directions = 2 if bidirectional else 1
         for k in range(num_layers):
             width = input_size if k == 0 else hidden_size * directions
@@ -163,11 +173,13 @@ class OwnLayer(Freezable, nn.Module):
             weights = self._weights()
             if not self.compiled:
                 runner = reference.RUNNER
+        if self.training and self.weight_dropout:
+            weights = self._drop_weights(weights, self._names_of_stacked())
         are_plain = plain.are_plain(weights)
         form = (known_form if are_plain else form_of)(
             self.row, self.num_layers, self.bidirectional, self.batch_first, len(weights)
         )
-        options = options_of(self.training and self.dropout, lengths, reset_mask, grad_clip)
+        options = self._with_loop_options(options_of(self.training and self.dropout, lengths, reset_mask, grad_clip))
         output, *states = arguments.run(by or runner, form, input, hx, weights, options, are_plain)
         return output, states[0] if len(self.cell.states) == 1 else tuple(states)
 
@@ -180,6 +192,11 @@ class OwnLayer(Freezable, nn.Module):
                 if self.cell.params:
                     weights.append(torch.stack([getattr(self, name + suffix) for name in self.cell.params]))
         return weights
+
+    def _names_of_stacked(self) -> list[str]:
+        """A name for each of ``_weights()``."""
+        each = self._matrices() + ["params"] * bool(self.cell.params)
+        return each * (self.num_layers * (1 + self.bidirectional))
 
     def _matrices(self) -> list[str]:
         names = list(MATRICES[: 4 if self.bias else 2])
@@ -199,6 +216,7 @@ class OwnLayer(Freezable, nn.Module):
             raise NotImplementedError(
                 f"fused_rnn: weights of 8 bits are for LSTM, GRU and RNN, not for {self.cell.name}"
             )
+        self._refuse_packing()
         return _FrozenParts(self)
 
     def extra_repr(self) -> str:
@@ -212,7 +230,9 @@ class OwnLayer(Freezable, nn.Module):
             ("bidirectional", False),
         )
         parts += [f"{name}={value}" for name, usual in options if (value := getattr(self, name)) != usual]
-        parts += ["compiled=False"] * (not self.compiled) + ["frozen"] * isinstance(self._runner, Frozen)
+        parts += (
+            self._given() + ["compiled=False"] * (not self.compiled) + ["frozen"] * isinstance(self._runner, Frozen)
+        )
         return ", ".join(parts)
 
     def _get_name(self) -> str:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..nn.freeze import FORMATS, is_frozen, thaw, weights_of
 from ..nn.kinds import OURS, cell_of
+from ..nn.loop_options import LoopOptions
 from ..nn.recurrent import Recurrent
 from ..nn.runners import Frozen
 from ..nn.stream import Stream
@@ -37,6 +38,12 @@ _TORCH = (
     "torch.nn's kernels run the call: those of cuDNN, oneDNN or ATen. What they cannot do is ours: second derivatives "
     "that cuDNN and oneDNN lack, torch.func's transforms, compiled, exported and traced calls"
 )
+
+_OPTIONS = {
+    "recurrent_dropout": "h is multiplied by a mask before W_hh inside the kernel, drawn for every call in training",
+    "zoneout": "applied inside the kernel: by masks that are drawn for every call in training, else by expectation",
+    "weight_dropout": "a copy of W_hh with a mask of its own is made for every call in training",
+}
 
 _HEADER = ("layer", "engine", "instruction set", "why")
 
@@ -165,13 +172,12 @@ def _explain_model(
             own_masks = {name: given.get(name) for name in masks}
             found[module] = _explain_layer(module, (given.get("input"), given.get("hx")), own_masks, asked)
 
-    gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
     training = [module for module in model.modules() if module.training]
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers.values()]
     missing = "the model's forward did not call it"
     try:
         model.eval()
-        with torch.no_grad(), torch.random.fork_rng(gpus), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), torch.random.fork_rng(_gpus_of(model)), torch.compiler.set_stance("force_eager"):
             model(*inputs, **{name: mask for name, mask in masks.items() if mask is not None})
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         missing = f"the model's forward raised before it was called: {error}"
@@ -182,6 +188,10 @@ def _explain_model(
             module.training = True
     none = Explanation("none", None, missing)
     return ModelExplanation(tuple((name, found.get(layer, none)) for name, layer in layers.items()))
+
+
+def _gpus_of(model: nn.Module) -> list[int]:
+    return sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
 
 
 # ---- a stream --------------------------------------------------------------------------------------------------------
@@ -200,7 +210,7 @@ def _explain_part(module: Recurrent, weights: Frozen, change: str | None, batch:
         return Explanation("none", None, f"{change}; a step raises")
     cell, own = BY_MODE[module.mode], weights.weights[: len(weights.weights) // module.num_layers]
     step = own[0].new_empty(1, batch, module.input_size)
-    plan = plan_words.cpu_plan_of(Layer(cell.id, bool(module.bias), False, step, *[None] * 5, tuple(own)), weights)
+    plan = plan_words.cpu_plan_of(Layer.plain(cell.id, bool(module.bias), False, step, None, None, tuple(own)), weights)
     name = next(name for name, format in FORMATS.items() if format == weights.format)
     packer = "fused_rnn.freeze" if module._runner is weights else "the stream"
     packed = f"The weights are {name or str(own[0].dtype).removeprefix('torch.')}, packed once by {packer}"
@@ -236,10 +246,12 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
     device = "cuda" if asked.gpu else layer.input.device.type
     if isinstance(module, OwnLayer) and device == "cuda":
         return Explanation("none", None, NOT_ON_CUDA)
+    if device == "cuda" and (layer.h_factor is not None or layer.zones_out):
+        return Explanation("none", None, "recurrent_dropout and zoneout run on the CPU so far, not on CUDA")
     table = _table(asked, device, layer)
     reason, by_torch = _handed_over(module, layer, masks, asked, table)
     if by_torch:
-        return Explanation("torch", None, f"{reason}{_TORCH}")
+        return Explanation("torch", None, f"{reason}{_TORCH}{_options_of(module)}")
     if asked.gpu:
         found = _explain_gpu(layer, asked, table)
     elif device == "cuda":
@@ -248,10 +260,16 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
         found = _explain_cpu(layer, module._runner if is_frozen(module) else None, _error_of(module, inputs, masks))
     if found.engine == "none":
         return found
-    source = ""
+    source = _options_of(module)
     if isinstance(module, OwnLayer):
-        source = f". {_OF_PLUG_IN.format(module.cell.name, module.cell.plug_in(layer.weights[0].dtype))}"
+        source += f". {_OF_PLUG_IN.format(module.cell.name, module.cell.plug_in(layer.weights[0].dtype))}"
     return replace(found, reason=f"{reason}{found.reason}{source}")
+
+
+def _options_of(module: nn.Module) -> str:
+    """A sentence for each option of the loop that acts."""
+    acting = module._acting() if isinstance(module, LoopOptions) else ()
+    return "".join(f". {option}: {_OPTIONS[option.split('=')[0]]}" for option in acting)
 
 
 def _table(asked: _Asked, device: str, layer: Layer) -> Table | None:
@@ -270,7 +288,10 @@ def _handed_over(module: nn.Module, layer: Layer, masks: dict, asked: _Asked, ta
     name, count = asked.engine_on(device), getattr(module, "num_layers", 1)
     if name not in ("torch", "auto"):
         return "", False
-    call = handover.call_of_layer(layer, count, Options(**masks), device)
+    options = Options(**masks)
+    if isinstance(module, LoopOptions):
+        options = module._with_loop_options(options)
+    call = handover.call_of_layer(layer, count, options, device)
     training = asked.training and any(weight.requires_grad for weight in layer.weights)
     gpu = plans.GPUS[asked.gpu] if asked.gpu else None
     chosen = handover.choice(call, table, training, gpu) if name == "auto" else None
@@ -311,15 +332,16 @@ def _first_layer(module: nn.Module, inputs: tuple, masks: dict) -> Layer:
 
     input, hx = (*inputs, None)[:2]
     try:
-        if isinstance(module, Recurrent):
-            module._run(input, hx, **masks, runner=Runner(stop))
-        elif isinstance(module, OwnLayer):
-            module._run(input, hx, **masks, by=Runner(stop))
-        else:
-            weights = [module.weight_ih, module.weight_hh]
-            if module.bias:
-                weights += [module.bias_ih, module.bias_hh]
-            arguments.single_step(Runner(stop), cell_of(module), input, hx, weights, are_plain=False)
+        with torch.random.fork_rng(_gpus_of(module)):  # masks are drawn
+            if isinstance(module, Recurrent):
+                module._run(input, hx, **masks, runner=Runner(stop))
+            elif isinstance(module, OwnLayer):
+                module._run(input, hx, **masks, by=Runner(stop))
+            else:
+                weights = [module.weight_ih, module.weight_hh]
+                if module.bias:
+                    weights += [module.bias_ih, module.bias_hh]
+                arguments.single_step(Runner(stop), cell_of(module), input, hx, weights, are_plain=False)
     except _Stop as stopped:
         (layer,) = stopped.args
         if is_frozen(module):

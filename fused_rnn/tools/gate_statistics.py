@@ -145,6 +145,8 @@ def _of_direction(layer: Layer, d: int, results: Any, margin: float) -> tuple[di
     lengths = torch.full_like(step[:1], steps) if layer.lengths is None else layer.lengths
     active = (step < lengths).expand(output.shape[:2])  # [T, B]
     h = _h_before(layer, d, output, step, lengths).to(dtype)
+    if layer.h_factor is not None:
+        h = h * layer.h_factor[d]
     x = linear(layer.with_numbers().input.to(dtype), weights[Wanted.WEIGHT_IH], weights.get(Wanted.BIAS_IH))
     found = {}
     values = reference.GATES[layer.cell](x, linear(h, weights[Wanted.WEIGHT_HH], weights.get(Wanted.BIAS_HH)))

@@ -44,7 +44,7 @@ def random_layer(cell, rows="lengths and reset", bias=True, bidirectional=True, 
         weights += [random(cell.params, HIDDEN)] * (cell.params > 0)
         weights += [random(width, HIDDEN)] * projected
     given = {"lengths": None, "batch_sizes": None, "reset_mask": None} | ROWS[rows]
-    return Layer(
+    return Layer.plain(
         cell=cell.id,
         bias=bias,
         bidirectional=bidirectional,

@@ -186,7 +186,7 @@ def test_number_of_threads_of_a_single_step(units, batch):
 def test_gradient_norms_with_number_of_threads():
     layer, input, _ = problem("gru", batch=24)
     weights = tuple(layer.all_weights[0] + layer.all_weights[1])
-    call = Layer(CELLS["gru"].id, True, True, input, None, None, None, None, None, weights)
+    call = Layer.plain(CELLS["gru"].id, True, True, input, None, None, weights)
     with torch.no_grad():
         *_, saved = call.forward(save=True, cells=False)
         norms = []

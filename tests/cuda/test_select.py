@@ -123,7 +123,9 @@ def test_many_rows_share_out_the_gpu():
 
 def test_explanations():
     weights = tuple(torch.empty(4 * 512, 512, dtype=torch.bfloat16) for _ in range(2))
-    layer = Layer(CELLS["lstm"].id, False, False, torch.empty(9, 16, 512, dtype=torch.bfloat16), *[None] * 5, weights)
+    layer = Layer.plain(
+        CELLS["lstm"].id, False, False, torch.empty(9, 16, 512, dtype=torch.bfloat16), None, None, weights
+    )
 
     def text(wanted, layer=layer, gpu=HOPPER):
         return str(explain_cuda(layer, gpu, wanted))

@@ -163,7 +163,7 @@ def random_layer(name, projected=False, members=(), shared=(), packed=False):
 
     gate_rows = cell.gates * HIDDEN
     shapes = [(gate_rows, INPUT), (gate_rows, width), (gate_rows,), (gate_rows,)] + [(width, HIDDEN)] * projected
-    return Layer(
+    return Layer.plain(
         cell=cell.id,
         bias=True,
         bidirectional=True,

@@ -121,7 +121,7 @@ def test_ids_without_rows_take_no_time():
 
 def test_gradient_norms_without_rows_are_zeros():
     weights = (torch.randn(12, 3), torch.randn(12, 4))
-    layer = Layer(1, False, False, torch.empty(5, 0, 3), None, None, None, None, None, weights)
+    layer = Layer.plain(1, False, False, torch.empty(5, 0, 3), None, None, weights)
     output, *_, saved = layer.forward(True, False)
     _, _, _, norms, *_ = layer.backward((output, None, None, None), saved, 2, 1, True)
     assert torch.equal(norms, torch.zeros(1, 1, 5))

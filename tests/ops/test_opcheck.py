@@ -52,6 +52,27 @@ def test_opcheck_backward(cell, options, requires_grad):
     torch.library.opcheck(torch.ops.fused_rnn.layer_backward.default, arguments, test_utils=checks)
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_opcheck_with_the_loops_options(cell, draws, requires_grad):
+    (cell_id, bias, _), (x, h0, c0, weights, *masks) = operator_arguments(cell, requires_grad, reset=True)
+    states = CELLS[cell].states
+    hidden = weights[0].shape[0] // CELLS[cell].gates
+    kept = torch.rand(*x.shape[:2], 2 * states * hidden) < 0.5
+    zoneout = (kept, None, None) if draws else (None, 0.25, 0.5)
+    options = (torch.dropout(torch.ones(2, x.shape[1], hidden), 0.5, True), *zoneout)
+    arguments = (cell_id, bias, True, x, h0, c0, weights, *masks, requires_grad, False, None, *options)
+    torch.library.opcheck(torch.ops.fused_rnn.layer_forward.default, arguments)
+
+
+def test_opcheck_of_the_masks():
+    arguments = (torch.tensor(3), 7, 2, 5, 0, 1 << 14)
+    torch.library.opcheck(torch.ops.fused_rnn.zoneout_mask.default, arguments, test_utils=("test_schema",))
+    with pytest.raises(RuntimeError, match="seed must be one int64"):
+        torch.ops.fused_rnn.zoneout_mask(torch.tensor(3.0), *arguments[1:])
+
+
 def test_raw_operator_refuses_tangents():
     shared, (x, *tensors) = operator_arguments("lstm", False)
     with torch.autograd.forward_ad.dual_level():

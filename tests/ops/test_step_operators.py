@@ -38,7 +38,7 @@ def as_sequence(tensor):
 @torch.no_grad()
 def test_a_step_is_a_sequence_of_one(cell, batch, sizes, bias, with_states, dtype, wanted):
     code, input, h0, c0, weights = make_step(cell, batch, *sizes, bias, with_states, dtype)
-    layer = Layer(cell.id, bias, False, *map(as_sequence, (input, h0, c0)), None, None, None, tuple(weights))
+    layer = Layer.plain(cell.id, bias, False, *map(as_sequence, (input, h0, c0)), tuple(weights))
     *states, saved = operators.step_forward(code, input, h0, c0, weights)
     _, h_n, c_n, _, whole_saved = layer.forward(save=True, cells=False)
     assert torch.equal(states[0], h_n[0])

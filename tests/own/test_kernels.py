@@ -49,7 +49,7 @@ def random_layer(cell, rows="padded", hidden=6, given=True, bias=True, direction
     # n of an sLSTM is a sum of exponentials.
     c0 = torch.rand(directions, batch, further, dtype=F64) + 0.5 if given and further else None
     weights = weights_of(cell, hidden, bias=bias, directions=directions)
-    layer = Layer(cell.id, bias, directions == 2, input, h0, c0, weights=tuple(weights), **masks)
+    layer = Layer.plain(cell.id, bias, directions == 2, input, h0, c0, weights=tuple(weights), **masks)
     for tensor in differentiable(layer):
         tensor.requires_grad_()
     return layer

@@ -3,6 +3,7 @@
 #include "cells/dual.h"
 #include "cpu/passes/backward/state.h"
 #include "cpu/passes/saved.h"
+#include "cpu/passes/zoneout.h"
 
 namespace fused_rnn::cpu {
 namespace {
@@ -55,8 +56,9 @@ class BackwardCells {
       const int64_t first = hh.first_column(panel) + v * kLanes;
       const PanelVector units = {{first, minimum(kLanes, P - first)}, v, v + 1 == vectors};
       V dh = load_vector(sums + v * kLanes);
+      if (g.h_factor) dh = dh * load_vector(at<S>(g.h_factor, r_.by_problem(row.b, P) + first), units.count);
       if (row.was_active) {
-        if (Cell::kReadsH && !row.cut) dh = dh + load_vector(carried_h(row) + first);
+        if (carries_h() && !row.cut) dh = dh + load_vector(carried_h(row) + first);
         if (g.added_h && !row.cut)
           dh = dh + load_vector(at<S>(g.added_h, r_.by_row(step_.previous_t, row.b, P) + first), units.count);
       } else if (g.grad_h_n) {
@@ -138,6 +140,8 @@ class BackwardCells {
   void store_norms(const Row& row, int64_t panel, const V* norms) const {
     for (int s = 1; s < Cell::kStates; ++s) *norm_at(s, row, panel) = sum_of(norms[s]);
   }
+  // Whether a part of dL/dh bypasses W_hh.
+  bool carries_h() const { return Cell::kReadsH || r_.g.zones_out; }
   T* carried_h(const Row& row) const { return r_.state.dh + r_.by_problem(row.b, r_.state.unit_stride); }
   T* carried_c(const Row& row, int s) const {
     return r_.state.dc + (r_.by_problem(row.b, Cell::kStates - 1) + s - 1) * r_.state.unit_stride;
@@ -179,6 +183,8 @@ class BackwardCells {
         dnext[k] = dnext[k] + load_vector(at<S>(g.grad_cells, further(here(row, 1), k) + units.first), units.count);
     }
     Cell::advance(keep, state, next);
+    V whole[Cell::kStates], kept[Cell::kStates];
+    split(row, units, dnext, whole, kept);
     if (g.trace_states) trace_states(row, units, dnext);
     if (g.trace_wide && !g.saved_tangent)
       store_vector(at<S>(g.trace_wide, here(row, g.hidden) + units.first), next[0], units.count);
@@ -186,11 +192,15 @@ class BackwardCells {
       tangent(row, units, {keep, state, params}, {dnext, gates.x, gates.r, dstate, dparams});
     else
       Cell::backward(keep, state, next, params, dnext, gates.x, gates.r, dstate, dparams);
+    for (int k = 0; g.zones_out && k < Cell::kStates; ++k) {
+      dstate[k] = k > 0 || Cell::kReadsH ? dstate[k] + kept[k] : kept[k];
+      dnext[k] = whole[k];
+    }
     if (g.trace_x) trace_gates(row, units, gates);
     const int before = units.v % kAtOnce;  // vectors already held
     if (before + 1 == kAtOnce || units.is_last)
       store_gates(row, {units.first - before * kLanes, before * kLanes + units.count}, held);
-    if (Cell::kReadsH) store_vector(carried_h(row) + units.first, dstate[0]);
+    if (carries_h()) store_vector(carried_h(row) + units.first, dstate[0]);
     for (int k = 1; k < Cell::kStates; ++k) store_vector(carried_c(row, k) + units.first, dstate[k]);
     if (projected(g)) store_at(s.wide_h + (step_.slot + row.b) * s.wide_stride, units.first, next[0], units.count);
     for (int p = 0; p < Cell::kParams; ++p) {
@@ -198,6 +208,17 @@ class BackwardCells {
       store_vector(sum, load_vector(sum) + dparams[p]);
     }
     for (int k = 1; k < Cell::kStates; ++k) norms[k] = norms[k] + dnext[k] * dnext[k];
+  }
+
+  // With zoneout: the parts of the states' gradients that the former states get, and that the cell's results get, dnext.
+  FUSED_RNN_INLINE void split(const Row& row, Units units, V* dnext, V* whole, V* kept) const {
+    for (int k = 0; k < Cell::kStates; ++k) {
+      whole[k] = dnext[k];
+      kept[k] = V(T(0));
+      if (!r_.g.zones_out) continue;
+      kept[k] = dnext[k] * kept_share<T>(r_.g, here(row, Cell::kStates * r_.g.hidden), k, units);
+      dnext[k] = dnext[k] - kept[k];
+    }
   }
 
   // Stores them as rows of A. `units`: one vector of them, or kAtOnce.

@@ -10,9 +10,12 @@ namespace {
 struct RoundRows {
   int64_t count = 0;
   int64_t *slots, *rows, *times;  // of each: its index in BackwardState's arrays, and in the input; its time
+  int64_t* batch_rows;            // with recurrent dropout: its row of the batch
 
   RoundRows(const Backward& g, Carver& carve) {
-    for (int64_t** list : {&slots, &rows, &times}) *list = carve.take<int64_t>(steps_of_round(g) * g.batch);
+    const int64_t most = steps_of_round(g) * g.batch;
+    for (int64_t** list : {&slots, &rows, &times}) *list = carve.take<int64_t>(most);
+    batch_rows = carve.take<int64_t>(g.h_factor ? most : 0);
   }
 
   // Those of some batch rows of one problem.
@@ -26,6 +29,7 @@ struct RoundRows {
         if (!is_active(g, m, t, b)) continue;
         slots[count] = slot + b;
         times[count] = t;
+        if (g.h_factor) batch_rows[count] = b;
         rows[count++] = row_of(g, t, b);
       }
     }

@@ -22,7 +22,7 @@ struct BackwardState {
   // Of the steps of a round and the one before it: step s of the loop is in slot s % slots.
   E *gates_x, *gates_r;  // [Q, slots, B, G*H] gradients of x and r; one array when they are equal
   E *outputs, *wide_h;   // with a projection: [Q, slots, B, P] dL/dh, and [Q, slots, B, H] h before it
-  T *dh, *dc;            // [Q, B, H] and [Q, B, kStates - 1, H] carried from step to step: h's direct term (kReadsH), c
+  T *dh, *dc;            // [Q, B, H] and [Q, B, kStates - 1, H] carried from step to step: h's direct term, if any, c
   T* row_params;         // [Q, B, kParams, H] gradients of the per-unit parameters
   T* norms;              // [Q, kStates, T, B, panels] sums of squares over the units of a panel
   E* zeros;              // gate gradients of a row that propagates none
@@ -68,7 +68,7 @@ struct BackwardState {
     gates_r = cell.one_gate_gradient ? gates_x : carve.take<E>(Q * slots * g.batch * gate_stride);
     outputs = carve.take<E>(projected(g) ? Q * slots * g.batch * output_stride : 0);
     wide_h = carve.take<E>(projected(g) ? Q * slots * g.batch * wide_stride : 0);
-    dh = carve.take<T>(!cell.reads_h ? 0 : Q * g.batch * unit_stride);
+    dh = carve.take<T>(!cell.reads_h && !g.zones_out ? 0 : Q * g.batch * unit_stride);
     dc = carve.take<T>(Q * g.batch * (cell.states - 1) * unit_stride);
     row_params = carve.take<T>(Q * g.batch * cell.params * unit_stride);
     norms = carve.take<T>(g.grad_norms ? Q * cell.states * g.steps * g.batch * norm_panels : 0);

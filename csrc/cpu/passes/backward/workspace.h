@@ -22,10 +22,14 @@ struct InputGradSums {
 // Scratch of one task.
 template <class S>
 struct TaskScratch {
+  static constexpr int64_t kPanel = kMostVectors * Vec<Arithmetic<S>>::kLanes;
+
   RoundRows rows;
   Strip<S> strip;
+  S* masked_h;  // [rows of a block, columns of a panel]: with recurrent dropout, h times its factor
 
-  TaskScratch(const Backward& g, const Plan&, Carver& carve) : rows(g, carve), strip(carve) {}
+  TaskScratch(const Backward& g, const Plan&, Carver& carve)
+      : rows(g, carve), strip(carve), masked_h(carve.take<S>(g.h_factor ? kRowsOfRound * kPanel : 0)) {}
 };
 
 template <class S>

@@ -3,6 +3,7 @@
 #include "cells/dual.h"
 #include "cpu/passes/forward/state.h"
 #include "cpu/passes/saved.h"
+#include "cpu/passes/zoneout.h"
 
 namespace fused_rnn::cpu {
 namespace {
@@ -49,6 +50,7 @@ class ForwardCells {
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + units.first);
       load_states(row, units, state);
       Cell::forward(xs, rs, state, ps, next, keep);
+      keep_former(row, units, state, next);
       store_results(row, units, keep, state, next);
     }
   }
@@ -82,6 +84,7 @@ class ForwardCells {
       for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) dual_states[s] = {states[s], dstates[s]};
       Cell::advance(dual_saved, dual_states, dual_next);
       for (int s = 0; s < Cell::kStates; ++s) dnext[s] = dual_next[s].tangent;
+      keep_former(row, units, dstates, dnext);
       store_results(row, units, keep, dstates, dnext);
     }
   }
@@ -119,8 +122,16 @@ class ForwardCells {
   T* state_of(const Row& row, int k) const { return row.c + (k - 1) * run_.state.c_stride; }
 
   FUSED_RNN_INLINE void load_states(const Row& row, Units units, V* state) const {
-    if (Cell::kReadsH) state[0] = load_at(row.h, units.first);
+    state[0] = Cell::kReadsH || run_.f.zones_out ? load_at(row.h, units.first) : V(T(0));
     for (int k = 1; k < Cell::kStates; ++k) state[k] = load_vector(state_of(row, k) + units.first);
+  }
+
+  // Zoneout, if any, of the cell's results.
+  FUSED_RNN_INLINE void keep_former(const Row& row, Units units, const V* state, V* next) const {
+    const Forward& f = run_.f;
+    if (!f.zones_out) return;
+    const int64_t place = row.by_row * Cell::kStates * f.hidden;
+    for (int k = 0; k < Cell::kStates; ++k) next[k] = zone_out(f, kept_share<T>(f, place, k, units), state[k], next[k]);
   }
 
   // For the backward pass, the next step and the user.

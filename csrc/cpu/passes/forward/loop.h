@@ -74,6 +74,8 @@ class ForwardLoop {
     for (int64_t i = 0; i < w_.run.rows; ++i) {
       for (E* h : w_.state.h) clear_padding(h + i * w_.state.h_stride, f.output_size);
       if (projected(f)) clear_padding(w_.state.wide_h + i * w_.state.wide_stride, f.hidden);
+      for (int64_t s = 0; f.h_factor && s < w_.plan.unit_chunks; ++s)
+        clear_padding(w_.state.input_sums[s].masked_h + i * w_.state.h_stride, f.output_size);
     }
     if (!f.lengths) return;
     const int64_t H = f.hidden, P = f.output_size;
@@ -151,7 +153,7 @@ class ForwardLoop {
     if constexpr (Choices::kMayFuse)
       if (Choices::fuses(f, w_.plan)) return fused_gates(share, range, ahead, slot);
     const auto hh = w_.hh(share);
-    const LeftRows rows = entering_h_rows();
+    const LeftRows rows = entering_h_rows(share);
     const ForwardCells<Cell, S> cells(w_, step_, share);
     const auto fetch = [cells](int64_t panel, int64_t i) { cells.fetch(panel, i); };
     const auto use = [cells, panels = w_.panels, inputs = ahead.of_step(slot), is_tangent = f.primal != nullptr](
@@ -182,7 +184,7 @@ class ForwardLoop {
     constexpr int kShared = Choices::kOwnSums == 0 ? kMostVectors : Cell::kSharedGates;
     const auto ih = w_.ih(share), hh = w_.hh(share);
     const ForwardCells<Cell, S> cells(w_, step_, share);
-    const LeftRows rows = entering_h_rows();
+    const LeftRows rows = entering_h_rows(share);
     const LeftRows inputs = {step_.rows, [&](int64_t i) { return ahead.input_row(ahead.first_row(slot) + i); }};
     const Second<kShared, GateMatrix<Cell, E>, E, decltype(rows.row)> second = {hh.matrix, hh.packed, rows.row};
     const auto fetch = [&](int64_t panel, int64_t i) { cells.fetch(panel, i); };
@@ -195,11 +197,24 @@ class ForwardLoop {
         second);
   }
 
-  // h as it enters the step.
-  auto entering_h_rows() const {
-    const E* h = w_.state.h[step_.number % 2];
+  // h as it enters the step's product.
+  auto entering_h_rows(int64_t share) const {
+    const E* h = w_.f.h_factor ? masked_h(share) : w_.state.h[step_.number % 2];
     const int64_t stride = w_.state.h_stride;
     return LeftRows{step_.rows, [h, stride](int64_t i) { return h + i * stride; }, 1, w_.f.batch == 1};
+  }
+
+  // h as it enters the step times h_factor; a copy for each share, which costs little beside its products.
+  __attribute__((noinline)) const E* masked_h(int64_t share) const {
+    const int64_t P = w_.f.output_size, stride = w_.state.h_stride;
+    E* const masked = w_.state.input_sums[share].masked_h;
+    for (int64_t i = 0; i < step_.rows; ++i) {
+      const S* factor = at<S>(w_.f.h_factor, (w_.run.problem * w_.f.batch + w_.run.batch_row(i)) * P);
+      const E* h = w_.state.h[step_.number % 2] + i * stride;
+      for (int64_t j = 0; j < P; j += kLanes)
+        store_at(masked + i * stride, j, load_at(h, j) * load_vector(factor + j, P - j), minimum(kLanes, P - j));
+    }
+    return masked;
   }
 
   // W_hr h.

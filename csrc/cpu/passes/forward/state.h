@@ -12,6 +12,15 @@ FUSED_RNN_INLINE int64_t further_width(const Layer& layer) {
   return (Cell::kStates - 1) * layer.hidden;
 }
 
+// Of rows of h.
+template <class Cell, class S>
+int64_t h_stride_of(const Layer& layer) {
+  using T = Arithmetic<S>;
+  const int64_t width = projected(layer) ? PackedWeights<Cell, S>::projection(layer).vectors() * Vec<T>::kLanes
+                                         : GatePanels<Cell, T>{layer.hidden}.padded_units();
+  return row_stride<Element<S>>(width);
+}
+
 // The addresses of a run's row in one step: all panels of a share use them.
 template <class Cell, class S>
 struct ForwardRow {
@@ -54,6 +63,7 @@ struct InputSums {
   int64_t* ids;    // [rows], in place of both
   int64_t* first;  // [steps]: each step's first row
   int64_t most_rows, input_stride;
+  E* masked_h;                     // [rows, P]: with recurrent dropout, h times its factor
   QuantizedRows quantized;         // of the input, and then of h
   ForwardRow<Cell, S>* addresses;  // of the current step
 
@@ -70,6 +80,7 @@ struct InputSums {
     rows = carve.take<const E*>(f.tokens ? 0 : most_rows);
     ids = carve.take<int64_t>(f.tokens ? most_rows : 0);
     first = carve.take<int64_t>(steps);
+    masked_h = carve.take<E>(f.h_factor ? largest_part(f.batch, plan.row_chunks) * h_stride_of<Cell, S>(f) : 0);
     addresses = carve.take<ForwardRow<Cell, S>>(largest_part(f.batch, plan.row_chunks));
     const bool quantizes = std::is_same_v<Weight<S>, Int8>;
     quantized.stride = QuantizedRows::stride_of(maximum(f.tokens ? 0 : f.input_size, f.hidden));
@@ -98,8 +109,7 @@ struct RunState {
 
   RunState(const Forward& f, const Plan& plan, Carver& carve) {
     const int64_t rows = largest_part(f.batch, plan.row_chunks), units = GatePanels<Cell, T>{f.hidden}.padded_units();
-    const int64_t lanes = Vec<T>::kLanes;
-    h_stride = row_stride<E>(projected(f) ? PackedWeights<Cell, S>::projection(f).vectors() * lanes : units);
+    h_stride = h_stride_of<Cell, S>(f);
     wide_stride = row_stride<E>(units);
     c_stride = row_stride<T>(units);
     h[0] = carve.take<E>(rows * h_stride);

@@ -21,7 +21,10 @@ class OperandPacker {
       if (t_.has_few_rows()) return;
       const Rows<S> x = t_.input_rows(), h = t_.hidden_rows();
       if (t_.out.ih && !g.tokens) pack(t_.sums.x, g.input_size, first, [&](int64_t k) { return x[k]; });
-      if (t_.out.hh) pack(t_.sums.h, g.output_size, first, [&](int64_t k) { return h[k]; });
+      if (t_.out.hh && g.h_factor)
+        pack_masked(h, first);
+      else if (t_.out.hh)
+        pack(t_.sums.h, g.output_size, first, [&](int64_t k) { return h[k]; });
       if (t_.out.hr)
         pack(t_.sums.wide_h, g.hidden, first,
              [&](int64_t k) { return state.wide_h + rows.slots[k] * state.wide_stride; });
@@ -38,6 +41,33 @@ class OperandPacker {
       const Range own = t_.share_of(matrix.panels());
       for (int64_t panel = own.first; panel < own.last; ++panel)
         matrix.pack(operand, panel, [&](int64_t k) { return row(k0 + k); });
+    }
+  }
+
+  // With recurrent dropout: h times its factor, panel by panel.
+  void pack_masked(const Rows<S>& h, int64_t first) const {
+    using V = Vec<Arithmetic<S>>;
+    constexpr int64_t kPanel = TaskScratch<S>::kPanel;
+    const int64_t P = t_.g.output_size;
+    for (int64_t block = 0; block < t_.rows.blocks(); ++block) {
+      const int64_t k0 = block * kRowsOfRound, count = t_.rows.block_size(block);
+      const Plain<E> matrix = {count, P};
+      E* const operand = t_.sums.h + WeightState::operand_at(t_.g, t_.problem, first + k0, P);
+      const Range own = t_.share_of(matrix.panels());
+      for (int64_t panel = own.first; panel < own.last; ++panel) {
+        const int64_t column = matrix.first_column(panel), width = minimum(kPanel, P - column);
+        for (int64_t k = 0; k < count; ++k) {
+          const int64_t b = t_.rows.batch_rows[k0 + k];
+          const S* factor = at<S>(t_.g.h_factor, (t_.problem * t_.g.batch + b) * P + column);
+          for (int64_t j = 0; j < width; j += V::kLanes) {
+            const int64_t n = minimum(V::kLanes, width - j);
+            const V masked = load_vector(h[k0 + k] + column + j, n) * load_vector(factor + j, n);
+            store_vector(t_.masked_h + k * kPanel + j, masked, n);
+          }
+        }
+        const auto row = [&](int64_t k) { return t_.masked_h + k * kPanel; };
+        Plain<E>{count, width}.pack(operand + matrix.offset(panel), 0, row);
+      }
     }
   }
 

@@ -45,6 +45,7 @@ struct WeightGradTask : WeightGradShare<S> {
   BackwardState<S> state;
   RoundRows rows;  // of the current group
   Strip<S> strip;
+  S* masked_h;
   int64_t round;
 
   WeightGradTask(const BackwardWorkspace<S>& space, int64_t round, int64_t task)
@@ -64,7 +65,7 @@ struct WeightGradTask : WeightGradShare<S> {
   // Whether products are computed as outer products of unpacked rows.
   bool has_few_rows() const {
     constexpr bool kSameFormat = std::is_same_v<S, Arithmetic<S>> && std::is_same_v<S, Element<S>>;
-    return kSameFormat && count_rounds(this->g) == 1 && !projected(this->g) && rows.count > 0 &&
+    return kSameFormat && !this->g.h_factor && count_rounds(this->g) == 1 && !projected(this->g) && rows.count > 0 &&
            rows.count <= kMostRowsOfOuterProducts;
   }
 
@@ -81,7 +82,12 @@ struct WeightGradTask : WeightGradShare<S> {
 
  private:
   WeightGradTask(const BackwardWorkspace<S>& space, int64_t round, int64_t task, const TaskScratch<S>& scratch)
-      : WeightGradShare<S>(space, task), state(space.state()), rows(scratch.rows), strip(scratch.strip), round(round) {}
+      : WeightGradShare<S>(space, task),
+        state(space.state()),
+        rows(scratch.rows),
+        strip(scratch.strip),
+        masked_h(scratch.masked_h),
+        round(round) {}
 };
 
 }  // namespace

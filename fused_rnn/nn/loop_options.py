@@ -1,0 +1,101 @@
+"""``LoopOptions``: what a layer can be made with beyond torch.nn's arguments, and who refuses it.
+
+A layer that was made without has the defaults of the class, as swapped and unpickled layers do, and its calls are those
+of a plain layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import torch_private
+from ..ops.checks import Options, checked_probability, checked_zoneout
+from .runners import Frozen
+
+NAMES = ("recurrent_dropout", "zoneout", "weight_dropout")
+
+
+class LoopOptions:
+    """A base of the layers that have them."""
+
+    recurrent_dropout: float = 0.0
+    """Probability with which a unit of h is zero for W_hh throughout a sequence, in training."""
+    zoneout: float | tuple[float, float] = 0.0
+    """Probability with which a unit keeps its former state after a step; of an LSTM for h and for c."""
+    weight_dropout: float = 0.0
+    """Probability with which an element of W_hh is zero throughout a call, in training."""
+
+    if TYPE_CHECKING:  # torch.nn.Module's
+        training: bool
+        _runner: Any
+
+    @staticmethod
+    def _checked_options(states: int, recurrent_dropout: Any, zoneout: Any, weight_dropout: Any) -> dict[str, Any]:
+        """Those that are not at their defaults; raises for wrong ones, before any work. ``states``: the cell's."""
+        given = {"recurrent_dropout": recurrent_dropout, "weight_dropout": weight_dropout}
+        checked: dict[str, Any] = {name: checked_probability(name, value) for name, value in given.items()}
+        pair = checked_zoneout(zoneout, states)
+        checked["zoneout"] = pair if isinstance(zoneout, (tuple, list)) and any(pair) else pair[0]
+        return {name: value for name, value in checked.items() if value}
+
+    def _given(self) -> list[str]:
+        """Those that are not at their defaults, as they are printed."""
+        return [f"{name}={value}" for name in NAMES if (value := getattr(self, name))]
+
+    def _acting(self) -> list[str]:
+        """Those of them that change what a call computes now."""
+        return [option for option in self._given() if self.training or option.startswith("zoneout")]
+
+    def _refuse_acting(self, what: str) -> None:
+        """Raises if there are any."""
+        if acting := self._acting():
+            always = any(option.startswith("zoneout") for option in acting)
+            advice = "" if always else ", which acts in training: call eval()"
+            raise NotImplementedError(f"{what} has no {' and no '.join(acting)}{advice}")
+
+    def _refuse_call(self) -> None:
+        """Raises where a call cannot have those that act."""
+        if isinstance(self._runner, Frozen):
+            self._refuse_acting("fused_rnn: a frozen layer")
+        if torch.compiler.is_exporting() and torch_private.in_onnx_export():  # which would make a constant of a mask
+            self._refuse_acting("torch.onnx.export")
+
+    def _refuse_packing(self) -> None:
+        """Raises for what acts in evaluation, too."""
+        if self.zoneout:
+            raise NotImplementedError(f"fused_rnn: packed weights have no zoneout={self.zoneout}")
+
+    def _drop_weights(self, weights: Sequence[Any], names: Sequence[str]) -> list[Any]:
+        """The layer's weights with a mask on every W_hh, drawn by torch's generator, in order."""
+        self._refuse_call()
+        p = self.weight_dropout
+        return [
+            torch.dropout(weight, p, True) if name.startswith("weight_hh") and isinstance(weight, Tensor) else weight
+            for name, weight in zip(names, weights, strict=True)
+        ]
+
+    def _with_loop_options(self, options: Options) -> Options:
+        """A call's options and the layer's own."""
+        if not self.zoneout and not (self.training and self.recurrent_dropout):
+            return options
+        self._refuse_call()
+        zoneout = checked_zoneout(self.zoneout, 2) if self.zoneout else None
+        dropout = self.recurrent_dropout if self.training else 0.0
+        return options._replace(recurrent_dropout=dropout, zoneout=zoneout, zoneout_draws=self.training)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return ", ".join([super().extra_repr(), *self._given()])  # type: ignore[misc]
+
+    def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch_private.in_onnx_trace():  # which takes torch.nn's forward
+            self._refuse_acting("torch.onnx.export(dynamo=False)")
+        return super()._slow_forward(*args, **kwargs)  # type: ignore[misc]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        self._refuse_acting("torch.jit.script")
+        return super().__prepare_scriptable__()  # type: ignore[misc]
