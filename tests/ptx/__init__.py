@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import building
+from . import building, own_cells
 
 FEW_STEPS_AHEAD = 4096  # bytes of inputs that are projected ahead of a run of steps
 
@@ -42,6 +42,7 @@ class Machine:
     def __init__(self, module):
         self._module = module
         self.library = ctypes.CDLL(module.__file__)  # what plan_info.cpp exports
+        self.cells = own_cells.Cells(module)
         self.orders = tuple(module.Order.__members__.values())
         self._ahead_bytes = module.set_ahead_bytes(FEW_STEPS_AHEAD)
         module.set_ahead_bytes(self._ahead_bytes)
