@@ -85,7 +85,8 @@ def weights_of(cell, hidden, inputs=INPUT, bias=True, directions=1, members=(), 
 
 
 def random_layer(cell, rows="padded", hidden=6, given=True, bias=True, directions=2, batch=BATCH, steps=STEPS):
-    masks = {"lengths": None, "batch_sizes": None, "reset_mask": None} | ROWS[rows]
+    masks = {"lengths": None, "batch_sizes": None, "reset_mask": None}
+    masks |= {name: mask.clone() for name, mask in ROWS[rows].items()}  # which the machine knows the memory of
     further = (cell.states - 1) * hidden
     input = torch.randn(12, INPUT, dtype=F64) if rows == "packed" else torch.randn(steps, batch, INPUT, dtype=F64)
     h0 = torch.randn(directions, batch, hidden, dtype=F64) if given else None
