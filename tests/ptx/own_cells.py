@@ -28,8 +28,10 @@ def plug_in(header, dtype, machine):
         if not folder.exists():
             new = Path(tempfile.mkdtemp(dir=KEPT))
             (new / "cell.h").write_text(header)
-            command = cuda.compile_command(nvcc, new / "cell.h", build.cell_id(header), dtype)
-            _run([*command, "--keep", "--keep-dir", new, "-o", new / "cell.o"])
+            *command, source = cuda.compile_command(nvcc, new / "cell.h", build.cell_id(header), dtype)
+            # The machine tells kernels apart by their names, which the file's name is a part of; a GPU by their files.
+            own = shutil.copy(source, new / f"plug_in_{folder.name}.cu")
+            _run([*command, own, "--keep", "--keep-dir", new, "-o", new / "cell.o"])
             _run([os.environ.get("CXX", "g++"), "-shared", "-o", new / "cell.so", new / "cell.o", machine])
             shutil.move(new, folder)
     (text,) = folder.glob("*.ptx")
