@@ -43,6 +43,8 @@ def load(cell_id: int, dtype: torch.dtype) -> None:
 
 def load_on_cuda(cell_id: int, dtype: torch.dtype) -> None:
     """The same for CUDA."""
+    if not library.cuda_archs():
+        raise NotImplementedError(cuda.WITHOUT_CUDA)
     name, header = source_of(cell_id)
     with _lock:
         library.add_cuda_cell(cuda.load(header, dtype, name))

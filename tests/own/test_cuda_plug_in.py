@@ -179,6 +179,8 @@ def test_without_cuda_in_the_library(device, monkeypatch):
     monkeypatch.setattr(library, "cuda_archs", list)
     with pytest.raises(NotImplementedError, match=r"built without CUDA.*compiled=False"):
         zoo.slstm.layer(2, 3, device=device)
+    with pytest.raises(NotImplementedError, match=r"built without CUDA.*compiled=False"):
+        zoo.slstm.load(F32, "cuda")
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_layers(name):
         (x, {}),
         (x, {"lengths": [4, 0, 2], "reset_mask": resets}),
         (x[:1, :1], {}),
-        (packed, {"grad_clip": 0.1}),
+        (packed, {"grad_clip": 0.1, "reset_mask": resets}),
     ]:
         found, expected = (results(module, input, masks) for module in (layer, twin))
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
