@@ -42,7 +42,7 @@ class ForwardLoop : Arrays {
     for (int64_t number = 0; number < f_.steps; ++number) {
       if (number % steps_ahead_ == 0 && !f_.primal) project_inputs(number, std::min(f_.steps, number + steps_ahead_));
       const Step step = times_.step(number, false);
-      if (f_.reset && initial(0) != 0) launch_restart(on_device_, step, arrays_, initial(0), machine_.stream);
+      if (f_.reset && !f_.primal && launches_.restart) launches_.restart(on_device_, step, arrays_, machine_.stream);
       if (cell_.recurrent) recurrent.run(step.rows);
       launches_.forward_step(on_device_, step, arrays_, machine_.stream);
       if (!projected(f_)) continue;

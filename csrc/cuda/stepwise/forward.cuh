@@ -99,8 +99,9 @@ __global__ void forward_step(const Forward f, const Step step, const ForwardArra
 }
 
 // Before W_hh h, of cells whose h does not begin at zero: rows whose state is reset get their first h again.
-template <class S>
-__global__ void restart(const Forward f, const Step step, const ForwardArrays a, double initial) {
+template <class Cell, class S>
+__global__ void restart(const Forward f, const Step step, const ForwardArrays a) {
+  constexpr double initial = Cell::kInitial[0];
   for_each(f.output_size, step.rows, problems(f), [&](int64_t unit, int64_t b, int64_t problem) {
     const Place p(f, step, problem, b);
     if (p.is_cut(f, step, b)) store(*at<S>(a.h, p.state * f.output_size + unit), Arithmetic<S>(initial));

@@ -39,13 +39,6 @@ const CellLaunches& launches_of(int64_t cell, Dtype dtype) {
   return *found;
 }
 
-void launch_restart(const Forward& f, const Step& step, const ForwardArrays& a, double initial, void* stream) {
-  dispatch(f.dtype, [&](auto s) {
-    launch(one_thread_each(f.output_size, step.rows, problems(f), stream), restart<typename decltype(s)::type>, f, step,
-           a, initial);
-  });
-}
-
 void launch_forward_projection(const Forward& f, const Step& step, const ForwardArrays& a, void* stream) {
   dispatch(f.dtype, [&](auto s) {
     launch(one_thread_each(f.output_size, step.rows, problems(f), stream),

@@ -8,6 +8,8 @@ namespace fused_rnn::cuda {
 // What depends on the cell, for one dtype.
 struct CellLaunches {
   double initial[kMostStates];  // the cell's kInitial
+  // Before the product with W_hh: the first h of rows that are reset. Null where that is zero.
+  void (*restart)(const Forward&, const Step&, const ForwardArrays&, void* stream);
   // The cell; without a projection, the whole step.
   void (*forward_step)(const Forward&, const Step&, const ForwardArrays&, void* stream);
   void (*backward_step)(const Backward&, const Step&, const BackwardArrays&, void* stream);
@@ -15,8 +17,6 @@ struct CellLaunches {
 // Those of a plug-in's cell may be compiled and loaded by this. Throws if there are none.
 const CellLaunches& launches_of(int64_t cell, Dtype);
 
-// Before the product with W_hh: the first h of rows that are reset, where it is not zero.
-void launch_restart(const Forward&, const Step&, const ForwardArrays&, double initial, void* stream);
 // With a projection: stores the projected h as state and output.
 void launch_forward_projection(const Forward&, const Step&, const ForwardArrays&, void* stream);
 

@@ -8,6 +8,11 @@ namespace fused_rnn::cuda {
 namespace {
 
 template <class Cell, class S>
+void launch_restart(const Forward& f, const Step& step, const ForwardArrays& a, void* stream) {
+  launch(one_thread_each(f.output_size, step.rows, problems(f), stream), restart<Cell, S>, f, step, a);
+}
+
+template <class Cell, class S>
 void launch_forward_step(const Forward& f, const Step& step, const ForwardArrays& a, void* stream) {
   launch(one_thread_each(f.hidden, step.rows, problems(f), stream),
          f.primal ? tangent_step<Cell, S> : forward_step<Cell, S>, f, step, a);
@@ -21,7 +26,8 @@ void launch_backward_step(const Backward& g, const Step& step, const BackwardArr
 
 template <class Cell, class S>
 constexpr CellLaunches kLaunches = [] {
-  CellLaunches made = {{}, &launch_forward_step<Cell, S>, &launch_backward_step<Cell, S>};
+  CellLaunches made = {{}, nullptr, &launch_forward_step<Cell, S>, &launch_backward_step<Cell, S>};
+  if constexpr (Cell::kInitial[0] != 0) made.restart = &launch_restart<Cell, S>;
   for (int s = 0; s < Cell::kStates; ++s) made.initial[s] = Cell::kInitial[s];
   return made;
 }();
