@@ -21,7 +21,6 @@ from ..ops.cells import BY_MODE
 from ..ops.checks import Options
 from ..ops.layer import Layer
 from ..ops.measured import Table
-from ..own.cell import OwnCell
 from ..own.layer import OwnLayer
 from . import html, plan_words
 
@@ -33,8 +32,6 @@ _STREAM = (
 )
 
 _OF_FUNCTION = "compiled=False: the Python function of {} is called for every step; layer(...) without it is compiled"
-_OF_PLUG_IN = "The kernels of {} are compiled from its formula: {}, and beside it their source, cell.h"
-_TO_BE_COMPILED = "The kernels of {} will be compiled from its formula, by nvcc, at the first call there"
 _TORCH = (
     "torch.nn's kernels run the call: those of cuDNN, oneDNN or ATen. What they cannot do is ours: second derivatives "
     "that cuDNN and oneDNN lack, torch.func's transforms, compiled, exported and traced calls"
@@ -249,18 +246,14 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
     if found.engine == "none":
         return found
     try:
-        source = f". {_source_of(module.cell, layer.weights[0].dtype, device)}" if isinstance(module, OwnLayer) else ""
+        source = (
+            f". {plan_words.source_of(module.cell, layer.weights[0].dtype, device)}"
+            if isinstance(module, OwnLayer)
+            else ""
+        )
     except RuntimeError as error:  # it cannot be compiled
         return Explanation("none", None, str(error))
     return replace(found, reason=f"{reason}{found.reason}{source}")
-
-
-def _source_of(cell: OwnCell, dtype: torch.dtype, device: str) -> str:
-    """Where a cell's kernels come from."""
-    path = cell.plug_in_on_cuda(dtype) if device == "cuda" else cell.plug_in(dtype)
-    if path is None:
-        return _TO_BE_COMPILED.format(cell.name)
-    return _OF_PLUG_IN.format(cell.name, path)
 
 
 def _table(asked: _Asked, device: str, layer: Layer) -> Table | None:
