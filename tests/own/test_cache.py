@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -190,6 +191,11 @@ def test_the_package_has_all_that_a_cell_is_compiled_from(tmp_path):
         preprocess = [*build._compiler(), *own, "-M", str(include / "cpu" / source)]
         assert subprocess.run(preprocess, check=False, capture_output=True).returncode == 0
     assert build.sources() == ROOT / "csrc"
+    of_cuda, seen = ["cuda/stepwise/plug_in.cu"], set()
+    while of_cuda:  # nvcc may not be here
+        seen.add(name := of_cuda.pop())
+        of_cuda += set(re.findall(r'^#include "(.*)"', (include / name).read_text(), re.MULTILINE)) - seen
+    assert {"cells/lstm.h", "cuda/stepwise/forward.cuh", "core/plug_in.h"} < seen
 
 
 WORKER = """
