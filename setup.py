@@ -35,7 +35,8 @@ LINKING = "-ldl -Xlinker --no-undefined" if sys.platform.startswith("linux") els
 
 # The CPU engine is compiled once per instruction set; the library picks one of them when it runs.
 ENGINE, INT8_ENGINE = Path("csrc/cpu/kernels.cpp"), Path("csrc/cpu/int8_kernels.cpp")
-PLUG_IN = Path("csrc/cpu/plug_in.cpp")  # compiled by the library, for cells that are defined at run time
+# Compiled by the library, for cells that are defined at run time.
+PLUG_IN, CUDA_PLUG_IN = Path("csrc/cpu/plug_in.cpp"), Path("csrc/cuda/stepwise/plug_in.cu")
 FLAGS = runpy.run_path(str(ROOT / "fused_rnn/own/flags.py"))  # those of such cells, too
 isas_of = FLAGS["isas_of"]
 
@@ -81,8 +82,7 @@ def find_nvcc():
     wanted = cuda_wanted()
     if wanted == "0":
         return None
-    home = os.environ.get("CUDA_HOME")
-    places = f"{home}/bin" if home else f"{os.environ.get('PATH', os.defpath)}:/usr/local/cuda/bin"
+    places = FLAGS["nvcc_places"]()
     nvcc = shutil.which("nvcc", path=places)
     if nvcc is None and wanted == "1":
         fail(f"FUSED_RNN_CUDA=1, but no nvcc in {places}: install the CUDA toolkit, or set CUDA_HOME")
@@ -130,11 +130,8 @@ def cxx_flags(torch, nvcc, archs):
 
 
 def nvcc_flags(archs):
-    flags = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    portable = [arch for arch in archs if arch.isdigit()]
-    if portable:  # PTX too, for GPUs newer than any in the list
-        flags.append("-gencode arch=compute_{0},code=compute_{0}".format(portable[-1]))
-    return " ".join(["-std=c++20 -O3 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra", *flags])
+    host = f"{FLAGS['NVCC_HOST_FLAGS']},-Wall,-Wextra"
+    return f"{FLAGS['NVCC_FLAGS']} -Icsrc -Xcompiler {host} {FLAGS['gencode'](archs)}"
 
 
 def compression(nvcc):
@@ -194,7 +191,8 @@ def write_sources():
 
 def cuda_sources():
     """All that nvcc compiles, relative to ROOT."""
-    return sorted([*(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cu")), *persistent_sources()])
+    files = [path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cu")]
+    return sorted([*(file for file in files if file != CUDA_PLUG_IN), *persistent_sources()])
 
 
 def object_of(source):
@@ -271,9 +269,9 @@ class WithHeaders(build_py):
         super().run()
         if self.editable_mode:  # they are in the source tree
             return
-        for folder in ("core", "cells", "cpu"):
+        for folder in FLAGS["OF_CELLS"]:
             for path in sorted((ROOT / "csrc" / folder).rglob("*")):
-                if path.suffix == ".h" or path.relative_to(ROOT) in (ENGINE, PLUG_IN):
+                if path.suffix in (".h", ".cuh") or path.relative_to(ROOT) in (ENGINE, PLUG_IN, CUDA_PLUG_IN):
                     to = Path(self.build_lib, "fused_rnn/include", path.relative_to(ROOT / "csrc"))
                     to.parent.mkdir(parents=True, exist_ok=True)
                     self.copy_file(str(path), str(to))

@@ -29,8 +29,9 @@ KILL_SECONDS = 5  # between SIGTERM and SIGKILL
 SANITIZER = "compute-sanitizer --tool {tool} --kernel-name kns=fused_rnn --error-exitcode 86"
 # Not as errors, as elsewhere in this project: a warning of the machine's packages should not fail the run.
 PYTEST = "{python} -m pytest {tests} -m cuda -q -p no:cacheprovider -W default --durations=5"
-FEW, MANY, TORCH = (
-    PYTEST.replace("{tests}", f"tests/cuda/{name}.py") for name in ("test_gpu", "test_gpu_parity", "test_gpu_torch")
+FEW, MANY, TORCH, OWN = (
+    PYTEST.replace("{tests}", f"tests/cuda/{name}.py")
+    for name in ("test_gpu", "test_gpu_parity", "test_gpu_torch", "test_gpu_own")
 )
 # Waits at block scope: not sufficient by the memory model, perhaps in practice, and faster. Only informative.
 NARROW = "FUSED_RNN_CUDA_MBARRIER_SCOPE=cta "
@@ -78,6 +79,7 @@ STEPS = [
     *[Step(f"persistent-{way}", 30, FEW + f" -k 'every_way and {way}-'", "") for way in WAYS],
     Step("cluster-narrow", 30, NARROW + FEW + " -k 'every_way and cluster-'", ""),
     Step("torch", 60, TORCH, ""),
+    Step("own", 90, OWN, ""),  # cells that nvcc compiles there
     Step("floors", 60, FLOORS, FLOORS + " --rehearse"),
     Step("verify", 60, "{python} -m fused_rnn verify --device cuda", EXAMPLES),
     Step("verify-best", 60, BEST + "{python} -m fused_rnn verify --device cuda", None),

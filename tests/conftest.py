@@ -64,7 +64,7 @@ def machine():
     machine.fill_memory(True)
     library.fill_memory(True)
     with pytest.MonkeyPatch.context() as patch:
-        take_over(patch.setattr)
+        take_over(machine, patch.setattr)
         yield machine
     machine.fill_memory(False)
     library.fill_memory(False)

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "core/dispatch.h"
+#include "core/export.h"
 #include "core/fail.h"
 
 namespace fused_rnn {
@@ -70,3 +71,12 @@ OwnCell& add_own_cell(int64_t id, const CellTraits& traits) {
 }
 
 }  // namespace fused_rnn
+
+using namespace fused_rnn;
+
+// Makes a cell known, whose kernels plug-ins bring later. Zero on failure, and then the reason in `error`.
+FUSED_RNN_EXPORT int64_t fused_rnn_declare_cell(int64_t id, const int64_t* traits, char* error, int64_t error_size) {
+  CellTraits of_cell;
+  std::memcpy(&of_cell, traits, sizeof of_cell);
+  return succeeds(error, error_size, [&] { add_own_cell(id, of_cell); });
+}

@@ -9,6 +9,9 @@ namespace fused_rnn {
 namespace cpu {
 struct Kernels;
 }
+namespace cuda {
+struct CellLaunches;
+}
 
 // Ids of cells that plug-ins bring: a hash of what they compute.
 constexpr int64_t kLeastOwnId = int64_t{1} << 32;
@@ -21,6 +24,7 @@ struct OwnCell {
   int64_t id;
   CellTraits traits;
   std::atomic<const cpu::Kernels*> kernels[kIsas][kDtypes] = {};  // null: not compiled
+  std::atomic<const cuda::CellLaunches*> launches[kDtypes] = {};  // likewise
 };
 
 // Throw if there is no such cell.

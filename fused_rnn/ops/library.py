@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -86,6 +86,10 @@ def _version(library: ctypes.CDLL) -> str | None:
 def declare_cuda(library: ctypes.CDLL) -> None:
     library.fused_rnn_set_engine.argtypes = [ctypes.c_int64]
     library.fused_rnn_set_engine.restype = ctypes.c_int64
+    library.fused_rnn_add_cuda_cell.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64]
+    library.fused_rnn_add_cuda_cell.restype = ctypes.c_int64
+    library.fused_rnn_set_cuda_loader.argtypes = [Loader]
+    library.fused_rnn_set_cuda_loader.restype = None
     found = [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, ctypes.c_int64]
     library.fused_rnn_gpu.restype = library.fused_rnn_cuda_plan.restype = ctypes.c_int64
     library.fused_rnn_gpu.argtypes = [ctypes.c_int64, *found]
@@ -177,6 +181,7 @@ LEAST_OWN_ID = 1 << 32
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """In the order of ``Dtype`` in csrc/core/problem.h."""
 _added: dict[int, list[ctypes.CDLL]] = {}  # by cell id: its plug-ins
+_loaders: list[Any] = []  # kept alive
 
 
 def declare_cell(cell_id: int, traits: CellTraits) -> None:
@@ -189,6 +194,18 @@ def declare_cell(cell_id: int, traits: CellTraits) -> None:
 
 def set_loader(load: Callable[[int, torch.dtype], None]) -> None:
     """``load(cell_id, dtype)`` is called when kernels of a declared cell are missing."""
+    _loaders.append(in_c(load))
+    compiled.fused_rnn_set_loader(_loaders[-1])
+
+
+def set_cuda_loader(load: Callable[[int, torch.dtype], None]) -> None:
+    """The same for kernels on CUDA."""
+    _loaders.append(in_c(load))
+    compiled.fused_rnn_set_cuda_loader(_loaders[-1])
+
+
+def in_c(load: Callable[[int, torch.dtype], None]) -> Any:
+    """A loader as a function of C, which has to be kept."""
 
     def called(cell_id: int, dtype: int, error, size: int) -> int:
         try:
@@ -199,9 +216,7 @@ def set_loader(load: Callable[[int, torch.dtype], None]) -> None:
             return 0
         return 1
 
-    global _loader
-    _loader = Loader(called)  # kept alive
-    compiled.fused_rnn_set_loader(_loader)
+    return Loader(called)
 
 
 def add_cell(path: str | Path) -> int:
@@ -209,15 +224,25 @@ def add_cell(path: str | Path) -> int:
 
     It is code, which this runs: the caller has to know where it comes from.
     """
+    return add_to(compiled.fused_rnn_add_cell, path, "fused_rnn_plug_in")
+
+
+def add_cuda_cell(path: str | Path) -> int:
+    """The same of a plug-in with kernels for CUDA (csrc/cuda/stepwise/plug_in.cu)."""
+    return add_to(compiled.fused_rnn_add_cuda_cell, path, "fused_rnn_cuda_plug_in")
+
+
+def add_to(add: Callable[..., int], path: str | Path, function: str) -> int:
+    """Loads a plug-in and hands what its ``function`` returns to the library's function ``add``."""
     try:
         plug_in = ctypes.CDLL(str(path))
     except OSError as error:
         raise RuntimeError(f"fused_rnn: the compiled cell {path} could not be loaded: {error}") from error
-    if not hasattr(plug_in, "fused_rnn_plug_in"):
+    if not hasattr(plug_in, function):
         raise RuntimeError(f"fused_rnn: {path} is no plug-in with a cell")
-    plug_in.fused_rnn_plug_in.restype = ctypes.c_void_p
+    getattr(plug_in, function).restype = ctypes.c_void_p
     error = ctypes.create_string_buffer(512)
-    cell_id = compiled.fused_rnn_add_cell(plug_in.fused_rnn_plug_in(), error, len(error))
+    cell_id = add(getattr(plug_in, function)(), error, len(error))
     if not cell_id:
         raise RuntimeError(error.value.decode())
     _added.setdefault(cell_id, []).append(plug_in)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import torch
 from .._version import __version__
 from ..ops import library
 from .cache import HEADER, PLUG_IN, Entry
-from .flags import CXX_FLAGS, camel, isas_of
+from .flags import CXX_FLAGS, OF_CELLS, camel, isas_of
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _ISAS = isas_of(platform.machine())
@@ -46,15 +46,23 @@ def load(header: str, dtypes: Iterable[torch.dtype], name: str = "cell") -> Path
     wanted = sorted(set(dtypes), key=library.DTYPES.index)
     compiler = _compiler()
     builds = _builds(_gates(header), wanted)
-    entry = Entry(_key(header, compiler, builds))
+    kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in wanted)
+    return kept(
+        Entry(_key(header, compiler, builds)),
+        header,
+        lambda folder: _compile(folder, compiler, builds, cell_id(header), f"{name} for {kinds}"),
+    )
+
+
+def kept(entry: Entry, header: str, compile: Callable[[Path], None]) -> Path:
+    """The plug-in of an entry, after ``compile`` has put it into the folder that it is given, unless it is there."""
     if entry.is_whole():
         return entry.plug_in
     with entry.locked():
         if not entry.is_whole():  # another process may have written it by now
             with entry.written() as folder:
                 (folder / HEADER).write_text(header)
-                kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in wanted)
-                _compile(folder, compiler, builds, cell_id(header), f"{name} for {kinds}")
+                compile(folder)
     return entry.plug_in
 
 
@@ -90,16 +98,15 @@ def _compiler() -> list[str]:
 
 
 @lru_cache
-def _version_of(compiler: tuple[str, ...]) -> str:
+def version_of(compiler: tuple[str, ...]) -> str:
     return subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
 
 
 @lru_cache
-def _digest_of_sources(folder: Path) -> str:
+def digest_of_sources(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".h", ".cpp") and path.relative_to(folder).parts[0] in ("core", "cells", "cpu"):
-            digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    for path in sorted(path for part in OF_CELLS for path in (folder / part).rglob("*.*")):
+        digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -107,8 +114,8 @@ def _key(header: str, compiler: list[str], builds: dict[str, tuple[str, int]]) -
     parts = (
         header,
         __version__,
-        _digest_of_sources(sources()),
-        _version_of(tuple(compiler)),
+        digest_of_sources(sources()),
+        version_of(tuple(compiler)),
         platform.machine(),
         CXX_FLAGS,
         os.environ.get("CXXFLAGS", ""),
@@ -117,10 +124,15 @@ def _key(header: str, compiler: list[str], builds: dict[str, tuple[str, int]]) -
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
+def macros(header: Path, id: int) -> list[str]:
+    """What tells the engine's sources the cell."""
+    return [f'-DFUSED_RNN_OWN_CELL="{header}"', f"-DFUSED_RNN_OWN_ID={id}"]
+
+
 def _compile(folder: Path, compiler: list[str], builds: dict[str, tuple[str, int]], id: int, what: str) -> None:
     """Compiles and links all of a plug-in in its folder."""
     common = [*compiler, *CXX_FLAGS.split(), *shlex.split(os.environ.get("CXXFLAGS", "")), f"-I{sources()}"]
-    common += [f'-DFUSED_RNN_OWN_CELL="{folder / HEADER}"', f"-DFUSED_RNN_OWN_ID={id}"]
+    common += macros(folder / HEADER, id)
     common += _ISAS.chooses.split()
     listed = " ".join(f"X(k{camel(isa)}, {camel(kind)}, {bits})" for kind, (isa, bits) in builds.items())
     commands = [[*common, f"-DFUSED_RNN_OWN_KERNELS(X)={listed}", "-c", str(sources() / "cpu/plug_in.cpp")]]
@@ -128,21 +140,21 @@ def _compile(folder: Path, compiler: list[str], builds: dict[str, tuple[str, int
         flags = [f"-DFUSED_RNN_ISA={camel(kind)}", f"-DFUSED_RNN_DTYPES={bits}", *_ISAS.engine[kind].split()]
         commands.append([*common, *flags, "-c", str(sources() / "cpu/kernels.cpp")])
     objects = [folder / f"{number}.o" for number in range(len(commands))]
-    with _Watch(what) as watch:
+    with Watch(what) as watch:
         watch.run([[*command, "-o", str(to)] for command, to in zip(commands, objects, strict=True)])
         watch.run([[*compiler, "-shared", "-o", str(folder / PLUG_IN), *map(str, objects)]])
     for path in objects:
         path.unlink()
 
 
-class _Watch:
+class Watch:
     """Runs commands and says on a terminal how long that takes."""
 
     def __init__(self, what: str):
         self._what, self._start = what, time.monotonic()
         self._shows = sys.stderr is not None and sys.stderr.isatty()
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, *_) -> None:

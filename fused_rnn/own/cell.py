@@ -19,10 +19,10 @@ from .. import reference
 from ..ops import arguments
 from ..ops.cells import Cell, Row
 from ..ops.library import MOST_GATES, MOST_STATES, CellTraits
-from . import build
+from . import build, cuda
 from .layer import MATRICES, Init, OwnLayer, check_init
 from .record import Declaration, call, record
-from .register import group_of, load, register
+from .register import group_of, load, load_on_cuda, register
 
 
 @overload
@@ -149,7 +149,7 @@ class OwnCell:
         self.initial: tuple[float, ...] = tuple(float(initial.get(state, 0.0)) for state in self.states)
         check_init(self.name, init, self.params, self.recurrent)
         self.init: dict[str, Init] = dict(init)
-        self._loaded: set[torch.dtype] = set()
+        self._loaded: set[tuple[torch.dtype, str]] = set()
 
     def _check_declaration(self, initial: Mapping[str, float]) -> None:
         name, states, params = self.name, self.states, self.params
@@ -262,15 +262,19 @@ class OwnCell:
         row = Row(self.name, state_names=self.states, initial=self.initial)
         return register(row, traits, text, self._step)
 
-    def load(self, dtype: torch.dtype) -> None:
-        """Compiles and loads the kernels for a dtype; without, the first call that needs them does."""
-        if dtype not in self._loaded:
-            load(self.row.id, dtype)
-            self._loaded.add(dtype)
+    def load(self, dtype: torch.dtype, device: str = "cpu") -> None:
+        """Compiles and loads the kernels for a dtype on "cpu" or "cuda", as the first call that needs them does."""
+        if (dtype, device) not in self._loaded:
+            (load_on_cuda if device == "cuda" else load)(self.row.id, dtype)
+            self._loaded.add((dtype, device))
 
     def plug_in(self, dtype: torch.dtype) -> Path:
         """Where the kernels for a dtype are kept; compiles them if they are not."""
         return build.load(self.header, group_of(dtype), self.name)
+
+    def plug_in_on_cuda(self, dtype: torch.dtype) -> Path | None:
+        """The same for CUDA; None if they are not compiled yet. Raises RuntimeError if they cannot be."""
+        return cuda.find(self.header, dtype)
 
     @cached_property
     def _declared(self) -> Declaration:

@@ -1,6 +1,8 @@
-"""The compiler's flags, for the library (setup.py runs this file) and for the cells that are compiled at run time."""
+"""The compilers' flags, for the library (setup.py runs this file) and for the cells that are compiled at run time."""
 
+import os
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 PIC = "" if sys.platform == "win32" else "-fPIC"  # every code of Windows can be moved
@@ -17,6 +19,26 @@ NEON = "-march=armv8.2-a"  # what processors with the rest of these flags have
 BFLOAT16 = "-DFUSED_RNN_BFLOAT16_PRODUCTS=1"  # for layers of bfloat16 alone
 SPLIT = "-DFUSED_RNN_SPLIT_PRODUCTS=1"  # for layers of float32 alone
 MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}  # names of the same
+
+NVCC_FLAGS, NVCC_HOST_FLAGS = "-std=c++20 -O3", "-fPIC,-fvisibility=hidden"
+
+OF_CELLS = ("core", "cells", "cpu", "cuda/device", "cuda/stepwise")
+"""The folders of csrc that cells are compiled from."""
+
+
+def gencode(archs: Sequence[str]) -> str:
+    """For GPUs of these architectures, oldest first, such as ``["80", "90a"]``."""
+    flags = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    portable = [arch for arch in archs if arch.isdigit()]
+    if portable:  # PTX too, for GPUs newer than any in the list
+        flags.append("-gencode arch=compute_{0},code=compute_{0}".format(portable[-1]))
+    return " ".join(flags)
+
+
+def nvcc_places() -> str:
+    """Where nvcc is looked for, as a PATH."""
+    home = os.environ.get("CUDA_HOME")
+    return f"{home}/bin" if home else f"{os.environ.get('PATH', os.defpath)}:/usr/local/cuda/bin"
 
 
 class Isas(NamedTuple):

@@ -15,20 +15,16 @@ from .. import reference
 from ..nn.freezable import Freezable
 from ..nn.loop_options import LoopOptions
 from ..nn.runners import Frozen
-from ..ops import arguments, plain
+from ..ops import arguments, library, plain
 from ..ops.checks import form_of, known_form, options_of
 from ..ops.layer import WeightFormat
+from .cuda import WITHOUT_CUDA
 
 Init: TypeAlias = float | Callable[..., Any]
 """How a parameter is drawn: filled with a number, or by a function."""
 
 MATRICES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 """What a layer has besides the cell's own parameters."""
-
-NOT_ON_CUDA = (
-    "fused_rnn: cells of your own are compiled for the CPU so far, not for CUDA: keep layer and input on the CPU, "
-    "or ask for the slow loop in plain PyTorch: layer(..., compiled=False)"
-)
 
 
 class OwnLayer(LoopOptions, Freezable, nn.Module):
@@ -68,8 +64,8 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
         super().__init__()
         # Wrong arguments get torch's errors, and so does dropout of a single layer its warning.
         nn.GRU(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device="meta")
-        if compiled and device is not None and torch.device(device).type == "cuda":
-            raise NotImplementedError(NOT_ON_CUDA)
+        if compiled and device is not None and torch.device(device).type == "cuda" and not library.cuda_archs():
+            raise NotImplementedError(WITHOUT_CUDA)
         check_init(cell.name, {} if init is None else init, cell.params, cell.recurrent)
         self.cell: Any = cell  # an OwnCell
         self.input_size: int = input_size
@@ -92,8 +88,8 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
                     self.register_parameter(kind + suffix, nn.Parameter(empty))
         self.reset_parameters()
         first = next(self.parameters())
-        if compiled and first.device.type == "cpu":
-            cell.load(first.dtype)
+        if compiled and (first.is_cpu or (first.is_cuda and torch.cuda.is_available())):  # not of fake tensors
+            cell.load(first.dtype, first.device.type)
 
     def _suffixes(self, k: int) -> list[str]:
         return [f"_l{k}", f"_l{k}_reverse"][: 2 if self.bidirectional else 1]

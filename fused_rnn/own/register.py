@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import reference
 from ..ops import cells, library
 from ..ops.cells import Cell, Row
-from . import build
+from . import build, cuda
 
 # Compiled together: float32 and float64 in about 13 seconds of one core, the others in 7 each.
 _GROUPS = ((torch.float32, torch.float64), (torch.bfloat16,), (torch.float16,))
@@ -36,9 +36,28 @@ def register(
 
 def load(cell_id: int, dtype: torch.dtype) -> None:
     """Loads the kernels of a registered cell, as a first call in this dtype does."""
-    name, header = _sources[cell_id]
+    name, header = source_of(cell_id)
     with _lock:  # compiles once for all threads
         library.add_cell(build.load(header, group_of(dtype), name))
+
+
+def load_on_cuda(cell_id: int, dtype: torch.dtype) -> None:
+    """The same for CUDA."""
+    if not library.cuda_archs():
+        raise NotImplementedError(cuda.WITHOUT_CUDA)
+    name, header = source_of(cell_id)
+    with _lock:
+        library.add_cuda_cell(cuda.load(header, dtype, name))
+
+
+def source_of(cell_id: int) -> tuple[str, str]:
+    """The name and the header of a registered cell."""
+    return _sources[cell_id]
+
+
+def registered() -> list[int]:
+    """The ids of all cells that can be loaded."""
+    return list(_sources)
 
 
 def group_of(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
@@ -50,3 +69,5 @@ def group_of(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
 
 
 library.set_loader(load)
+if library.cuda_archs():
+    library.set_cuda_loader(load_on_cuda)

@@ -22,7 +22,7 @@ from ..ops.cells import BY_MODE
 from ..ops.checks import Options
 from ..ops.layer import Layer
 from ..ops.measured import Table
-from ..own.layer import NOT_ON_CUDA, OwnLayer
+from ..own.layer import OwnLayer
 from . import html, plan_words
 
 _FROZEN = "The weights are frozen: packed once by fused_rnn.freeze, for calls without gradients"
@@ -33,7 +33,6 @@ _STREAM = (
 )
 
 _OF_FUNCTION = "compiled=False: the Python function of {} is called for every step; layer(...) without it is compiled"
-_OF_PLUG_IN = "The kernels of {} are compiled from its formula: {}, and beside it their source, cell.h"
 _TORCH = (
     "torch.nn's kernels run the call: those of cuDNN, oneDNN or ATen. What they cannot do is ours: second derivatives "
     "that cuDNN and oneDNN lack, torch.func's transforms, compiled, exported and traced calls"
@@ -244,8 +243,6 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
     if layer.input.device.type == "meta":
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
     device = "cuda" if asked.gpu else layer.input.device.type
-    if isinstance(module, OwnLayer) and device == "cuda":
-        return Explanation("none", None, NOT_ON_CUDA)
     if device == "cuda" and (layer.h_factor is not None or layer.zones_out):
         return Explanation("none", None, "recurrent_dropout and zoneout run on the CPU so far, not on CUDA")
     table = _table(asked, device, layer)
@@ -262,7 +259,10 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
         return found
     source = _options_of(module)
     if isinstance(module, OwnLayer):
-        source += f". {_OF_PLUG_IN.format(module.cell.name, module.cell.plug_in(layer.weights[0].dtype))}"
+        try:
+            source += f". {plan_words.source_of(module.cell, layer.weights[0].dtype, device)}"
+        except RuntimeError as error:  # it cannot be compiled
+            return Explanation("none", None, str(error))
     return replace(found, reason=f"{reason}{found.reason}{source}")
 
 

@@ -9,6 +9,7 @@ import torch
 from ..nn.runners import Frozen
 from ..ops import plans
 from ..ops.layer import Layer, WeightFormat
+from ..own.cell import OwnCell
 
 _SPLIT = "Each float is multiplied as three bfloat16, on tiles, as exactly as float32 is; FUSED_RNN_ISA=avx512 does not"
 
@@ -41,6 +42,14 @@ def cpu_plan_of(layer: Layer, frozen: Frozen | None) -> plans.CpuPlan:
         format=WeightFormat.OWN if frozen is None else frozen.format,
         threads=torch.get_num_threads(),
     )
+
+
+def source_of(cell: OwnCell, dtype: torch.dtype, device: str) -> str:
+    """Where an own cell's kernels come from. Raises RuntimeError if they cannot be compiled."""
+    path = cell.plug_in_on_cuda(dtype) if device == "cuda" else cell.plug_in(dtype)
+    if path is None:
+        return f"The kernels of {cell.name} will be compiled from its formula, by nvcc, at the first call there"
+    return f"The kernels of {cell.name} are compiled from its formula: {path}, and beside it their source, cell.h"
 
 
 def where(plan: plans.CpuPlan, directions: int) -> str:

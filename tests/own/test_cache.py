@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -104,8 +105,8 @@ def test_an_entry_depends_on_everything_that_went_into_it(compiled, monkeypatch,
     header = header_of("min_gru")
     paths = {build.load(header, WIDE), build.load(header + "// other\n", WIDE), build.load(header, [torch.bfloat16])}
     changes = {
-        "_version_of": lambda compiler: "another compiler",
-        "_digest_of_sources": lambda folder: "other sources",
+        "version_of": lambda compiler: "another compiler",
+        "digest_of_sources": lambda folder: "other sources",
         "__version__": "other",
         "CXX_FLAGS": "-O0",
     }
@@ -168,7 +169,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_shows_what_is_compiled(stderr, monkeypatch):
     shown = stderr()
     monkeypatch.setattr(sys, "stderr", shown)
-    with build._Watch("mine for float32") as watch:
+    with build.Watch("mine for float32") as watch:
         watch.run([[sys.executable, "-c", "import time; time.sleep(1.2)"]])
     if stderr is Terminal:
         assert "fused_rnn: compiling mine for float32: 1 s" in shown.getvalue()
@@ -182,7 +183,7 @@ def test_the_package_has_all_that_a_cell_is_compiled_from(tmp_path):
     command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     include = tmp_path / "fused_rnn/include"
-    assert {path.name for path in include.iterdir()} == {"core", "cells", "cpu"}
+    assert {path.name for path in include.iterdir()} == {"core", "cells", "cpu", "cuda"}
     header = tmp_path / "cell.h"
     header.write_text(header_of("wide_cell"))
     own = [f'-DFUSED_RNN_OWN_CELL="{header}"', "-DFUSED_RNN_OWN_ID=4294967296", f"-I{include}", "-std=c++20"]
@@ -190,6 +191,11 @@ def test_the_package_has_all_that_a_cell_is_compiled_from(tmp_path):
         preprocess = [*build._compiler(), *own, "-M", str(include / "cpu" / source)]
         assert subprocess.run(preprocess, check=False, capture_output=True).returncode == 0
     assert build.sources() == ROOT / "csrc"
+    of_cuda, seen = ["cuda/stepwise/plug_in.cu"], set()
+    while of_cuda:  # nvcc may not be here
+        seen.add(name := of_cuda.pop())
+        of_cuda += set(re.findall(r'^#include "(.*)"', (include / name).read_text(), re.MULTILINE)) - seen
+    assert {"cells/lstm.h", "cuda/stepwise/forward.cuh", "core/plug_in.h"} < seen
 
 
 WORKER = """

@@ -171,8 +171,6 @@ def test_explain_says_what_runs_and_where_its_source_lies():
     path = Path(re.search(r"from its formula: (\S+),", found.reason)[1])
     assert path.is_file() and (path.parent / "cell.h").read_text() == zoo.peephole_lstm.header
     assert fused_rnn.explain(twin, x).engine == "python"
-    on_gpu = fused_rnn.explain(layer, x, gpu="H200")
-    assert on_gpu.engine == "none" and "not for CUDA" in on_gpu.reason
     assert fused_rnn.explain(layer, x[..., 1:]).engine == "none"
     assert fused_rnn.explain(torch.nn.Sequential(layer), x).layers[0][1].engine == "fused"
 

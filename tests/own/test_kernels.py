@@ -10,20 +10,22 @@ from fused_rnn.autograd import functions
 from fused_rnn.autograd.operators import OPERATORS
 from fused_rnn.ops import library
 from fused_rnn.ops.arguments import run_cell
-from fused_rnn.ops.layer import Layer, weight_kinds
-from fused_rnn.ops.layer import Wanted as W
-from support.own_cells import CELLS, own_cell
+from support.own_cells import (
+    BATCH,
+    CELLS,
+    INPUT,
+    LENGTHS,
+    RESET,
+    ROWS,
+    STEPS,
+    differentiable,
+    outputs_and_gradients,
+    own_cell,
+    random_layer,
+    weights_of,
+)
 
 F64 = torch.float64
-STEPS, BATCH, INPUT = 5, 4, 3
-LENGTHS = torch.tensor([5, 4, 0, 1])
-RESET = torch.rand(STEPS, BATCH, generator=torch.Generator().manual_seed(0)) < 0.4
-ROWS = {
-    "padded": {},
-    "lengths": {"lengths": LENGTHS},
-    "packed": {"batch_sizes": torch.tensor([4, 3, 2, 2, 1])},
-    "lengths and reset": {"lengths": LENGTHS, "reset_mask": RESET},
-}
 cells = pytest.mark.parametrize("name", CELLS)
 
 
@@ -32,42 +34,6 @@ def filled_memory():
     library.fill_memory(True)
     yield
     library.fill_memory(False)
-
-
-def weights_of(cell, hidden, inputs=INPUT, bias=True, directions=1, members=(), dtype=F64):
-    gate_rows = cell.gates * hidden
-    shapes = {W.WEIGHT_IH: (gate_rows, inputs), W.WEIGHT_HH: (gate_rows, hidden), W.PARAMETERS: (cell.params, hidden)}
-    kinds = weight_kinds(cell, bias) * directions
-    return [torch.randn(*members, *shapes.get(kind, (gate_rows,)), dtype=dtype).mul(0.5) for kind in kinds]
-
-
-def random_layer(cell, rows="padded", hidden=6, given=True, bias=True, directions=2, batch=BATCH, steps=STEPS):
-    masks = {"lengths": None, "batch_sizes": None, "reset_mask": None} | ROWS[rows]
-    further = (cell.states - 1) * hidden
-    input = torch.randn(12, INPUT, dtype=F64) if rows == "packed" else torch.randn(steps, batch, INPUT, dtype=F64)
-    h0 = torch.randn(directions, batch, hidden, dtype=F64) if given else None
-    # n of an sLSTM is a sum of exponentials.
-    c0 = torch.rand(directions, batch, further, dtype=F64) + 0.5 if given and further else None
-    weights = weights_of(cell, hidden, bias=bias, directions=directions)
-    layer = Layer.plain(cell.id, bias, directions == 2, input, h0, c0, weights=tuple(weights), **masks)
-    for tensor in differentiable(layer):
-        tensor.requires_grad_()
-    return layer
-
-
-def differentiable(layer):
-    return [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
-
-
-def outputs_and_gradients(run_layer, layer):
-    outputs = [t for t in run_layer(layer, cells=own_states(layer) > 1) if t.shape != (0,)]  # those are not asked for
-    seed = torch.Generator().manual_seed(2)
-    grads = [torch.randn(t.shape, generator=seed, dtype=F64).to(t.dtype) for t in outputs]
-    return [*outputs, *torch.autograd.grad(outputs, differentiable(layer), grads)]
-
-
-def own_states(layer):
-    return layer.sizes[0].states
 
 
 def assert_as_reference(layer, tolerance=1e-11):

@@ -324,12 +324,6 @@ def test_dropout_of_a_single_layer_warns():
         slow(zoo.janet, 4, 3, dropout=0.5)
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda", 1)])
-def test_compiled_layers_are_refused_on_cuda(device):
-    with pytest.raises(NotImplementedError, match=r"for the CPU so far, not for CUDA.*compiled=False"):
-        zoo.janet.layer(4, 3, device=device)
-
-
 def test_other_dtypes_are_not_compiled():
     with pytest.raises(RuntimeError, match=r"float32, float64, bfloat16 and float16, not for torch\.complex64"):
         zoo.janet.layer(4, 3, dtype=torch.complex64)

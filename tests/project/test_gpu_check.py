@@ -41,7 +41,9 @@ def test_rehearsal(tmp_path, floors):
     assert (out / "gpu_check.log").read_text() == done.stdout
     steps = json.loads((out / "steps.json").read_text())
     assert {step["result"] for step in steps} == {"passed"}
-    assert {"smoke", "floors", "verify", "tests", "memcheck", "benchmark", "kernels"} < {step["step"] for step in steps}
+    assert {"smoke", "own", "floors", "verify", "tests", "memcheck", "benchmark", "kernels"} < {
+        step["step"] for step in steps
+    }
     found = [json.loads(line) for line in (out / "floors.jsonl").read_text().splitlines()]
     assert len({floor["name"] for floor in found}) == len(found) > 80
     assert all("repeats" in floor or floor["unit"] == "clusters" for floor in found)
@@ -69,7 +71,8 @@ def test_floors_in_other_orders(order, floors):
 def test_torch_has_the_functions_called():
     """The rehearsal skips these calls, and would not notice a wrong name."""
     files = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "fused_rnn").glob("*.py")]
-    files += [ROOT / "tests/cuda/test_gpu.py", ROOT / "tests/support/gpu.py"]
+    files += [*(ROOT / "tests/cuda").glob("test_gpu*.py"), ROOT / "tests/support/gpu.py"]
+    files += [*(ROOT / "fused_rnn/own").glob("*.py")]
     used = {name for file in files for name in re.findall(r"torch\.cuda\.(\w+)", file.read_text())}
     assert {"Event", "Stream", "CUDAGraph", "_sleep", "get_device_properties"} < used
     assert [name for name in sorted(used) if not hasattr(torch.cuda, name)] == []

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import building
+from . import building, own_cells
 
 FEW_STEPS_AHEAD = 4096  # bytes of inputs that are projected ahead of a run of steps
 
@@ -42,16 +42,21 @@ class Machine:
     def __init__(self, module):
         self._module = module
         self.library = ctypes.CDLL(module.__file__)  # what plan_info.cpp exports
+        self.cells = own_cells.Cells(module)
         self.orders = tuple(module.Order.__members__.values())
         self._ahead_bytes = module.set_ahead_bytes(FEW_STEPS_AHEAD)
         module.set_ahead_bytes(self._ahead_bytes)
-        for name in ("names", "text_of", "decoded", "decode_all", "launches_of", "reset_counts", "opcodes"):
+        for name in ("text_of", "decoded", "decode_all", "launches_of", "reset_counts", "opcodes"):
             setattr(self, name, getattr(module, name))
         for name in ("fill_memory", "set_ahead_bytes", "change", "undo_changes"):
             setattr(self, name, getattr(module, name))
         if "FUSED_RNN_PTX" not in os.environ:  # which names other texts
             for path in building.ptx_files():
                 module.read_file(str(path))
+
+    def names(self):
+        """The library's kernels, without those of cells that tests have had compiled (own_cells.py)."""
+        return [name for name in self._module.names() if "plug_in_" not in name]
 
     def options(self, seed=0, order="shuffled", weak=False, rough=False, traffic=False, patience=0):
         order = getattr(self._module.Order, order)

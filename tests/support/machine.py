@@ -3,12 +3,22 @@
 import torch
 
 from fused_rnn.autograd import functions, plain
-from fused_rnn.ops import arguments
+from fused_rnn.ops import arguments, library
 from fused_rnn.ops import layer as ops_layer
+from fused_rnn.own import register
 
 
-def take_over(put=setattr):
-    """Every call runs the operators of the machine, which must be loaded. ``put``: how an attribute is set."""
+def take_over(machine, put=setattr):
+    """Every call runs the operators of the machine. ``put``: how an attribute is set."""
+    declare = library.declare_cell
+
+    def declare_twice(cell_id, traits):
+        declare(cell_id, traits)
+        machine.cells.declare(cell_id, traits)
+
+    for cell_id in register.registered():
+        machine.cells.declare(cell_id, library.cell_traits(cell_id))
+    put(library, "declare_cell", declare_twice)
     operators = torch.ops.fused_rnn_emulated
     put(functions, "_FORWARD", operators.layer_forward.default)
     put(functions, "_BACKWARD", operators.layer_backward.default)

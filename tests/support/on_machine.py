@@ -5,4 +5,4 @@ from support.machine import take_over
 
 machine = ptx.load()
 machine.fill_memory(True)
-take_over()
+take_over(machine)

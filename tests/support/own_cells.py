@@ -1,4 +1,4 @@
-"""Cells that are registered at run time, from the headers of tests/cells."""
+"""Cells that are registered at run time, from the headers of tests/cells, and random layers of them."""
 
 import math
 from functools import cache
@@ -6,6 +6,8 @@ from functools import cache
 import torch
 
 from fused_rnn.ops.cells import Row
+from fused_rnn.ops.layer import Layer, weight_kinds
+from fused_rnn.ops.layer import Wanted as W
 from fused_rnn.ops.library import CellTraits
 from fused_rnn.own.register import register
 from support.paths import TESTS
@@ -59,3 +61,54 @@ def own_cell(name):
     _, step, states, initial, traits = CELLS[name]
     row = Row(name, state_names=tuple(states), initial=initial)
     return register(row, CellTraits(*traits), header_of(name), step)
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+F64 = torch.float64
+STEPS, BATCH, INPUT = 5, 4, 3
+LENGTHS = torch.tensor([5, 4, 0, 1])
+RESET = torch.rand(STEPS, BATCH, generator=torch.Generator().manual_seed(0)) < 0.4
+ROWS = {
+    "padded": {},
+    "lengths": {"lengths": LENGTHS},
+    "packed": {"batch_sizes": torch.tensor([4, 3, 2, 2, 1])},
+    "lengths and reset": {"lengths": LENGTHS, "reset_mask": RESET},
+}
+
+
+def weights_of(cell, hidden, inputs=INPUT, bias=True, directions=1, members=(), dtype=F64):
+    gate_rows = cell.gates * hidden
+    shapes = {W.WEIGHT_IH: (gate_rows, inputs), W.WEIGHT_HH: (gate_rows, hidden), W.PARAMETERS: (cell.params, hidden)}
+    kinds = weight_kinds(cell, bias) * directions
+    return [torch.randn(*members, *shapes.get(kind, (gate_rows,)), dtype=dtype).mul(0.5) for kind in kinds]
+
+
+def random_layer(cell, rows="padded", hidden=6, given=True, bias=True, directions=2, batch=BATCH, steps=STEPS):
+    masks = {"lengths": None, "batch_sizes": None, "reset_mask": None}
+    masks |= {name: mask.clone() for name, mask in ROWS[rows].items()}  # which the machine knows the memory of
+    further = (cell.states - 1) * hidden
+    input = torch.randn(12, INPUT, dtype=F64) if rows == "packed" else torch.randn(steps, batch, INPUT, dtype=F64)
+    h0 = torch.randn(directions, batch, hidden, dtype=F64) if given else None
+    # n of an sLSTM is a sum of exponentials.
+    c0 = torch.rand(directions, batch, further, dtype=F64) + 0.5 if given and further else None
+    weights = weights_of(cell, hidden, bias=bias, directions=directions)
+    layer = Layer.plain(cell.id, bias, directions == 2, input, h0, c0, weights=tuple(weights), **masks)
+    for tensor in differentiable(layer):
+        tensor.requires_grad_()
+    return layer
+
+
+def differentiable(layer):
+    return [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
+
+
+def outputs_and_gradients(run_layer, layer):
+    outputs = [t for t in run_layer(layer, cells=own_states(layer) > 1) if t.shape != (0,)]  # those are not asked for
+    seed = torch.Generator().manual_seed(2)
+    grads = [torch.randn(t.shape, generator=seed, dtype=F64).to(t.dtype) for t in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, differentiable(layer), grads)]
+
+
+def own_states(layer):
+    return layer.sizes[0].states

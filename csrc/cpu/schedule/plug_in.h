@@ -1,6 +1,7 @@
 // What a plug-in hands to the library: the kernels of one cell, compiled from kernels.cpp and plug_in.cpp.
 #pragma once
 #include "core/dispatch.h"
+#include "core/plug_in.h"
 #include "cpu/schedule/isa.h"
 
 namespace fused_rnn::cpu {
@@ -20,13 +21,7 @@ struct PlugIn {
   const PlugInKernels* kernels;
 };
 
-// A number that changes with the structs that library and plug-in share.
-constexpr int64_t kPlugInLayout = [] {
-  int64_t sum = 1;
-  for (const size_t size : {sizeof(Layer), sizeof(Forward), sizeof(Backward), sizeof(Plan), sizeof(Kernels),
-                            sizeof(Pass<Forward>), sizeof(Packing), sizeof(CellTraits), sizeof(PlugIn)})
-    sum = (sum * 1021 + static_cast<int64_t>(size)) % (int64_t{1} << 40);
-  return sum;
-}();
+constexpr int64_t kPlugInLayout =
+    layout_of<Layer, Forward, Backward, Plan, Kernels, Pass<Forward>, Packing, CellTraits, PlugIn>();
 
 }  // namespace fused_rnn::cpu

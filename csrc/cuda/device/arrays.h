@@ -5,7 +5,7 @@
 
 namespace fused_rnn::cuda {
 
-constexpr int kMaxStates = 2;  // of this engine's cells, whose states begin at zero
+constexpr int kMaxStates = 2;  // of the persistent kernel's cells, whose states begin at zero
 
 // One step of the time loop; each direction has its own time. The lengths and offsets of packed input are in host
 // memory: kernels get a Layer without them, and this instead.
@@ -23,7 +23,7 @@ struct ForwardArrays {
   int64_t x_first_row[kMaxDirections];  // the first row in x
   const void* r;                        // [Q, B, G*H] T: W_hh h
   void* h;                              // [Q, B, P] S: updated in place
-  void* c;                              // [Q, B, H] T
+  void* c;                              // [Q, B, W] T
   void* wide_h;                         // [Q, B, H] S: with a projection, h before it
   const void* projected;                // [Q, B, P] T: h after it
 };
@@ -32,7 +32,7 @@ struct BackwardArrays {
   const void* through_gates;   // [Q, B, P] T: dL/dh through the gates of the previous step of the loop
   int64_t through_gates_rows;  // batch rows that are valid in it
   void* dh;                    // [Q, B, P] T: the other parts of dL/dh
-  void* dc;                    // [Q, B, H] T
+  void* dc;                    // [Q, B, W] T
   void* gates_x;               // [M, N, D, G*H] S: gradients of x, zeros for padding
   void* gates_r;               // the same of r; one array if they are equal
   void* step_gates;            // [Q, B, G*H] S: of r in this step, zeros where nothing flows further back
@@ -41,7 +41,7 @@ struct BackwardArrays {
   const void* wide;            // [Q, B, H] T: the gradient of h before it
   void* wide_h;                // [M, N, D, H] S: h before it
   void* params;                // [Q, B, kParams, H] T: gradients of the per-unit parameters, summed over the steps
-  void* whole[kMaxStates];     // [Q, B, P] and [Q, B, H] T: each state's whole gradient, for norms, or null
+  void* whole[2];              // [Q, B, P] of h and [Q, B, W] T: the states' whole gradients, for norms, or null
 };
 
 }  // namespace fused_rnn::cuda

@@ -88,7 +88,14 @@ FUSED_RNN_DEVICE void load_saved(const Layer& layer, const S* saved, T* kept, T*
   FUSED_RNN_UNROLL
   for (int k = 0; k < Cell::kSaved; ++k) kept[k] = load(saved[kept_at(layer, k, 0)]);
   if (Cell::kReadsH) state[0] = load(saved[entering_h(layer, Cell::kSaved)]);
-  if (Cell::kStates > 1) state[1] = load(saved[entering_c(layer, Cell::kSaved)]);
+  FUSED_RNN_UNROLL
+  for (int s = 1; s < Cell::kStates; ++s) state[s] = load(saved[entering_state(layer, Cell::kSaved, s)]);
+}
+
+// Where a unit of state s >= 1 of [Q, B, W], or of a row of [M, N, D, W], is in it.
+template <class Cell>
+FUSED_RNN_DEVICE int64_t further(const Layer& layer, int64_t row, int s, int64_t unit) {
+  return (row * (Cell::kStates - 1) + s - 1) * layer.hidden + unit;
 }
 
 // Clamps dL/dh to grad_clip; NaN stays NaN.

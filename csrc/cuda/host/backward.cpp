@@ -10,7 +10,8 @@ class BackwardLoop : Arrays {
       : Arrays(g, machine),
         g_(g),
         on_device_(on_device(g)),
-        cell_(traits_of(g.cell)),
+        cell_(traits_of_any(g.cell)),
+        launches_(launches_of(g.cell, g.dtype)),
         times_(g),
         persistent_(g, Direction::kBackward, machine) {}
 
@@ -26,6 +27,7 @@ class BackwardLoop : Arrays {
   static constexpr Format kS = Format::kStorage, kT = Format::kArithmetic;
 
   int64_t gate_rows() const { return cell_.gates * g_.hidden; }
+  int64_t further_width() const { return (cell_.states - 1) * g_.hidden; }  // W
 
   void begin() {
     const int64_t Q = problems_, B = g_.batch, D = g_.directions, H = g_.hidden, P = g_.output_size;
@@ -39,8 +41,8 @@ class BackwardLoop : Arrays {
     arrays_.dh = take(kT, Q * B * P);
     copy(arrays_.dh, kT, g_.grad_h_n, kS, Q * B * P);
     if (cell_.states > 1) {
-      arrays_.dc = take(kT, Q * B * H);
-      copy(arrays_.dc, kT, g_.grad_c_n, kS, Q * B * H);
+      arrays_.dc = take(kT, Q * B * further_width());
+      copy(arrays_.dc, kT, g_.grad_c_n, kS, Q * B * further_width());
     }
     if (params > 0) {
       arrays_.params = take(kT, params);
@@ -48,7 +50,7 @@ class BackwardLoop : Arrays {
     }
     if (g_.grad_norms) {
       arrays_.whole[0] = take(kT, Q * B * P);
-      if (cell_.states > 1) arrays_.whole[1] = take(kT, Q * B * H);
+      if (cell_.states > 1) arrays_.whole[1] = take(kT, Q * B * further_width());
     }
     if (!projected(g_)) return;
     arrays_.outputs = g_.trace_output ? g_.trace_output : take(kS, rows * P);
@@ -77,7 +79,7 @@ class BackwardLoop : Arrays {
         launch_backward_projection(on_device_, step, arrays_, machine_.stream);
         through_projection.run(rows);
       }
-      launch_backward_step(on_device_, step, arrays_, machine_.stream);
+      launches_.backward_step(on_device_, step, arrays_, machine_.stream);
       if (g_.grad_norms) launch_norms(on_device_, step, arrays_, machine_.stream);
     }
     multiply_gates(rows);
@@ -213,6 +215,7 @@ class BackwardLoop : Arrays {
   const Backward& g_;
   const Backward on_device_;
   const CellTraits cell_;
+  const CellLaunches& launches_;
   const Times times_;
   const PersistentRuns<Backward, BackwardArrays> persistent_;
   BackwardArrays arrays_ = {};

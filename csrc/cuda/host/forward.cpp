@@ -14,7 +14,8 @@ class ForwardLoop : Arrays {
       : Arrays(f, machine),
         f_(f),
         on_device_(on_device(f)),
-        cell_(traits_of(f.cell)),
+        cell_(traits_of_any(f.cell)),
+        launches_(launches_of(f.cell, f.dtype)),
         times_(f),
         persistent_(f, Direction::kForward, machine) {}
 
@@ -22,7 +23,7 @@ class ForwardLoop : Arrays {
     begin();
     persistent_ ? run_persistent() : run_stepwise();
     if (cell_.states > 1 && is_wide())
-      copy(f_.c_n, Format::kStorage, arrays_.c, Format::kArithmetic, problems_ * f_.batch * f_.hidden);
+      copy(f_.c_n, Format::kStorage, arrays_.c, Format::kArithmetic, problems_ * f_.batch * further_width());
   }
 
  private:
@@ -41,8 +42,9 @@ class ForwardLoop : Arrays {
     for (int64_t number = 0; number < f_.steps; ++number) {
       if (number % steps_ahead_ == 0 && !f_.primal) project_inputs(number, std::min(f_.steps, number + steps_ahead_));
       const Step step = times_.step(number, false);
+      if (f_.reset && !f_.primal && launches_.restart) launches_.restart(on_device_, step, arrays_, machine_.stream);
       if (cell_.recurrent) recurrent.run(step.rows);
-      launch_forward_step(on_device_, step, arrays_, machine_.stream);
+      launches_.forward_step(on_device_, step, arrays_, machine_.stream);
       if (!projected(f_)) continue;
       projection.run(step.rows);
       launch_forward_projection(on_device_, step, arrays_, machine_.stream);
@@ -50,6 +52,8 @@ class ForwardLoop : Arrays {
   }
 
   int64_t gate_rows() const { return cell_.gates * f_.hidden; }
+  int64_t further_width() const { return (cell_.states - 1) * f_.hidden; }  // W
+  double initial(int64_t state) const { return f_.primal ? 0 : launches_.initial[state]; }
 
   void begin() {
     const int64_t QB = problems_ * f_.batch, a_step = problems_ * f_.batch * gate_rows() * bytes(kT);
@@ -58,11 +62,10 @@ class ForwardLoop : Arrays {
     if (!f_.primal) arrays_.x = take(kT, problems_ * arrays_.x_rows * gate_rows());
     if (cell_.recurrent && !persistent_) arrays_.r = take(kT, QB * gate_rows());
     arrays_.h = f_.h_n;  // updated in place, so that it ends as the result
-    copy(arrays_.h, kS, f_.h0, kS, QB * f_.output_size);
-    if (cell_.states > 1) {
-      arrays_.c = is_wide() ? take(kT, QB * f_.hidden) : f_.c_n;
-      copy(arrays_.c, kT, f_.c0, kS, QB * f_.hidden);
-    }
+    begin_state(arrays_.h, kS, f_.h0, 0, f_.output_size, f_.output_size, initial(0));
+    if (cell_.states > 1) arrays_.c = is_wide() ? take(kT, QB * further_width()) : f_.c_n;
+    for (int64_t state = 1; state < cell_.states; ++state)
+      begin_state(arrays_.c, kT, f_.c0, (state - 1) * f_.hidden, f_.hidden, further_width(), initial(state));
     if (!projected(f_)) return;
     arrays_.wide_h = take(kS, QB * f_.hidden);
     arrays_.projected = take(kT, QB * f_.output_size);
@@ -111,6 +114,7 @@ class ForwardLoop : Arrays {
   const Forward& f_;
   const Forward on_device_;
   const CellTraits cell_;
+  const CellLaunches& launches_;
   const Times times_;
   const PersistentRuns<Forward, ForwardArrays> persistent_;
   ForwardArrays arrays_ = {};

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "core/dispatch.h"
+#include "core/registry.h"
 #include "cuda/host/product.h"
 
 namespace fused_rnn::cuda {
@@ -80,6 +81,15 @@ class Arrays {
   Void* offset(Void* array, Format format, int64_t count) const {
     using Byte = std::conditional_t<std::is_const_v<Void>, const char, char>;
     return array ? static_cast<Byte*>(array) + count * bytes(format) : nullptr;
+  }
+
+  // Sets state s of [Q, B, row_width], which begins at column `first`, to `given` or, where nothing was, to `initial`.
+  void begin_state(void* to, Format format, const void* given, int64_t first, int64_t columns, int64_t row_width,
+                   double initial) const {
+    launch_copy(layer_.dtype,
+                {problems_ * layer_.batch, columns, offset(to, format, first), format, row_width,
+                 offset(given, Format::kStorage, first), Format::kStorage, row_width, initial},
+                machine_.stream);
   }
 
   // Converts `count` numbers; fills with zeros if `from` is null.

@@ -181,6 +181,7 @@ struct Task {
   const char* obstacle;  // why only the stepwise engine can run it, or null
 };
 
+constexpr const char* kOwnObstacle = "cells of your own have no persistent kernel";
 constexpr const char* kProjectionObstacle = "a projection has a product of its own in every step";
 
 Gpu gpu_of(int32_t device);

@@ -5,6 +5,7 @@
 
 #include "core/engine_names.h"
 #include "core/fail.h"
+#include "core/registry.h"
 #include "cuda/plan/plan.h"
 
 namespace fused_rnn::cuda {
@@ -134,8 +135,8 @@ int number_of(const std::string& wanted) {
 // The cheapest plan whose kind of groups is `number`, or any kind; otherwise none, and `why`.
 Plan select_persistent(const Task& task, const Gpu& gpu, int number) {
   Plan none;
-  if (none.why = task.obstacle ? task.obstacle : "the layer has no recurrent product, or is empty"; task.obstacle)
-    return none;
+  const char* const obstacle = is_own(task.cell) ? kOwnObstacle : task.obstacle;
+  if (none.why = obstacle ? obstacle : "the layer has no recurrent product, or is empty"; obstacle) return none;
   const CellTraits cell = traits_of(task.cell);
   if (!cell.recurrent || task.batch <= 0 || task.hidden <= 0) return none;
   std::optional<Plan> best;
@@ -157,6 +158,7 @@ Plan stepwise_as(std::string why) {
 }
 
 Plan select_measured(const Task& task, const Gpu& gpu, const MeasuredTable& table) {
+  if (is_own(task.cell)) return stepwise_as(kOwnObstacle);
   const Measured* const entry = find_measured(table, task);
   if (!entry) return stepwise_as("no other engine of ours has been measured for such a size");
   if (entry->engine < kFirstOfBlocks) return stepwise_as("it was measured to be the fastest of ours for such a size");

@@ -58,7 +58,7 @@ FUSED_RNN_DEVICE void clear_unit(const Backward& g, const Place& p, const Backwa
     store(*at<S>(a.gates_r, p.by_row(g) * GH + j * H + unit), T(0));
   }
   if (p.exists && is_projected<Cell>(g)) store(*at<S>(a.wide_h, p.by_row(g) * H + unit), T(0));
-  if (Cell::kStates > 1 && a.whole[1]) *at<T>(a.whole[1], p.state * H + unit) = T(0);
+  for (int s = 1; a.whole[1] && s < Cell::kStates; ++s) *at<T>(a.whole[1], further<Cell>(g, p.state, s, unit)) = T(0);
 }
 
 // The tangent of Cell::backward, along those of the saved values and of the states' gradients. dnext: tangents, in and
@@ -67,9 +67,10 @@ template <class Cell, class S, class T>
 FUSED_RNN_DEVICE void tangent_backward(const Backward& g, const Place& p, int64_t unit, const T* kept, const T* state,
                                        const T* params, T* dnext, T* dx, T* dr, T* dstate, T* dparams) {
   const int64_t H = g.hidden;
-  T kept_tangents[Cell::kSaved], state_tangents[kMaxStates];
-  Dual<T> keeps[Cell::kSaved], states[kMaxStates], nexts[kMaxStates], constants[Cell::kParams + 1];
-  Dual<T> dnexts[kMaxStates], dxs[Cell::kGates], drs[Cell::kGates], dstates[kMaxStates], to_params[Cell::kParams + 1];
+  T kept_tangents[Cell::kSaved + 1], state_tangents[Cell::kStates];
+  Dual<T> keeps[Cell::kSaved + 1], states[Cell::kStates], nexts[Cell::kStates], constants[Cell::kParams + 1];
+  Dual<T> dnexts[Cell::kStates], dxs[Cell::kGates], drs[Cell::kGates], dstates[Cell::kStates],
+      to_params[Cell::kParams + 1];
   const S* tangents = at<S>(g.saved_tangent, p.by_direction(g) * g.saved_width + unit);
   load_saved<Cell>(g, tangents, kept_tangents, state_tangents);
   FUSED_RNN_UNROLL
@@ -110,16 +111,18 @@ __global__ void backward_step(const Backward g, const Step step, const BackwardA
     if (!p.active) return clear_unit<Cell, S>(g, p, a, unit);
     const bool cut = p.is_cut(g, step, b);
     const S* saved = at<S>(g.saved, p.by_direction(g) * g.saved_width + unit);
-    T kept[Cell::kSaved], params[Cell::kParams + 1], state[kMaxStates], next[kMaxStates], dnext[kMaxStates];
-    T dx[G], dr[G], dstate[kMaxStates], dparams[Cell::kParams + 1];
+    T kept[Cell::kSaved + 1], params[Cell::kParams + 1], state[Cell::kStates], next[Cell::kStates],
+        dnext[Cell::kStates];
+    T dx[G], dr[G], dstate[Cell::kStates], dparams[Cell::kParams + 1];
     load_saved<Cell>(g, saved, kept, state);
     FUSED_RNN_UNROLL
     for (int i = 0; i < Cell::kParams; ++i)
       params[i] = load(*at<S>(pick(g.weights, p.d).params, (p.m * Cell::kParams + i) * H + unit));
     dnext[0] = dh;
-    if (Cell::kStates > 1) {
-      dnext[1] = *at<T>(a.dc, state_unit);
-      if (g.grad_cells) dnext[1] += load(*at<S>(g.grad_cells, p.by_row(g) * H + unit));
+    FUSED_RNN_UNROLL
+    for (int s = 1; s < Cell::kStates; ++s) {
+      dnext[s] = *at<T>(a.dc, further<Cell>(g, p.state, s, unit));
+      if (g.grad_cells) dnext[s] += load(*at<S>(g.grad_cells, further<Cell>(g, p.by_row(g), s, unit)));
     }
     Cell::advance(kept, state, next);
     if (g.trace_states) {
@@ -141,22 +144,27 @@ __global__ void backward_step(const Backward g, const Step step, const BackwardA
       store(*at<S>(a.step_gates, p.state * GH + j * H + unit), cut ? T(0) : dr_j);
     }
     if (Cell::kReadsH) *at<T>(a.dh, state_unit) = (cut ? T(0) : dstate[0]) + added_dh<S>(g, p, step, b, unit);
-    if (Cell::kStates > 1) *at<T>(a.dc, state_unit) = cut ? T(0) : dstate[1];
+    FUSED_RNN_UNROLL
+    for (int s = 1; s < Cell::kStates; ++s) {
+      const int64_t i = further<Cell>(g, p.state, s, unit);
+      *at<T>(a.dc, i) = cut ? T(0) : dstate[s];
+      if (a.whole[1]) *at<T>(a.whole[1], i) = dnext[s];
+    }
     if (is_projected<Cell>(g)) store(*at<S>(a.wide_h, p.by_row(g) * H + unit), next[0]);
-    if (Cell::kStates > 1 && a.whole[1]) *at<T>(a.whole[1], state_unit) = dnext[1];
     FUSED_RNN_UNROLL
     for (int i = 0; i < Cell::kParams; ++i) *at<T>(a.params, (p.state * Cell::kParams + i) * H + unit) += dparams[i];
   });
 }
 
+// `further`: W.
 template <class S>
-__global__ void backward_end(const Backward g, const BackwardArrays a) {
+__global__ void backward_end(const Backward g, const BackwardArrays a, int64_t further) {
   using T = Arithmetic<S>;
-  const int64_t H = g.hidden, P = g.output_size;
-  for_each(H, g.batch, problems(g), [&](int64_t unit, int64_t b, int64_t problem) {
-    const int64_t state = problem * g.batch + b;
+  const int64_t P = g.output_size;
+  for_each(further > P ? further : P, g.batch, problems(g), [&](int64_t unit, int64_t b, int64_t problem) {
+    const int64_t state = problem * g.batch + b, i = state * further + unit;
     if (unit < P) store(*at<S>(g.grad_h0, state * P + unit), incoming_dh<T>(g, a, state, b, unit));
-    if (g.grad_c0) store(*at<S>(g.grad_c0, state * H + unit), *at<T>(a.dc, state * H + unit));
+    if (g.grad_c0 && unit < further) store(*at<S>(g.grad_c0, i), *at<T>(a.dc, i));
   });
 }
 
@@ -169,10 +177,14 @@ constexpr unsigned kNormThreads = 256;
 template <class T>
 __global__ void norms(const Backward g, const Step step, const BackwardArrays a, int64_t states) {
   const int64_t problem = blockIdx.x, state = blockIdx.y, width = state == 0 ? g.output_size : g.hidden;
-  const T* whole = at<T>(pick(a.whole, state), problem * g.batch * width);
+  const int64_t row_width = state == 0 ? width : (states - 1) * width, first = state == 0 ? 0 : (state - 1) * width;
+  const T* whole = at<T>(state == 0 ? a.whole[0] : a.whole[1], problem * g.batch * row_width + first);
   T* const sums = reinterpret_cast<T*>(shared_memory());
   T sum = 0;
-  for (int64_t i = threadIdx.x; i < step.rows * width; i += kNormThreads) sum += whole[i] * whole[i];
+  for (int64_t i = threadIdx.x; i < step.rows * width; i += kNormThreads) {
+    const T value = whole[i / width * row_width + i % width];
+    sum += value * value;
+  }
   sums[threadIdx.x] = sum;
   for (unsigned others = kNormThreads / 2; others > 0; others /= 2) {
     __syncthreads();

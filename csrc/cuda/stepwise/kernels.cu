@@ -1,8 +1,11 @@
-// Every instantiation of the stepwise engine's kernels, by cell and dtype.
+// Every instantiation of the stepwise engine's kernels, by cell and dtype, but for those of plug-ins (plug_in.cu).
+#include <algorithm>
+
 #include "core/dispatch.h"
-#include "cuda/stepwise/backward.cuh"
-#include "cuda/stepwise/forward.cuh"
+#include "core/registry.h"
 #include "cuda/stepwise/matrices.cuh"
+#include "cuda/stepwise/of_cell.cuh"
+#include "cuda/stepwise/own_cells.h"
 #include "cuda/stepwise/tokens.cuh"
 
 namespace fused_rnn::cuda {
@@ -11,10 +14,6 @@ namespace {
 template <class F>
 void dispatch(Dtype dtype, F f) {
   dispatch_dtype<BFloat16, Half>(dtype, [&](auto s) { f(s); });
-}
-template <class F>
-void dispatch(int64_t cell, Dtype dtype, F f) {
-  dispatch_cell(cell, [&](auto c) { dispatch(dtype, [&](auto s) { f(c, s); }); });
 }
 // f(Type<To>, Type<From>)
 template <class F>
@@ -31,19 +30,19 @@ void dispatch(Dtype dtype, Format to, Format from, F f) {
 
 }  // namespace
 
-void launch_forward_step(const Forward& f, const Step& step, const ForwardArrays& a, void* stream) {
-  dispatch(f.cell, f.dtype, [&](auto c, auto s) {
-    using Cell = typename decltype(c)::type;
-    using S = typename decltype(s)::type;
-    launch(one_thread_each(f.hidden, step.rows, problems(f), stream),
-           f.primal ? tangent_step<Cell, S> : forward_step<Cell, S>, f, step, a);
+const CellLaunches& launches_of(int64_t cell, Dtype dtype) {
+  if (is_own(cell)) return launches_of_own(cell, dtype);
+  const CellLaunches* found = nullptr;
+  dispatch_cell(cell, [&](auto c) {
+    dispatch(dtype, [&](auto s) { found = &kLaunches<typename decltype(c)::type, typename decltype(s)::type>; });
   });
+  return *found;
 }
 
 void launch_forward_projection(const Forward& f, const Step& step, const ForwardArrays& a, void* stream) {
   dispatch(f.dtype, [&](auto s) {
     launch(one_thread_each(f.output_size, step.rows, problems(f), stream),
-           forward_projection<typename decltype(s)::type>, f, step, a, traits_of(f.cell).saved);
+           forward_projection<typename decltype(s)::type>, f, step, a, traits_of_any(f.cell).saved);
   });
 }
 
@@ -54,23 +53,16 @@ void launch_backward_projection(const Backward& g, const Step& step, const Backw
   });
 }
 
-void launch_backward_step(const Backward& g, const Step& step, const BackwardArrays& a, void* stream) {
-  dispatch(g.cell, g.dtype, [&](auto c, auto s) {
-    using Cell = typename decltype(c)::type;
-    using S = typename decltype(s)::type;
-    launch(one_thread_each(g.hidden, step.rows, problems(g), stream),
-           g.saved_tangent ? backward_step<Cell, S, true> : backward_step<Cell, S, false>, g, step, a);
-  });
-}
-
 void launch_backward_end(const Backward& g, const BackwardArrays& a, void* stream) {
+  const int64_t further = (traits_of_any(g.cell).states - 1) * g.hidden;
   dispatch(g.dtype, [&](auto s) {
-    launch(one_thread_each(g.hidden, g.batch, problems(g), stream), backward_end<typename decltype(s)::type>, g, a);
+    launch(one_thread_each(std::max(further, g.output_size), g.batch, problems(g), stream),
+           backward_end<typename decltype(s)::type>, g, a, further);
   });
 }
 
 void launch_norms(const Backward& g, const Step& step, const BackwardArrays& a, void* stream) {
-  const int64_t states = traits_of(g.cell).states;
+  const int64_t states = traits_of_any(g.cell).states;
   const dim3 grid(static_cast<unsigned>(problems(g)), static_cast<unsigned>(states));
   const auto run = [&](auto kernel, size_t size) {
     launch({grid, kNormThreads, stream, kNormThreads * size}, kernel, g, step, a, states);

@@ -1,17 +1,27 @@
 // Launches of the stepwise engine's kernels, without CUDA types; streams are cudaStream_t.
 #pragma once
+#include "cells/cells.h"
 #include "cuda/device/arrays.h"
 
 namespace fused_rnn::cuda {
 
-// The cell; without a projection, the whole step.
-void launch_forward_step(const Forward&, const Step&, const ForwardArrays&, void* stream);
+// What depends on the cell, for one dtype.
+struct CellLaunches {
+  double initial[kMostStates];  // the cell's kInitial
+  // Before the product with W_hh: the first h of rows that are reset. Null where that is zero.
+  void (*restart)(const Forward&, const Step&, const ForwardArrays&, void* stream);
+  // The cell; without a projection, the whole step.
+  void (*forward_step)(const Forward&, const Step&, const ForwardArrays&, void* stream);
+  void (*backward_step)(const Backward&, const Step&, const BackwardArrays&, void* stream);
+};
+// Those of a plug-in's cell may be compiled and loaded by this. Throws if there are none.
+const CellLaunches& launches_of(int64_t cell, Dtype);
+
 // With a projection: stores the projected h as state and output.
 void launch_forward_projection(const Forward&, const Step&, const ForwardArrays&, void* stream);
 
-// With a projection: the whole gradient of h, before launch_backward_step.
+// With a projection: the whole gradient of h, before the cell's backward_step.
 void launch_backward_projection(const Backward&, const Step&, const BackwardArrays&, void* stream);
-void launch_backward_step(const Backward&, const Step&, const BackwardArrays&, void* stream);
 // After the last step: gradients of the initial states.
 void launch_backward_end(const Backward&, const BackwardArrays&, void* stream);
 // This step's norms of `whole`.
@@ -20,7 +30,7 @@ void launch_norms(const Backward&, const Step&, const BackwardArrays&, void* str
 // Element types S and T (arrays.h).
 enum class Format { kStorage, kArithmetic };
 
-// to[i, j] = from[i, j], converted; zeros if `from` is null. Strides are those of rows.
+// to[i, j] = from[i, j], converted; `value` if `from` is null. Strides are those of rows.
 struct Copy {
   int64_t rows, columns;
   void* to;
@@ -29,6 +39,7 @@ struct Copy {
   const void* from;
   Format from_format;
   int64_t from_stride;
+  double value = 0;
 };
 void launch_copy(Dtype, const Copy&, void* stream);
 

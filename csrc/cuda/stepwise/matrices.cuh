@@ -10,7 +10,7 @@ template <class To, class From>
 __global__ void copy(const Copy c) {
   for_each(c.columns, c.rows, 1, [&](int64_t column, int64_t row, int64_t) {
     const From* from = at<From>(c.from, row * c.from_stride + column);
-    store(*at<To>(c.to, row * c.to_stride + column), from ? load(*from) : Arithmetic<From>(0));
+    store(*at<To>(c.to, row * c.to_stride + column), from ? load(*from) : Arithmetic<From>(c.value));
   });
 }
 
