@@ -190,6 +190,8 @@ def _explain_model(
 
 
 def _gpus_of(model: nn.Module) -> list[int]:
+    if not torch.cuda.is_available():  # fake tensors
+        return []
     return sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
 
 

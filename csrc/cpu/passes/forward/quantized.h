@@ -51,13 +51,23 @@ struct ScaledSums {
 
   ScaledSums operator+(int64_t column) const { return {sums + column, scales.from(column), of_row}; }
 };
+// A product that is rounded before it is added to: a compiler would contract it in some places and not in others, and the
+// bits would differ between tiles and vectors.
+FUSED_RNN_INLINE Vec<float> rounded(Vec<float> x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x.v));
+#elif defined(__AVX2__)
+  asm("" : "+x"(x.v));
+#endif
+  return x;
+}
 FUSED_RNN_INLINE Vec<float> load_vector(const ScaledSums<int32_t>& from) {
   const Ints integers = load_lanes<Ints>(from.sums) - load_lanes<Ints>(from.scales.offsets);
-  return Vec<float>(__builtin_convertvector(integers, FloatLanes)) *
-         (load_vector(from.scales.values) * Vec<float>(from.of_row));
+  return rounded(Vec<float>(__builtin_convertvector(integers, FloatLanes)) *
+                 (load_vector(from.scales.values) * Vec<float>(from.of_row)));
 }
 FUSED_RNN_INLINE Vec<float> load_vector(const ScaledSums<float>& from) {
-  return load_vector(from.sums) * load_vector(from.scales.values);
+  return rounded(load_vector(from.sums) * load_vector(from.scales.values));
 }
 
 // The interface of GateWeights (pack.h), for float rows.
