@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import torch_private
-from ..ops.checks import Options, checked_probability, checked_zoneout
+from ..ops.cells import Cell
+from ..ops.checks import Options, checked_probability, checked_zoneout, with_loop_options
 from .runners import Frozen
 
 NAMES = ("recurrent_dropout", "zoneout", "weight_dropout")
@@ -78,14 +79,12 @@ class LoopOptions:
             for name, weight in zip(names, weights, strict=True)
         ]
 
-    def _with_loop_options(self, options: Options) -> Options:
+    def _with_loop_options(self, options: Options, cell: Cell) -> Options:
         """A call's options and the layer's own."""
-        if not self.zoneout and not (self.training and self.recurrent_dropout):
-            return options
-        self._refuse_call()
-        zoneout = checked_zoneout(self.zoneout, 2) if self.zoneout else None
-        dropout = self.recurrent_dropout if self.training else 0.0
-        return options._replace(recurrent_dropout=dropout, zoneout=zoneout, zoneout_draws=self.training)
+        found = with_loop_options(options, cell, self.recurrent_dropout, self.zoneout, self.training)
+        if found is not options:
+            self._refuse_call()
+        return found
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -122,12 +122,14 @@ class LSTM(Recurrent, nn.LSTM):
         if proj_size and any(checked_zoneout(zoneout, 2)):
             raise ValueError(f"zoneout={zoneout} and proj_size={proj_size} exclude each other")
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        of_loop: dict[str, Any] = {
-            "recurrent_dropout": recurrent_dropout,
-            "zoneout": zoneout,
-            "weight_dropout": weight_dropout,
-        }
-        super().__init__(*sizes, device, dtype, **of_loop)
+        super().__init__(
+            *sizes,
+            device,
+            dtype,
+            recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
+            weight_dropout=weight_dropout,
+        )
 
     @overload
     def forward(

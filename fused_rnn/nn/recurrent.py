@@ -79,7 +79,7 @@ class Recurrent(LoopOptions, Freezable, nn.RNNBase):
         else:
             options = options_of(dropout, lengths, reset_mask, grad_clip, cells)
         if self.recurrent_dropout or self.zoneout:
-            options = self._with_loop_options(options)
+            options = self._with_loop_options(options, form.cell)
         results = arguments.run(runner or own, form, input, hx, weights, options, are_plain)
         if form.cell.states == 1:
             return tuple(results)

@@ -230,12 +230,15 @@ class OwnCell:
         if proj_size:
             raise ValueError(f"proj_size argument is only supported for LSTM, not {self.name}")
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype)
-        of_loop: dict[str, Any] = {
-            "recurrent_dropout": recurrent_dropout,
-            "zoneout": zoneout,
-            "weight_dropout": weight_dropout,
-        }
-        return OwnLayer(self, *sizes, compiled=compiled, init=init, **of_loop)
+        return OwnLayer(
+            self,
+            *sizes,
+            compiled=compiled,
+            init=init,
+            recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
+            weight_dropout=weight_dropout,
+        )
 
     @property
     def header(self) -> str:

@@ -175,7 +175,9 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
         form = (known_form if are_plain else form_of)(
             self.row, self.num_layers, self.bidirectional, self.batch_first, len(weights)
         )
-        options = self._with_loop_options(options_of(self.training and self.dropout, lengths, reset_mask, grad_clip))
+        options = options_of(self.training and self.dropout, lengths, reset_mask, grad_clip)
+        if self.recurrent_dropout or self.zoneout:
+            options = self._with_loop_options(options, form.cell)
         output, *states = arguments.run(by or runner, form, input, hx, weights, options, are_plain)
         return output, states[0] if len(self.cell.states) == 1 else tuple(states)
 

@@ -292,7 +292,7 @@ def _handed_over(module: nn.Module, layer: Layer, masks: dict, asked: _Asked, ta
         return "", False
     options = Options(**masks)
     if isinstance(module, LoopOptions):
-        options = module._with_loop_options(options)
+        options = module._with_loop_options(options, layer.sizes[0])
     call = handover.call_of_layer(layer, count, options, device)
     training = asked.training and any(weight.requires_grad for weight in layer.weights)
     gpu = plans.GPUS[asked.gpu] if asked.gpu else None
