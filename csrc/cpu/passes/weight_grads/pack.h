@@ -32,16 +32,23 @@ class OperandPacker {
   }
 
  private:
-  template <class Row>
-  void pack(E* to, int64_t columns, int64_t first, Row row) const {
+  // f(a block of an operand, where its panels lie, panel, the block's first row) for the share's panels.
+  template <class F>
+  void for_panels(E* to, int64_t columns, int64_t first, F f) const {
     for (int64_t block = 0; block < t_.rows.blocks(); ++block) {
       const int64_t k0 = block * kRowsOfRound;
       const Plain<E> matrix = {t_.rows.block_size(block), columns};
       E* const operand = to + WeightState::operand_at(t_.g, t_.problem, first + k0, columns);
       const Range own = t_.share_of(matrix.panels());
-      for (int64_t panel = own.first; panel < own.last; ++panel)
-        matrix.pack(operand, panel, [&](int64_t k) { return row(k0 + k); });
+      for (int64_t panel = own.first; panel < own.last; ++panel) f(matrix, operand, panel, k0);
     }
+  }
+
+  template <class Row>
+  void pack(E* to, int64_t columns, int64_t first, Row row) const {
+    for_panels(to, columns, first, [&](const Plain<E>& matrix, E* operand, int64_t panel, int64_t k0) {
+      matrix.pack(operand, panel, [&](int64_t k) { return row(k0 + k); });
+    });
   }
 
   // With recurrent dropout: h times its factor, panel by panel.
@@ -49,26 +56,20 @@ class OperandPacker {
     using V = Vec<Arithmetic<S>>;
     constexpr int64_t kPanel = TaskScratch<S>::kPanel;
     const int64_t P = t_.g.output_size;
-    for (int64_t block = 0; block < t_.rows.blocks(); ++block) {
-      const int64_t k0 = block * kRowsOfRound, count = t_.rows.block_size(block);
-      const Plain<E> matrix = {count, P};
-      E* const operand = t_.sums.h + WeightState::operand_at(t_.g, t_.problem, first + k0, P);
-      const Range own = t_.share_of(matrix.panels());
-      for (int64_t panel = own.first; panel < own.last; ++panel) {
-        const int64_t column = matrix.first_column(panel), width = minimum(kPanel, P - column);
-        for (int64_t k = 0; k < count; ++k) {
-          const int64_t b = t_.rows.batch_rows[k0 + k];
-          const S* factor = at<S>(t_.g.h_factor, (t_.problem * t_.g.batch + b) * P + column);
-          for (int64_t j = 0; j < width; j += V::kLanes) {
-            const int64_t n = minimum(V::kLanes, width - j);
-            const V masked = load_vector(h[k0 + k] + column + j, n) * load_vector(factor + j, n);
-            store_vector(t_.masked_h + k * kPanel + j, masked, n);
-          }
+    for_panels(t_.sums.h, P, first, [&](const Plain<E>& matrix, E* operand, int64_t panel, int64_t k0) {
+      const int64_t column = matrix.first_column(panel), width = minimum(kPanel, P - column);
+      for (int64_t k = 0; k < matrix.depth; ++k) {
+        const int64_t b = t_.rows.batch_rows[k0 + k];
+        const S* factor = at<S>(t_.g.h_factor, (t_.problem * t_.g.batch + b) * P + column);
+        for (int64_t j = 0; j < width; j += V::kLanes) {
+          const int64_t n = minimum(V::kLanes, width - j);
+          const V masked = load_vector(h[k0 + k] + column + j, n) * load_vector(factor + j, n);
+          store_vector(t_.masked_h + k * kPanel + j, masked, n);
         }
-        const auto row = [&](int64_t k) { return t_.masked_h + k * kPanel; };
-        Plain<E>{count, width}.pack(operand + matrix.offset(panel), 0, row);
       }
-    }
+      const auto row = [&](int64_t k) { return t_.masked_h + k * kPanel; };
+      Plain<E>{matrix.depth, width}.pack(operand + matrix.offset(panel), 0, row);
+    });
   }
 
   WeightGradTask<S> t_;
