@@ -1,7 +1,6 @@
 """``recurrent_dropout``: a mask on h before W_hh, drawn once for a sequence in training."""
 
 import copy
-import io
 import warnings
 
 import pytest
@@ -13,24 +12,29 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fused_rnn
 from fused_rnn import reference
-from support.loop_options import results_of, run_loop
-from support.modules import F64, make_states
+from support import loop_options
+from support.loop_options import (
+    LAYERS,
+    SHAPES,
+    assert_plain_in_evaluation,
+    assert_same_bits_whatever_the_threads,
+    assert_takes_an_empty_batch,
+    assert_zero_is_plain,
+    call,
+    every_class,
+    random_rows,
+    results_of,
+    run_loop,
+    states_for,
+)
+from support.modules import DEEP, F64, make_states, through_file
 
 P = 0.4
-CLASSES = {
-    "lstm": (fused_rnn.LSTM, {}),
-    "projected": (fused_rnn.LSTM, {"proj_size": 2}),
-    "gru": (fused_rnn.GRU, {}),
-    "rnn": (fused_rnn.RNN, {"nonlinearity": "relu"}),
-}
-DEEP = {"num_layers": 2, "bidirectional": True}
-every_class = pytest.mark.parametrize("kind", CLASSES)
 
 
 def make(kind, *sizes, **options):
-    """A layer in float64, of 3 features and 5 units by default."""
-    made, own = CLASSES[kind]
-    return made(*(sizes or (3, 5)), **{"dtype": F64, "recurrent_dropout": P} | own | options)
+    made, own = LAYERS[kind]
+    return loop_options.make(made, *sizes, **own | {"recurrent_dropout": P} | options)
 
 
 def factors(layer, batch, seed=1):
@@ -40,32 +44,15 @@ def factors(layer, batch, seed=1):
     return [torch.dropout(torch.ones(shape, dtype=F64), P, True) for _ in range(layer.num_layers)]
 
 
-def call(layer, *args, seed=1, **options):
-    torch.manual_seed(seed)
-    return layer(*args, **options)
-
-
 def assert_same(layer, x, states=None, **options):
-    """Values and all gradients against the loop with the same masks."""
-    x.requires_grad_()
-    leaves = [x, *(states or ()), *layer.parameters()]
-    found = results_of(call(layer, x, states if states is None or len(states) > 1 else states[0], **options))
-    expected = run_loop(layer, x, states, h_factors=factors(layer, x.shape[1]), **options)
-    torch.testing.assert_close(found, expected)
-    upstream = [torch.randn_like(t) for t in found]
-    given, wanted = (torch.autograd.grad(t, leaves, upstream, allow_unused=True) for t in (found, expected))
-    torch.testing.assert_close(
-        [g for g in given if g is not None], [g for g in wanted if g is not None], rtol=1e-9, atol=1e-9
-    )
+    loop_options.assert_same(layer, x, states, masks={"h_factors": factors(layer, x.shape[1])}, **options)
 
 
 @every_class
 @pytest.mark.parametrize("options", [{}, DEEP, {"bias": False}], ids=str)
 def test_values_and_gradients_are_those_of_a_loop_with_the_same_masks(no_reference, kind, options):
     layer = make(kind, **options)
-    states = make_states(layer, 2)
-    states = states if isinstance(states, tuple) else (states,)
-    assert_same(layer, torch.randn(6, 2, 3, dtype=F64), tuple(state.requires_grad_() for state in states))
+    assert_same(layer, torch.randn(6, 2, 3, dtype=F64), states_for(layer, 2))
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
@@ -76,15 +63,10 @@ def test_sizes_that_take_other_ways_through_the_kernels(no_reference, kind, step
 
 
 @settings(max_examples=40)
-@given(
-    st.sampled_from(sorted(CLASSES)), st.integers(1, 5), st.integers(1, 4), st.integers(3, 19), st.booleans(), st.data()
-)
+@given(st.sampled_from(sorted(LAYERS)), *SHAPES)
 def test_random_shapes_with_lengths_and_resets(kind, steps, batch, hidden, bidirectional, data):
     layer = make(kind, 2, hidden, bidirectional=bidirectional)
-    lengths = data.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch))
-    reset = torch.tensor(data.draw(st.lists(st.booleans(), min_size=steps * batch, max_size=steps * batch)))
-    x = torch.randn(steps, batch, 2, dtype=F64)
-    assert_same(layer, x, lengths=torch.tensor(lengths), reset_mask=reset.view(steps, batch))
+    assert_same(layer, torch.randn(steps, batch, 2, dtype=F64), **random_rows(data, steps, batch))
 
 
 @every_class
@@ -177,45 +159,22 @@ def test_grad_clip_and_return_cells():
 
 @every_class
 def test_in_evaluation_it_does_nothing(no_reference, kind):
-    layer = make(kind).eval()
-    plain = copy.deepcopy(layer)
-    plain.recurrent_dropout = 0.0
-    x, state = torch.randn(4, 2, 3, dtype=F64), torch.get_rng_state()
-    assert all(map(torch.equal, results_of(layer(x)), results_of(plain(x))))
-    with torch.no_grad():
-        assert all(map(torch.equal, results_of(fused_rnn.freeze(layer)(x)), results_of(plain(x))))
-    assert torch.equal(state, torch.get_rng_state())
+    assert_plain_in_evaluation(make(kind), "recurrent_dropout")
 
 
 def test_zero_is_the_plain_layer():
-    layer = fused_rnn.LSTM(3, 5, recurrent_dropout=0)
-    assert "recurrent_dropout" not in vars(layer) and repr(layer) == "fused_rnn.LSTM(3, 5)"
-    state = torch.get_rng_state()
-    layer(torch.ones(2, 1, 3))
-    assert torch.equal(state, torch.get_rng_state())
+    assert_zero_is_plain("recurrent_dropout")
 
 
 @every_class
 @pytest.mark.parametrize("grad", [True, False])
 def test_one_mask_a_call_by_seed_whatever_the_threads(kind, grad):
-    layer, x = make(kind, 3, 40), torch.randn(7, 9, 3, dtype=F64)
-    threads = torch.get_num_threads()
     with torch.set_grad_enabled(grad):
-        first = results_of(call(layer, x))
-        assert not torch.equal(first[0], results_of(layer(x))[0])  # another mask
-        try:
-            torch.set_num_threads(3 - min(threads, 2))
-            assert all(map(torch.equal, first, results_of(call(layer, x))))
-        finally:
-            torch.set_num_threads(threads)
+        assert_same_bits_whatever_the_threads(make(kind, 3, 40), torch.randn(7, 9, 3, dtype=F64))
 
 
 def test_an_empty_batch():
-    layer = make("lstm")
-    output, (h, c) = layer(torch.randn(4, 0, 3, dtype=F64))
-    output.sum().backward()
-    assert output.shape == (4, 0, 5) and h.shape == c.shape == (1, 0, 5)
-    assert layer.weight_hh_l0.grad.count_nonzero() == 0
+    assert_takes_an_empty_batch(make("lstm"))
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
@@ -361,10 +320,7 @@ def test_wrong_factors_for_the_operator():
 def test_print_pickle_and_copy():
     layer = make("gru", weight_dropout=0.1)
     assert repr(layer) == "fused_rnn.GRU(3, 5, recurrent_dropout=0.4, weight_dropout=0.1)"
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    assert torch.load(file, weights_only=False).recurrent_dropout == copy.deepcopy(layer).recurrent_dropout == P
+    assert through_file(layer).recurrent_dropout == copy.deepcopy(layer).recurrent_dropout == P
 
 
 def test_in_training_frozen_layers_torchscript_and_onnx_refuse_it():

@@ -13,23 +13,29 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fused_rnn
-from support.loop_options import results_of, run_loop
-from support.modules import F64, make_states
+from support import loop_options
+from support.loop_options import (
+    LAYERS,
+    SHAPES,
+    assert_plain_in_evaluation,
+    assert_same_bits_whatever_the_threads,
+    assert_takes_an_empty_batch,
+    assert_zero_is_plain,
+    call,
+    every_class,
+    random_rows,
+    results_of,
+    run_loop,
+    states_for,
+)
+from support.modules import DEEP, F64, through_file
 
 P = 0.4
-CLASSES = {
-    "lstm": (fused_rnn.LSTM, {}),
-    "projected": (fused_rnn.LSTM, {"proj_size": 2}),
-    "gru": (fused_rnn.GRU, {}),
-    "rnn": (fused_rnn.RNN, {"nonlinearity": "relu"}),
-}
-every_class = pytest.mark.parametrize("kind", CLASSES)
 
 
 def make(kind, *sizes, **options):
-    """A layer in float64, of 3 features and 5 units by default."""
-    made, own = CLASSES[kind]
-    return made(*(sizes or (3, 5)), **{"dtype": F64, "weight_dropout": P} | own | options)
+    made, own = LAYERS[kind]
+    return loop_options.make(made, *sizes, **own | {"weight_dropout": P} | options)
 
 
 def dropped(layer, seed=1, p=P):
@@ -38,40 +44,22 @@ def dropped(layer, seed=1, p=P):
     return {n: dropout(w, p) for n, w in layer.named_parameters() if n.startswith("weight_hh")}
 
 
-def call(layer, *args, seed=1, **options):
-    torch.manual_seed(seed)
-    return layer(*args, **options)
-
-
 def assert_same(layer, x, states=None, **options):
-    """Values and gradients against the loop with the same masks."""
-    leaves = list(layer.parameters())
-    found = results_of(call(layer, x, states if states is None or len(states) > 1 else states[0], **options))
-    grads = torch.autograd.grad(sum((t**2).sum() for t in found), leaves)
-    expected = run_loop(layer, x, states, weights=dropped(layer), **options)
-    expected_grads = torch.autograd.grad(sum((t**2).sum() for t in expected), leaves)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(grads, expected_grads)
+    loop_options.assert_same(layer, x, states, masks={"weights": dropped(layer)}, **options)
 
 
 @every_class
-@pytest.mark.parametrize("deep", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=str)
+@pytest.mark.parametrize("deep", [{}, DEEP, {"bias": False}], ids=str)
 def test_values_and_gradients_are_those_of_a_loop_with_the_same_masks(no_reference, kind, deep):
     layer = make(kind, **deep)
-    states = make_states(layer, 2)
-    assert_same(layer, torch.randn(6, 2, 3, dtype=F64), states if isinstance(states, tuple) else (states,))
+    assert_same(layer, torch.randn(6, 2, 3, dtype=F64), states_for(layer, 2))
 
 
 @settings(max_examples=40)
-@given(
-    st.sampled_from(sorted(CLASSES)), st.integers(1, 5), st.integers(1, 4), st.integers(3, 19), st.booleans(), st.data()
-)
+@given(st.sampled_from(sorted(LAYERS)), *SHAPES)
 def test_random_shapes_with_lengths_and_resets(kind, steps, batch, hidden, bidirectional, data):
     layer = make(kind, 2, hidden, bidirectional=bidirectional)
-    lengths = data.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch))
-    reset = torch.tensor(data.draw(st.lists(st.booleans(), min_size=steps * batch, max_size=steps * batch)))
-    x = torch.randn(steps, batch, 2, dtype=F64)
-    assert_same(layer, x, lengths=torch.tensor(lengths), reset_mask=reset.view(steps, batch))
+    assert_same(layer, torch.randn(steps, batch, 2, dtype=F64), **random_rows(data, steps, batch))
 
 
 @every_class
@@ -100,35 +88,16 @@ def test_gradcheck_with_the_mask_held(kind):
 
 @every_class
 def test_in_evaluation_it_does_nothing(no_reference, kind):
-    layer = make(kind).eval()
-    plain = copy.deepcopy(layer)
-    plain.weight_dropout = 0.0
-    x, state = torch.randn(4, 2, 3, dtype=F64), torch.get_rng_state()
-    assert all(map(torch.equal, results_of(layer(x)), results_of(plain(x))))
-    with torch.no_grad():
-        assert all(map(torch.equal, results_of(fused_rnn.freeze(layer)(x)), results_of(plain(x))))
-    assert torch.equal(state, torch.get_rng_state())
+    assert_plain_in_evaluation(make(kind), "weight_dropout")
 
 
 def test_zero_is_the_plain_layer():
-    layer = fused_rnn.LSTM(3, 5, weight_dropout=0)
-    assert "weight_dropout" not in vars(layer) and repr(layer) == "fused_rnn.LSTM(3, 5)"
-    state = torch.get_rng_state()
-    layer(torch.ones(2, 1, 3))
-    assert torch.equal(state, torch.get_rng_state())
+    assert_zero_is_plain("weight_dropout")
 
 
 @every_class
 def test_one_mask_a_call_by_seed_whatever_the_threads(kind):
-    layer, x = make(kind, 3, 40), torch.randn(7, 9, 3, dtype=F64)
-    threads = torch.get_num_threads()
-    first = results_of(call(layer, x))
-    assert not torch.equal(first[0], results_of(layer(x))[0])  # another mask
-    try:
-        torch.set_num_threads(3 - min(threads, 2))
-        assert all(map(torch.equal, first, results_of(call(layer, x))))
-    finally:
-        torch.set_num_threads(threads)
+    assert_same_bits_whatever_the_threads(make(kind, 3, 40), torch.randn(7, 9, 3, dtype=F64))
 
 
 def test_each_layer_and_direction_has_its_own_mask_which_rows_share():
@@ -140,11 +109,7 @@ def test_each_layer_and_direction_has_its_own_mask_which_rows_share():
 
 
 def test_an_empty_batch():
-    layer = make("lstm")
-    output, (h, c) = layer(torch.randn(4, 0, 3, dtype=F64))
-    output.sum().backward()
-    assert output.shape == (4, 0, 5) and h.shape == c.shape == (1, 0, 5)
-    assert layer.weight_hh_l0.grad.count_nonzero() == 0
+    assert_takes_an_empty_batch(make("lstm"))
 
 
 def test_under_autocast_and_in_bfloat16():
@@ -217,10 +182,7 @@ def test_it_is_keyword_only():
 def test_print_pickle_copy_and_state_dict():
     layer = make("gru")
     assert repr(layer) == "fused_rnn.GRU(3, 5, weight_dropout=0.4)"
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    assert torch.load(file, weights_only=False).weight_dropout == copy.deepcopy(layer).weight_dropout == P
+    assert through_file(layer).weight_dropout == copy.deepcopy(layer).weight_dropout == P
     assert list(layer.state_dict()) == list(nn.GRU(3, 5).state_dict())
 
 

@@ -12,23 +12,24 @@ import fused_rnn
 from fused_rnn import reference
 from fused_rnn.ops.cells import CELLS
 from fused_rnn.ops.layer import Layer
-from support.loop_options import results_of, run_loop
-from support.modules import F64, make_states
-from support.zoneout import CLASSES, DEEP, call, every_class, in_both, make, masks
+from support import loop_options
+from support.loop_options import (
+    SHAPES,
+    assert_same_bits_whatever_the_threads,
+    assert_takes_an_empty_batch,
+    assert_zero_is_plain,
+    call,
+    random_rows,
+    results_of,
+    run_loop,
+    states_for,
+)
+from support.modules import DEEP, F64
+from support.zoneout import CLASSES, every_class, in_both, make, masks
 
 
 def assert_same(layer, x, states=None, **options):
-    """Values and all gradients against the loop with the same masks."""
-    x.requires_grad_()
-    leaves = [x, *(states or ()), *layer.parameters()]
-    found = results_of(call(layer, x, states if states is None or len(states) > 1 else states[0], **options))
-    expected = run_loop(layer, x, states, zoneouts=masks(layer, *x.shape[:2]), **options)
-    torch.testing.assert_close(found, expected)
-    upstream = [torch.randn_like(t) for t in found]
-    given, wanted = (torch.autograd.grad(t, leaves, upstream, allow_unused=True) for t in (found, expected))
-    torch.testing.assert_close(
-        [g for g in given if g is not None], [g for g in wanted if g is not None], rtol=1e-9, atol=1e-9
-    )
+    loop_options.assert_same(layer, x, states, masks={"zoneouts": masks(layer, *x.shape[:2])}, **options)
 
 
 @every_class
@@ -36,9 +37,7 @@ def assert_same(layer, x, states=None, **options):
 @pytest.mark.parametrize("options", [{}, DEEP, {"bias": False}], ids=str)
 def test_values_and_gradients_are_those_of_a_loop_with_the_same_masks(no_reference, kind, training, options):
     layer = make(kind, **options).train(training)
-    states = make_states(layer, 2)
-    states = states if isinstance(states, tuple) else (states,)
-    assert_same(layer, torch.randn(6, 2, 3, dtype=F64), tuple(state.requires_grad_() for state in states))
+    assert_same(layer, torch.randn(6, 2, 3, dtype=F64), states_for(layer, 2))
 
 
 @every_class
@@ -49,21 +48,10 @@ def test_sizes_that_take_other_ways_through_the_kernels(no_reference, kind, trai
 
 
 @settings(max_examples=40)
-@given(
-    st.sampled_from(sorted(CLASSES)),
-    st.booleans(),
-    st.integers(1, 5),
-    st.integers(1, 4),
-    st.integers(3, 19),
-    st.booleans(),
-    st.data(),
-)
+@given(st.sampled_from(sorted(CLASSES)), st.booleans(), *SHAPES)
 def test_random_shapes_with_lengths_and_resets(kind, training, steps, batch, hidden, bidirectional, data):
     layer = make(kind, 2, hidden, bidirectional=bidirectional).train(training)
-    lengths = data.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch))
-    reset = torch.tensor(data.draw(st.lists(st.booleans(), min_size=steps * batch, max_size=steps * batch)))
-    x = torch.randn(steps, batch, 2, dtype=F64)
-    assert_same(layer, x, lengths=torch.tensor(lengths), reset_mask=reset.view(steps, batch))
+    assert_same(layer, torch.randn(steps, batch, 2, dtype=F64), **random_rows(data, steps, batch))
 
 
 @every_class
@@ -174,23 +162,12 @@ def test_probabilities_near_one_and_near_zero():
 @pytest.mark.parametrize("grad", [True, False])
 def test_the_same_by_seed_whatever_the_threads(kind, training, grad):
     layer, x = make(kind, 3, 40).train(training), torch.randn(7, 9, 3, dtype=F64)
-    threads = torch.get_num_threads()
     with torch.set_grad_enabled(grad):
-        first = results_of(call(layer, x))
-        assert torch.equal(first[0], results_of(layer(x))[0]) is not training  # other masks in training
-        try:
-            torch.set_num_threads(3 - min(threads, 2))
-            assert all(map(torch.equal, first, results_of(call(layer, x))))
-        finally:
-            torch.set_num_threads(threads)
+        assert_same_bits_whatever_the_threads(layer, x, draws=training)
 
 
 def test_zero_is_the_plain_layer():
-    layer = fused_rnn.LSTM(3, 5, zoneout=(0, 0.0))
-    assert "zoneout" not in vars(layer) and repr(layer) == "fused_rnn.LSTM(3, 5)"
-    state = torch.get_rng_state()
-    layer(torch.ones(2, 1, 3))
-    assert torch.equal(state, torch.get_rng_state())
+    assert_zero_is_plain("zoneout", (0, 0.0))
     of_h = make("lstm", zoneout=(0.5, 0))
     assert_same(of_h, torch.randn(4, 2, 3, dtype=F64))
 
@@ -202,11 +179,7 @@ def test_in_evaluation_nothing_is_drawn():
 
 
 def test_an_empty_batch():
-    layer = make("lstm")
-    output, (h, c) = layer(torch.randn(4, 0, 3, dtype=F64))
-    output.sum().backward()
-    assert output.shape == (4, 0, 5) and h.shape == c.shape == (1, 0, 5)
-    assert layer.weight_hh_l0.grad.count_nonzero() == 0
+    assert_takes_an_empty_batch(make("lstm"))
 
 
 @every_class

@@ -1,15 +1,14 @@
 """What refuses ``zoneout``, and what is said of it."""
 
 import copy
-import io
 
 import pytest
 import torch
 
 import fused_rnn
-from support.loop_options import run_loop
-from support.modules import F64
-from support.zoneout import call, every_class, in_both, make, masks
+from support.loop_options import call, run_loop
+from support.modules import F64, through_file
+from support.zoneout import every_class, in_both, make, masks
 
 
 @pytest.mark.parametrize("value", [1, -0.1, float("nan"), True, "0.5", None], ids=str)
@@ -88,10 +87,7 @@ def test_onnx_refuses_it_of_a_function():
 def test_print_pickle_and_copy():
     layer = make("lstm")
     assert repr(layer) == "fused_rnn.LSTM(3, 5, zoneout=(0.3, 0.6))"
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    assert torch.load(file, weights_only=False).zoneout == copy.deepcopy(layer).zoneout == (0.3, 0.6)
+    assert through_file(layer).zoneout == copy.deepcopy(layer).zoneout == (0.3, 0.6)
 
 
 @in_both

@@ -1,8 +1,109 @@
-"""A layer as a loop in plain PyTorch, with the masks of the loop's options given."""
+"""Layers with the loop's options, and a layer as a loop in plain PyTorch, with the masks of these options given."""
 
+import contextlib
+import copy
+
+import pytest
 import torch
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import linear
+
+import fused_rnn
+from support.modules import F64, make_states
+
+LAYERS = {
+    "lstm": (fused_rnn.LSTM, {}),
+    "projected": (fused_rnn.LSTM, {"proj_size": 2}),
+    "gru": (fused_rnn.GRU, {}),
+    "rnn": (fused_rnn.RNN, {"nonlinearity": "relu"}),
+}
+every_class = pytest.mark.parametrize("kind", LAYERS)
+
+SHAPES = (st.integers(1, 5), st.integers(1, 4), st.integers(3, 19), st.booleans(), st.data())
+"""Steps, batch, hidden, bidirectional, and what ``random_rows`` draws from."""
+
+
+def make(made, *sizes, **options):
+    """A layer in float64, of 3 features and 5 units by default."""
+    return made(*(sizes or (3, 5)), **{"dtype": F64} | options)
+
+
+def call(layer, *args, seed=1, **options):
+    torch.manual_seed(seed)
+    return layer(*args, **options)
+
+
+def random_rows(data, steps, batch):
+    """Lengths and resets, as a call takes them."""
+    lengths = data.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch))
+    reset = torch.tensor(data.draw(st.lists(st.booleans(), min_size=steps * batch, max_size=steps * batch)))
+    return {"lengths": torch.tensor(lengths), "reset_mask": reset.view(steps, batch)}
+
+
+def states_for(layer, batch):
+    """Random first states, a tuple."""
+    states = make_states(layer, batch)
+    return states if isinstance(states, tuple) else (states,)
+
+
+def assert_same(layer, x, states=None, *, masks, **options):
+    """Values and all gradients against the loop. ``masks``: those of a call, as ``run_loop`` takes them."""
+    leaves = [x, *(states or ()), *layer.parameters()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    found = results_of(call(layer, x, states if states is None or len(states) > 1 else states[0], **options))
+    expected = run_loop(layer, x, states, **masks, **options)
+    torch.testing.assert_close(found, expected)
+    upstream = [torch.randn_like(t) for t in found]
+    given, wanted = (torch.autograd.grad(t, leaves, upstream, allow_unused=True) for t in (found, expected))
+    torch.testing.assert_close(
+        [g for g in given if g is not None], [g for g in wanted if g is not None], rtol=1e-9, atol=1e-9
+    )
+
+
+def assert_plain_in_evaluation(layer, option):
+    """The same bits as without the option, which draws nothing; frozen too."""
+    plain = copy.deepcopy(layer.eval())
+    setattr(plain, option, 0.0)
+    x, state = torch.randn(4, 2, 3, dtype=F64), torch.get_rng_state()
+    assert all(map(torch.equal, results_of(layer(x)), results_of(plain(x))))
+    with torch.no_grad():
+        assert all(map(torch.equal, results_of(fused_rnn.freeze(layer)(x)), results_of(plain(x))))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def assert_zero_is_plain(option, value=0):
+    layer = fused_rnn.LSTM(3, 5, **{option: value})
+    assert option not in vars(layer) and repr(layer) == "fused_rnn.LSTM(3, 5)"
+    state = torch.get_rng_state()
+    layer(torch.ones(2, 1, 3))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def assert_takes_an_empty_batch(layer):
+    output, (h, c) = layer(torch.randn(4, 0, 3, dtype=F64))
+    output.sum().backward()
+    assert output.shape == (4, 0, 5) and h.shape == c.shape == (1, 0, 5)
+    assert layer.weight_hh_l0.grad.count_nonzero() == 0
+
+
+def assert_same_bits_whatever_the_threads(layer, x, draws=True):
+    """For calls after one seed. ``draws``: whether a call after no seed has other masks."""
+    first = results_of(call(layer, x))
+    assert torch.equal(first[0], results_of(layer(x))[0]) is not draws
+    with other_threads():
+        assert all(map(torch.equal, first, results_of(call(layer, x))))
+
+
+@contextlib.contextmanager
+def other_threads():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(before, 2))
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def lstm_step(x, r, h, c):

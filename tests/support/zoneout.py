@@ -7,22 +7,20 @@ import pytest
 import torch
 
 import fused_rnn
-from support.modules import F64
+from support import loop_options
 
 CLASSES = {
     "lstm": (fused_rnn.LSTM, {"zoneout": (0.3, 0.6)}),
     "gru": (fused_rnn.GRU, {"zoneout": 0.4}),
     "rnn": (fused_rnn.RNN, {"zoneout": 0.4}),
 }
-DEEP = {"num_layers": 2, "bidirectional": True}
 every_class = pytest.mark.parametrize("kind", CLASSES)
 in_both = pytest.mark.parametrize("training", [True, False])
 
 
 def make(kind, *sizes, **options):
-    """A layer in float64, of 3 features and 5 units by default."""
     made, own = CLASSES[kind]
-    return made(*(sizes or (3, 5)), **{"dtype": F64} | own | options)
+    return loop_options.make(made, *sizes, **own | options)
 
 
 def probabilities(layer):
@@ -51,8 +49,3 @@ def split_mix(start, count):
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
-
-
-def call(layer, *args, seed=1, **options):
-    torch.manual_seed(seed)
-    return layer(*args, **options)
