@@ -29,12 +29,13 @@ auto dispatch_cell(int64_t cell, F f) {
   unknown_value("cell", cell);
 }
 
+template <class Cell>
+constexpr CellTraits kTraits = {Cell::kGates,  Cell::kStates,      Cell::kSaved,
+                                Cell::kParams, Cell::kSharedGates, Cell::kRecurrent,
+                                Cell::kReadsH, Cell::kProjectable, kOneGateGradient<Cell>};
+
 inline CellTraits traits_of(int64_t cell) {
-  return dispatch_cell(cell, [](auto c) {
-    using Cell = typename decltype(c)::type;
-    return CellTraits{Cell::kGates,     Cell::kStates, Cell::kSaved,       Cell::kParams,         Cell::kSharedGates,
-                      Cell::kRecurrent, Cell::kReadsH, Cell::kProjectable, kOneGateGradient<Cell>};
-  });
+  return dispatch_cell(cell, [](auto c) { return kTraits<typename decltype(c)::type>; });
 }
 
 // Calls f(Type<Storage>{}). Each engine brings its own storage types for the 16-bit formats.

@@ -55,7 +55,7 @@ class Isas(NamedTuple):
 def isas_of(machine: str) -> Isas:
     machine = MACHINES.get(machine, machine)
     if machine == "x86_64":
-        baseline = {"baseline": "-O2"}  # of processors before 2013, which few have: it compiles faster
+        baseline = {"baseline": "-O1"}  # of processors before 2013, which few have: it compiles faster
         engine = {
             "avx2": AVX2,
             "avx512": AVX512,

@@ -39,7 +39,7 @@ template <class Cell, class S>
 struct BackwardPass {
   static int64_t count_loops(const Backward& g, const Plan& plan) { return cpu::count_loops(g, plan); }
   static void loop(const Backward& g, const Plan& plan, void* buffer, int64_t round, int64_t task) {
-    BackwardLoop<Cell, S>(g, plan, buffer, task).run(round);
+    BackwardLoop<S>(g, plan, buffer, task, BackwardCells<Cell, S>::kEpilogues).run(round);
   }
 };
 

@@ -17,14 +17,15 @@ namespace {
 // Its entries in the table of phases (schedule/kernels.h).
 template <class Cell, class S>
 struct ForwardPass {
-  using ThisRun = ForwardRun<Cell, S>;
+  using Shape = ShapeOf<Cell>;
+  using ThisRun = ForwardRun<Shape, S>;
 
-  static int64_t packed_bytes(const Forward& f, const Plan& plan) { return size_of<PackedWeights<Cell, S>>(f, plan); }
+  static int64_t packed_bytes(const Forward& f, const Plan& plan) { return size_of<PackedWeights<Shape, S>>(f, plan); }
   static int64_t bytes(const Forward& f, const Plan& plan) { return ThisRun::bytes(f, plan); }
 
   static int64_t count_packs(const Forward& f, const Plan& plan) { return f.packed ? 0 : problems(f) * plan.threads; }
   static void pack_weights(const Forward& f, const Plan& plan, void* buffer, int64_t, int64_t task) {
-    WeightPacker<Cell, S>(f, plan, buffer, task).run();
+    WeightPacker<Shape, S>(f, plan, buffer, task).run();
   }
 
   // Without a team, the loop prepares its run itself.
@@ -37,7 +38,7 @@ struct ForwardPass {
 
   static int64_t count_loops(const Forward& f, const Plan& plan) { return cpu::count_loops(f, plan); }
   static void loop(const Forward& f, const Plan& plan, void* buffer, int64_t, int64_t task) {
-    ForwardLoop<Cell, S>(f, plan, buffer, task).run();
+    ForwardLoop<Shape, S>(f, plan, buffer, task, ForwardCells<Cell, S>::kEpilogues).run();
   }
 };
 

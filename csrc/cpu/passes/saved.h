@@ -1,6 +1,7 @@
 // Loads and stores the saved row (core/saved_row.h), a vector of units at a time.
 #pragma once
 #include "cells/cells.h"
+#include "core/cell_traits.h"
 #include "core/saved_row.h"
 #include "cpu/passes/run.h"
 
@@ -40,15 +41,16 @@ FUSED_RNN_INLINE void load_saved(const Layer& layer, const S* saved, Units units
 }
 
 // Prefetches all of these, which are not cached, by fetch(address, count). `units`: of a whole panel.
-template <class Cell, class S, class Fetch>
-void fetch_saved(const Layer& layer, S* saved, Units units, bool with_h, Fetch fetch) {
+template <class S, class Fetch>
+FUSED_RNN_INLINE void fetch_saved(const CellTraits& cell, const Layer& layer, S* saved, Units units, bool with_h,
+                                  Fetch fetch) {
   const int64_t end = units.first + units.count;
   for (int64_t u = units.first; u < end; u += kUnitsKeptTogether)
-    for (int k = 0; k < Cell::kSaved; ++k)
-      fetch(saved + kept_at<Cell>(layer, k, u), minimum(kUnitsKeptTogether, end - u));
-  if (with_h) fetch(saved + entering_h(layer, Cell::kSaved) + units.first, units.count);
-  for (int s = 1; s < Cell::kStates; ++s)
-    fetch(saved + entering_state(layer, Cell::kSaved, s) + units.first, units.count);
+    for (int64_t k = 0; k < cell.saved; ++k)
+      fetch(saved + kept_in_groups_at(layer, cell.saved, k, u), minimum(kUnitsKeptTogether, end - u));
+  if (with_h) fetch(saved + entering_h(layer, cell.saved) + units.first, units.count);
+  for (int64_t s = 1; s < cell.states; ++s)
+    fetch(saved + entering_state(layer, cell.saved, s) + units.first, units.count);
 }
 
 }  // namespace

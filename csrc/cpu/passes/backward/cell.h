@@ -8,17 +8,15 @@
 namespace fused_rnn::cpu {
 namespace {
 
-template <class Cell, class S>
-class BackwardCells {
-  using T = Arithmetic<S>;
+// The rows of a run in one step, whatever the cell.
+template <class S>
+class BackwardRows {
   using E = Element<S>;
-  using V = Vec<T>;
-  using ThisRun = BackwardRun<S>;
-  using State = BackwardState<S>;
-  static constexpr int64_t kLanes = V::kLanes;
 
  public:
-  BackwardCells(const ThisRun& run, const BackwardStep& step) : r_(run), step_(step) {}
+  using ThisRun = BackwardRun<S>;
+
+  BackwardRows(const ThisRun& run, const BackwardStep& step) : r_(run), step_(step) {}
 
   // Row i's gradients of r in the previous step of the loop; zeros if none propagate from there.
   const E* incoming_gates(int64_t i) const {
@@ -32,17 +30,71 @@ class BackwardCells {
     return r_.state.outputs + (step_.slot + r_.run.batch_row(i)) * r_.state.output_stride;
   }
 
-  // Prefetches what `hidden` will read.
+  // Prefetches what BackwardCells::hidden will read.
   void fetch(const Plain<E>& hh, int64_t panel, int64_t i) const {
     const Backward& g = r_.g;
+    const CellTraits& cell = r_.state.cell;
     if (i >= step_.rows) return;
     const int64_t b = r_.run.batch_row(i), first = hh.first_column(panel);
-    const Units units = {first, minimum(hh.panel_vectors(panel) * kLanes, g.output_size - first)};
+    const Units units = {first, minimum(hh.panel_vectors(panel) * Vec<Arithmetic<S>>::kLanes, g.output_size - first)};
     if (g.grad_output) fetch_row(at<S>(g.grad_output, r_.by_row(step_.t, b, g.output_size) + first), units.count);
     if (!projected(g))
-      fetch_saved<Cell>(g, at<S>(g.saved, r_.saved_at(step_.t, b)), units, Cell::kReadsH, &fetch_row<S>);
+      fetch_saved(cell, g, at<S>(g.saved, r_.saved_at(step_.t, b)), units, cell.reads_h != 0, &fetch_row<S>);
   }
 
+ protected:
+  // Row i of the run in this step.
+  struct Row {
+    int64_t b;
+    bool active;      // in this step; if not, its gradients are those of the initial states
+    bool was_active;  // in the previous step of the loop
+    bool cut;         // that step began with a reset: no gradient passes it
+
+    FUSED_RNN_INLINE Row(const BackwardRows& rows, int64_t i) {
+      const ThisRun& r = rows.r_;
+      const BackwardStep& step = rows.step_;
+      b = r.run.batch_row(i);
+      active = i < step.rows;
+      was_active = i < step.previous_rows;
+      cut = r.g.reset && was_active && is_reset(r.g, r.run.m, r.run.d, step.previous_t, b);
+    }
+  };
+
+  const ThisRun& r_;
+  const BackwardStep& step_;
+};
+
+// The epilogues: for row i and the columns of a panel. Pointers to them let the loop serve all cells.
+template <class S>
+struct BackwardEpilogues {
+  using Epilogue = void (*)(const BackwardRows<S>&, const Plain<Element<S>>&, int64_t panel, int64_t i,
+                            const Arithmetic<S>* sums);
+  Epilogue hidden, before_projection;
+};
+
+template <class Cell, class S>
+class BackwardCells : BackwardRows<S> {
+  using T = Arithmetic<S>;
+  using E = Element<S>;
+  using V = Vec<T>;
+  using State = BackwardState<S>;
+  using Rows = BackwardRows<S>;
+  using Row = typename Rows::Row;
+  using Rows::r_, Rows::step_;
+  static constexpr int64_t kLanes = V::kLanes;
+
+  explicit BackwardCells(const Rows& rows) : Rows(rows) {}
+
+ public:
+  static constexpr BackwardEpilogues<S> kEpilogues = {
+      [](const Rows& rows, const Plain<E>& hh, int64_t panel, int64_t i, const T* sums) {
+        BackwardCells(rows).hidden(hh, panel, i, sums);
+      },
+      [](const Rows& rows, const Plain<E>& hr, int64_t panel, int64_t i, const T* sums) {
+        if constexpr (Cell::kProjectable) BackwardCells(rows).before_projection(hr, panel, i, sums);
+      }};
+
+ private:
   // dL/dh of row i: sums = W_hh^T dgates, plus the direct terms of this step.
   void hidden(const Plain<E>& hh, int64_t panel, int64_t i, const T* sums) const {
     const Backward& g = r_.g;
@@ -101,24 +153,6 @@ class BackwardCells {
     }
     if (g.grad_norms && row.active) store_norms(row, panel, norms);
   }
-
- private:
-  // Row i of the run in this step.
-  struct Row {
-    int64_t b;
-    bool active;      // in this step; if not, its gradients are those of the initial states
-    bool was_active;  // in the previous step of the loop
-    bool cut;         // that step began with a reset: no gradient passes it
-
-    FUSED_RNN_INLINE Row(const BackwardCells& cells, int64_t i) {
-      const ThisRun& r = cells.r_;
-      const BackwardStep& step = cells.step_;
-      b = r.run.batch_row(i);
-      active = i < step.rows;
-      was_active = i < step.previous_rows;
-      cut = r.g.reset && was_active && is_reset(r.g, r.run.m, r.run.d, step.previous_t, b);
-    }
-  };
 
   // The units of vector v of a panel.
   struct PanelVector : Units {
@@ -291,9 +325,6 @@ class BackwardCells {
     }
     for (int p = 0; p < Cell::kParams; ++p) out.dparams[p] = to_params[p].tangent;
   }
-
-  const ThisRun& r_;
-  const BackwardStep& step_;
 };
 
 }  // namespace

@@ -5,15 +5,16 @@
 namespace fused_rnn::cpu {
 namespace {
 
-template <class Cell, class S>
+template <class S>
 class BackwardLoop {
   using T = Arithmetic<S>;
   using E = Element<S>;
   using State = BackwardState<S>;
 
  public:
-  BackwardLoop(const Backward& g, const Plan& plan, void* buffer, int64_t task)
-      : w_(g, plan, buffer, task / plan.unit_chunks),
+  BackwardLoop(const Backward& g, const Plan& plan, void* buffer, int64_t task, const BackwardEpilogues<S>& cell)
+      : cell_(cell),
+        w_(g, plan, buffer, task / plan.unit_chunks),
         hh_(w_.state.right(g, State::hidden_weights(g), w_.state.hh, &Weights::hh, w_.run.problem)),
         member_(task % plan.unit_chunks) {}
 
@@ -59,12 +60,12 @@ class BackwardLoop {
     const Plain<E> hh = State::hidden_weights(w_.g);
     const int64_t rows = maximum(step_.rows, step_.previous_rows);
     const PanelRange range = share_of(hh, share, step_.number % 2 == 1);
-    const BackwardCells<Cell, S> cells(w_, step_);
-    const auto use = [&](int64_t panel, int64_t i, const T* sums) { cells.hidden(hh, panel, i, sums); };
+    const BackwardRows<S> of_step(w_, step_);
+    const auto use = [&](int64_t panel, int64_t i, const T* sums) { cell_.hidden(of_step, hh, panel, i, sums); };
     const bool is_wanted = step_.rows > 0 || w_.g.grad_h0;  // the last step is only for the initial states
-    if (Cell::kRecurrent && step_.previous_rows > 0 && is_wanted) {
-      const auto row = [&](int64_t i) { return cells.incoming_gates(i); };
-      const auto fetch = [&](int64_t panel, int64_t i) { cells.fetch(hh, panel, i); };
+    if (w_.state.cell.recurrent && step_.previous_rows > 0 && is_wanted) {
+      const auto row = [&](int64_t i) { return of_step.incoming_gates(i); };
+      const auto fetch = [&](int64_t panel, int64_t i) { of_step.fetch(hh, panel, i); };
       return multiply_right(hh, hh_, range, LeftRows{rows, row, 1, w_.g.batch == 1}, fetch, use);
     }
     for (int64_t panel = range.first; panel < range.last; ++panel)
@@ -74,13 +75,14 @@ class BackwardLoop {
   // With a projection: the gradient of h before it, and the cell.
   void before_projection(int64_t share) const {
     const Plain<E> hr = State::projection(w_.g);
-    const BackwardCells<Cell, S> cells(w_, step_);
-    const auto row = [&](int64_t i) { return cells.output_gradient(i); };
+    const BackwardRows<S> of_step(w_, step_);
+    const auto row = [&](int64_t i) { return of_step.output_gradient(i); };
     multiply(hr, w_.state.hr + w_.run.problem * hr.size(), share_of(hr, share, false),
              LeftRows{maximum(step_.rows, step_.previous_rows), row, 1, w_.g.batch == 1}, FetchNothing{},
-             [&](int64_t panel, int64_t i, const T* sums) { cells.before_projection(hr, panel, i, sums); });
+             [&](int64_t panel, int64_t i, const T* sums) { cell_.before_projection(of_step, hr, panel, i, sums); });
   }
 
+  const BackwardEpilogues<S>& cell_;
   const BackwardRun<S> w_;
   const RightOperand<E> hh_;
   const int64_t member_;

@@ -5,14 +5,14 @@
 namespace fused_rnn::cpu {
 namespace {
 
-template <class Cell, class S>
+template <class Shape, class S>
 class LookAhead {
   using T = Arithmetic<S>;
   using E = Element<S>;
 
  public:
   // For one share of a run's units.
-  LookAhead(const ForwardRun<Cell, S>& run, int64_t share)
+  LookAhead(const ForwardRun<Shape, S>& run, int64_t share)
       : run_(run), share_(share), sums_(run.state.input_sums[share]), first_panel_(run.panels_of_share(share).first) {}
 
   // Collects the input rows of a step and the following ones.
@@ -54,7 +54,7 @@ class LookAhead {
 
     template <int kUnits>
     const T* row(int64_t panel, int64_t i) const {
-      constexpr int64_t kWidth = Cell::kGates * kUnits * Vec<T>::kLanes;
+      constexpr int64_t kWidth = Shape::kGates * kUnits * Vec<T>::kLanes;
       return sums + (panel - first_panel) * panel_stride + (first_row + i) * kWidth;
     }
   };
@@ -80,9 +80,9 @@ class LookAhead {
     }
   }
 
-  const ForwardRun<Cell, S>& run_;
+  const ForwardRun<Shape, S>& run_;
   int64_t share_;
-  const InputSums<Cell, S>& sums_;
+  const InputSums<Shape, S>& sums_;
   int64_t first_panel_, count_ = 0;
 };
 

@@ -1,31 +1,161 @@
 // The epilogue of a step's products: the cell for a row and the units of a panel, and its results.
 #pragma once
 #include "cells/dual.h"
-#include "cpu/passes/forward/state.h"
+#include "cpu/passes/forward/ahead.h"
 #include "cpu/passes/saved.h"
 #include "cpu/passes/zoneout.h"
 
 namespace fused_rnn::cpu {
 namespace {
 
-template <class Cell, class S>
-class ForwardCells {
+// The rows of a run in one step, whatever the cell: what enters it, and where its results go.
+template <class Shape, class S>
+class ForwardRows {
   using T = Arithmetic<S>;
   using E = Element<S>;
   using V = Vec<T>;
-  using Panels = GatePanels<Cell, T>;
-  using Row = ForwardRow<Cell, S>;
-  static constexpr int64_t kLanes = V::kLanes, kWidth = Panels::kWidth;
-  static constexpr int kOwnSums = ForwardChoices<Cell, S>::kOwnSums;
+  using Row = ForwardRow<Shape, S>;
+  static constexpr int64_t kLanes = V::kLanes;
   // Whether storing h as S loses bits that E keeps. (Storing as E rounds to S as well if they have the same size.)
   static constexpr bool kRoundsWhenStored = sizeof(S) < sizeof(T) && sizeof(S) != sizeof(E);
 
  public:
-  ForwardCells(const ForwardRun<Cell, S>& run, const ForwardStep& step, int64_t share)
+  ForwardRows(const ForwardRun<Shape, S>& run, const ForwardStep& step, int64_t share)
       : run_(run), rows_(run.state.input_sums[share].addresses) {
     for (int64_t i = 0; i < step.rows; ++i) rows_[i] = Row(run, step.number, step.t, i);
   }
 
+  const GatePanels<Shape, T>& panels() const { return run_.panels; }
+
+  // With a projection: h of the columns of one panel of W_hr. sums: W_hr times the cell's h.
+  template <class Sums>
+  void projection(const Plain<Weight<S>>& hr, int64_t panel, int64_t i, const Sums& sums) const {
+    const Forward& f = run_.f;
+    const Row& row = rows_[i];
+    const S* added = at<S>(f.tangent_h, row.by_row * f.output_size);
+    for (int v = 0; v < hr.panel_vectors(panel); ++v) {
+      const int64_t first = hr.first_column(panel) + v * kLanes;
+      const Units units = {first, minimum(kLanes, f.output_size - first)};
+      V next = load_vector(sums + v * kLanes);
+      if (added) next = next + load_vector(added + first, units.count);
+      store_h(row, units, next);
+      if (row.saved) store_vector(row.saved + entering_h(f, Shape::kSaved) + first, load_at(row.h, first), units.count);
+    }
+  }
+
+  // Prefetches what ForwardCells will write for the backward pass and the output, which is not cached yet.
+  void fetch(int64_t panel, int64_t i) const {
+    const Forward& f = run_.f;
+    const int64_t first = run_.panels.first_unit(panel);
+    const Units units = {first, minimum(run_.panels.kUnits * kLanes, f.hidden - first)};
+    const Row& row = rows_[i];
+    if (!Shape::projects(f)) fetch_row_to_write(row.output + units.first, units.count);
+    if (!row.saved) return;
+    const S* primal = at<S>(f.primal, row.by_direction * f.saved_width);
+    if (primal) fetch_saved(Shape::kTraits, f, primal, units, Shape::kReadsH, &fetch_row<S>);
+    fetch_saved(Shape::kTraits, f, row.saved, units, !Shape::projects(f), &fetch_row_to_write<S>);
+  }
+
+ protected:
+  T* state_of(const Row& row, int k) const { return row.c + (k - 1) * run_.state.c_stride; }
+
+  FUSED_RNN_INLINE void load_states(const Row& row, Units units, V* state) const {
+    state[0] = Shape::kReadsH || run_.f.zones_out ? load_at(row.h, units.first) : V(T(0));
+    for (int k = 1; k < Shape::kStates; ++k) state[k] = load_vector(state_of(row, k) + units.first);
+  }
+
+  // Zoneout, if any, of the cell's results.
+  FUSED_RNN_INLINE void keep_former(const Row& row, Units units, const V* state, V* next) const {
+    const Forward& f = run_.f;
+    if (!f.zones_out) return;
+    const int64_t place = row.by_row * Shape::kStates * f.hidden;
+    for (int k = 0; k < Shape::kStates; ++k)
+      next[k] = zone_out(f, kept_share<T>(f, place, k, units), state[k], next[k]);
+  }
+
+  // For the backward pass, the next step and the user.
+  FUSED_RNN_INLINE void store_results(const Row& row, Units units, const V* keep, const V* state, const V* next) const {
+    const Forward& f = run_.f;
+    if (S* saved = row.saved) {
+      store_kept<Shape>(f, saved, units, keep);
+      for (int k = 1; k < Shape::kStates; ++k)
+        store_vector(saved + entering_state(f, Shape::kSaved, k) + units.first, state[k], units.count);
+      if (!Shape::projects(f))
+        store_vector(saved + entering_h(f, Shape::kSaved) + units.first, load_at(row.h, units.first), units.count);
+    }
+    for (int k = 1; k < Shape::kStates; ++k) {
+      store_vector(state_of(row, k) + units.first, next[k]);
+      if (f.cells) store_vector(row.cells + (k - 1) * f.hidden + units.first, next[k], units.count);
+    }
+    if (Shape::projects(f))
+      store_at(row.wide_h, units.first, next[0], units.count);
+    else
+      store_h(row, units, next[0]);
+  }
+
+  // The next step reads h as stored, so that splitting a sequence and carrying the state over does not change results.
+  FUSED_RNN_INLINE static void store_h(const Row& row, Units units, V h) {
+    store_vector(row.output + units.first, h, units.count);
+    const V as_stored = kRoundsWhenStored ? load_vector(row.output + units.first, units.count) : h;
+    // Products that read past the last unit need the zero padding to be kept.
+    store_at(row.h_next, units.first, as_stored, kDepthStep<E> > 1 ? units.count : kLanes);
+  }
+
+  const ForwardRun<Shape, S>& run_;
+  Row* const rows_;
+};
+
+// The epilogues: for row i and the units of a panel. Pointers to them let the loop serve all cells of one shape.
+template <class Shape, class S>
+struct ForwardEpilogues {
+  using T = Arithmetic<S>;
+  using Rows = ForwardRows<Shape, S>;
+  using Inputs = typename LookAhead<Shape, S>::OfStep;
+
+  void (*cell)(const Rows&, int64_t panel, int64_t i, const Inputs& x, PanelSums<S> r);
+  void (*cell_of_both)(const Rows&, int64_t panel, int64_t i, const T* sums);  // if ForwardChoices::kMayFuse
+  void (*tangent)(const Rows&, int64_t panel, int64_t i, PanelSums<S> r);      // not of quantized weights
+  const double* initial;                                                       // states
+};
+
+template <class Cell, class S>
+class ForwardCells : ForwardRows<ShapeOf<Cell>, S> {
+  using T = Arithmetic<S>;
+  using V = Vec<T>;
+  using Shape = ShapeOf<Cell>;
+  using Rows = ForwardRows<Shape, S>;
+  using Row = ForwardRow<Shape, S>;
+  using Choices = ForwardChoices<Shape, S>;
+  using Epilogues = ForwardEpilogues<Shape, S>;
+  using Panels = GatePanels<Shape, T>;
+  using Rows::run_, Rows::rows_;
+  static constexpr int64_t kLanes = V::kLanes, kWidth = Panels::kWidth;
+  static constexpr int kOwnSums = Choices::kOwnSums;
+
+  explicit ForwardCells(const Rows& rows) : Rows(rows) {}
+
+  static void cell_of(const Rows& rows, int64_t panel, int64_t i, const typename Epilogues::Inputs& x, PanelSums<S> r) {
+    rows.panels().with_units(panel, [&](auto known) {
+      constexpr int kUnits = decltype(known)::value;
+      ForwardCells(rows).template cell<kUnits, false>(panel, i, x.template row<kUnits>(panel, i), r);
+    });
+  }
+  static void cell_of_both(const Rows& rows, int64_t panel, int64_t i, const T* sums) {
+    if constexpr (Choices::kMayFuse)
+      rows.panels().with_units(panel, [&](auto known) {
+        ForwardCells(rows).template cell<decltype(known)::value, true>(panel, i, sums, nullptr);
+      });
+  }
+  static void tangent_of(const Rows& rows, int64_t panel, int64_t i, PanelSums<S> r) {
+    if constexpr (!kQuantized<S>)
+      rows.panels().with_units(
+          panel, [&](auto known) { ForwardCells(rows).template tangent<decltype(known)::value>(panel, i, r); });
+  }
+
+ public:
+  static constexpr Epilogues kEpilogues = {&cell_of, &cell_of_both, &tangent_of, Cell::kInitial};
+
+ private:
   // The cell for row i and the units of one panel. x, r: [vectors of the panel, L], the products W_ih x and W_hh h.
   // With kBoth x has their sum, followed by W_hh h of the gates that need it separately. Sums: numbers or ScaledSums.
   template <int kUnits, bool kBoth, class Sums>
@@ -48,10 +178,10 @@ class ForwardCells {
         if (Cell::kRecurrent && !kOneGateGradient<Cell>) rs[g] = rs[g] + load_vector(bias_hh + j);
       }
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + units.first);
-      load_states(row, units, state);
+      this->load_states(row, units, state);
       Cell::forward(xs, rs, state, ps, next, keep);
-      keep_former(row, units, state, next);
-      store_results(row, units, keep, state, next);
+      this->keep_former(row, units, state, next);
+      this->store_results(row, units, keep, state, next);
     }
   }
 
@@ -77,93 +207,17 @@ class ForwardCells {
       for (int p = 0; p < Cell::kParams; ++p)
         ps[p] = load_vector(run_.packed.params + p * panels.padded_units() + units.first);
       load_saved<Cell>(f, primal, units, saved, states);
-      load_states(row, units, dstates);
+      this->load_states(row, units, dstates);
       Cell::tangent(saved, states, ps, xs, rs, dstates, keep);
       Dual<V> dual_saved[Cell::kSaved], dual_states[Cell::kStates], dual_next[Cell::kStates];
       for (int k = 0; k < Cell::kSaved; ++k) dual_saved[k] = {saved[k], keep[k]};
       for (int s = !Cell::kReadsH; s < Cell::kStates; ++s) dual_states[s] = {states[s], dstates[s]};
       Cell::advance(dual_saved, dual_states, dual_next);
       for (int s = 0; s < Cell::kStates; ++s) dnext[s] = dual_next[s].tangent;
-      keep_former(row, units, dstates, dnext);
-      store_results(row, units, keep, dstates, dnext);
+      this->keep_former(row, units, dstates, dnext);
+      this->store_results(row, units, keep, dstates, dnext);
     }
   }
-
-  // With a projection: h of the columns of one panel of W_hr. sums: W_hr times the cell's h.
-  template <class Sums>
-  void projection(const Plain<Weight<S>>& hr, int64_t panel, int64_t i, const Sums& sums) const {
-    const Forward& f = run_.f;
-    const Row& row = rows_[i];
-    const S* added = at<S>(f.tangent_h, row.by_row * f.output_size);
-    for (int v = 0; v < hr.panel_vectors(panel); ++v) {
-      const int64_t first = hr.first_column(panel) + v * kLanes;
-      const Units units = {first, minimum(kLanes, f.output_size - first)};
-      V next = load_vector(sums + v * kLanes);
-      if (added) next = next + load_vector(added + first, units.count);
-      store_h(row, units, next);
-      if (row.saved) store_vector(row.saved + entering_h(f, Cell::kSaved) + first, load_at(row.h, first), units.count);
-    }
-  }
-
-  // Prefetches what `cell` will write for the backward pass and the output, which is not cached yet.
-  void fetch(int64_t panel, int64_t i) const {
-    const Forward& f = run_.f;
-    const int64_t first = run_.panels.first_unit(panel);
-    const Units units = {first, minimum(Panels::kUnits * kLanes, f.hidden - first)};
-    const Row& row = rows_[i];
-    if (!projected(f)) fetch_row_to_write(row.output + units.first, units.count);
-    if (!row.saved) return;
-    const S* primal = at<S>(f.primal, row.by_direction * f.saved_width);
-    if (primal) fetch_saved<Cell>(f, primal, units, Cell::kReadsH, &fetch_row<S>);
-    fetch_saved<Cell>(f, row.saved, units, !projected(f), &fetch_row_to_write<S>);
-  }
-
- private:
-  T* state_of(const Row& row, int k) const { return row.c + (k - 1) * run_.state.c_stride; }
-
-  FUSED_RNN_INLINE void load_states(const Row& row, Units units, V* state) const {
-    state[0] = Cell::kReadsH || run_.f.zones_out ? load_at(row.h, units.first) : V(T(0));
-    for (int k = 1; k < Cell::kStates; ++k) state[k] = load_vector(state_of(row, k) + units.first);
-  }
-
-  // Zoneout, if any, of the cell's results.
-  FUSED_RNN_INLINE void keep_former(const Row& row, Units units, const V* state, V* next) const {
-    const Forward& f = run_.f;
-    if (!f.zones_out) return;
-    const int64_t place = row.by_row * Cell::kStates * f.hidden;
-    for (int k = 0; k < Cell::kStates; ++k) next[k] = zone_out(f, kept_share<T>(f, place, k, units), state[k], next[k]);
-  }
-
-  // For the backward pass, the next step and the user.
-  FUSED_RNN_INLINE void store_results(const Row& row, Units units, const V* keep, const V* state, const V* next) const {
-    const Forward& f = run_.f;
-    if (S* saved = row.saved) {
-      store_kept<Cell>(f, saved, units, keep);
-      for (int k = 1; k < Cell::kStates; ++k)
-        store_vector(saved + entering_state(f, Cell::kSaved, k) + units.first, state[k], units.count);
-      if (!projected(f))
-        store_vector(saved + entering_h(f, Cell::kSaved) + units.first, load_at(row.h, units.first), units.count);
-    }
-    for (int k = 1; k < Cell::kStates; ++k) {
-      store_vector(state_of(row, k) + units.first, next[k]);
-      if (f.cells) store_vector(row.cells + (k - 1) * f.hidden + units.first, next[k], units.count);
-    }
-    if (projected(f))
-      store_at(row.wide_h, units.first, next[0], units.count);
-    else
-      store_h(row, units, next[0]);
-  }
-
-  // The next step reads h as stored, so that splitting a sequence and carrying the state over does not change results.
-  FUSED_RNN_INLINE static void store_h(const Row& row, Units units, V h) {
-    store_vector(row.output + units.first, h, units.count);
-    const V as_stored = kRoundsWhenStored ? load_vector(row.output + units.first, units.count) : h;
-    // Products that read past the last unit need the zero padding to be kept.
-    store_at(row.h_next, units.first, as_stored, kDepthStep<E> > 1 ? units.count : kLanes);
-  }
-
-  const ForwardRun<Cell, S>& run_;
-  Row* const rows_;
 };
 
 }  // namespace

@@ -7,10 +7,10 @@
 namespace fused_rnn::cpu {
 namespace {
 
-template <class Cell, class S>
+template <class Shape, class S>
 struct ForwardChoices {
   using E = Element<S>;
-  static constexpr int kUnits = GatePanels<Cell, Arithmetic<S>>::kUnits;
+  static constexpr int kUnits = GatePanels<Shape, Arithmetic<S>>::kUnits;
 
   // Pack W_ih, unless the input is a tangent's, or ids that look up few columns of a large vocabulary.
   static bool packs_input(const Forward& f, const Plan& plan) {
@@ -26,13 +26,13 @@ struct ForwardChoices {
 
   // Accumulate W_ih x and W_hh h into one sum: on tiles, where the epilogue then overlaps twice as many products, if
   // the weights fit L2. Otherwise W_ih is read once for several steps. The last kOwnSums gates keep W_hh h separate
-  // (Cell::kSharedGates).
-  static constexpr int kOwnSums = Cell::kGates - Cell::kSharedGates;
+  // (Shape::kSharedGates).
+  static constexpr int kOwnSums = Shape::kGates - Shape::kSharedGates;
   static constexpr bool kMayFuse =
-      kTiles<E> && Cell::kRecurrent && Cell::kGates + kOwnSums <= kMostVectors && (kUnits == 1 || kOwnSums == 0);
+      kTiles<E> && Shape::kRecurrent && Shape::kGates + kOwnSums <= kMostVectors && (kUnits == 1 || kOwnSums == 0);
   static bool fuses(const Forward& f, const Plan& plan) {
     return kMayFuse && plan.packs() && !f.tokens && !f.primal &&
-           Cell::kGates * f.hidden * (f.input_size + f.output_size) <= kMostWeightsToFuse;
+           Shape::kGates * f.hidden * (f.input_size + f.output_size) <= kMostWeightsToFuse;
   }
 
   // Read W_ih and W_hh together, panel by panel: a few rows of a single step are memory-bound, and the next call, which

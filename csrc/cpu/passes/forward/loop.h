@@ -6,19 +6,20 @@
 namespace fused_rnn::cpu {
 namespace {
 
-template <class Cell, class S>
+template <class Shape, class S>
 class ForwardLoop {
   using T = Arithmetic<S>;
   using E = Element<S>;
   using W = Weight<S>;
-  using Choices = ForwardChoices<Cell, S>;
-  using Packed = PackedWeights<Cell, S>;
-  using Panels = GatePanels<Cell, T>;
+  using Choices = ForwardChoices<Shape, S>;
+  using Packed = PackedWeights<Shape, S>;
+  using Panels = GatePanels<Shape, T>;
   static constexpr int64_t kLanes = Vec<T>::kLanes;
 
  public:
-  ForwardLoop(const Forward& f, const Plan& plan, void* buffer, int64_t task)
-      : w_(f, plan, buffer, task / plan.unit_chunks),
+  ForwardLoop(const Forward& f, const Plan& plan, void* buffer, int64_t task, const ForwardEpilogues<Shape, S>& cell)
+      : cell_(cell),
+        w_(f, plan, buffer, task / plan.unit_chunks),
         member_(task % plan.unit_chunks),
         team_(w_.state.team, plan.unit_chunks) {
     if (plan.unit_chunks == 1) w_.prepare(buffer, task);  // with a team, this is a phase of its own
@@ -40,9 +41,9 @@ class ForwardLoop {
       step_.next_rows = step_.number + 1 < f.steps ? w_.run.active(w_.time(step_.number + 1), step_.rows) : 0;
       team_.together(member_, stretch++, [&](int64_t share) {
         gates(share);
-        if (!projected(f)) enter_next_step(share);
+        if (!Shape::projects(f)) enter_next_step(share);
       });
-      if (projected(f))
+      if (Shape::projects(f))
         team_.together(member_, stretch++, [&](int64_t share) {
           project(share);
           enter_next_step(share);
@@ -54,7 +55,7 @@ class ForwardLoop {
  private:
   // The units of h, or of c, that a share writes.
   Range share_of_h(int64_t share) const {
-    if (!projected(w_.f)) return share_of_c(share);
+    if (!Shape::projects(w_.f)) return share_of_c(share);
     const Plain<W> hr = Packed::projection(w_.f);
     const Range own = part_of(hr.panels(), w_.plan.unit_chunks, share);
     const int64_t P = w_.f.output_size;
@@ -73,7 +74,7 @@ class ForwardLoop {
     if (share > 0) return;
     for (int64_t i = 0; i < w_.run.rows; ++i) {
       for (E* h : w_.state.h) clear_padding(h + i * w_.state.h_stride, f.output_size);
-      if (projected(f)) clear_padding(w_.state.wide_h + i * w_.state.wide_stride, f.hidden);
+      if (Shape::projects(f)) clear_padding(w_.state.wide_h + i * w_.state.wide_stride, f.hidden);
       for (int64_t s = 0; f.h_factor && s < w_.plan.unit_chunks; ++s)
         clear_padding(w_.state.input_sums[s].masked_h + i * w_.state.h_stride, f.output_size);
     }
@@ -83,7 +84,7 @@ class ForwardLoop {
       const int64_t state = w_.run.problem * f.batch + w_.run.batch_row(i);
       copy_row(at<S>(f.h_n, state * P), at<S>(f.h0, state * P), P);
       if (!f.h0) fill_row(at<S>(f.h_n, state * P), initial(0), P);
-      for (int k = 1; k < Cell::kStates; ++k) {
+      for (int k = 1; k < Shape::kStates; ++k) {
         const int64_t place = place_of(state, k);
         copy_row(at<S>(f.c_n, place), at<S>(f.c0, place), H);
         if (!f.c0) fill_row(at<S>(f.c_n, place), initial(k), H);
@@ -93,9 +94,9 @@ class ForwardLoop {
     for (int64_t t = 0, active = w_.run.rows; t < f.steps; ++t) {
       active = w_.run.active(t, active);
       for (int64_t i = active; i < w_.run.rows; ++i) {
-        const ForwardRow<Cell, S> row(w_, 0, t, i);
+        const ForwardRow<Shape, S> row(w_, 0, t, i);
         zero_row(row.output, P);
-        if (row.cells) zero_row(row.cells, further_width<Cell>(f));
+        if (row.cells) zero_row(row.cells, further_width<Shape>(f));
         if (row.saved) zero_row(row.saved, f.saved_width);
       }
     }
@@ -118,34 +119,34 @@ class ForwardLoop {
           zero_row_at(h, h0, of_h.count());
         else
           fill_row_at<E>(h, h0, initial(0), of_h.count());
-        for (int k = 1; k < Cell::kStates; ++k) fill_row(c + (k - 1) * w_.state.c_stride, initial(k), of_c.count());
+        for (int k = 1; k < Shape::kStates; ++k) fill_row(c + (k - 1) * w_.state.c_stride, initial(k), of_c.count());
       };
       if (i >= step_.next_rows) {
         store_row_from(at<S>(f.h_n, state * P + h0), h, h0, of_h.count());
-        for (int k = 1; k < Cell::kStates; ++k)
+        for (int k = 1; k < Shape::kStates; ++k)
           store_row(at<S>(f.c_n, place_of(state, k) + c0), c + (k - 1) * w_.state.c_stride, of_c.count());
       } else if (is_reset(f, w_.run.m, w_.run.d, w_.time(step_.number + 1), b)) {
         begin_anew();
       } else if (i >= step_.rows) {
-        if (!f.h0 || (Cell::kStates > 1 && !f.c0)) begin_anew();
+        if (!f.h0 || (Shape::kStates > 1 && !f.c0)) begin_anew();
         if (f.h0) load_row_at(h, h0, at<S>(f.h0, state * P + h0), of_h.count());
-        for (int k = 1; f.c0 && k < Cell::kStates; ++k)
+        for (int k = 1; f.c0 && k < Shape::kStates; ++k)
           load_row(c + (k - 1) * w_.state.c_stride, at<S>(f.c0, place_of(state, k) + c0), of_c.count());
       }
     }
   }
 
   // Of state k where none is given, and after a reset.
-  T initial(int k) const { return T(w_.f.primal ? 0 : Cell::kInitial[k]); }
+  T initial(int k) const { return T(w_.f.primal ? 0 : cell_.initial[k]); }
   // State k >= 1 of a row of [M, D, B] in c0 and c_n.
-  int64_t place_of(int64_t row, int k) const { return row * further_width<Cell>(w_.f) + (k - 1) * w_.f.hidden; }
+  int64_t place_of(int64_t row, int k) const { return row * further_width<Shape>(w_.f) + (k - 1) * w_.f.hidden; }
 
   // One step: W_hh h, with the cell as the epilogue of each tile. Not inlined: the loop would have several copies.
   __attribute__((noinline)) void gates(int64_t share) const {
     const Forward& f = w_.f;
     const int64_t slot = step_.slot;
     const PanelRange range = panels_of(w_.panels_of_share(share), next_direction());
-    LookAhead<Cell, S> ahead(w_, share);
+    LookAhead<Shape, S> ahead(w_, share);
     if (slot == 0 && !f.primal) {
       ahead.gather(step_);
       if (!Choices::fuses(f, w_.plan) && !Choices::reads_together(f)) ahead.multiply({range.first, range.last});
@@ -154,22 +155,17 @@ class ForwardLoop {
       if (Choices::fuses(f, w_.plan)) return fused_gates(share, range, ahead, slot);
     const auto hh = w_.hh(share);
     const LeftRows rows = entering_h_rows(share);
-    const ForwardCells<Cell, S> cells(w_, step_, share);
-    const auto fetch = [cells](int64_t panel, int64_t i) { cells.fetch(panel, i); };
-    const auto use = [cells, panels = w_.panels, inputs = ahead.of_step(slot), is_tangent = f.primal != nullptr](
-                         int64_t panel, int64_t i, const auto& r) {
-      (void)is_tangent;  // quantized weights have none
-      panels.with_units(panel, [&](auto known) {
-        constexpr int kUnits = decltype(known)::value;
-        if constexpr (!kQuantized<S>)
-          if (is_tangent) return cells.template tangent<kUnits>(panel, i, r);
-        cells.template cell<kUnits, false>(panel, i, inputs.template row<kUnits>(panel, i), r);
-      });
+    const ForwardRows<Shape, S> of_step(w_, step_, share);
+    const auto inputs = ahead.of_step(slot);
+    const auto fetch = [&](int64_t panel, int64_t i) { of_step.fetch(panel, i); };
+    const auto use = [&, is_tangent = f.primal != nullptr](int64_t panel, int64_t i, PanelSums<S> r) {
+      if (is_tangent) return cell_.tangent(of_step, panel, i, r);
+      cell_.cell(of_step, panel, i, inputs, r);
     };
     const auto compute = [&](const PanelRange& some) {
-      if (Cell::kRecurrent) return hh.multiply_by(some, rows, fetch, use);
+      if (Shape::kRecurrent) return hh.multiply_by(some, rows, fetch, use);
       for (int64_t panel = some.first; panel < some.last; ++panel)
-        for (int64_t i = 0; i < step_.rows; ++i) use(panel, i, static_cast<const T*>(nullptr));
+        for (int64_t i = 0; i < step_.rows; ++i) use(panel, i, PanelSums<S>{});
     };
     if (!Choices::reads_together(f)) return compute(range);
     for (int64_t n = 0; n < range.count(); ++n) {
@@ -180,21 +176,16 @@ class ForwardLoop {
   }
 
   // The same with W_ih x and W_hh h accumulated into one sum.
-  void fused_gates(int64_t share, const PanelRange& range, const LookAhead<Cell, S>& ahead, int64_t slot) const {
-    constexpr int kShared = Choices::kOwnSums == 0 ? kMostVectors : Cell::kSharedGates;
+  void fused_gates(int64_t share, const PanelRange& range, const LookAhead<Shape, S>& ahead, int64_t slot) const {
+    constexpr int kShared = Choices::kOwnSums == 0 ? kMostVectors : Shape::kSharedGates;
     const auto ih = w_.ih(share), hh = w_.hh(share);
-    const ForwardCells<Cell, S> cells(w_, step_, share);
+    const ForwardRows<Shape, S> of_step(w_, step_, share);
     const LeftRows rows = entering_h_rows(share);
     const LeftRows inputs = {step_.rows, [&](int64_t i) { return ahead.input_row(ahead.first_row(slot) + i); }};
-    const Second<kShared, GateMatrix<Cell, E>, E, decltype(rows.row)> second = {hh.matrix, hh.packed, rows.row};
-    const auto fetch = [&](int64_t panel, int64_t i) { cells.fetch(panel, i); };
-    multiply_both(
-        ih.matrix, ih.packed, range, inputs, fetch,
-        [&](int64_t panel, int64_t i, const T* both) {
-          w_.panels.with_units(
-              panel, [&](auto known) { cells.template cell<decltype(known)::value, true>(panel, i, both, nullptr); });
-        },
-        second);
+    const Second<kShared, GateMatrix<Shape, E>, E, decltype(rows.row)> second = {hh.matrix, hh.packed, rows.row};
+    const auto fetch = [&](int64_t panel, int64_t i) { of_step.fetch(panel, i); };
+    const auto use = [&](int64_t panel, int64_t i, const T* both) { cell_.cell_of_both(of_step, panel, i, both); };
+    multiply_both(ih.matrix, ih.packed, range, inputs, fetch, use, second);
   }
 
   // h as it enters the step's product.
@@ -220,11 +211,11 @@ class ForwardLoop {
   // W_hr h.
   __attribute__((noinline)) void project(int64_t share) const {
     const Plain<W> hr = Packed::projection(w_.f);
-    const ForwardCells<Cell, S> cells(w_, step_, share);
+    const ForwardRows<Shape, S> of_step(w_, step_, share);
     const auto row = [&](int64_t i) { return w_.state.wide_h + i * w_.state.wide_stride; };
     const PanelRange range = panels_of(part_of(hr.panels(), w_.plan.unit_chunks, share));
     const LeftRows rows = {step_.rows, row, 1, w_.f.batch == 1};
-    const auto use = [&](int64_t panel, int64_t i, const auto& sums) { cells.projection(hr, panel, i, sums); };
+    const auto use = [&](int64_t panel, int64_t i, const auto& sums) { of_step.projection(hr, panel, i, sums); };
     if constexpr (kQuantized<S>) {
       const auto& scratch = w_.state.input_sums[share].quantized;
       QuantizedWeights<Plain<W>, W>{hr, w_.packed.hr, w_.packed.hr_scales, scratch}.multiply_by(range, rows,
@@ -234,7 +225,8 @@ class ForwardLoop {
     }
   }
 
-  const ForwardRun<Cell, S> w_;
+  const ForwardEpilogues<Shape, S>& cell_;
+  const ForwardRun<Shape, S> w_;
   const int64_t member_;
   const Team team_;
   ForwardStep step_;

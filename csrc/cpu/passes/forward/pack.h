@@ -10,7 +10,7 @@ namespace fused_rnn::cpu {
 namespace {
 
 // A part of the workspace: the packed weights of all problems, one after another.
-template <class Cell, class S>
+template <class Shape, class S>
 struct PackedWeights {
   using T = Arithmetic<S>;
   using W = Weight<S>;
@@ -22,12 +22,12 @@ struct PackedWeights {
   static Plain<W> projection(const Layer& f) { return {f.hidden, f.output_size}; }
 
   PackedWeights(const Forward& f, const Plan& plan, Carver& carve) {
-    const int64_t Q = problems(f), units = GatePanels<Cell, T>{f.hidden}.padded_units();
-    bias_size = Cell::kGates * units;
-    params_size = Cell::kParams * units;
-    ih_size = ForwardChoices<Cell, S>::packs_input(f, plan) ? bias_size * padded_depth<W>(f.input_size) : 0;
-    hh_size = plan.packs() && Cell::kRecurrent ? bias_size * padded_depth<W>(f.output_size) : 0;
-    hr_size = projected(f) ? projection(f).size() : 0;
+    const int64_t Q = problems(f), units = GatePanels<Shape, T>{f.hidden}.padded_units();
+    bias_size = Shape::kGates * units;
+    params_size = Shape::kParams * units;
+    ih_size = ForwardChoices<Shape, S>::packs_input(f, plan) ? bias_size * padded_depth<W>(f.input_size) : 0;
+    hh_size = plan.packs() && Shape::kRecurrent ? bias_size * padded_depth<W>(f.output_size) : 0;
+    hr_size = Shape::projects(f) ? projection(f).size() : 0;
     ih = carve.take<W>(Q * ih_size);
     hh = carve.take<W>(Q * hh_size);
     hr = carve.take<W>(Q * hr_size);
@@ -64,13 +64,13 @@ struct PackedWeights {
 };
 
 // Packs a share of one problem's weights.
-template <class Cell, class S>
+template <class Shape, class S>
 class WeightPacker {
   using T = Arithmetic<S>;
   using W = Weight<S>;
   using V = Vec<T>;
-  using Panels = GatePanels<Cell, T>;
-  using Packed = PackedWeights<Cell, S>;
+  using Panels = GatePanels<Shape, T>;
+  using Packed = PackedWeights<Shape, S>;
 
  public:
   WeightPacker(const Forward& f, const Plan& plan, void* buffer, int64_t task)
@@ -83,7 +83,7 @@ class WeightPacker {
         parts_(plan.threads) {}
 
   void run() const {
-    const int64_t GH = Cell::kGates * f_.hidden, I = f_.input_size, P = f_.output_size;
+    const int64_t GH = Shape::kGates * f_.hidden, I = f_.input_size, P = f_.output_size;
     const Range own = part_of(panels_.count(), parts_, part_);
     for (int64_t panel = own.first; panel < own.last; ++panel) {
       if (to_.ih_size > 0) pack(to_.ih, to_.ih_scales, at<S>(from_.ih, m_ * GH * I), panel, I);
@@ -95,7 +95,7 @@ class WeightPacker {
 
  private:
   void pack(W* to, Scales scales, const S* from, int64_t panel, int64_t depth) const {
-    const GateMatrix<Cell, W> matrix = {panels_, depth};
+    const GateMatrix<Shape, W> matrix = {panels_, depth};
     panels_.for_vectors(panel, [&](int v, int g, Units units) {
       const S* rows = from + (g * f_.hidden + units.first) * depth;
       if constexpr (kQuantized<S>)
@@ -106,7 +106,7 @@ class WeightPacker {
   }
 
   void pack_biases(int64_t panel) const {
-    const int64_t H = f_.hidden, GH = Cell::kGates * H;
+    const int64_t H = f_.hidden, GH = Shape::kGates * H;
     panels_.for_vectors(panel, [&](int v, int g, Units units) {
       const auto bias = [&](const void* b) {
         return b ? load_vector(at<S>(b, m_ * GH + g * H + units.first), units.count) : V(T(0));
@@ -114,16 +114,16 @@ class WeightPacker {
       const V ih = bias(from_.bias_ih), hh = bias(from_.bias_hh);
       // A cell whose gradients of x and r are equal only uses their sum, and the sum of the biases.
       const int64_t j = panel * Panels::kWidth + v * V::kLanes;
-      store_vector(to_.bias_ih + j, kOneGateGradient<Cell> ? ih + hh : ih);
+      store_vector(to_.bias_ih + j, kOneGateGradient<Shape> ? ih + hh : ih);
       store_vector(to_.bias_hh + j, hh);
     });
   }
 
   void pack_the_rest() const {
     const int64_t H = f_.hidden, P = f_.output_size;
-    for (int64_t p = 0; p < Cell::kParams; ++p)
-      load_row(to_.params + p * panels_.padded_units(), at<S>(from_.params, (m_ * Cell::kParams + p) * H), H);
-    if (!projected(f_)) return;
+    for (int64_t p = 0; p < Shape::kParams; ++p)
+      load_row(to_.params + p * panels_.padded_units(), at<S>(from_.params, (m_ * Shape::kParams + p) * H), H);
+    if (!Shape::projects(f_)) return;
     const Plain<W> hr = Packed::projection(f_);
     const S* from = at<S>(from_.hr, m_ * P * H);
     for (int64_t panel = 0; panel < hr.panels(); ++panel) {
@@ -148,14 +148,14 @@ class WeightPacker {
 
 // A gate matrix, [G*H, depth], packed or row-major. In blocks, sums have the order that they have in packed panels; for a
 // step or a few, blocks cost less than packing, since each stays in L1. With weights of 8 bits: QuantizedWeights.
-template <class Cell, class S>
+template <class Shape, class S>
 struct GateWeights {
   using T = Arithmetic<S>;
   using E = Element<S>;
-  using Panels = GatePanels<Cell, T>;
+  using Panels = GatePanels<Shape, T>;
   static constexpr int64_t kLanes = Panels::kLanes;
 
-  GateMatrix<Cell, E> matrix;
+  GateMatrix<Shape, E> matrix;
   Reading reading;
   const E* packed;
   const S* plain;
@@ -163,7 +163,7 @@ struct GateWeights {
   // Whether few rows of the unpacked matrix are read side by side, for so many rows of A.
   bool reads_few(int64_t rows) const {
     const int64_t row_bytes = matrix.depth * int64_t(sizeof(S));
-    return Cell::kGates * matrix.panels.hidden * row_bytes <= kMostBytesOfFew &&
+    return Shape::kGates * matrix.panels.hidden * row_bytes <= kMostBytesOfFew &&
            (rows == 1 || row_bytes % kPageBytes == 0);
   }
 
@@ -208,7 +208,7 @@ struct GateWeights {
 #ifdef FUSED_RNN_AMX
     multiply(matrix, packed, range, left, fetch, use, results);
 #else
-    constexpr int kMost = GateMatrix<Cell, E>::kMostOfPanel;
+    constexpr int kMost = GateMatrix<Shape, E>::kMostOfPanel;
     E block[kLinesAtOnce * kMost * kLanes * kTogether<E>] __attribute__((aligned(64)));
     const bool is_packed = reading == Reading::kPacked;
     const auto source = [&](int64_t panel, int64_t next) {

@@ -7,19 +7,19 @@
 #pragma once
 #include <type_traits>
 
-#include "cells/cells.h"
 #include "cpu/gemm/panels.h"
 #include "cpu/passes/run.h"
+#include "cpu/passes/shape.h"
 
 namespace fused_rnn::cpu {
 namespace {
 
-template <class Cell, class T>
+template <class Shape, class T>
 struct GatePanels {
   static constexpr int kLanes = Vec<T>::kLanes;
   // Vectors of units in a panel, but for the last one.
-  static constexpr int kUnits = Cell::kGates < kMostVectors ? kMostVectors / Cell::kGates : 1;
-  static constexpr int kWidth = Cell::kGates * kUnits * kLanes;
+  static constexpr int kUnits = Shape::kGates < kMostVectors ? kMostVectors / Shape::kGates : 1;
+  static constexpr int kWidth = Shape::kGates * kUnits * kLanes;
 
   int64_t hidden;
 
@@ -29,7 +29,7 @@ struct GatePanels {
   int64_t first_unit(int64_t panel) const { return panel * kUnits * kLanes; }
   // Of one panel: vectors of units, vectors, numbers per line.
   int units(int64_t panel) const { return int(minimum(kUnits, unit_vectors() - panel * kUnits)); }
-  int vectors(int64_t panel) const { return Cell::kGates * units(panel); }
+  int vectors(int64_t panel) const { return Shape::kGates * units(panel); }
   int64_t width(int64_t panel) const { return vectors(panel) * kLanes; }
 
   // Vector u of the panel's units.
@@ -49,19 +49,19 @@ struct GatePanels {
   // f(vector of the panel, gate, units) for every vector of the panel.
   template <class F>
   void for_vectors(int64_t panel, F f) const {
-    for (int g = 0; g < Cell::kGates; ++g)
+    for (int g = 0; g < Shape::kGates; ++g)
       for (int u = 0; u < units(panel); ++u) f(g * units(panel) + u, g, vector_of_units(panel, u));
   }
 };
 
 // A gate matrix as an operand (the interface of Plain in gemm/panels.h).
-template <class Cell, class E>
+template <class Shape, class E>
 struct GateMatrix {
   // Sums of 32-bit integers become floats.
   using T = std::conditional_t<std::is_integral_v<Arithmetic<E>>, float, Arithmetic<E>>;
-  using Panels = GatePanels<Cell, T>;
-  static constexpr int kVectorsTogether = Cell::kGates;
-  static constexpr int kMostOfPanel = Cell::kGates * Panels::kUnits > kMostVectors ? Cell::kGates : kMostVectors;
+  using Panels = GatePanels<Shape, T>;
+  static constexpr int kVectorsTogether = Shape::kGates;
+  static constexpr int kMostOfPanel = Shape::kGates * Panels::kUnits > kMostVectors ? Shape::kGates : kMostVectors;
   Panels panels;
   int64_t depth;
 

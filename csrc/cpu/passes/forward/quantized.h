@@ -51,6 +51,10 @@ struct ScaledSums {
 
   ScaledSums operator+(int64_t column) const { return {sums + column, scales.from(column), of_row}; }
 };
+// The sums of a panel, as a product hands them to its epilogue.
+template <class S>
+using PanelSums = std::conditional_t<kQuantized<S>, ScaledSums<Arithmetic<Weight<S>>>, const Arithmetic<S>*>;
+
 // A product that is rounded before it is added to: a compiler would contract it in some places and not in others, and the
 // bits would differ between tiles and vectors.
 FUSED_RNN_INLINE Vec<float> rounded(Vec<float> x) {

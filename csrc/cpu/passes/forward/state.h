@@ -7,22 +7,22 @@ namespace fused_rnn::cpu {
 namespace {
 
 // W of problem.h.
-template <class Cell>
+template <class Shape>
 FUSED_RNN_INLINE int64_t further_width(const Layer& layer) {
-  return (Cell::kStates - 1) * layer.hidden;
+  return (Shape::kStates - 1) * layer.hidden;
 }
 
 // Of rows of h.
-template <class Cell, class S>
+template <class Shape, class S>
 int64_t h_stride_of(const Layer& layer) {
   using T = Arithmetic<S>;
-  const int64_t width = projected(layer) ? PackedWeights<Cell, S>::projection(layer).vectors() * Vec<T>::kLanes
-                                         : GatePanels<Cell, T>{layer.hidden}.padded_units();
+  const int64_t width = Shape::projects(layer) ? PackedWeights<Shape, S>::projection(layer).vectors() * Vec<T>::kLanes
+                                         : GatePanels<Shape, T>{layer.hidden}.padded_units();
   return row_stride<Element<S>>(width);
 }
 
 // The addresses of a run's row in one step: all panels of a share use them.
-template <class Cell, class S>
+template <class Shape, class S>
 struct ForwardRow {
   using T = Arithmetic<S>;
   using E = Element<S>;
@@ -46,16 +46,16 @@ struct ForwardRow {
     c = r.state.c_of(i);
     saved = at<S>(f.saved, by_direction * f.saved_width);
     output = at<S>(f.output, by_row * f.output_size);
-    cells = at<S>(f.cells, by_row * further_width<Cell>(f));
+    cells = at<S>(f.cells, by_row * further_width<Shape>(f));
   }
 };
 
 // W_ih x of the next few steps, for one share of the units.
-template <class Cell, class S>
+template <class Shape, class S>
 struct InputSums {
   using T = Arithmetic<S>;
   using E = Element<S>;
-  using Panels = GatePanels<Cell, T>;
+  using Panels = GatePanels<Shape, T>;
 
   T* sums;         // [panels of the share, rows, width of the panel]
   E* converted;    // [rows, I]: the input as rows of A, if it cannot be read in place
@@ -63,12 +63,12 @@ struct InputSums {
   int64_t* ids;    // [rows], in place of both
   int64_t* first;  // [steps]: each step's first row
   int64_t most_rows, input_stride;
-  E* masked_h;                     // [rows, P]: with recurrent dropout, h times its factor
-  QuantizedRows quantized;         // of the input, and then of h
-  ForwardRow<Cell, S>* addresses;  // of the current step
+  E* masked_h;                      // [rows, P]: with recurrent dropout, h times its factor
+  QuantizedRows quantized;          // of the input, and then of h
+  ForwardRow<Shape, S>* addresses;  // of the current step
 
   InputSums(const Forward& f, const Plan& plan, Carver& carve) {
-    using Choices = ForwardChoices<Cell, S>;
+    using Choices = ForwardChoices<Shape, S>;
     const int64_t steps = Choices::steps_ahead(f, plan);
     const Panels panels = {f.hidden};
     most_rows = steps * largest_part(f.batch, plan.row_chunks);
@@ -80,8 +80,8 @@ struct InputSums {
     rows = carve.take<const E*>(f.tokens ? 0 : most_rows);
     ids = carve.take<int64_t>(f.tokens ? most_rows : 0);
     first = carve.take<int64_t>(steps);
-    masked_h = carve.take<E>(f.h_factor ? largest_part(f.batch, plan.row_chunks) * h_stride_of<Cell, S>(f) : 0);
-    addresses = carve.take<ForwardRow<Cell, S>>(largest_part(f.batch, plan.row_chunks));
+    masked_h = carve.take<E>(f.h_factor ? largest_part(f.batch, plan.row_chunks) * h_stride_of<Shape, S>(f) : 0);
+    addresses = carve.take<ForwardRow<Shape, S>>(largest_part(f.batch, plan.row_chunks));
     const bool quantizes = std::is_same_v<Weight<S>, Int8>;
     quantized.stride = QuantizedRows::stride_of(maximum(f.tokens ? 0 : f.input_size, f.hidden));
     quantized.numbers = carve.take<Int8>(quantizes ? most_rows * quantized.stride : 0);
@@ -96,7 +96,7 @@ struct InputSums {
 };
 
 // The state of a run: h[s % 2] and c enter step s.
-template <class Cell, class S>
+template <class Shape, class S>
 struct RunState {
   using T = Arithmetic<S>;
   using E = Element<S>;
@@ -105,42 +105,42 @@ struct RunState {
   T* c;              // [rows, kStates - 1, H]
   int64_t h_stride, wide_stride, c_stride;
   Team::Member* team;
-  InputSums<Cell, S>* input_sums;  // one for each share
+  InputSums<Shape, S>* input_sums;  // one for each share
 
   RunState(const Forward& f, const Plan& plan, Carver& carve) {
-    const int64_t rows = largest_part(f.batch, plan.row_chunks), units = GatePanels<Cell, T>{f.hidden}.padded_units();
-    h_stride = h_stride_of<Cell, S>(f);
+    const int64_t rows = largest_part(f.batch, plan.row_chunks), units = GatePanels<Shape, T>{f.hidden}.padded_units();
+    h_stride = h_stride_of<Shape, S>(f);
     wide_stride = row_stride<E>(units);
     c_stride = row_stride<T>(units);
     h[0] = carve.take<E>(rows * h_stride);
     h[1] = carve.take<E>(rows * h_stride);
-    c = carve.take<T>(rows * (Cell::kStates - 1) * c_stride);
-    wide_h = carve.take<E>(projected(f) ? rows * wide_stride : 0);
+    c = carve.take<T>(rows * (Shape::kStates - 1) * c_stride);
+    wide_h = carve.take<E>(Shape::projects(f) ? rows * wide_stride : 0);
     team = carve.take<Team::Member>(plan.unit_chunks);
-    input_sums = carve.take<InputSums<Cell, S>>(plan.unit_chunks);
+    input_sums = carve.take<InputSums<Shape, S>>(plan.unit_chunks);
   }
 
-  T* c_of(int64_t row) const { return c + row * (Cell::kStates - 1) * c_stride; }
+  T* c_of(int64_t row) const { return c + row * (Shape::kStates - 1) * c_stride; }
 };
 
 // The constants of a run.
 //
 // The workspace: the packed weights, unless given by the caller; then each run's state, and its shares' input sums.
-template <class Cell, class S>
+template <class Shape, class S>
 struct ForwardRun {
   using T = Arithmetic<S>;
   using E = Element<S>;
-  using Choices = ForwardChoices<Cell, S>;
-  using Packed = PackedWeights<Cell, S>;
-  using State = RunState<Cell, S>;
-  using Sums = InputSums<Cell, S>;
+  using Choices = ForwardChoices<Shape, S>;
+  using Packed = PackedWeights<Shape, S>;
+  using State = RunState<Shape, S>;
+  using Sums = InputSums<Shape, S>;
   using W = Weight<S>;
-  using Matrix = std::conditional_t<kQuantized<S>, QuantizedWeights<GateMatrix<Cell, W>, W>, GateWeights<Cell, S>>;
+  using Matrix = std::conditional_t<kQuantized<S>, QuantizedWeights<GateMatrix<Shape, W>, W>, GateWeights<Shape, S>>;
 
   const Forward& f;
   const Plan& plan;
   Run run;
-  GatePanels<Cell, T> panels;
+  GatePanels<Shape, T> panels;
   Packed packed;  // of this run's problem
   State state;
   int64_t steps_ahead;
@@ -169,14 +169,14 @@ struct ForwardRun {
 
   // For one share of the units.
   Matrix ih(int64_t share) const {
-    const int64_t GH = Cell::kGates * f.hidden, I = f.input_size;
+    const int64_t GH = Shape::kGates * f.hidden, I = f.input_size;
     if constexpr (kQuantized<S>)
       return {{panels, I}, packed.ih, packed.ih_scales, state.input_sums[share].quantized};
     else
       return {{panels, I}, Choices::reading_of_input(f, plan), packed.ih, at<S>(f.weights[run.d].ih, run.m * GH * I)};
   }
   Matrix hh(int64_t share) const {
-    const int64_t GH = Cell::kGates * f.hidden, P = f.output_size;
+    const int64_t GH = Shape::kGates * f.hidden, P = f.output_size;
     if constexpr (kQuantized<S>)
       return {{panels, P}, packed.hh, packed.hh_scales, state.input_sums[share].quantized};
     else
