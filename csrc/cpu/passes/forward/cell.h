@@ -112,9 +112,10 @@ struct ForwardEpilogues {
   using Rows = ForwardRows<Shape, S>;
   using Inputs = typename LookAhead<Shape, S>::OfStep;
 
-  void (*cell)(const Rows&, int64_t panel, int64_t i, const Inputs& x, PanelSums<S> r);
+  using Epilogue = void (*)(const Rows&, int64_t panel, int64_t i, const Inputs& x, PanelSums<S> r);
+
+  Epilogue cell, tangent;                                                      // tangent: not of quantized weights
   void (*cell_of_both)(const Rows&, int64_t panel, int64_t i, const T* sums);  // if ForwardChoices::kMayFuse
-  void (*tangent)(const Rows&, int64_t panel, int64_t i, PanelSums<S> r);      // not of quantized weights
   const double* initial;                                                       // states
 };
 
@@ -127,6 +128,7 @@ class ForwardCells : ForwardRows<ShapeOf<Cell>, S> {
   using Row = ForwardRow<Shape, S>;
   using Choices = ForwardChoices<Shape, S>;
   using Epilogues = ForwardEpilogues<Shape, S>;
+  using Inputs = typename Epilogues::Inputs;
   using Panels = GatePanels<Shape, T>;
   using Rows::run_, Rows::rows_;
   static constexpr int64_t kLanes = V::kLanes, kWidth = Panels::kWidth;
@@ -134,7 +136,7 @@ class ForwardCells : ForwardRows<ShapeOf<Cell>, S> {
 
   explicit ForwardCells(const Rows& rows) : Rows(rows) {}
 
-  static void cell_of(const Rows& rows, int64_t panel, int64_t i, const typename Epilogues::Inputs& x, PanelSums<S> r) {
+  static void cell_of(const Rows& rows, int64_t panel, int64_t i, const Inputs& x, PanelSums<S> r) {
     rows.panels().with_units(panel, [&](auto known) {
       constexpr int kUnits = decltype(known)::value;
       ForwardCells(rows).template cell<kUnits, false>(panel, i, x.template row<kUnits>(panel, i), r);
@@ -146,20 +148,20 @@ class ForwardCells : ForwardRows<ShapeOf<Cell>, S> {
         ForwardCells(rows).template cell<decltype(known)::value, true>(panel, i, sums, nullptr);
       });
   }
-  static void tangent_of(const Rows& rows, int64_t panel, int64_t i, PanelSums<S> r) {
+  static void tangent_of(const Rows& rows, int64_t panel, int64_t i, const Inputs&, PanelSums<S> r) {
     if constexpr (!kQuantized<S>)
       rows.panels().with_units(
           panel, [&](auto known) { ForwardCells(rows).template tangent<decltype(known)::value>(panel, i, r); });
   }
 
  public:
-  static constexpr Epilogues kEpilogues = {&cell_of, &cell_of_both, &tangent_of, Cell::kInitial};
+  static constexpr Epilogues kEpilogues = {&cell_of, &tangent_of, &cell_of_both, Cell::kInitial};
 
  private:
   // The cell for row i and the units of one panel. x, r: [vectors of the panel, L], the products W_ih x and W_hh h.
   // With kBoth x has their sum, followed by W_hh h of the gates that need it separately. Sums: numbers or ScaledSums.
   template <int kUnits, bool kBoth, class Sums>
-  void cell(int64_t panel, int64_t i, const T* x, const Sums& r) const {
+  FUSED_RNN_INLINE void cell(int64_t panel, int64_t i, const T* x, const Sums& r) const {
     const Panels panels = run_.panels;
     const T* bias_ih = run_.packed.bias_ih + panel * kWidth;
     const T* bias_hh = run_.packed.bias_hh + panel * kWidth;

@@ -158,10 +158,8 @@ class ForwardLoop {
     const ForwardRows<Shape, S> of_step(w_, step_, share);
     const auto inputs = ahead.of_step(slot);
     const auto fetch = [&](int64_t panel, int64_t i) { of_step.fetch(panel, i); };
-    const auto use = [&, is_tangent = f.primal != nullptr](int64_t panel, int64_t i, PanelSums<S> r) {
-      if (is_tangent) return cell_.tangent(of_step, panel, i, r);
-      cell_.cell(of_step, panel, i, inputs, r);
-    };
+    const auto use = [&of_step, &inputs, cell = f.primal ? cell_.tangent : cell_.cell](
+                         int64_t panel, int64_t i, PanelSums<S> r) { cell(of_step, panel, i, inputs, r); };
     const auto compute = [&](const PanelRange& some) {
       if (Shape::kRecurrent) return hh.multiply_by(some, rows, fetch, use);
       for (int64_t panel = some.first; panel < some.last; ++panel)
