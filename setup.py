@@ -144,7 +144,7 @@ def compression(nvcc):
 
 
 # Measured: CPU time of a whole build, for who waits.
-EXPECTED = ("about 3 minutes of one core", "about 7 minutes of one core")
+EXPECTED = ("about 4 minutes of one core", "about 5 minutes of one core")
 
 # CUDA's runtime, linked statically, would otherwise need the glibc of the building machine.
 OLD_GLIBC = (Path("scripts/old_glibc.py"), BUILD / "glibc/old.ld")

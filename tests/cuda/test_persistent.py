@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fused_rnn
 from fused_rnn import functional, reference
 from fused_rnn.ops.cells import CELLS
 from fused_rnn.tools.verify import TOLERANCE, Case, outputs_and_gradients, relative_error
-from support.cuda import DTYPES_AND_KINDS, KINDS, SCHEDULES, large, narrow, persistent_cases, small
+from support.cuda import DTYPES_AND_KINDS, KINDS, SCHEDULES, examples, large, narrow, persistent_cases, small
 from support.gpu import tf32
 from support.problems import assert_equals_reference, assert_near, problem_of
 
@@ -25,7 +25,7 @@ def test_equals_reference(machine, monkeypatch, name, dtype, kind):
         empty_rows=st.booleans(),
         schedule=st.sampled_from(SCHEDULES),
     )
-    @settings(max_examples=6)
+    @examples(4)
     def check(case, strided, empty_rows, schedule):
         machine.schedule(schedule)
         assert_equals_reference(name, case, dtype, strided, empty_rows)

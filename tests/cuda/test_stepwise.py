@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, vmap
 
@@ -13,7 +13,7 @@ from fused_rnn import functional, reference
 from fused_rnn.ops.cells import BY_ID, CELLS
 from fused_rnn.ops.layer import Wanted, weight_kinds
 from fused_rnn.tools.verify import TOLERANCE, Case, relative_error
-from support.cuda import SCHEDULES, stepwise_cases
+from support.cuda import SCHEDULES, examples, stepwise_cases
 from support.problems import SIXTEEN_BITS, assert_equals_reference, assert_near, problem_of
 
 pytestmark = pytest.mark.usefixtures("machine")
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", CELLS)
 @given(case=stepwise_cases, strided=st.booleans(), empty_rows=st.booleans(), schedule=st.sampled_from(SCHEDULES))
-@settings(max_examples=15)
+@examples(5)
 def test_equals_reference(machine, name, dtype, case, strided, empty_rows, schedule):
     machine.schedule(schedule)
     assert_equals_reference(name, case, dtype, strided, empty_rows)
@@ -37,7 +37,7 @@ def test_equals_reference(machine, name, dtype, case, strided, empty_rows, sched
     ensemble=st.booleans(),
     schedule=st.sampled_from(SCHEDULES),
 )
-@settings(max_examples=10)
+@examples(5)
 def test_vmapped_gradients(machine, name, count, steps, batch, ragged, ensemble, schedule):
     """Over weights and inputs (an ensemble), and over inputs alone (per-sample gradients)."""
     machine.schedule(schedule)
@@ -149,7 +149,7 @@ def run_operators(operators, cell, call, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cell", BY_ID.values(), ids=lambda cell: cell.name)
 @given(call=calls, schedule=st.sampled_from(SCHEDULES))
-@settings(max_examples=15)
+@examples(5)
 def test_operators_equal_those_of_the_cpu(machine, cell, dtype, call, schedule):
     machine.schedule(schedule)
     found = run_operators(torch.ops.fused_rnn_emulated, cell, call, dtype)
@@ -166,7 +166,7 @@ def test_operators_equal_those_of_the_cpu(machine, cell, dtype, call, schedule):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("cell", BY_ID.values(), ids=lambda cell: cell.name)
 @given(call=calls, schedule=st.sampled_from(SCHEDULES))
-@settings(max_examples=15)
+@examples(5)
 def test_clipped_gradients_and_ids(machine, cell, dtype, options, call, schedule):
     machine.schedule(schedule)
     call = SimpleNamespace(**vars(call) | {"options": call.options | options})

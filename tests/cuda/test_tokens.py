@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fused_rnn
 from fused_rnn.ops.cells import CELLS
 from fused_rnn.tools.verify import TOLERANCE, Case
-from support.cuda import DTYPES_AND_KINDS, SCHEDULES, narrow, persistent_cases, short, stepwise_cases
+from support.cuda import DTYPES_AND_KINDS, SCHEDULES, examples, narrow, persistent_cases, short, stepwise_cases
 from support.one_hot import assert_equals_one_hot
 
 
@@ -21,7 +21,7 @@ def with_vocabulary(cases):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=short)
 @pytest.mark.parametrize("name", [name for name in CELLS if name != "rnn_relu"])
 @given(case=with_vocabulary(stepwise_cases), empty_rows=st.booleans(), schedule=st.sampled_from(SCHEDULES))
-@settings(max_examples=12)
+@examples(4)
 def test_stepwise(machine, name, dtype, case, empty_rows, schedule):
     machine.schedule(schedule)
     assert_equals_one_hot(name, case, dtype, empty_rows, exact=False)
@@ -33,7 +33,7 @@ def test_persistent(machine, monkeypatch, name, dtype, kind):
     monkeypatch.setenv("FUSED_RNN_ENGINE", kind)
 
     @given(case=with_vocabulary(persistent_cases(narrow)), schedule=st.sampled_from(SCHEDULES))
-    @settings(max_examples=4)
+    @examples(2)
     def check(case, schedule):
         machine.schedule(schedule)
         assert_equals_one_hot(name, case, dtype, True, exact=False)

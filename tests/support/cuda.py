@@ -1,12 +1,18 @@
 """Random layers for the CUDA engines: sizes around those of their blocks."""
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from fused_rnn.tools.verify import Case
 from support.problems import SIXTEEN_BITS
 
 SCHEDULES = range(10)  # the machine's orders of events
+
+
+def examples(count):
+    """The machine is slow: ``count`` examples of a test, and ten times as many with --hypothesis-profile=thorough."""
+    return settings(max_examples=count * settings.default.max_examples // 200)
 
 
 def short(parameter):
