@@ -17,7 +17,7 @@ template <class Shape, class S>
 int64_t h_stride_of(const Layer& layer) {
   using T = Arithmetic<S>;
   const int64_t width = Shape::projects(layer) ? PackedWeights<Shape, S>::projection(layer).vectors() * Vec<T>::kLanes
-                                         : GatePanels<Shape, T>{layer.hidden}.padded_units();
+                                               : GatePanels<Shape, T>{layer.hidden}.padded_units();
   return row_stride<Element<S>>(width);
 }
 
