@@ -40,6 +40,7 @@ def lstm(
     grad_clip: float | None = None,
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
+    heads: int = 1,
     return_cells: Literal[False] = False,
 ) -> tuple[Sequences, tuple[Tensor, Tensor]]: ...
 
@@ -60,6 +61,7 @@ def lstm(
     grad_clip: float | None = None,
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
+    heads: int = 1,
     return_cells: Literal[True],
 ) -> tuple[Sequences, tuple[Tensor, Tensor], Sequences]: ...
 
@@ -80,6 +82,7 @@ def lstm(
     grad_clip: float | None = None,
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
+    heads: int = 1,
     return_cells: bool,
 ) -> tuple[Any, ...]: ...
 
@@ -99,6 +102,7 @@ def lstm(
     grad_clip: float | None = None,
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
+    heads: int = 1,
     return_cells: bool = False,
 ) -> tuple[Any, ...]:
     """Long short-term memory over whole sequences; :class:`fused_rnn.LSTM` has the equations.
@@ -125,6 +129,7 @@ def lstm(
             The masks are drawn layer by layer, each as ``torch.dropout(torch.ones(D, B, P), recurrent_dropout, True)``.
         zoneout: ``(p_h, p_c)`` or one number: as of :class:`fused_rnn.LSTM`, by masks with ``training``, else by
             expectation.
+        heads: how many blocks on its diagonal every weight_hh has; ``[G*H, H / heads]`` then. Not with weight_hr.
         return_cells: also return the last layer's c after every step, differentiable; zero after a row's end, like
             the output.
 
@@ -153,6 +158,7 @@ def lstm(
         grad_clip=grad_clip,
         recurrent_dropout=recurrent_dropout,
         zoneout=zoneout,
+        heads=heads,
         return_cells=return_cells,
     )
 
@@ -172,6 +178,7 @@ def gru(
     grad_clip: float | None = None,
     recurrent_dropout: float = 0.0,
     zoneout: float = 0.0,
+    heads: int = 1,
 ) -> tuple[Sequences, Tensor]:
     """Gated recurrent unit over whole sequences; :class:`fused_rnn.GRU` has the equations.
 
@@ -205,6 +212,7 @@ def gru(
         grad_clip=grad_clip,
         recurrent_dropout=recurrent_dropout,
         zoneout=zoneout,
+        heads=heads,
     )
 
 
@@ -224,6 +232,7 @@ def rnn(
     grad_clip: float | None = None,
     recurrent_dropout: float = 0.0,
     zoneout: float = 0.0,
+    heads: int = 1,
 ) -> tuple[Sequences, Tensor]:
     """Elman network over whole sequences; :class:`fused_rnn.RNN` has the equation.
 
@@ -254,6 +263,7 @@ def rnn(
         grad_clip=grad_clip,
         recurrent_dropout=recurrent_dropout,
         zoneout=zoneout,
+        heads=heads,
     )
 
 

@@ -103,7 +103,8 @@ def orthogonal_(module: Model, gain: float = 1.0, generator: torch.Generator | N
     """Each gate's block ``[H, P]`` of every weight_hh becomes a random orthogonal matrix, times ``gain``.
 
     ``torch.nn.init.orthogonal_(layer.weight_hh_l0)`` would instead make the columns of the whole ``[G*H, P]``
-    orthonormal, leaving no single gate's block orthogonal. With ``proj_size`` a block's columns are orthonormal.
+    orthonormal, leaving no single gate's block orthogonal. With ``proj_size`` a block's columns are orthonormal; with
+    ``heads`` each head has a block of its own.
 
     Args:
         module: a recurrent layer or cell of any kind, or a model that has some.
@@ -119,9 +120,9 @@ def orthogonal_(module: Model, gain: float = 1.0, generator: torch.Generator | N
     """
     for block in _blocks("orthogonal_", module, tuple(CELLS), ("weight_hh",)):
         for gate in range(block.cell.gates):
-            weight = block.part("weight_hh", gate)
-            dtype = torch.promote_types(weight.dtype, torch.float32)  # torch has no QR decomposition in 16 bits
-            weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=dtype), gain, generator))
+            for weight in block.part("weight_hh", gate).chunk(block.heads):
+                dtype = torch.promote_types(weight.dtype, torch.float32)  # torch has no QR decomposition in 16 bits
+                weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=dtype), gain, generator))
     return module
 
 
@@ -145,7 +146,8 @@ def identity_(module: Model, scale: float = 1.0) -> Model:
         True
     """
     for block in _blocks("identity_", module, ("rnn_relu",), ("weight_hh", *_BIASES)):
-        nn.init.eye_(block.weights["weight_hh"]).mul_(scale)
+        for weight in block.weights["weight_hh"].chunk(block.heads):
+            nn.init.eye_(weight).mul_(scale)
         for bias in _BIASES:
             if bias in block.weights:
                 block.weights[bias].zero_()
@@ -208,6 +210,7 @@ class _Block(NamedTuple):
     """The weights of one direction of one layer, or of a cell, by their names in a cell, such as "weight_hh"."""
 
     cell: Cell
+    heads: int
     weights: dict[str, Tensor]
 
     def part(self, name: str, gate: Any) -> Tensor:
@@ -254,7 +257,7 @@ def _blocks(function: str, module: nn.Module, allowed: tuple[str, ...], wanted: 
                         f"{function}: {weight}{suffix} of {who} is no parameter but computed from others; initialise "
                         "first, then parametrize or prune"
                     )
-            blocks.append(_Block(cell, weights))
+            blocks.append(_Block(cell, getattr(layer, "heads", 1), weights))
     return blocks
 
 

@@ -140,6 +140,8 @@ def differentiate_backward(
         direction = Direction(input, h0, c0, weights)
         with torch_private.below_autograd(), _without_autocast(layer):
             outputs, states = tangents.of_backward(layer, saved, grads, direction, (None,) * len(grads), wanted)
+            if states[0].dim() > layer.input.dim():  # members share it
+                states = (states[0].sum(0), *states[1:])
         products = [*states, *outputs]
     elif reached:
         by_autograd = groups == 1 and layer.weights[0].dim() == 2 and not torch_private.in_transform()

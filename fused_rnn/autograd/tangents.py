@@ -39,7 +39,6 @@ def are_compiled(layer: Layer, groups: int = 1) -> bool:
     """Whether the operators can be used for this layer, here; they have no vmap."""
     return (
         groups == 1
-        and layer.weights[0].dim() == 2
         and layer.input.device.type != "meta"
         and not layer.sizes[0].params
         and not torch_private.in_transform()
@@ -48,6 +47,9 @@ def are_compiled(layer: Layer, groups: int = 1) -> bool:
 
 def of_forward(layer: Layer, saved: Tensor, direction: Direction, cells: bool) -> tuple[Tensor, ...]:
     """Tangents of output, h_n, c_n and cells; ``saved`` comes from the layer's forward pass."""
+    if layer.weights[0].dim() == 3:
+        each = enumerate(_members(layer, direction))
+        return _stacked([of_forward(own, saved[m], change, cells) for m, (own, change) in each])
     narrow, (layer, saved, direction) = _in_float(layer, saved, direction)
     *outputs, _ = _forward(layer, saved, direction, cells)
     return narrow(outputs)
@@ -57,13 +59,53 @@ def of_backward(
     layer: Layer, saved: Tensor, grads: Grads, direction: Direction, grads_direction: Grads, wanted: int
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Tangents of the layer's outputs along ``direction``, and tangents of the gradients of input, h0, c0 and weights
-    along ``direction`` and ``grads_direction``."""
+    along ``direction`` and ``grads_direction``; of an input that members share, that of each member."""
+    if layer.weights[0].dim() == 3:
+        outputs, results = [], []
+        for m, (own, change) in enumerate(_members(layer, direction)):
+            own_grads, own_change = (tuple(g if g is None else g[m] for g in of) for of in (grads, grads_direction))
+            found = of_backward(own, saved[m], own_grads, change, own_change, wanted)
+            outputs.append(found[0])
+            results.append(found[1])
+        return _stacked(outputs), _stacked(results)
     narrow, (layer, saved, grads, direction, grads_direction) = _in_float(
         layer, saved, grads, direction, grads_direction
     )
     *outputs, saved_tangent = _forward(layer, saved, direction, grads[3] is not None)
     results = _backward(layer, saved, saved_tangent, grads, direction, grads_direction, wanted)
     return narrow(outputs), narrow(results)
+
+
+def _members(layer: Layer, direction: Direction) -> Iterator[tuple[Layer, Direction]]:
+    """Each member as a layer of its own, and its part of the direction."""
+    of_rows = 2 if layer.batch_sizes is not None else 3  # dimensions of the input
+    for m in range(layer.weights[0].shape[0]):
+
+        def own(tensor: Tensor | None, dims: int, m: int = m) -> Tensor | None:
+            return tensor if tensor is None or tensor.dim() == dims else tensor[m]
+
+        yield (
+            layer._replace(
+                input=own(layer.input, of_rows),
+                h0=own(layer.h0, 3),
+                c0=own(layer.c0, 3),
+                lengths=own(layer.lengths, 1),
+                reset_mask=own(layer.reset_mask, 2),
+                h_factor=own(layer.h_factor, 3),
+                zoneout_mask=own(layer.zoneout_mask, of_rows),
+                weights=tuple(weight[m] for weight in layer.weights),
+            ),
+            Direction(
+                own(direction.input, of_rows),
+                own(direction.h0, 3),
+                own(direction.c0, 3),
+                [change if change is None else change[m] for change in direction.weights],
+            ),
+        )
+
+
+def _stacked(of_members: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    return tuple(parts[0] if parts[0].shape == (0,) else torch.stack(parts) for parts in zip(*of_members, strict=True))
 
 
 def _forward(layer: Layer, saved: Tensor, direction: Direction, cells: bool) -> tuple[Tensor, ...]:

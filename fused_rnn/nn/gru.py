@@ -47,6 +47,7 @@ class GRU(Recurrent, nn.GRU):
         recurrent_dropout: as of :class:`fused_rnn.LSTM`.
         zoneout: likewise, one number.
         weight_dropout: likewise.
+        heads: likewise, with ``weight_hh`` ``[3*H, H / heads]``.
 
     Inputs: input, h_0
         * **input**: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a
@@ -98,6 +99,7 @@ class GRU(Recurrent, nn.GRU):
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
+        heads: int = 1,
     ) -> None: ...
 
     @overload

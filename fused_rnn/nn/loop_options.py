@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from ..ops import torch_private
 from ..ops.cells import Cell
-from ..ops.checks import Options, checked_probability, checked_zoneout, with_loop_options
+from ..ops.checks import Options, checked_heads, checked_probability, checked_zoneout, with_loop_options
 from .runners import Frozen
 
-NAMES = ("recurrent_dropout", "zoneout", "weight_dropout")
+# Their defaults.
+NAMES = {"recurrent_dropout": 0.0, "zoneout": 0.0, "weight_dropout": 0.0, "heads": 1}
+_ALWAYS = ("zoneout", "heads")  # not only in training
 
 
 class LoopOptions:
@@ -29,32 +31,37 @@ class LoopOptions:
     """Probability with which a unit keeps its former state after a step; of an LSTM for h and for c."""
     weight_dropout: float = 0.0
     """Probability with which an element of W_hh is zero throughout a call, in training."""
+    heads: int = 1
+    """How many blocks on its diagonal W_hh has; it is 0 elsewhere, and ``[G*H, H / heads]`` holds the blocks."""
 
     if TYPE_CHECKING:  # torch.nn.Module's
         training: bool
         _runner: Any
 
     @staticmethod
-    def _checked_options(states: int, recurrent_dropout: Any, zoneout: Any, weight_dropout: Any) -> dict[str, Any]:
+    def _checked_options(
+        states: int, hidden: Any, recurrent_dropout: Any, zoneout: Any, weight_dropout: Any, heads: Any
+    ) -> dict[str, Any]:
         """Those that are not at their defaults; raises for wrong ones, before any work. ``states``: the cell's."""
         given = {"recurrent_dropout": recurrent_dropout, "weight_dropout": weight_dropout}
         checked: dict[str, Any] = {name: checked_probability(name, value) for name, value in given.items()}
         pair = checked_zoneout(zoneout, states)
         checked["zoneout"] = pair if isinstance(zoneout, (tuple, list)) and any(pair) else pair[0]
-        return {name: value for name, value in checked.items() if value}
+        checked["heads"] = checked_heads(heads, hidden)
+        return {name: value for name, value in checked.items() if value != NAMES[name]}
 
     def _given(self) -> list[str]:
         """Those that are not at their defaults, as they are printed."""
-        return [f"{name}={value}" for name in NAMES if (value := getattr(self, name))]
+        return [f"{name}={value}" for name, usual in NAMES.items() if (value := getattr(self, name)) != usual]
 
     def _acting(self) -> list[str]:
         """Those of them that change what a call computes now."""
-        return [option for option in self._given() if self.training or option.startswith("zoneout")]
+        return [option for option in self._given() if self.training or option.startswith(_ALWAYS)]
 
     def _refuse_acting(self, what: str) -> None:
         """Raises if there are any."""
         if acting := self._acting():
-            always = any(option.startswith("zoneout") for option in acting)
+            always = any(option.startswith(_ALWAYS) for option in acting)
             advice = "" if always else ", which acts in training: call eval()"
             raise NotImplementedError(f"{what} has no {' and no '.join(acting)}{advice}")
 
@@ -62,13 +69,15 @@ class LoopOptions:
         """Raises where a call cannot have those that act."""
         if isinstance(self._runner, Frozen):
             self._refuse_acting("fused_rnn: a frozen layer")
+        if self.heads > 1 and self._runner.watches is not None:
+            raise NotImplementedError(f"fused_rnn: {self._runner.watches} does not know heads={self.heads}")
         if torch.compiler.is_exporting() and torch_private.in_onnx_export():  # which would make a constant of a mask
             self._refuse_acting("torch.onnx.export")
 
     def _refuse_packing(self) -> None:
         """Raises for what acts in evaluation, too."""
-        if self.zoneout:
-            raise NotImplementedError(f"fused_rnn: packed weights have no zoneout={self.zoneout}")
+        if always := [option for option in self._given() if option.startswith(_ALWAYS)]:
+            raise NotImplementedError(f"fused_rnn: packed weights have no {' and no '.join(always)}")
 
     def _drop_weights(self, weights: Sequence[Any], names: Sequence[str]) -> list[Any]:
         """The layer's weights with a mask on every W_hh, drawn by torch's generator, in order."""
@@ -82,6 +91,8 @@ class LoopOptions:
     def _with_loop_options(self, options: Options, cell: Cell) -> Options:
         """A call's options and the layer's own."""
         found = with_loop_options(options, cell, self.recurrent_dropout, self.zoneout, self.training)
+        if self.heads > 1:
+            found = found._replace(heads=self.heads)
         if found is not options:
             self._refuse_call()
         return found

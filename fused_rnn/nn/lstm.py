@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..ops.checks import checked_zoneout
+from ..ops.checks import checked_heads, checked_zoneout
 from .recurrent import Recurrent
 from .signatures import CallOfLSTM
 
@@ -57,6 +57,9 @@ class LSTM(Recurrent, nn.LSTM):
             one. h is computed from c before c's zoneout, as Krueger et al. have it. Not with ``proj_size``.
         weight_dropout: the probability with which an element of every ``weight_hh`` is set to zero throughout a call in
             training, the others being divided by one less it (DropConnect, as AWD-LSTM has it).
+        heads: how many blocks on its diagonal every W_hh has, which is zero elsewhere: ``weight_hh`` then is
+            ``[4*H, H / heads]``, each row the weights of its own block (as sLSTM and Dreamer's block GRU have it). Not
+            with ``proj_size``.
 
     Inputs: input, (h_0, c_0)
         * **input**: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a
@@ -118,9 +121,12 @@ class LSTM(Recurrent, nn.LSTM):
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
+        heads: int = 1,
     ) -> None:
         if proj_size and any(checked_zoneout(zoneout, 2)):
             raise ValueError(f"zoneout={zoneout} and proj_size={proj_size} exclude each other")
+        if proj_size and checked_heads(heads, hidden_size) > 1:
+            raise ValueError(f"heads={heads} and proj_size={proj_size} exclude each other")
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         super().__init__(
             *sizes,
@@ -129,6 +135,7 @@ class LSTM(Recurrent, nn.LSTM):
             recurrent_dropout=recurrent_dropout,
             zoneout=zoneout,
             weight_dropout=weight_dropout,
+            heads=heads,
         )
 
     @overload

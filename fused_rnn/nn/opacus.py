@@ -54,6 +54,7 @@ class ByRow(Runner):
     """Runs the layers of one module, and delivers their per-sample weight gradients to Opacus."""
 
     infers = True
+    watches = "Opacus"
 
     def __init__(self, module: nn.Module, hooks):
         self._module, self._hooks = module, hooks

@@ -44,13 +44,24 @@ class Recurrent(LoopOptions, Freezable, nn.RNNBase):
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
+        heads: int = 1,
         **kwargs: Any,
     ) -> None:
         states = 2 if isinstance(self, nn.LSTM) else 1
-        of_loop = self._checked_options(states, recurrent_dropout, zoneout, weight_dropout)
+        hidden = args[1] if len(args) > 1 else kwargs.get("hidden_size")
+        of_loop = self._checked_options(states, hidden, recurrent_dropout, zoneout, weight_dropout, heads)
         dynamo.admit(Recurrent)
         super().__init__(*args, **kwargs)
         self.__dict__.update(of_loop)
+        for name in self._flat_weights_names if heads > 1 else ():
+            if name.startswith("weight_hh"):
+                blocks = getattr(self, name).detach()[:, : self.hidden_size // heads]
+                setattr(self, name, nn.Parameter(blocks.clone()))
+
+    def flatten_parameters(self) -> None:
+        """As torch.nn's does for cuDNN, which knows no heads."""
+        if self.heads == 1:
+            super().flatten_parameters()
 
     def _run(
         self, input, hx=None, lengths=None, reset_mask=None, grad_clip=None, cells: bool = False, runner=None
@@ -78,7 +89,7 @@ class Recurrent(LoopOptions, Freezable, nn.RNNBase):
             options = NO_OPTIONS  # what options_of would return, without calling it
         else:
             options = options_of(dropout, lengths, reset_mask, grad_clip, cells)
-        if self.recurrent_dropout or self.zoneout:
+        if self.recurrent_dropout or self.zoneout or self.heads > 1:
             options = self._with_loop_options(options, form.cell)
         results = arguments.run(runner or own, form, input, hx, weights, options, are_plain)
         if form.cell.states == 1:

@@ -43,6 +43,7 @@ class RNN(Recurrent, nn.RNN):
         recurrent_dropout: as of :class:`fused_rnn.LSTM`.
         zoneout: likewise, one number.
         weight_dropout: likewise.
+        heads: likewise, with ``weight_hh`` ``[H, H / heads]``.
 
     Inputs: input, h_0
         * **input**: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a
@@ -97,6 +98,7 @@ class RNN(Recurrent, nn.RNN):
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
+        heads: int = 1,
     ) -> None: ...
 
     @overload

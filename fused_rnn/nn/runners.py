@@ -196,6 +196,7 @@ class Watched(Runner):
     """
 
     infers = True  # without gradients there is nothing to watch
+    watches = "gradient_flow"
 
     def __init__(self, record: Callable, of_last: bool, name: str, module: nn.Module, cell: Cell, steps: int | None):
         self.record, self.of_last = record, of_last

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import engines, handover, in_place, loop_masks, plain, refusals, torch_private
+from . import engines, handover, heads, in_place, loop_masks, plain, refusals, torch_private
 from .cells import BY_ID, CELLS, Cell
 from .checks import (
     NO_OPTIONS,
@@ -25,6 +25,7 @@ from .checks import (
     apart_by_direction,
     check_state_dtypes,
     check_weights,
+    checked_heads,
     contiguous,
     form_of,
     h0_and_c0,
@@ -34,7 +35,7 @@ from .checks import (
     states_of,
     with_loop_options,
 )
-from .layer import LAYOUTS, Layer
+from .layer import LAYOUTS, Layer, Wanted
 from .nodes import own_node, own_nodes
 from .sequences import check_sizes, enter_packed, enter_padded
 
@@ -72,6 +73,8 @@ class Runner:
     """Runs the layers of plain calls that need gradients; None: ``layers()`` does."""
     step_for_gradients: RunStep | None = None
     """Likewise for a cell's single step."""
+    watches: str | None = None
+    """Who sees each layer by itself, as it runs."""
     run_by_torch: RunByTorch | None = None
     """Runs calls on torch.nn's kernels; None: this runner's calls do not go to them."""
 
@@ -124,6 +127,7 @@ def run_cell(
     grad_clip: float | None = None,
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
+    heads: int = 1,
     cells: bool = False,
 ) -> Sequence:
     """:func:`run` for the arguments of :mod:`fused_rnn.functional`."""
@@ -131,6 +135,10 @@ def run_cell(
     options = options_of(training and dropout, lengths, reset_mask, grad_clip, cells)
     if recurrent_dropout or zoneout:
         options = with_loop_options(options, cell, recurrent_dropout, zoneout, training)
+    if checked_heads(heads, weights[0].shape[0] // cell.gates if weights else None) > 1:
+        if form.kinds[-1] is Wanted.WEIGHT_HR:
+            raise ValueError(f"heads={heads} and a projection (weight_hr) exclude each other")
+        options = options._replace(heads=heads)
     return run(runner, form, input, hx, list(weights), options, plain.are_plain(weights))
 
 
@@ -265,6 +273,8 @@ def over_layers(count: int, run_layer: RunLayer, whole: Layer, options: Options 
     """Output, h_n, c_n and cells of stacked layers; ``whole`` holds the states and weights of all of them."""
     if options.grad_clip is not None:
         run_layer = partial(run_layer, grad_clip=options.grad_clip)
+    if options.heads > 1:
+        run_layer = partial(heads.run, run_layer, options.heads)
     if count == 1:
         return run_layer(loop_masks.drawn(whole, options), options.cells)
     data, h0, c0, weights, cell = whole.input, whole.h0, whole.c0, whole.weights, whole.cell

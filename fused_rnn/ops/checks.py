@@ -91,6 +91,8 @@ class Options(NamedTuple):
     """Probabilities with which a unit keeps its former h, and its former other states."""
     zoneout_draws: bool = False
     """Whether masks are drawn; if not, each state is the expectation."""
+    heads: int = 1
+    """How many blocks on its diagonal W_hh has."""
 
 
 NO_OPTIONS = Options()
@@ -129,6 +131,16 @@ def checked_zoneout(value: Any, states: int) -> tuple[float, float]:
         raise ValueError(f"zoneout must be {wanted}, got {value!r}")
     p_h, p_c = (checked_probability("zoneout", p) for p in value)
     return p_h, p_c
+
+
+def checked_heads(heads: Any, hidden: Any) -> int:
+    if isinstance(heads, bool) or not isinstance(heads, int):
+        raise TypeError(f"heads must be of type int, got {type(heads).__name__}")
+    if heads < 1:
+        raise ValueError(f"heads must be greater than zero, got {heads}")
+    if isinstance(hidden, int) and hidden % heads:
+        raise ValueError(f"heads={heads} must divide hidden_size={hidden}")
+    return heads
 
 
 def with_loop_options(options: Options, cell: Cell, recurrent_dropout: Any, zoneout: Any, training: bool) -> Options:

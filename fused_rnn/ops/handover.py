@@ -108,6 +108,8 @@ def obstacle(call: Call) -> str | None:
         return "there is recurrent_dropout"
     if options.zoneout:
         return "there is zoneout"
+    if options.heads > 1:
+        return "W_hh has heads"
     if options.cells:
         return "the cell states of all steps are returned"
     if options.lengths is not None and (found := _obstacle_of_lengths(call)) is not None:

@@ -61,7 +61,7 @@ def fit_infer(form: Form, input: Tensor, options: Options) -> bool:
             return False
     if options is NO_OPTIONS:
         return True
-    if options.dropout or options.cells or options.recurrent_dropout or options.zoneout:
+    if options.dropout or options.cells or options.recurrent_dropout or options.zoneout or options.heads > 1:
         return False
     for mask, dtype in ((options.lengths, torch.int64), (options.reset_mask, torch.bool)):
         if mask is not None and (type(mask) not in PLAIN or mask.dtype is not dtype or mask.device != input.device):

@@ -207,6 +207,7 @@ class OwnCell:
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
+        heads: int = 1,
     ) -> OwnLayer:
         """A module that runs this cell over whole sequences, with the options and calls of :class:`fused_rnn.LSTM`.
 
@@ -226,6 +227,7 @@ class OwnCell:
             recurrent_dropout: as of :class:`fused_rnn.LSTM`.
             zoneout: likewise; of a cell with several states two numbers may be given, for the first one and the others.
             weight_dropout: likewise.
+            heads: likewise.
         """
         if proj_size:
             raise ValueError(f"proj_size argument is only supported for LSTM, not {self.name}")
@@ -238,6 +240,7 @@ class OwnCell:
             recurrent_dropout=recurrent_dropout,
             zoneout=zoneout,
             weight_dropout=weight_dropout,
+            heads=heads,
         )
 
     @property

@@ -32,7 +32,7 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
 
     Weights of layer k, whose names end in ``_reverse`` for the reverse direction:
         * **weight_ih_l[k]**: ``[gates*H, I]``, above the first layer ``[gates*H, D*H]``.
-        * **weight_hh_l[k]**: ``[gates*H, H]``, unless the cell has no recurrent matrix.
+        * **weight_hh_l[k]**: ``[gates*H, H]``, or H / heads, unless the cell has no recurrent matrix.
         * **bias_ih_l[k]**, **bias_hh_l[k]**: ``[gates*H]``, unless ``bias=False``; b_hh goes with W_hh.
         * **[param]_l[k]**: ``[H]`` for each of the cell's parameters.
     """
@@ -55,8 +55,11 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
+        heads: int = 1,
     ) -> None:
-        of_loop = self._checked_options(len(cell.states), recurrent_dropout, zoneout, weight_dropout)
+        of_loop = self._checked_options(
+            len(cell.states), hidden_size, recurrent_dropout, zoneout, weight_dropout, heads
+        )
         on_hh = [option for option in of_loop.items() if option[0] != "zoneout"]
         if on_hh and not cell.recurrent:
             name, value = on_hh[0]
@@ -98,7 +101,7 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
         rows, hidden = self.cell.gates * self.hidden_size, self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width)}
         if self.cell.recurrent:
-            shapes["weight_hh"] = (rows, hidden)
+            shapes["weight_hh"] = (rows, hidden // self.heads)
         if self.bias:
             shapes["bias_ih"] = (rows,)
         if self.bias and self.cell.recurrent:
@@ -176,7 +179,7 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
             self.row, self.num_layers, self.bidirectional, self.batch_first, len(weights)
         )
         options = options_of(self.training and self.dropout, lengths, reset_mask, grad_clip)
-        if self.recurrent_dropout or self.zoneout:
+        if self.recurrent_dropout or self.zoneout or self.heads > 1:
             options = self._with_loop_options(options, form.cell)
         output, *states = arguments.run(by or runner, form, input, hx, weights, options, are_plain)
         return output, states[0] if len(self.cell.states) == 1 else tuple(states)

@@ -41,6 +41,8 @@ _TORCH = (
 _OPTIONS = {
     "recurrent_dropout": "h is multiplied by a mask before W_hh inside the kernel, drawn for every call in training",
     "zoneout": "applied inside the kernel: by masks that are drawn for every call in training, else by expectation",
+    "heads": "the layer runs as so many smaller ones side by side that share its input; their weights, states and "
+    "output are copied from and to the layer's own in every call",
     "weight_dropout": "a copy of W_hh with a mask of its own is made for every call in training",
 }
 

@@ -160,10 +160,11 @@ def spectrum(module: nn.Module) -> Spectrum:
             )
             for suffix in suffixes
         }
-    blocks = []
+    blocks, heads = [], getattr(module, "heads", 1)
     for prefix, (w_hh, w_hr) in weights.items():
         for gate, block in zip(cell.named_gates, w_hh.detach().double().cpu().chunk(cell.gates), strict=True):
-            blocks.append(_block(prefix + gate.name, block, w_hr, bounded=cell.gates == 1))
+            whole = torch.block_diag(*block.chunk(heads)) if heads > 1 else block
+            blocks.append(_block(prefix + gate.name, whole, w_hr, bounded=cell.gates == 1))
     return Spectrum(tuple(blocks))
 
 
