@@ -26,6 +26,7 @@ RESET_SHARE = 0.02
 CELL_STEPS = 50
 VOCABULARY, READER_HIDDEN = 128, 128
 LOOP_OPTIONS = {"recurrent_dropout": 0.3, "zoneout": 0.1, "weight_dropout": 0.3}
+HEADS, HEADS_INPUT, HEADS_HIDDEN, HEADS_BATCH = 4, 64, 1024, 16
 MEMBERS, MEMBER_HIDDEN = 8, 64
 COMPILED_STEPS, COMPILED_HIDDEN = 32, 64  # few: torch.compile unrolls torch.nn's steps
 
@@ -62,6 +63,9 @@ def features(full: bool = False) -> list[Feature]:
     for layer, option in product(("LSTM", "GRU", "RNN"), LOOP_OPTIONS):
         name = f"{layer} training: {option}"
         found.append(Feature(name, lambda a=layer, b=option: _loop_option(a, b), 1.1, same_results=False))
+    for layer, mode in product(("LSTM", "GRU"), ("inference", "training")):
+        name = f"{layer} {mode}: {HEADS} heads, H {HEADS_HIDDEN}"
+        found.append(Feature(name, lambda a=layer, b=mode: _heads(a, b), 0.5, same_results=False))
     for layer, mode in product(("LSTM", "GRU", "RNN"), ("inference", "training")):
         name = f"{layer}Cell {mode}: a loop of {CELL_STEPS} steps"
         found.append(Feature(name, lambda a=layer, b=mode: _cells(a, b)))
@@ -99,6 +103,13 @@ def _loop_option(layer: str, option: str) -> dict[str, Run]:
     other = getattr(fused_rnn, layer)(HIDDEN, HIDDEN, **{option: LOOP_OPTIONS[option]})
     x = torch.randn(STEPS, BATCH, HIDDEN)
     return {"plain": _call(ours, "training", x), option: _call(other, "training", x)}
+
+
+def _heads(layer: str, mode: str) -> dict[str, Run]:
+    x = torch.randn(STEPS, HEADS_BATCH, HEADS_INPUT)
+    kind = getattr(fused_rnn, layer)
+    dense, blocks = (kind(HEADS_INPUT, HEADS_HIDDEN, heads=heads) for heads in (1, HEADS))
+    return {"dense": _call(dense, mode, x), f"{HEADS} heads": _call(blocks, mode, x)}
 
 
 def _norms(layer: str) -> dict[str, Run]:
