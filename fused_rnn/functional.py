@@ -41,6 +41,7 @@ def lstm(
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
     heads: int = 1,
+    checkpoint: int | None = None,
     return_cells: Literal[False] = False,
 ) -> tuple[Sequences, tuple[Tensor, Tensor]]: ...
 
@@ -62,6 +63,7 @@ def lstm(
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
     heads: int = 1,
+    checkpoint: int | None = None,
     return_cells: Literal[True],
 ) -> tuple[Sequences, tuple[Tensor, Tensor], Sequences]: ...
 
@@ -83,6 +85,7 @@ def lstm(
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
     heads: int = 1,
+    checkpoint: int | None = None,
     return_cells: bool,
 ) -> tuple[Any, ...]: ...
 
@@ -103,6 +106,7 @@ def lstm(
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
     heads: int = 1,
+    checkpoint: int | None = None,
     return_cells: bool = False,
 ) -> tuple[Any, ...]:
     """Long short-term memory over whole sequences; :class:`fused_rnn.LSTM` has the equations.
@@ -130,6 +134,7 @@ def lstm(
         zoneout: ``(p_h, p_c)`` or one number: as of :class:`fused_rnn.LSTM`, by masks with ``training``, else by
             expectation.
         heads: how many blocks on its diagonal every weight_hh has; ``[G*H, H / heads]`` then. Not with weight_hr.
+        checkpoint: as of :class:`fused_rnn.LSTM`.
         return_cells: also return the last layer's c after every step, differentiable; zero after a row's end, like
             the output.
 
@@ -159,6 +164,7 @@ def lstm(
         recurrent_dropout=recurrent_dropout,
         zoneout=zoneout,
         heads=heads,
+        checkpoint=checkpoint,
         return_cells=return_cells,
     )
 
@@ -179,6 +185,7 @@ def gru(
     recurrent_dropout: float = 0.0,
     zoneout: float = 0.0,
     heads: int = 1,
+    checkpoint: int | None = None,
 ) -> tuple[Sequences, Tensor]:
     """Gated recurrent unit over whole sequences; :class:`fused_rnn.GRU` has the equations.
 
@@ -213,6 +220,7 @@ def gru(
         recurrent_dropout=recurrent_dropout,
         zoneout=zoneout,
         heads=heads,
+        checkpoint=checkpoint,
     )
 
 
@@ -233,6 +241,7 @@ def rnn(
     recurrent_dropout: float = 0.0,
     zoneout: float = 0.0,
     heads: int = 1,
+    checkpoint: int | None = None,
 ) -> tuple[Sequences, Tensor]:
     """Elman network over whole sequences; :class:`fused_rnn.RNN` has the equation.
 
@@ -264,6 +273,7 @@ def rnn(
         recurrent_dropout=recurrent_dropout,
         zoneout=zoneout,
         heads=heads,
+        checkpoint=checkpoint,
     )
 
 

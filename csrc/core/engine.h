@@ -23,6 +23,8 @@ struct Engine {
   int64_t (*packed_format)();
   // Whether Backward's grad_h0 and grad_c0 may be null: then what leads to them alone is not computed.
   bool may_skip_initial_gradients = false;
+  // Layer::segment for a wish of so many steps, 0 if the loop has no more; null where there are no segments.
+  int64_t (*segment_for)(const Layer&, int64_t steps) = nullptr;
 };
 
 void add_engine(torch::headeronly::DeviceType device, const Engine& engine);

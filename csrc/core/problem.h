@@ -75,6 +75,9 @@ struct Layer {
   double zoneout[2];
   // Packed input: step t holds its active rows only, at offsets[t] onward. Null: step t starts at row t*B.
   const int64_t* offsets;  // [T]
+  // Above 0, the backward pass gets no more than the states that enter every segment-th step of the loop, counted from
+  // its end (saved_row.h), and computes the rest again, segment by segment.
+  int64_t segment;
 };
 
 struct Forward : Layer {
@@ -83,6 +86,11 @@ struct Forward : Layer {
   void* c_n;     // [M, D, B, W]; cells with a second state only
   void* cells;   // [M, N, D*W], the states after h after every step; null when not asked for
   void* saved;   // [M, D, N, R], for the backward pass, in the engine's own layout (saved_row.h). Null in inference.
+  void* kept;    // [M, D, segments, B, P + W] in the arithmetic type: instead of `saved`, if there are segments
+  // A segment again: the loop's steps [first_step, last_step), from what was kept, for `saved` alone, which then is that of
+  // one segment. `output` is [M, D, B, P], overwritten by every step, and there are no other results.
+  bool runs_again;
+  int64_t first_step, last_step;
 
   // With `primal`, the values saved by a forward pass, this computes that pass's derivative along a direction (its
   // *tangent*): states, results, `saved` and the following are then tangents, and `input` is not read.
@@ -95,6 +103,7 @@ struct Forward : Layer {
 // Does not change `saved` or the inputs, so it may run twice (retain_graph).
 struct Backward : Layer {
   const void* saved;
+  const void* kept;         // instead, if there are segments
   const void* grad_output;  // [M, N, D*P]; null: zeros, likewise below
   const void* grad_h_n;     // [M, D, B, P]
   const void* grad_c_n;     // [M, D, B, W]

@@ -7,6 +7,9 @@
 // The CPU engine interleaves the values in groups of 16 units, [H / 16, kSaved, 16], unless there is a projection: so a
 // cell accesses consecutive cache lines, which the hardware prefetcher follows. The layout of `kept` is each engine's
 // own; fused_rnn/autograd/tangents.py reads h.
+//
+// With segments (Layer::segment) there are rows of one segment only, [segment, B] of each problem. Steps of the loop are
+// counted from its end: the last segment is whole, the first one has what is left.
 #pragma once
 #include "core/problem.h"
 
@@ -28,6 +31,22 @@ FUSED_RNN_FN int64_t saved_width(const Layer& layer, int64_t kept, int64_t state
 
 // Offset of a unit's saved value k.
 FUSED_RNN_FN int64_t kept_at(const Layer& layer, int64_t k, int64_t unit) { return k * layer.hidden + unit; }
+
+// Rows of one problem, and the place of row (t, b) of direction d among them.
+FUSED_RNN_FN int64_t saved_rows(const Layer& layer) {
+  return layer.segment > 0 ? layer.segment * layer.batch : layer.rows;
+}
+FUSED_RNN_FN int64_t saved_row(const Layer& layer, int64_t d, int64_t t, int64_t b) {
+  if (layer.segment == 0) return row_of(layer, t, b);
+  return (d == 0 ? layer.steps - 1 - t : t) % layer.segment * layer.batch + b;
+}
+
+FUSED_RNN_FN int64_t segments(const Layer& layer) { return (layer.steps + layer.segment - 1) / layer.segment; }
+// The place of the states of row b that enter the loop's step `step`, the first of its segment, in Forward::kept.
+FUSED_RNN_FN int64_t kept_states_at(const Layer& layer, int64_t problem, int64_t step, int64_t b, int64_t width) {
+  const int64_t segment = (layer.steps - 1 - step) / layer.segment;
+  return ((problem * segments(layer) + segment) * layer.batch + b) * width;
+}
 
 constexpr int64_t kUnitsKeptTogether = 16;
 FUSED_RNN_FN int64_t kept_in_groups_at(const Layer& layer, int64_t kept, int64_t k, int64_t unit) {

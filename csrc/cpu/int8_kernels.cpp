@@ -11,12 +11,8 @@ namespace {
 template <class Cell, class W>
 struct Passes {
   using F = ForwardPass<Cell, FloatBesides<W>>;
-  static int64_t one_round(const Forward&) { return 1; }
-  static constexpr Pass<Forward> kForward = {&F::bytes,
-                                             &one_round,
-                                             {{&F::count_runs_to_prepare, &F::prepare_run}},
-                                             {{&F::count_loops, &in_tiles<&F::loop>}},
-                                             {}};
+  static constexpr Pass<Forward> kForward = {
+      &F::bytes, nullptr, {{&F::count_runs_to_prepare, &F::prepare_run}}, {{&F::count_loops, &in_tiles<&F::loop>}}, {}};
   static constexpr Packing kPacking = {&F::packed_bytes, {&F::count_packs, &F::pack_weights}};
 };
 

@@ -23,16 +23,15 @@ struct Passes {
   using B = BackwardPass<Cell, S>;
   using I = InputGradsPass<S>;
   using W = WeightGradsPass<S>;
-  static int64_t one_round(const Forward&) { return 1; }
   static constexpr Pass<Forward> kForward = {
       &F::bytes,
-      &one_round,
+      nullptr,
       {{&F::count_packs, &F::pack_weights}, {&F::count_runs_to_prepare, &F::prepare_run}},
       {{&F::count_loops, &in_tiles<&F::loop>}},
       {}};
   static constexpr Packing kPacking = {&F::packed_bytes, {&F::count_packs, &F::pack_weights}};
   static constexpr Pass<Backward> kBackward = {&W::bytes,
-                                               &count_rounds,
+                                               &steps_of_round,
                                                {{&Frame::count_packs, &Frame::prepare}},
                                                {{&B::count_loops, &in_tiles<&B::loop>},
                                                 {&I::count, &in_tiles<&I::run>},

@@ -304,6 +304,13 @@ void Arguments::read_options(const LoopOptions& options) {
       static_cast<const uint8_t*>(hold(checked.as(*zoneout_mask, "zoneout_mask", shape, ScalarType::Bool)));
 }
 
+void Arguments::read_checkpoint(std::optional<int64_t> steps, const Engine& engine) {
+  if (!steps) return;
+  FUSED_RNN_CHECK(*steps > 0, "fused_rnn: checkpoint must be a number of steps above 0, got ", *steps);
+  FUSED_RNN_CHECK(engine.segment_for != nullptr, "fused_rnn: checkpoint runs on the CPU so far, not on CUDA");
+  layer_.segment = layer_.rows > 0 ? engine.segment_for(layer_, *steps) : 0;
+}
+
 void Arguments::take_reset(const Tensor& reset_mask, const Shape& shape) {
   layer_.reset = static_cast<const uint8_t*>(hold(checked.as(reset_mask, "reset_mask", shape, ScalarType::Bool)));
 }

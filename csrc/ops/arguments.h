@@ -8,8 +8,10 @@
 #include <vector>
 
 #include "core/dispatch.h"
+#include "core/engine.h"
 #include "core/fail.h"
 #include "core/problem.h"
+#include "core/saved_row.h"
 #include "ops/shape.h"
 
 namespace fused_rnn {
@@ -102,6 +104,8 @@ struct Arguments {
 
   // After the others.
   void read_options(const LoopOptions& options);
+  // After all: segments of so many steps, or of some more.
+  void read_checkpoint(std::optional<int64_t> steps, const Engine& engine);
 
   // For `infer`, without members: argument by argument, with shapes that differ from [T, B] but not in memory.
   void take_rows(const Tensor& input, const Shape& rows, int64_t steps, int64_t batch);
@@ -123,6 +127,14 @@ struct Arguments {
   }
   // The width of all states after h, side by side.
   int64_t further_width() const { return (cell.states - 1) * layer_.hidden; }
+  Shape kept_shape() const {
+    const int64_t width = layer_.output_size + further_width();
+    return concat({members, {layer_.directions, segments(layer_), layer_.batch, width}});
+  }
+  torch::headeronly::ScalarType arithmetic() const {
+    using torch::headeronly::ScalarType;
+    return layer_.dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
+  }
   Shape saved_shape() const { return concat({members, {layer_.directions}, row_shape, {layer_.saved_width}}); }
 
   const void* hold(const Tensor& t) {

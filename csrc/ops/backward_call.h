@@ -48,7 +48,10 @@ struct BackwardCall {
             const Tensor& saved) {
     FUSED_RNN_CHECK(saved.dim() > 1,
                     "fused_rnn: nothing was saved for this gradient; run layer_forward with save=True");
-    g.saved = args.hold(args.checked(saved, "saved", args.saved_shape()));
+    if (g.segment > 0)
+      g.kept = args.hold(args.checked.as(saved, "saved", args.kept_shape(), args.arithmetic()));
+    else
+      g.saved = args.hold(args.checked(saved, "saved", args.saved_shape()));
     g.grad_output = args.optional_data(output, "grad_output", args.rows(g.directions * g.output_size));
     g.grad_h_n = args.optional_data(h_n, "grad_h_n", args.states(g.output_size));
     FUSED_RNN_CHECK(args.cell.states > 1 || !(c_n || cells),

@@ -13,7 +13,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     Gradient grad_cells, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0, std::vector<Tensor> weights,
     std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved,
     int64_t wanted, int64_t weight_groups, bool norms, std::optional<double> grad_clip, std::optional<Tensor> h_factor,
-    std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h, std::optional<double> zoneout_c) {
+    std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h, std::optional<double> zoneout_c,
+    std::optional<int64_t> checkpoint) {
   BackwardCall call(cell, bias, bidirectional, input, weights);
   Backward& g = call.g;
   call.args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
@@ -21,13 +22,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   FUSED_RNN_CHECK(weight_groups >= 1 && g.batch % weight_groups == 0 && (weight_groups == 1 || !batch_sizes),
                   "fused_rnn: weight_groups must divide a padded batch, got ", weight_groups, " groups for ", g.batch,
                   " rows");
+  call.args.read_checkpoint(checkpoint, engine_for(call.like.device().type()));
+  FUSED_RNN_CHECK(g.segment == 0 || weight_groups == 1, "fused_rnn: checkpoint does not go with weight_groups");
   call.read(grad_output, grad_h_n, grad_c_n, grad_cells, saved);
   g.weight_groups = weight_groups;
   g.grad_clip = clip_of(grad_clip);
   call.write(wanted);
-  const ScalarType arithmetic = g.dtype == Dtype::kDouble ? ScalarType::Double : ScalarType::Float;
   const Shape norm_shape = concat({call.args.members, {g.directions, call.args.cell.states, g.steps}});
-  Tensor grad_norms = new_tensor(call.like, norms ? norm_shape : Shape{0}, arithmetic);
+  Tensor grad_norms = new_tensor(call.like, norms ? norm_shape : Shape{0}, call.args.arithmetic());
   g.grad_norms = norms ? grad_norms.data_ptr() : nullptr;
   call.run();
   return {call.grad_input, call.grad_h0, call.grad_c0, grad_norms, call.grad_weights};

@@ -50,12 +50,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_forward(Forward& f, const
   Tensor h_n = allocate(true, {D, B, P});
   Tensor c_n = allocate(two_states, {D, B, W});
   Tensor all_cells = allocate(cells, concat({args.row_shape, {D * W}}));
-  Tensor saved = save ? recycled_tensor(like, args.saved_shape()) : new_tensor(like, {0});
+  const bool keeps = save && f.segment > 0;
+  Tensor saved = keeps  ? new_tensor(like, args.kept_shape(), args.arithmetic())
+                 : save ? recycled_tensor(like, args.saved_shape())
+                        : new_tensor(like, {0});
   f.output = output.data_ptr();
   f.h_n = h_n.data_ptr();
   f.c_n = two_states ? c_n.data_ptr() : nullptr;
   f.cells = cells ? all_cells.data_ptr() : nullptr;
-  f.saved = save ? saved.data_ptr() : nullptr;
+  (keeps ? f.kept : f.saved) = save ? saved.data_ptr() : nullptr;
 
   skip_steps_without_rows(f);
   CallScratch scratch(like);
@@ -70,13 +73,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
     std::optional<Tensor> reset_mask, bool save, bool cells, std::optional<double> grad_clip,
     std::optional<Tensor> h_factor, std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h,
-    std::optional<double> zoneout_c) {
+    std::optional<double> zoneout_c, std::optional<int64_t> checkpoint) {
   Forward f = {};
   Arguments args(f, cell, bias, bidirectional, input, weights);
   args.read(input, h0, c0, weights, lengths, batch_sizes, reset_mask);
   args.read_options({h_factor, zoneout_mask, zoneout_h, zoneout_c});
+  const Tensor& like = like_of(input, weights);
+  args.read_checkpoint(checkpoint, engine_for(like.device().type()));
   clip_of(grad_clip);
-  return run_forward(f, args, like_of(input, weights), save, cells);
+  return run_forward(f, args, like, save, cells);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
@@ -112,14 +117,14 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
       "layer_forward(int cell, bool bias, bool bidirectional, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, "
       "Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, bool save, bool cells, float? "
       "grad_clip=None" FUSED_RNN_LOOP_OPTIONS
-      ") "
+      ", int? checkpoint=None) "
       "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def(
       "layer_backward(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, "
       "Tensor? grad_c_n, Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, "
       "Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, int wanted, int weight_groups, bool norms, "
       "float? grad_clip=None" FUSED_RNN_LOOP_OPTIONS
-      ") "
+      ", int? checkpoint=None) "
       "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor grad_norms, Tensor[] grad_weights)");
   // For second derivatives (problem.h). The derivative of layer_forward along a direction, given by x, r and h
   // (Forward::tangent_x, ...), h0 and c0.

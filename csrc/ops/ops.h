@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     std::vector<Tensor> weights, std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,
     std::optional<Tensor> reset_mask, bool save, bool cells, std::optional<double> grad_clip,
     std::optional<Tensor> h_factor, std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h,
-    std::optional<double> zoneout_c);
+    std::optional<double> zoneout_c, std::optional<int64_t> checkpoint);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
     int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
@@ -56,7 +56,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     std::optional<Tensor> c0, std::vector<Tensor> weights, std::optional<Tensor> lengths,
     std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved, int64_t wanted,
     int64_t weight_groups, bool norms, std::optional<double> grad_clip, std::optional<Tensor> h_factor,
-    std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h, std::optional<double> zoneout_c);
+    std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h, std::optional<double> zoneout_c,
+    std::optional<int64_t> checkpoint);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_trace(
     int64_t cell, bool bias, bool bidirectional, std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,

@@ -181,6 +181,7 @@ def layer_forward(
     bidirectional,
     zoneout_h,
     zoneout_c,
+    checkpoint,
     input,
     h0,
     c0,
@@ -211,6 +212,7 @@ def layer_forward(
         zoneout_mask,
         zoneout_h,
         zoneout_c,
+        checkpoint,
     )
 
 
@@ -229,6 +231,7 @@ def layer_backward(
     bidirectional,
     zoneout_h,
     zoneout_c,
+    checkpoint,
     input,
     h0,
     c0,
@@ -265,6 +268,7 @@ def layer_backward(
         zoneout_mask,
         zoneout_h,
         zoneout_c,
+        checkpoint,
     )
 
 

@@ -40,10 +40,10 @@ class PlainLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, static, input, h0, c0, *rest):
-        masks, cells, _, cell, bias, bidirectional, *zoneout = static
+        masks, cells, _, cell, bias, bidirectional, *options = static
         given, weights = (rest[:masks], rest[masks:]) if masks else (_NO_MASKS, rest)
         with torch_private.below_autograd():
-            options = (True, cells, None, *given[3:], *zoneout)
+            options = (True, cells, None, *given[3:], *options)
             output, h_n, c_n, all_cells, saved = _layer_forward(
                 cell, bias, bidirectional, input, h0, c0, list(weights), *given[:3], *options
             )
@@ -63,11 +63,11 @@ class PlainLayer(torch.autograd.Function):
         if need_layer(given_grads):
             return _gradients_by_layer(static, ctx.saved_tensors, needs, grads)
         saved, input, h0, c0, *rest = ctx.saved_tensors
-        masks, _, grad_clip, cell, bias, bidirectional, *zoneout = static
+        masks, _, grad_clip, cell, bias, bidirectional, *options = static
         given, weights = (rest[:masks], rest[masks:]) if masks else (_NO_MASKS, rest)
         wanted = _wanted_of_layer(needs, masks, cell, bidirectional)
         with torch_private.below_autograd():
-            options = (saved, wanted, 1, False, grad_clip, *given[3:], *zoneout)
+            options = (saved, wanted, 1, False, grad_clip, *given[3:], *options)
             grad_input, grad_h0, grad_c0, _, grad_weights = _layer_backward(
                 cell, bias, bidirectional, *grads, input, h0, c0, weights, *given[:3], *options
             )
@@ -78,10 +78,10 @@ class PlainLayer(torch.autograd.Function):
 
 def run_layer(layer: Layer, cells: bool, grad_clip: float | None = None) -> Sequence[Tensor | None]:
     """:func:`functions.run_layer` for a plain call that needs gradients; None for a result that there is not."""
-    cell, bias, bidirectional, zoneout_h, zoneout_c, input, h0, c0, *given, weights = layer
+    cell, bias, bidirectional, zoneout_h, zoneout_c, checkpoint, input, h0, c0, *given, weights = layer
     if given[0] is given[1] is given[2] is given[3] is given[4] is None:
         given = ()
-    static = (len(given), cells, grad_clip, cell, bias, bidirectional, zoneout_h, zoneout_c)
+    static = (len(given), cells, grad_clip, cell, bias, bidirectional, zoneout_h, zoneout_c, checkpoint)
     results = torch_private.apply_function(PlainLayer, (static, input, h0, c0, *given, *weights))
     return (*results, None) if len(results) == 3 else (*results, *[None] * (4 - len(results)))
 
@@ -95,7 +95,7 @@ def run_any_layer(layer: Layer, cells: bool = False, grad_clip: float | None = N
         ):  # the results are of the subclass too, and not views made in an autograd function
             return handle_torch_function(run_any_layer, tensors, layer, cells, grad_clip)
         return run_layer(layer, cells, grad_clip)
-    return functions.run_layer(layer, cells, grad_clip)
+    return functions.run_layer(layer._replace(checkpoint=None), cells, grad_clip)
 
 
 class Step(torch.autograd.Function):
@@ -175,10 +175,22 @@ def need_layer(grads: Sequence[Tensor]) -> bool:
 def _gradients_by_layer(static, saved_tensors, needs, grads: Grads) -> tuple[Tensor | None, ...]:
     """The gradients of ``PlainLayer``'s arguments by the layer's functions; differentiable if grad mode is on."""
     masks, *others = static
+    if others[-1] is not None:  # checkpoints
+        saved_tensors = _with_all_saved(static, saved_tensors)
+        others[-1] = None
     saved_tensors, flat_needs = _with_masks(saved_tensors, masks), _flat_needs(needs, masks)
     _, found = LayerForward.gradients((True, *others), saved_tensors, flat_needs, (*grads, None))
     found = found[FORWARD_TENSORS - 1 :]
     return found if masks else (*found[:_WEIGHTS], *found[_WEIGHTS + _MASKS :])
+
+
+def _with_all_saved(static, saved_tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors that ``PlainLayer`` saved, with all saved values in place of checkpoints."""
+    masks, cells, _, *of_layer, _ = static
+    _, *tensors = _with_masks(saved_tensors, masks)
+    with torch_private.below_autograd():
+        *_, saved = functions.layer_forward(True, cells, *of_layer, None, *tensors)
+    return (saved, *saved_tensors[1:])
 
 
 def _gradients_by_sequence(code: int, saved_tensors, needs, grad_h, grad_c) -> tuple[Tensor | None, ...]:
@@ -190,5 +202,5 @@ def _gradients_by_sequence(code: int, saved_tensors, needs, grad_h, grad_c) -> t
 
     tensors = (*map(as_sequence, saved_tensors[:_WEIGHTS]), *saved_tensors[_WEIGHTS:])
     grads = (None, as_sequence(grad_h), as_sequence(grad_c), None)
-    found = _gradients_by_layer((0, False, None, cell, bias, bidirectional, None, None), tensors, needs, grads)
+    found = _gradients_by_layer((0, False, None, cell, bias, bidirectional, None, None, None), tensors, needs, grads)
     return *(None if grad is None else grad.squeeze(0) for grad in found[:_WEIGHTS]), *found[_WEIGHTS:]

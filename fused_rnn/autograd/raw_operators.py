@@ -20,11 +20,14 @@ _operators = torch.ops.fused_rnn
 def _forward_arguments(*args):
     """From the operator's order of arguments to that of ``LayerForward.apply``."""
     call = ForwardCall(*args)
-    return flatten(ForwardArguments(True, call.cells, call.grad_clip, call.layer))
+    # Its gradient may be followed, for which everything has to be saved.
+    return flatten(ForwardArguments(True, call.cells, call.grad_clip, call.layer._replace(checkpoint=None)))
 
 
 def _backward_arguments(*args):
     call = BackwardCall(*args)
+    if call.checkpoint is not None:
+        raise NotImplementedError("fused_rnn: layer_backward with checkpoint has no gradient and is not batched")
     options = (call.wanted, call.weight_groups, call.norms, call.grad_clip)
     return flatten(BackwardArguments(*options, *call.grads, call.saved, call.layer))
 

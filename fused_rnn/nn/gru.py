@@ -48,6 +48,7 @@ class GRU(Recurrent, nn.GRU):
         zoneout: likewise, one number.
         weight_dropout: likewise.
         heads: likewise, with ``weight_hh`` ``[3*H, H / heads]``.
+        checkpoint: likewise.
 
     Inputs: input, h_0
         * **input**: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a
@@ -100,6 +101,7 @@ class GRU(Recurrent, nn.GRU):
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
         heads: int = 1,
+        checkpoint: int | None = None,
     ) -> None: ...
 
     @overload

@@ -14,11 +14,18 @@ from torch import Tensor, nn
 
 from ..ops import torch_private
 from ..ops.cells import Cell
-from ..ops.checks import Options, checked_heads, checked_probability, checked_zoneout, with_loop_options
+from ..ops.checks import (
+    Options,
+    checked_checkpoint,
+    checked_heads,
+    checked_probability,
+    checked_zoneout,
+    with_loop_options,
+)
 from .runners import Frozen
 
 # Their defaults.
-NAMES = {"recurrent_dropout": 0.0, "zoneout": 0.0, "weight_dropout": 0.0, "heads": 1}
+NAMES = {"recurrent_dropout": 0.0, "zoneout": 0.0, "weight_dropout": 0.0, "heads": 1, "checkpoint": None}
 _ALWAYS = ("zoneout", "heads")  # not only in training
 
 
@@ -33,6 +40,8 @@ class LoopOptions:
     """Probability with which an element of W_hh is zero throughout a call, in training."""
     heads: int = 1
     """How many blocks on its diagonal W_hh has; it is 0 elsewhere, and ``[G*H, H / heads]`` holds the blocks."""
+    checkpoint: int | None = None
+    """The backward pass keeps the states that enter every so many steps, or some more, and computes the rest again."""
 
     if TYPE_CHECKING:  # torch.nn.Module's
         training: bool
@@ -40,7 +49,7 @@ class LoopOptions:
 
     @staticmethod
     def _checked_options(
-        states: int, hidden: Any, recurrent_dropout: Any, zoneout: Any, weight_dropout: Any, heads: Any
+        states: int, hidden: Any, recurrent_dropout: Any, zoneout: Any, weight_dropout: Any, heads: Any, checkpoint: Any
     ) -> dict[str, Any]:
         """Those that are not at their defaults; raises for wrong ones, before any work. ``states``: the cell's."""
         given = {"recurrent_dropout": recurrent_dropout, "weight_dropout": weight_dropout}
@@ -48,6 +57,7 @@ class LoopOptions:
         pair = checked_zoneout(zoneout, states)
         checked["zoneout"] = pair if isinstance(zoneout, (tuple, list)) and any(pair) else pair[0]
         checked["heads"] = checked_heads(heads, hidden)
+        checked["checkpoint"] = checked_checkpoint(checkpoint)
         return {name: value for name, value in checked.items() if value != NAMES[name]}
 
     def _given(self) -> list[str]:
@@ -56,7 +66,8 @@ class LoopOptions:
 
     def _acting(self) -> list[str]:
         """Those of them that change what a call computes now."""
-        return [option for option in self._given() if self.training or option.startswith(_ALWAYS)]
+        given = [option for option in self._given() if not option.startswith("checkpoint")]
+        return [option for option in given if self.training or option.startswith(_ALWAYS)]
 
     def _refuse_acting(self, what: str) -> None:
         """Raises if there are any."""
@@ -95,7 +106,7 @@ class LoopOptions:
             found = found._replace(heads=self.heads)
         if found is not options:
             self._refuse_call()
-        return found
+        return found if self.checkpoint is None else found._replace(checkpoint=self.checkpoint)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -60,6 +60,9 @@ class LSTM(Recurrent, nn.LSTM):
         heads: how many blocks on its diagonal every W_hh has, which is zero elsewhere: ``weight_hh`` then is
             ``[4*H, H / heads]``, each row the weights of its own block (as sLSTM and Dreamer's block GRU have it). Not
             with ``proj_size``.
+        checkpoint: for long sequences: of a call with gradients only the states that enter every so many steps are kept
+            (rounded up to whole rounds of the backward pass, which ``fused_rnn.explain`` names), and the backward pass
+            computes the rest again: the same bits in a fraction of the memory. None keeps everything. On the CPU.
 
     Inputs: input, (h_0, c_0)
         * **input**: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a
@@ -122,6 +125,7 @@ class LSTM(Recurrent, nn.LSTM):
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
         heads: int = 1,
+        checkpoint: int | None = None,
     ) -> None:
         if proj_size and any(checked_zoneout(zoneout, 2)):
             raise ValueError(f"zoneout={zoneout} and proj_size={proj_size} exclude each other")
@@ -136,6 +140,7 @@ class LSTM(Recurrent, nn.LSTM):
             zoneout=zoneout,
             weight_dropout=weight_dropout,
             heads=heads,
+            checkpoint=checkpoint,
         )
 
     @overload

@@ -45,11 +45,12 @@ class Recurrent(LoopOptions, Freezable, nn.RNNBase):
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
         heads: int = 1,
+        checkpoint: int | None = None,
         **kwargs: Any,
     ) -> None:
         states = 2 if isinstance(self, nn.LSTM) else 1
         hidden = args[1] if len(args) > 1 else kwargs.get("hidden_size")
-        of_loop = self._checked_options(states, hidden, recurrent_dropout, zoneout, weight_dropout, heads)
+        of_loop = self._checked_options(states, hidden, recurrent_dropout, zoneout, weight_dropout, heads, checkpoint)
         dynamo.admit(Recurrent)
         super().__init__(*args, **kwargs)
         self.__dict__.update(of_loop)
@@ -89,7 +90,7 @@ class Recurrent(LoopOptions, Freezable, nn.RNNBase):
             options = NO_OPTIONS  # what options_of would return, without calling it
         else:
             options = options_of(dropout, lengths, reset_mask, grad_clip, cells)
-        if self.recurrent_dropout or self.zoneout or self.heads > 1:
+        if self.recurrent_dropout or self.zoneout or self.heads > 1 or self.checkpoint is not None:
             options = self._with_loop_options(options, form.cell)
         results = arguments.run(runner or own, form, input, hx, weights, options, are_plain)
         if form.cell.states == 1:

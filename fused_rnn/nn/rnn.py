@@ -44,6 +44,7 @@ class RNN(Recurrent, nn.RNN):
         zoneout: likewise, one number.
         weight_dropout: likewise.
         heads: likewise, with ``weight_hh`` ``[H, H / heads]``.
+        checkpoint: likewise.
 
     Inputs: input, h_0
         * **input**: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a
@@ -99,6 +100,7 @@ class RNN(Recurrent, nn.RNN):
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
         heads: int = 1,
+        checkpoint: int | None = None,
     ) -> None: ...
 
     @overload

@@ -25,6 +25,7 @@ from .checks import (
     apart_by_direction,
     check_state_dtypes,
     check_weights,
+    checked_checkpoint,
     checked_heads,
     contiguous,
     form_of,
@@ -128,6 +129,7 @@ def run_cell(
     recurrent_dropout: float = 0.0,
     zoneout: float | tuple[float, float] = 0.0,
     heads: int = 1,
+    checkpoint: int | None = None,
     cells: bool = False,
 ) -> Sequence:
     """:func:`run` for the arguments of :mod:`fused_rnn.functional`."""
@@ -139,6 +141,8 @@ def run_cell(
         if form.kinds[-1] is Wanted.WEIGHT_HR:
             raise ValueError(f"heads={heads} and a projection (weight_hr) exclude each other")
         options = options._replace(heads=heads)
+    if checked_checkpoint(checkpoint) is not None:
+        options = options._replace(checkpoint=checkpoint)
     return run(runner, form, input, hx, list(weights), options, plain.are_plain(weights))
 
 
@@ -206,6 +210,8 @@ def run(
 def _run_any(runner: Runner, form: Form, input, hx, weights: list[Tensor], options: Options) -> Sequence:
     """The general path of :func:`run`."""
     run_layer = runner.layers()
+    if options.checkpoint is not None and runner.run_for_gradients is None:
+        options = options._replace(checkpoint=None)  # for who sees the saved values
     whole, leave = _prepare(form, input, hx, weights, options)
     output, h_n, c_n, cells = over_layers(form.num_layers, run_layer, whole, options)
     every = apart_by_direction(form.cell, form.directions, cells) if options.cells else ()
@@ -275,6 +281,7 @@ def over_layers(count: int, run_layer: RunLayer, whole: Layer, options: Options 
         run_layer = partial(run_layer, grad_clip=options.grad_clip)
     if options.heads > 1:
         run_layer = partial(heads.run, run_layer, options.heads)
+    whole = whole._replace(checkpoint=options.checkpoint)
     if count == 1:
         return run_layer(loop_masks.drawn(whole, options), options.cells)
     data, h0, c0, weights, cell = whole.input, whole.h0, whole.c0, whole.weights, whole.cell

@@ -19,7 +19,7 @@ from .layer import Layer
 
 # Positions in a flat list that begins with a layer's arguments.
 _place = Layer._fields.index
-STATIC = slice(0, _place("input"))  # cell, bias, bidirectional
+STATIC = slice(0, _place("input"))  # cell, bias, bidirectional ...
 STATES = slice(_place("input"), _place("lengths"))  # input, h0, c0
 MASKS = slice(_place("lengths"), _place("weights"))  # lengths, batch_sizes, reset_mask
 WEIGHTS = slice(_place("weights"), None)
@@ -99,7 +99,7 @@ def _call(name: str):
     call = namedtuple(name, names, defaults=defaults)
 
     def layer(self) -> Layer:
-        own = {field: getattr(self, field) for field in Layer._fields}
+        own = {field: getattr(self, field, None) for field in Layer._fields}  # not all of them take checkpoints
         return Layer(**own | {"weights": tuple(self.weights)})
 
     call.layer = property(layer)

@@ -93,6 +93,8 @@ class Options(NamedTuple):
     """Whether masks are drawn; if not, each state is the expectation."""
     heads: int = 1
     """How many blocks on its diagonal W_hh has."""
+    checkpoint: int | None = None
+    """Keep the states that enter every so many steps for the backward pass, which computes the rest again."""
 
 
 NO_OPTIONS = Options()
@@ -141,6 +143,16 @@ def checked_heads(heads: Any, hidden: Any) -> int:
     if isinstance(hidden, int) and hidden % heads:
         raise ValueError(f"heads={heads} must divide hidden_size={hidden}")
     return heads
+
+
+def checked_checkpoint(steps: Any) -> int | None:
+    if steps is None:
+        return None
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"checkpoint must be a number of steps or None, got {type(steps).__name__}")
+    if steps < 1:
+        raise ValueError(f"checkpoint must be a number of steps above 0, or None, got {steps}")
+    return steps
 
 
 def with_loop_options(options: Options, cell: Cell, recurrent_dropout: Any, zoneout: Any, training: bool) -> Options:

@@ -13,6 +13,10 @@ from .layer import BATCH_FIRST, ONE_STEP, Layer, Wanted, stack_of
 @torch.library.register_fake("fused_rnn::layer_forward")
 def _forward_shapes(*args):
     call = ForwardCall(*args)
+    if call.checkpoint is not None:
+        raise NotImplementedError(
+            "fused_rnn: checkpoint, whose shape depends on the processor, is not for fake tensors"
+        )
     return _shapes_of_forward(call.layer, call.save, call.cells)
 
 

@@ -110,6 +110,8 @@ def obstacle(call: Call) -> str | None:
         return "there is zoneout"
     if options.heads > 1:
         return "W_hh has heads"
+    if options.checkpoint is not None:
+        return "there are checkpoints"
     if options.cells:
         return "the cell states of all steps are returned"
     if options.lengths is not None and (found := _obstacle_of_lengths(call)) is not None:

@@ -22,6 +22,8 @@ grad_clip      float                 the gradient of h is clamped to it after ev
 h_factor       [D, B, P]             h is multiplied by it before W_hh: recurrent dropout's mask
 zoneout_mask   [rows, D*S*H] bool    True: a unit keeps its former state; all states of a direction side by side
 zoneout_h, _c  float                 in place of the mask: state = p * former + (1 - p) * new, for h and for the others
+checkpoint     int                   save the states that enter every so many steps, or some more; the rest is computed
+                                     again in the backward pass, where nobody follows it
 =============  ====================  =======================================================================
 
 With a leading dimension M in ``weights``, M members run side by side: outputs and states then have it too; input,
@@ -110,6 +112,7 @@ class Layer(NamedTuple):
     bidirectional: bool
     zoneout_h: float | None
     zoneout_c: float | None
+    checkpoint: int | None
     input: Tensor
     h0: Tensor | None
     c0: Tensor | None
@@ -136,7 +139,7 @@ class Layer(NamedTuple):
     ) -> Layer:
         """One without the loop's own options."""
         states, masks = (input, h0, c0), (lengths, batch_sizes, reset_mask)
-        return cls(cell, bias, bidirectional, None, None, *states, *masks, None, None, weights)
+        return cls(cell, bias, bidirectional, None, None, None, *states, *masks, None, None, weights)
 
     @property
     def masks(self) -> tuple[Tensor | None, ...]:
@@ -175,13 +178,15 @@ class Layer(NamedTuple):
         return weight_kinds_of(self.cell, self.bidirectional, len(self.weights))
 
     def forward(self, save: bool, cells: bool, grad_clip: float | None = None) -> tuple[Tensor, ...]:
-        return _operators.layer_forward(*self._static, *self._tensors, save, cells, grad_clip, *self._options)
+        options = (*self._options, self.checkpoint)
+        return _operators.layer_forward(*self._static, *self._tensors, save, cells, grad_clip, *options)
 
     def backward(
         self, grads: Grads, saved: Tensor, wanted: int, groups: int, norms: bool, grad_clip: float | None = None
     ) -> tuple[Tensor, ...]:
+        options = (*self._options, self.checkpoint)
         *states, grad_weights = _operators.layer_backward(
-            *self._static, *grads, *self._tensors, saved, wanted, groups, norms, grad_clip, *self._options
+            *self._static, *grads, *self._tensors, saved, wanted, groups, norms, grad_clip, *options
         )
         return (*states, *grad_weights)
 

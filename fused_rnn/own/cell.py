@@ -208,6 +208,7 @@ class OwnCell:
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
         heads: int = 1,
+        checkpoint: int | None = None,
     ) -> OwnLayer:
         """A module that runs this cell over whole sequences, with the options and calls of :class:`fused_rnn.LSTM`.
 
@@ -228,6 +229,7 @@ class OwnCell:
             zoneout: likewise; of a cell with several states two numbers may be given, for the first one and the others.
             weight_dropout: likewise.
             heads: likewise.
+            checkpoint: likewise.
         """
         if proj_size:
             raise ValueError(f"proj_size argument is only supported for LSTM, not {self.name}")
@@ -241,6 +243,7 @@ class OwnCell:
             zoneout=zoneout,
             weight_dropout=weight_dropout,
             heads=heads,
+            checkpoint=checkpoint,
         )
 
     @property

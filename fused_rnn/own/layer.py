@@ -56,11 +56,12 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
         zoneout: float | tuple[float, float] = 0.0,
         weight_dropout: float = 0.0,
         heads: int = 1,
+        checkpoint: int | None = None,
     ) -> None:
         of_loop = self._checked_options(
-            len(cell.states), hidden_size, recurrent_dropout, zoneout, weight_dropout, heads
+            len(cell.states), hidden_size, recurrent_dropout, zoneout, weight_dropout, heads, checkpoint
         )
-        on_hh = [option for option in of_loop.items() if option[0] != "zoneout"]
+        on_hh = [option for option in of_loop.items() if option[0] not in ("zoneout", "checkpoint")]
         if on_hh and not cell.recurrent:
             name, value = on_hh[0]
             raise ValueError(f"{cell.name} has no W_hh, which {name}={value} acts on")
@@ -179,7 +180,7 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
             self.row, self.num_layers, self.bidirectional, self.batch_first, len(weights)
         )
         options = options_of(self.training and self.dropout, lengths, reset_mask, grad_clip)
-        if self.recurrent_dropout or self.zoneout or self.heads > 1:
+        if self.recurrent_dropout or self.zoneout or self.heads > 1 or self.checkpoint is not None:
             options = self._with_loop_options(options, form.cell)
         output, *states = arguments.run(by or runner, form, input, hx, weights, options, are_plain)
         return output, states[0] if len(self.cell.states) == 1 else tuple(states)

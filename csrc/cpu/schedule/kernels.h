@@ -14,11 +14,12 @@ struct Phase {
 
 constexpr int kMostPhases = 5;
 
-// `first` runs once, then `each`, in turn, for every round, then `last` once. An entry with a null `run` is skipped.
+// `first` runs once, then `each`, in turn, for every round, then `last` once. An entry with a null `run` is skipped. A
+// round is some steps of the loop; all of them without `steps_of_round`.
 template <class Args>
 struct Pass {
   int64_t (*workspace_bytes)(const Args&, const Plan&);
-  int64_t (*rounds)(const Args&);
+  int64_t (*steps_of_round)(const Args&);
   Phase<Args> first[kMostPhases], each[kMostPhases], last[kMostPhases];
 };
 

@@ -10,12 +10,14 @@ namespace {
 struct RoundRows {
   int64_t count = 0;
   int64_t *slots, *rows, *times;  // of each: its index in BackwardState's arrays, and in the input; its time
+  int64_t* saved;                 // its index among the problem's saved rows
   int64_t* batch_rows;            // with recurrent dropout: its row of the batch
 
   RoundRows(const Backward& g, Carver& carve) {
     const int64_t most = steps_of_round(g) * g.batch;
     for (int64_t** list : {&slots, &rows, &times}) *list = carve.take<int64_t>(most);
     batch_rows = carve.take<int64_t>(g.h_factor ? most : 0);
+    saved = g.segment > 0 ? carve.take<int64_t>(most) : rows;
   }
 
   // Those of some batch rows of one problem.
@@ -30,6 +32,7 @@ struct RoundRows {
         slots[count] = slot + b;
         times[count] = t;
         if (g.h_factor) batch_rows[count] = b;
+        if (g.segment > 0) saved[count] = saved_row(g, problem % g.directions, t, b);
         rows[count++] = row_of(g, t, b);
       }
     }

@@ -1,6 +1,7 @@
 // State shared by the phases of the backward pass, and the constants of a run.
 #pragma once
 #include "core/dispatch.h"
+#include "core/saved_row.h"
 #include "cpu/gemm/amx.h"
 #include "cpu/passes/backward/rounds.h"
 #include "cpu/passes/run.h"
@@ -110,7 +111,9 @@ struct BackwardRun {
   int64_t by_row(int64_t t, int64_t b, int64_t width) const {
     return ((run.m * g.rows + row_of(g, t, b)) * g.directions + run.d) * width;
   }
-  int64_t saved_at(int64_t t, int64_t b) const { return (run.problem * g.rows + row_of(g, t, b)) * g.saved_width; }
+  int64_t saved_at(int64_t t, int64_t b) const {
+    return (run.problem * saved_rows(g) + saved_row(g, run.d, t, b)) * g.saved_width;
+  }
 };
 
 // A step of the loop; the previous one is later in time, or earlier in the reverse direction. Rows active in the

@@ -20,7 +20,7 @@ class LookAhead {
     const Forward& f = run_.f;
     const Run& rows = run_.run;
     const S* input = at<S>(f.input, rows.m * f.input_member_stride);
-    const int64_t last = minimum(f.steps, step.number + run_.steps_ahead);
+    const int64_t last = minimum(f.last_step, step.number + run_.steps_ahead);
     int64_t active = step.rows;
     count_ = 0;
     for (int64_t s = step.number; s < last; ++s) {

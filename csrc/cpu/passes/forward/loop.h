@@ -29,12 +29,15 @@ class ForwardLoop {
     const Forward& f = w_.f;
     int64_t stretch = 0;
     team_.join(member_);
-    step_ = {-1, -1, -1, 0, w_.run.active(w_.time(0), 0)};
+    step_ = {f.first_step - 1, -1, -1, 0, w_.run.active(w_.time(f.first_step), 0)};
     team_.together(member_, stretch++, [&](int64_t share) {
       begin(share);
-      enter_next_step(share);
+      if (f.runs_again)
+        load_kept(share);
+      else
+        enter_next_step(share);
     });
-    while (++step_.number < f.steps) {
+    while (++step_.number < f.last_step) {
       step_.t = w_.time(step_.number);
       step_.rows = step_.next_rows;
       step_.slot = step_.slot + 1 < w_.steps_ahead ? step_.slot + 1 : 0;
@@ -78,7 +81,7 @@ class ForwardLoop {
       for (int64_t s = 0; f.h_factor && s < w_.plan.unit_chunks; ++s)
         clear_padding(w_.state.input_sums[s].masked_h + i * w_.state.h_stride, f.output_size);
     }
-    if (!f.lengths) return;
+    if (!f.lengths || f.runs_again) return;
     const int64_t H = f.hidden, P = f.output_size;
     for (int64_t i = w_.run.active(0, 0); i < w_.run.rows; ++i) {
       const int64_t state = w_.run.problem * f.batch + w_.run.batch_row(i);
@@ -102,10 +105,52 @@ class ForwardLoop {
     }
   }
 
-  // Between two steps: stores the states of rows that end, loads those of rows that begin, applies resets.
-  __attribute__((noinline)) void enter_next_step(int64_t share) const {
+  // Between two steps.
+  void enter_next_step(int64_t share) const {
     const Forward& f = w_.f;
-    if (step_.rows == step_.next_rows && !f.reset) return;
+    if (step_.rows != step_.next_rows || f.reset) change_rows(share);
+    if (f.kept && !f.runs_again && begins_segment(step_.number + 1)) keep_states(share);
+  }
+
+  bool begins_segment(int64_t step) const {
+    const Forward& f = w_.f;
+    return step == 0 || (step < f.steps && (f.steps - step) % f.segment == 0);
+  }
+  // f(the kept states of a row, h, c) for every row of the next step; h is the next step's.
+  template <class F>
+  void for_kept(F f) const {
+    const int64_t number = step_.number + 1, width = w_.f.output_size + further_width<Shape>(w_.f);
+    for (int64_t i = 0; i < step_.next_rows; ++i) {
+      const int64_t place = kept_states_at(w_.f, w_.run.problem, number, w_.run.batch_row(i), width);
+      f(at<T>(w_.f.kept, place), w_.state.h[number % 2] + i * w_.state.h_stride, w_.state.c_of(i));
+    }
+  }
+  __attribute__((noinline)) void keep_states(int64_t share) const {
+    const Range of_h = share_of_h(share), of_c = share_of_c(share);
+    for_kept([&](T* kept, const E* h, const T* c) {
+      for (int64_t j = of_h.first; j < of_h.last; j += kLanes)
+        store_vector(kept + j, load_at(h, j), minimum(kLanes, of_h.last - j));
+      for (int k = 1; k < Shape::kStates; ++k)
+        store_row(kept + place_of_state(k) + of_c.first, c + (k - 1) * w_.state.c_stride + of_c.first, of_c.count());
+    });
+  }
+  __attribute__((noinline)) void load_kept(int64_t share) const {
+    const Range of_h = share_of_h(share), of_c = share_of_c(share);
+    for_kept([&](const T* kept, E* h, T* c) {
+      for (int64_t j = of_h.first; j < of_h.last; j += kLanes) {
+        const int64_t n = minimum(kLanes, of_h.last - j);
+        store_at(h, j, load_vector(kept + j, n), n);
+      }
+      for (int k = 1; k < Shape::kStates; ++k)
+        load_row(c + (k - 1) * w_.state.c_stride + of_c.first, kept + place_of_state(k) + of_c.first, of_c.count());
+    });
+  }
+  // Of state k >= 1 among the kept ones of a row.
+  int64_t place_of_state(int k) const { return w_.f.output_size + (k - 1) * w_.f.hidden; }
+
+  // Stores the states of rows that end, loads those of rows that begin, applies resets.
+  __attribute__((noinline)) void change_rows(int64_t share) const {
+    const Forward& f = w_.f;
     const int64_t P = f.output_size;
     const Range of_h = share_of_h(share), of_c = share_of_c(share);
     const int64_t h0 = of_h.first, c0 = of_c.first;
@@ -122,6 +167,7 @@ class ForwardLoop {
         for (int k = 1; k < Shape::kStates; ++k) fill_row(c + (k - 1) * w_.state.c_stride, initial(k), of_c.count());
       };
       if (i >= step_.next_rows) {
+        if (f.runs_again) continue;
         store_row_from(at<S>(f.h_n, state * P + h0), h, h0, of_h.count());
         for (int k = 1; k < Shape::kStates; ++k)
           store_row(at<S>(f.c_n, place_of(state, k) + c0), c + (k - 1) * w_.state.c_stride, of_c.count());

@@ -1,5 +1,6 @@
 // The state of a run of the forward pass, and the addresses of a row's data in a step.
 #pragma once
+#include "core/saved_row.h"
 #include "cpu/passes/forward/pack.h"
 #include "cpu/schedule/team.h"
 
@@ -27,7 +28,7 @@ struct ForwardRow {
   using T = Arithmetic<S>;
   using E = Element<S>;
 
-  int64_t by_row, by_direction;  // in arrays [M, N, D] and [M, D, N]
+  int64_t by_row, by_direction;  // in arrays [M, N, D], and among saved rows
   const E* h;                    // as it enters the step
   E *h_next, *wide_h;
   T* c;  // states 1 and on, c_stride apart
@@ -39,14 +40,20 @@ struct ForwardRow {
     const Forward& f = r.f;
     const int64_t row = row_of(f, t, r.run.batch_row(i));
     by_row = (r.run.m * f.rows + row) * f.directions + r.run.d;
-    by_direction = r.run.problem * f.rows + row;
+    by_direction = r.run.problem * saved_rows(f) + saved_row(f, r.run.d, t, r.run.batch_row(i));
     h = r.state.h[number % 2] + i * r.state.h_stride;
     h_next = r.state.h[(number + 1) % 2] + i * r.state.h_stride;
     wide_h = r.state.wide_h + i * r.state.wide_stride;
     c = r.state.c_of(i);
     saved = at<S>(f.saved, by_direction * f.saved_width);
-    output = at<S>(f.output, by_row * f.output_size);
+    output = at<S>(f.output, place_of_output(r, i) * f.output_size);
     cells = at<S>(f.cells, by_row * further_width<Shape>(f));
+  }
+
+ private:
+  template <class ThisRun>
+  int64_t place_of_output(const ThisRun& r, int64_t i) const {
+    return r.f.runs_again ? r.run.problem * r.f.batch + r.run.batch_row(i) : by_row;
   }
 };
 

@@ -59,7 +59,7 @@ struct WeightGradTask : WeightGradShare<S> {
   Rows<S> hidden_rows() const {
     const Backward& g = this->g;
     const int64_t R = g.saved_width;
-    return {at<S>(g.saved, this->problem * g.rows * R) + entering_h(g, state.cell.saved), rows.rows, R};
+    return {at<S>(g.saved, this->problem * saved_rows(g) * R) + entering_h(g, state.cell.saved), rows.saved, R};
   }
 
   // Whether products are computed as outer products of unpacked rows.
