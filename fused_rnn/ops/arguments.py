@@ -137,7 +137,7 @@ def run_cell(
     options = options_of(training and dropout, lengths, reset_mask, grad_clip, cells)
     if recurrent_dropout or zoneout:
         options = with_loop_options(options, cell, recurrent_dropout, zoneout, training)
-    if checked_heads(heads, weights[0].shape[0] // cell.gates if weights else None) > 1:
+    if (type(heads) is not int or heads != 1) and checked_heads(heads, weights[0].shape[0] // cell.gates) > 1:
         if form.kinds[-1] is Wanted.WEIGHT_HR:
             raise ValueError(f"heads={heads} and a projection (weight_hr) exclude each other")
         options = options._replace(heads=heads)

@@ -70,6 +70,8 @@ def _load() -> ctypes.CDLL:
         ctypes.c_char_p,
         ctypes.c_int64,
     ]
+    library.fused_rnn_cpu_segment.restype = ctypes.c_int64
+    library.fused_rnn_cpu_segment.argtypes = [*[ctypes.c_int64] * 10, ctypes.c_char_p, ctypes.c_int64]
     if library.fused_rnn_cuda_archs():
         declare_cuda(library)
     return library

@@ -51,6 +51,28 @@ def cpu_plan(
     return CpuPlan(isa.decode(), *plan[:3], READINGS[plan[3]])
 
 
+def cpu_segment(
+    cell_id: int,
+    dtype: torch.dtype,
+    checkpoint: int,
+    *,
+    steps: int,
+    directions: int,
+    rows: int,
+    batch: int,
+    input_size: int,
+    hidden: int,
+    output_size: int,
+) -> int:
+    """After how many steps a layer with this ``checkpoint`` keeps its states; 0: it saves everything."""
+    sizes = (cell_id, library.DTYPES.index(dtype), directions, rows, batch, input_size, hidden, output_size)
+    error = ctypes.create_string_buffer(256)
+    segment = library.compiled.fused_rnn_cpu_segment(*sizes, steps, checkpoint, error, len(error))
+    if segment < 0:
+        raise RuntimeError(error.value.decode())
+    return segment
+
+
 class Gpu(NamedTuple):
     """The properties that a plan depends on, as in csrc/cuda/plan/plan.h."""
 

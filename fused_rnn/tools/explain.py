@@ -38,14 +38,6 @@ _TORCH = (
     "that cuDNN and oneDNN lack, torch.func's transforms, compiled, exported and traced calls"
 )
 
-_OPTIONS = {
-    "recurrent_dropout": "h is multiplied by a mask before W_hh inside the kernel, drawn for every call in training",
-    "zoneout": "applied inside the kernel: by masks that are drawn for every call in training, else by expectation",
-    "heads": "the layer runs as so many smaller ones side by side that share its input; their weights, states and "
-    "output are copied from and to the layer's own in every call",
-    "weight_dropout": "a copy of W_hh with a mask of its own is made for every call in training",
-}
-
 _HEADER = ("layer", "engine", "instruction set", "why")
 
 
@@ -249,10 +241,12 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
     device = "cuda" if asked.gpu else layer.input.device.type
     if device == "cuda" and (layer.h_factor is not None or layer.zones_out):
         return Explanation("none", None, "recurrent_dropout and zoneout run on the CPU so far, not on CUDA")
+    if device == "cuda" and getattr(module, "checkpoint", None) is not None and _gradients_wanted(layer, asked):
+        return Explanation("none", None, "checkpoint runs on the CPU so far, not on CUDA")
     table = _table(asked, device, layer)
     reason, by_torch = _handed_over(module, layer, masks, asked, table)
     if by_torch:
-        return Explanation("torch", None, f"{reason}{_TORCH}{_options_of(module)}")
+        return Explanation("torch", None, f"{reason}{_TORCH}{plan_words.options_of(module)}")
     if asked.gpu:
         found = _explain_gpu(layer, asked, table)
     elif device == "cuda":
@@ -261,19 +255,16 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
         found = _explain_cpu(layer, module._runner if is_frozen(module) else None, _error_of(module, inputs, masks))
     if found.engine == "none":
         return found
-    source = _options_of(module)
+    source = plan_words.options_of(module)
+    checkpoint = getattr(module, "checkpoint", None)
+    if checkpoint is not None and found.engine == "fused" and _gradients_wanted(layer, asked):
+        source += f". {plan_words.checkpoints(layer, checkpoint)}"
     if isinstance(module, OwnLayer):
         try:
             source += f". {plan_words.source_of(module.cell, layer.weights[0].dtype, device)}"
         except RuntimeError as error:  # it cannot be compiled
             return Explanation("none", None, str(error))
     return replace(found, reason=f"{reason}{found.reason}{source}")
-
-
-def _options_of(module: nn.Module) -> str:
-    """A sentence for each option of the loop that acts."""
-    acting = module._acting() if isinstance(module, LoopOptions) else ()
-    return "".join(f". {option}: {_OPTIONS[option.split('=')[0]]}" for option in acting)
 
 
 def _table(asked: _Asked, device: str, layer: Layer) -> Table | None:
@@ -296,7 +287,7 @@ def _handed_over(module: nn.Module, layer: Layer, masks: dict, asked: _Asked, ta
     if isinstance(module, LoopOptions):
         options = module._with_loop_options(options, layer.sizes[0])
     call = handover.call_of_layer(layer, count, options, device)
-    training = asked.training and any(weight.requires_grad for weight in layer.weights)
+    training = _gradients_wanted(layer, asked)
     gpu = plans.GPUS[asked.gpu] if asked.gpu else None
     chosen = handover.choice(call, table, training, gpu) if name == "auto" else None
     if chosen is not None and chosen.engine == "ours":
@@ -307,6 +298,10 @@ def _handed_over(module: nn.Module, layer: Layer, masks: dict, asked: _Asked, ta
     if obstacle is not None:
         return f"Not torch.nn's kernels, as {obstacle}. ", False
     return (f"As far as measured, {chosen.reason}. " if chosen is not None else ""), True
+
+
+def _gradients_wanted(layer: Layer, asked: _Asked) -> bool:
+    return asked.training and any(weight.requires_grad for weight in layer.weights)
 
 
 def _explain_gpu(layer: Layer, asked: _Asked, table: Table | None) -> Explanation:

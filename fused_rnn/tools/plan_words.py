@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 
+from ..nn.loop_options import LoopOptions
 from ..nn.runners import Frozen
 from ..ops import plans
 from ..ops.layer import Layer, WeightFormat
@@ -27,20 +29,52 @@ _EXCHANGES = {
 }
 
 
+_OPTIONS = {
+    "recurrent_dropout": "h is multiplied by a mask before W_hh inside the kernel, drawn for every call in training",
+    "zoneout": "applied inside the kernel: by masks that are drawn for every call in training, else by expectation",
+    "heads": "the layer runs as so many smaller ones side by side that share its input; their weights, states and "
+    "output are copied from and to the layer's own in every call",
+    "weight_dropout": "a copy of W_hh with a mask of its own is made for every call in training",
+}
+
+
+def options_of(module: nn.Module) -> str:
+    """A sentence for each option of the loop that acts."""
+    acting = module._acting() if isinstance(module, LoopOptions) else ()
+    return "".join(f". {option}: {_OPTIONS[option.split('=')[0]]}" for option in acting)
+
+
 def cpu_plan_of(layer: Layer, frozen: Frozen | None) -> plans.CpuPlan:
-    cell, directions, hidden, width, _, rows = layer.sizes
     return plans.cpu_plan(
-        cell.id,
+        layer.cell,
         layer.weights[0].dtype,
-        directions=directions,
-        rows=math.prod(rows),
-        batch=_batch_of(layer),
-        input_size=0 if layer.reads_tokens else layer.input.shape[-1],
-        hidden=hidden,
-        output_size=width,
+        **_sizes_of(layer),
         packed=frozen is not None,
         format=WeightFormat.OWN if frozen is None else frozen.format,
         threads=torch.get_num_threads(),
+    )
+
+
+def _sizes_of(layer: Layer) -> dict[str, int]:
+    _, directions, hidden, width, _, rows = layer.sizes
+    return {
+        "directions": directions,
+        "rows": math.prod(rows),
+        "batch": _batch_of(layer),
+        "input_size": 0 if layer.reads_tokens else layer.input.shape[-1],
+        "hidden": hidden,
+        "output_size": width,
+    }
+
+
+def checkpoints(layer: Layer, checkpoint: int) -> str:
+    steps = layer.sizes[-1][0] if layer.batch_sizes is None else len(layer.batch_sizes)
+    segment = plans.cpu_segment(layer.cell, layer.weights[0].dtype, checkpoint, steps=steps, **_sizes_of(layer))
+    if segment == 0:
+        return f"checkpoint={checkpoint}: all is saved for the backward pass, as there are no more steps than that"
+    return (
+        f"checkpoint={checkpoint}: of the states those that enter every {segment} steps are saved for the backward "
+        "pass, which computes the rest again; second derivatives, transforms and compiled calls save everything"
     )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
-from support.loop_options import LAYERS, call, every_class, make, other_threads, random_rows, results_of, states_for
+from support.loop_options import LAYERS, call, every_class, make, other_threads, results_of, states_for
 from support.modules import DEEP, F64, through_file
 
 ROUND = 512  # rows of the batch times steps, at most, in a round of the backward pass
@@ -182,12 +182,11 @@ def test_transforms_and_forward_mode(no_reference):
         lambda f: torch.vmap(f)(torch.stack([x, v])),
     ):
         torch.testing.assert_close(derivative(lambda x: layer(x)[0]), derivative(lambda x: plain(x)[0]))
-    batched = torch.randn(3, 600, 1, 3, dtype=F64)
-    for each in (layer, plain):
-        leaf = x.clone().requires_grad_()
-        found = torch.autograd.grad(each(leaf)[0], leaf, batched, is_grads_batched=True)[0]
-        batched_grad = found if each is layer else batched_grad
-        torch.testing.assert_close(found, batched_grad)
+    upstream, leaf = torch.randn(3, 600, 1, 3, dtype=F64), x.clone().requires_grad_()
+    found, wanted = (
+        torch.autograd.grad(each(leaf)[0], leaf, upstream, is_grads_batched=True) for each in (layer, plain)
+    )
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch, by Dynamo
@@ -220,6 +219,18 @@ def test_own_cells_have_it(no_reference, name):
     plain = copy.deepcopy(layer)
     plain.checkpoint = None
     assert_same_bits(layer, plain, torch.randn(200, 6, 3, dtype=F64, requires_grad=True))
+
+
+def test_explain_says_where_states_are_kept():
+    layer, _ = twins("lstm", checkpoint=600)
+    long, short = torch.randn(2, 5120, 1, 3, dtype=F64)[0], torch.randn(600, 1, 3, dtype=F64)
+    assert "checkpoint=600: of the states those that enter every 1024 steps" in fused_rnn.explain(layer, long).reason
+    assert "checkpoint=600: all is saved" in fused_rnn.explain(layer, short).reason
+    with torch.no_grad():
+        assert "checkpoint" not in fused_rnn.explain(layer, long).reason
+    assert "there are checkpoints" in fused_rnn.explain(layer, long, engine="torch").reason
+    found = fused_rnn.explain(layer, long, gpu="H100")
+    assert (found.engine, found.reason) == ("none", "checkpoint runs on the CPU so far, not on CUDA")
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------

@@ -10,9 +10,12 @@ from support.problems import SIXTEEN_BITS
 SCHEDULES = range(10)  # the machine's orders of events
 
 
+THOROUGH = max(1, settings.default.max_examples // 200)  # as it is when tests are collected
+
+
 def examples(count):
     """The machine is slow: ``count`` examples of a test, and ten times as many with --hypothesis-profile=thorough."""
-    return settings(max_examples=count * settings.default.max_examples // 200)
+    return settings(max_examples=count * THOROUGH)
 
 
 def short(parameter):

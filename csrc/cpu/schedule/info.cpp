@@ -4,12 +4,32 @@
 #include <bit>
 #include <cstring>
 
+#include "core/engine.h"
 #include "core/export.h"
 #include "core/registry.h"
 #include "cpu/schedule/select.h"
 
 using namespace fused_rnn;
 using namespace fused_rnn::cpu;
+
+namespace {
+
+Layer layer_of(int64_t cell, int64_t dtype, int64_t directions, int64_t rows, int64_t batch, int64_t input_size,
+               int64_t hidden, int64_t output_size) {
+  Layer layer = {};
+  layer.cell = cell;
+  layer.dtype = static_cast<Dtype>(dtype);
+  layer.members = 1;
+  layer.directions = directions;
+  layer.batch = batch;
+  layer.rows = rows;
+  layer.input_size = input_size;
+  layer.hidden = hidden;
+  layer.output_size = output_size;
+  return layer;
+}
+
+}  // namespace
 
 // The CPU engine's plan for a layer of this size on this many threads; `packed`: its weights are packed already, in this
 // WeightFormat. `plan` gets Plan's threads, row_chunks, unit_chunks and pack. Returns the instruction set's name, or null
@@ -20,16 +40,7 @@ FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t dtype, int
                                                 char* error, int64_t error_size) {
   const char* isa = nullptr;
   succeeds(error, error_size, [&] {
-    Layer layer = {};
-    layer.cell = cell;
-    layer.dtype = static_cast<Dtype>(dtype);
-    layer.members = 1;
-    layer.directions = directions;
-    layer.batch = batch;
-    layer.rows = rows;
-    layer.input_size = input_size;
-    layer.hidden = hidden;
-    layer.output_size = output_size;
+    Layer layer = layer_of(cell, dtype, directions, rows, batch, input_size, hidden, output_size);
     layer.packed = packed ? &layer : nullptr;
     layer.format = static_cast<WeightFormat>(format);
     const int64_t gates = traits_of_any(cell).gates;
@@ -42,6 +53,19 @@ FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t dtype, int
     isa = isa_name(found.isa);
   });
   return isa;
+}
+
+// After how many steps of such a layer states are kept where `checkpoint` were asked for; 0: never, or -1 and the reason.
+FUSED_RNN_EXPORT int64_t fused_rnn_cpu_segment(int64_t cell, int64_t dtype, int64_t directions, int64_t rows,
+                                               int64_t batch, int64_t input_size, int64_t hidden, int64_t output_size,
+                                               int64_t steps, int64_t checkpoint, char* error, int64_t error_size) {
+  int64_t segment = -1;
+  succeeds(error, error_size, [&] {
+    Layer layer = layer_of(cell, dtype, directions, rows, batch, input_size, hidden, output_size);
+    layer.steps = steps;
+    segment = engine_for(torch::headeronly::DeviceType::CPU).segment_for(layer, checkpoint);
+  });
+  return segment;
 }
 
 // Fills `numbers` with Thresholds' fields as they are now; as shipped, if `shipped`. Returns how many there are.
