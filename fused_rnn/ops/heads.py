@@ -26,12 +26,16 @@ def run(run_layer, heads: int, layer: Layer, cells: bool, **options) -> tuple[Te
 
 
 def _members(layer: Layer, heads: int) -> Layer:
-    cell, directions, *_ = layer.sizes
-    mask = layer.zoneout_mask
+    cell, directions, hidden, *_ = layer.sizes
+    mask, blocks = layer.zoneout_mask, [cell.gates * hidden, hidden // heads]
+    if not cell.recurrent:
+        raise ValueError(f"{cell.layer_name} has no W_hh, which heads={heads} acts on")
 
     def member_weights(weight: Tensor, kind: Wanted) -> Tensor:
         if kind is Wanted.PARAMETERS:  # [params, H]
             return _split(weight, heads, 1)
+        if kind is Wanted.WEIGHT_HH and list(weight.shape) != blocks:
+            raise RuntimeError(f"weight_hh must be [G*H, H / heads], here {blocks}, got {list(weight.shape)}")
         rows = weight.unflatten(0, (cell.gates, heads, -1))
         return rows.transpose(0, 1).flatten(1, 2)
 

@@ -287,8 +287,19 @@ def test_what_excludes_it():
     weights = [torch.ones(24, 3), torch.ones(24, 1), torch.ones(2, 6)]
     with pytest.raises(ValueError, match=r"heads=2 and a projection \(weight_hr\) exclude each other"):
         fused_rnn.functional.lstm(torch.ones(2, 1, 3), None, weights, heads=2)
-    with pytest.raises(ValueError, match="has no W_hh, which heads=2 acts on"):
-        fused_rnn.zoo.min_gru.layer(3, 6, heads=2)
+    cell = fused_rnn.zoo.min_gru
+    for of_min_gru in (
+        lambda: cell.layer(3, 6, heads=2),
+        lambda: cell.reference(torch.ones(2, 1, 3, dtype=F64), None, cell.layer(3, 6, dtype=F64)._weights(), heads=2),
+    ):
+        with pytest.raises(ValueError, match="has no W_hh, which heads=2 acts on"):
+            of_min_gru()
+
+
+def test_the_dense_matrix_is_refused():
+    dense = make("gru", heads=1)
+    with pytest.raises(RuntimeError, match=r"weight_hh must be \[G\*H, H / heads\], here \[18, 3\], got \[18, 6\]"):
+        fused_rnn.functional.gru(torch.ones(2, 1, 3, dtype=F64), None, list(dense.parameters()), heads=2)
 
 
 def test_what_does_not_know_it():
