@@ -20,17 +20,18 @@ class Batching:
         if dims.batch_sizes is not None:
             raise NotImplementedError("fused_rnn: vmap over batch_sizes; pad the input and pass lengths")
         self.size = size
-        shape = layer.weights[0].shape
-        self.had_members = len(shape) - (dims.weights[0] is not None) == 3
+        shape = [length for at, length in enumerate(layer.weights[0].shape) if at != dims.weights[0]]  # of a sample
+        self.had_members = len(shape) == 3
+        self.members = shape[0] if self.had_members else 1
         self.as_members = layer.batch_sizes is not None or any(dim is not None for dim in dims.weights)
         row_dims = 1 if layer.batch_sizes is not None else 2
         batch_dim, own_dims = (-1, row_dims) if layer.reads_tokens else (-2, row_dims + 1)
         self.layer = layer._replace(
-            input=self._join_shared(layer.input, dims.input, batch_dim, own_dims, shape),
+            input=self._join_shared(layer.input, dims.input, batch_dim, own_dims),
             h0=self.join(layer.h0, dims.h0, -2),
             c0=self.join(layer.c0, dims.c0, -2),
-            lengths=self._join_shared(layer.lengths, dims.lengths, -1, 1, shape),
-            reset_mask=self._join_shared(layer.reset_mask, dims.reset_mask, -1, 2, shape),
+            lengths=self._join_shared(layer.lengths, dims.lengths, -1, 1),
+            reset_mask=self._join_shared(layer.reset_mask, dims.reset_mask, -1, 2),
             h_factor=self.join(layer.h_factor, dims.h_factor, -2),
             zoneout_mask=self.join(layer.zoneout_mask, dims.zoneout_mask, -2),
         )
@@ -47,7 +48,7 @@ class Batching:
             return tensor.flatten(0, 1) if self.had_members else tensor
         return tensor.movedim(0, batch_dim - 1).flatten(batch_dim - 1, batch_dim)
 
-    def _join_shared(self, tensor: Tensor | None, dim: int | None, batch_dim: int, own_dims: int, weight_shape):
+    def _join_shared(self, tensor: Tensor | None, dim: int | None, batch_dim: int, own_dims: int):
         """The same for what members may share: stays shared if it does not depend on the sample."""
         if tensor is None or not self.as_members:
             return self.join(tensor, dim, batch_dim)
@@ -55,9 +56,7 @@ class Batching:
         if dim is None and not per_member:
             return tensor
         if self.had_members and not per_member:  # repeated for each sample's members
-            tensor = tensor.movedim(dim, 0)
-            members = weight_shape.numel() // weight_shape[-1] // weight_shape[-2]
-            return tensor.repeat_interleave(members, 0)
+            return tensor.movedim(dim, 0).repeat_interleave(self.members, 0)
         return self.join(tensor, dim, batch_dim)
 
     def split(self, outputs: Sequence[Tensor]):

@@ -1,5 +1,7 @@
 """torch.func's grad, vmap, jacrev and their combinations on a layer, in float64."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -138,6 +140,21 @@ def test_nested_vmap(layer, no_reference, members_first):
             expected = torch.func.grad(loss_of(theirs))(dict(theirs.named_parameters()), x)
             own = {name: g[i, j] if members_first else g[j, i] for name, g in found.items()}
             torch.testing.assert_close(own, expected)
+
+
+@pytest.mark.parametrize("at", [0, 1, -1])
+def test_ensembles_of_ensembles_with_an_input_for_each(layer, no_reference, at):
+    """Members of one ensemble share its input; ``at``: where the ensembles lie in the weights."""
+    ours, *_ = layer
+    weights = {name: torch.randn(3, 2, *w.shape, dtype=torch.float64) for name, w in ours.named_parameters()}
+    xs, gradients = torch.randn(3, 5, 2, 3, dtype=torch.float64), torch.func.grad(loss_of(ours), (0, 1))
+    moved = {name: w.movedim(0, at) for name, w in weights.items()}
+    found, of_inputs = torch.vmap(torch.vmap(gradients, (0, None)), (at, 0))(moved, xs)
+    for i, j in itertools.product(range(3), range(2)):
+        own = {name: g[i, j] for name, g in found.items()}
+        torch.testing.assert_close(
+            (own, of_inputs[i, j]), gradients({name: w[i, j] for name, w in weights.items()}, xs[i])
+        )
 
 
 def test_vmap_over_packed_data(layer, no_reference):

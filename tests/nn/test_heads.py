@@ -188,6 +188,8 @@ def test_vmap(no_reference):
     stacked, _ = torch.func.stack_module_state(members)
     outputs = torch.vmap(lambda w: torch.func.functional_call(layer, w, (x[0],))[0])(stacked)
     torch.testing.assert_close(outputs, torch.stack([member(x[0])[0] for member in members]))
+    outputs = torch.vmap(lambda w, x: torch.func.functional_call(layer, w, (x,))[0])(stacked, x)
+    torch.testing.assert_close(outputs, torch.stack([member(own)[0] for member, own in zip(members, x, strict=True)]))
 
     def of_row(weights, row):
         return torch.func.functional_call(layer, weights, (row.unsqueeze(1),))[0].square().sum()
