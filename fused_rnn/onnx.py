@@ -105,7 +105,7 @@ def _check(layer: Layer, cells: bool, onnx_ir) -> None:
         "zoneout": layer.zones_out,
         "PackedSequence (pass padded input and lengths)": layer.batch_sizes is not None,
         "proj_size": layer.weight_kinds[-1] is Wanted.WEIGHT_HR,
-        "vmap over weights": len(layer.weights[0].shape) == 3,
+        "heads and no vmap over weights": len(layer.weights[0].shape) == 3,
         "the LSTM's cell state after every step": cells,
         "bfloat16 (export model.float())": layer.weights[0].dtype == onnx_ir.DataType.BFLOAT16,
     }

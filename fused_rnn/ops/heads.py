@@ -27,17 +27,24 @@ def run(run_layer, heads: int, layer: Layer, cells: bool, **options) -> tuple[Te
 
 def _members(layer: Layer, heads: int) -> Layer:
     cell, directions, hidden, *_ = layer.sizes
-    mask, blocks = layer.zoneout_mask, [cell.gates * hidden, hidden // heads]
+    mask, rows = layer.zoneout_mask, cell.gates * hidden
+    shapes = {  # in the caller's words; the operator would speak of members
+        Wanted.WEIGHT_IH: [rows, layer.weights[0].shape[-1]],
+        Wanted.WEIGHT_HH: [rows, hidden // heads],
+        Wanted.BIAS_IH: [rows],
+        Wanted.BIAS_HH: [rows],
+        Wanted.PARAMETERS: [cell.params, hidden],
+    }
     if not cell.recurrent:
         raise ValueError(f"{cell.layer_name} has no W_hh, which heads={heads} acts on")
 
     def member_weights(weight: Tensor, kind: Wanted) -> Tensor:
+        if list(weight.shape) != shapes[kind]:
+            name = kind.name.lower()
+            raise RuntimeError(f"fused_rnn: {name} must be {shapes[kind]} with {heads=}, got {list(weight.shape)}")
         if kind is Wanted.PARAMETERS:  # [params, H]
             return _split(weight, heads, 1)
-        if kind is Wanted.WEIGHT_HH and list(weight.shape) != blocks:
-            raise RuntimeError(f"weight_hh must be [G*H, H / heads], here {blocks}, got {list(weight.shape)}")
-        rows = weight.unflatten(0, (cell.gates, heads, -1))
-        return rows.transpose(0, 1).flatten(1, 2)
+        return weight.unflatten(0, (cell.gates, heads, -1)).transpose(0, 1).flatten(1, 2)
 
     return layer._replace(
         h0=None if layer.h0 is None else _split(layer.h0, heads, 1),

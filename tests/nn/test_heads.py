@@ -225,6 +225,12 @@ def test_functions_take_it(kind):
         torch.testing.assert_close(results_of(found), results_of(layer(x)))
     with pytest.raises(ValueError, match="heads=4 must divide hidden_size=6"):
         getattr(fused_rnn.functional, kind)(x, None, list(layer.parameters()), heads=4, **own)
+    given = list(layer.parameters())
+    for at, name in enumerate(["weight_ih", "weight_hh", "bias_ih", "bias_hh"]):
+        for k in (at, at + 4)[not at :]:  # the first weight_ih says what H is
+            wrong = [torch.cat([w, w]) if n == k else w for n, w in enumerate(given)]
+            with pytest.raises(RuntimeError, match=rf"{name} must be \[.*\] with heads=2, got \["):
+                getattr(fused_rnn.functional, kind)(x, None, wrong, heads=2, **own)
 
 
 # ---- what knows of it ------------------------------------------------------------------------------------------------
@@ -298,12 +304,6 @@ def test_what_excludes_it():
             of_min_gru()
 
 
-def test_the_dense_matrix_is_refused():
-    dense = make("gru", heads=1)
-    with pytest.raises(RuntimeError, match=r"weight_hh must be \[G\*H, H / heads\], here \[18, 3\], got \[18, 6\]"):
-        fused_rnn.functional.gru(torch.ones(2, 1, 3, dtype=F64), None, list(dense.parameters()), heads=2)
-
-
 def test_what_does_not_know_it():
     layer, x = make("lstm"), torch.randn(4, 2, 3, dtype=F64)
     with pytest.raises(NotImplementedError, match="packed weights have no heads=2"):
@@ -326,3 +326,17 @@ def test_what_does_not_know_it():
 def test_onnx_has_no_word_for_it(dynamo, tmp_path):
     with pytest.raises(Exception, match=r"torch\.onnx\.export\S* has no heads=2"):
         torch.onnx.export(make("gru").float().eval(), (torch.ones(4, 2, 3),), tmp_path / "m.onnx", dynamo=dynamo)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch
+def test_onnx_has_no_word_for_it_in_a_function():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru = make("gru", dtype=torch.float32)
+
+        def forward(self, x):
+            return fused_rnn.functional.gru(x, None, list(self.gru.parameters()), heads=2)[0]
+
+    with pytest.raises(torch.onnx.OnnxExporterError, match="ONNX's GRU node has no heads"):
+        torch.onnx.export(Model().eval(), (torch.randn(4, 2, 3),), dynamo=True)
