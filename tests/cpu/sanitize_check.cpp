@@ -84,12 +84,14 @@ class Check {
     for (int64_t task = 0, tasks = packing.phase.count(layer, plan_); task < tasks; ++task)
       packing.phase.run(layer, plan_, packed.get(), 0, task);
     f_.packed = packed.get();
+    f_.last_step = f_.steps;
     carry_out(forward(f_.cell, f_.format), f_);
     return results_are_written();
   }
 #else
   bool run_both() {
     f_.saved = one_in(4) ? nullptr : results(M() * D() * N() * f_.saved_width);
+    f_.last_step = f_.steps;
     carry_out(forward(f_.cell, f_.dtype), f_);
     bool written = results_are_written();
     if (f_.saved == nullptr) return written;
@@ -225,7 +227,8 @@ class Check {
         for (int64_t task = 0, tasks = phase.run ? phase.count(args, plan_) : 0; task < tasks; ++task)
           phase.run(args, plan_, workspace.get(), round, task);
     };
-    const int64_t rounds = pass.rounds(args);
+    const int64_t in_round = pass.steps_of_round ? pass.steps_of_round(args) : args.steps;
+    const int64_t rounds = (args.steps + in_round - 1) / in_round;
     run_all(pass.first, 0);
     for (int64_t round = 0; round < rounds; ++round) run_all(pass.each, round);
     run_all(pass.last, rounds);
