@@ -8,6 +8,9 @@ os.environ["FUSED_RNN_CACHE"] = "{}/fused_rnn_tests_{}".format(
     tempfile.gettempdir(), os.environ.get("PYTEST_XDIST_TESTRUNUID", os.getpid())
 )
 
+# Several processes share the cores: a thread of OpenMP that waits must not keep one busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import hypothesis
 import pytest
 import torch
