@@ -13,20 +13,12 @@ namespace {
 using torch::headeronly::DeviceType;
 using torch::stable::accelerator::DeviceGuard;
 
-void refuse_options(const Layer& layer) {
-  FUSED_RNN_CHECK(!layer.h_factor && !layer.zones_out,
-                  "fused_rnn: recurrent_dropout and zoneout run on the CPU so far, not on CUDA: move the layer and its "
-                  "input there with .cpu()");
-}
-
 void forward(const Forward& f, const Scratch& scratch) {
-  refuse_options(f);
   const DeviceGuard guard(f.device);
   run_forward(f, {{DeviceType::CUDA, static_cast<int8_t>(f.device)}, current_cuda_stream(f.device), scratch});
 }
 
 void backward(const Backward& g, const Scratch& scratch) {
-  refuse_options(g);
   const DeviceGuard guard(g.device);
   run_backward(g, {{DeviceType::CUDA, static_cast<int8_t>(g.device)}, current_cuda_stream(g.device), scratch});
 }

@@ -46,8 +46,9 @@ def _with_zoneout(layer: Layer, options: Options) -> Layer:
         mask = torch.ops.fused_rnn.zoneout_mask(seed, math.prod(rows) * directions, cell.states, hidden, *bounds)
         return layer._replace(zoneout_mask=mask.view(*rows, directions * cell.states * hidden))
     numbers = _sixteen_bits(seed, (*rows, directions, cell.states, hidden))
-    of_states = [bounds[k > 0] for k in range(cell.states)]
-    below = torch.tensor(of_states, dtype=torch.int16, device=like.device).unsqueeze(-1)
+    # Filled on the device: CUDA graphs capture no copies of numbers from the host.
+    of_states = zip((1, cell.states - 1), bounds, strict=True)
+    below = torch.cat([torch.full((k, 1), bound, dtype=torch.int16, device=like.device) for k, bound in of_states])
     return layer._replace(zoneout_mask=(numbers < below).flatten(-3))
 
 

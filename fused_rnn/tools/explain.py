@@ -239,8 +239,6 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
     if layer.input.device.type == "meta":
         return Explanation("none", None, "meta tensors have shapes only; nothing is computed")
     device = "cuda" if asked.gpu else layer.input.device.type
-    if device == "cuda" and (layer.h_factor is not None or layer.zones_out):
-        return Explanation("none", None, "recurrent_dropout and zoneout run on the CPU so far, not on CUDA")
     if device == "cuda" and getattr(module, "checkpoint", None) is not None and _gradients_wanted(layer, asked):
         return Explanation("none", None, "checkpoint runs on the CPU so far, not on CUDA")
     table = _table(asked, device, layer)

@@ -108,6 +108,8 @@ def of_cuda(layer: Layer, gpu: plans.Gpu, wanted: str | None, device: int) -> tu
         "hidden": hidden,
         "tf32": _tf32_allowed(),
         "projected": width != hidden,
+        "recurrent_dropout": layer.h_factor is not None,
+        "zoneout": layer.zones_out,
         "wanted": wanted,
         "device": device,
     }

@@ -65,6 +65,13 @@ class Case:
     reset: bool = False
     saturate: float = 0.0  # biases alternate between plus and minus this
     grad_clip: float | None = None
+    recurrent_dropout: float = 0.0
+    zoneout: float = 0.0
+    training: bool = True  # else zoneout is by expectation
+
+    def is_of(self, cell: Cell) -> bool:
+        """Whether the cell has what this takes."""
+        return (cell.projectable or not self.proj_size) and (cell.recurrent or not self.recurrent_dropout)
 
 
 CASES = (
@@ -83,6 +90,8 @@ CASES = (
     Case("saturated", saturate=120.0),
     Case("projection", proj_size=4, num_layers=2, bidirectional=True, lengths=True, reset=True),
     Case("clipped gradients", grad_clip=0.5, bidirectional=True, lengths=True, reset=True),
+    Case("dropout and zoneout", recurrent_dropout=0.5, zoneout=0.25, bidirectional=True, lengths=True, reset=True),
+    Case("zoneout in evaluation", zoneout=0.25, training=False, bidirectional=True, packed=True),
 )
 
 
@@ -174,7 +183,7 @@ def verify(
         for cell in (cell.row if isinstance(cell, OwnCell) else CELLS[cell] for cell in cells or CELLS)
         for dtype in TOLERANCE
         for case in CASES
-        if cell.projectable or not case.proj_size
+        if case.is_of(cell)
     ]
     # Shrunk for finite differences, the wider case equals the plain one.
     without = ("wider", "clipped gradients")  # and clipped gradients are not derivatives
@@ -183,12 +192,14 @@ def verify(
     if weights is not None:
         if torch.device(device).type != "cpu":
             raise ValueError("int8 weights are of layers on the CPU")
-        quantized = [check for check in checks if check[1] == torch.float32 and check[2].name != "clipped gradients"]
+        plain = [check for check in checks if not (check[2].grad_clip or check[2].zoneout)]
+        quantized = [check for check in plain if check[1] == torch.float32]
         work = [(partial(_compare_quantized, weights), check) for check in quantized]
     total = len(work)
     report = Report()
     # Leaves the caller's random state and grad mode alone.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), engines.ours_on(torch.device(device).type):
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.enable_grad(), engines.ours_on(torch.device(device).type):
         for run, (cell, dtype, case) in progress(
             work, total, lambda w: f"{w[1][0].name} {_short(w[1][1])} {w[1][2].name}", show_progress
         ):
@@ -225,7 +236,12 @@ class Problem:
             "batch_first": case.batch_first,
             "reset_mask": self.reset_mask,
             "grad_clip": case.grad_clip,
+            "recurrent_dropout": case.recurrent_dropout,
+            "zoneout": case.zoneout,
+            "training": case.training,
         }
+        if case.recurrent_dropout or case.zoneout:
+            torch.manual_seed(0)  # every call draws the same masks
         if case.packed:
             input = pack_padded_sequence(input, self.lengths.cpu(), case.batch_first, enforce_sorted=False)
         else:

@@ -98,6 +98,7 @@ def spent(machine, steps, options, with_gradients):
     """(kernels, products of matrices) of a call and its backward pass."""
     kind = "lstm_projected" if options.get("proj_size") else "lstm"
     module, _ = make_pair(kind, 3, 6, dtype=torch.float32, bidirectional=options.get("bidirectional", False))
+    module.recurrent_dropout = module.zoneout = options.get("dropout", 0.0)
     input = torch.randn(steps, 2, 3)
     masks = {"reset_mask": torch.rand(steps, 2) < 0.3} if options.get("reset") else {}
     with torch.set_grad_enabled(with_gradients):
@@ -112,7 +113,7 @@ def spent(machine, steps, options, with_gradients):
 
 
 @pytest.mark.parametrize("with_gradients", [False, True])
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"reset": True}, {"proj_size": 2}])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"reset": True}, {"proj_size": 2}, {"dropout": 0.5}])
 def test_launches_of_a_step(machine, options, with_gradients):
     """One kernel and one product for all directions; twice that with a projection."""
     with engine("stepwise"):

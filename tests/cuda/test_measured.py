@@ -68,6 +68,7 @@ def test_what_does_not_fit_goes_stepwise(measured):
     assert plan(hidden=64).blocks_kind == "one"
     assert plan(hidden=100).blocks_kind is None  # of the class of 64, and too wide for a block
     assert plan(projected=True).blocks_kind is None
+    assert plan(zoneout=True).reason == "persistent kernels have no zoneout"
 
 
 def test_nonsense_is_refused(plans):

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+import fused_rnn
 from fused_rnn.ops import plans
 from fused_rnn.ops.cells import CELLS
 from fused_rnn.ops.layer import Layer
@@ -144,6 +145,29 @@ def test_explanations():
         assert "products in TF32, which torch.backends.cuda.matmul allows" in text("persistent", wide)
     projected = layer._replace(weights=(torch.empty(2048, 512), torch.empty(2048, 256), torch.empty(256, 512)))
     assert "a projection has a product of its own" in text("best", projected)
+
+
+@pytest.mark.parametrize("option", ["recurrent_dropout", "zoneout"])
+def test_dropout_in_the_loop_goes_stepwise(option):
+    given = {"hidden": 64, option: True}
+    for wanted in ("auto", "ours", "best", "stepwise"):
+        assert plan("lstm", torch.bfloat16, wanted=wanted, **given).blocks_kind is None
+    assert plan("lstm", torch.bfloat16, **given).reason == f"persistent kernels have no {option}"
+    for wanted in ("persistent", "cluster", "polling", "flags", "one"):
+        with pytest.raises(RuntimeError, match=f"'{wanted}' was asked for, but persistent kernels have no {option}"):
+            plan("lstm", torch.bfloat16, wanted=wanted, **given)
+
+
+def test_dropout_in_the_loop_is_explained():
+    layer = fused_rnn.LSTM(4, 64, recurrent_dropout=0.5, zoneout=0.1)
+    x = torch.randn(3, 2, 4)
+    found = fused_rnn.explain(layer, x, gpu="H200")
+    assert found.engine == "stepwise" and "zoneout=0.1: applied inside the kernel" in found.reason
+    estimated = fused_rnn.explain(layer, x, gpu="H200", engine="best")
+    assert "step by step, as persistent kernels have no recurrent_dropout" in estimated.reason
+    refused = fused_rnn.explain(layer.eval(), x, gpu="H200", engine="cluster")
+    assert refused.engine == "none"
+    assert "'cluster' was asked for, but persistent kernels have no zoneout" in refused.reason
 
 
 def test_shared_memory_bounds_the_shapes():

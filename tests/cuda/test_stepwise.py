@@ -64,7 +64,7 @@ def test_vmapped_gradients(machine, name, count, steps, batch, ragged, ensemble,
 
 OPTIONS = (
     *("bidirectional", "bias", "projected", "states", "cells", "norms", "reset"),
-    *("own_input", "own_lengths", "own_reset", "every_gradient"),
+    *("own_input", "own_lengths", "own_reset", "every_gradient", "recurrent_dropout"),
 )
 calls = st.builds(
     SimpleNamespace,
@@ -76,6 +76,7 @@ calls = st.builds(
     rows=st.sampled_from(["padded", "lengths", "packed"]),
     groups=st.sampled_from([1, 2, 3, 6]),
     wanted=st.integers(0, 127) | st.just(127),
+    zoneout=st.sampled_from([None, "masks", "shares"]),
     options=st.fixed_dictionaries(dict.fromkeys(OPTIONS, st.booleans())),
 )
 
@@ -129,17 +130,24 @@ def run_operators(operators, cell, call, dtype):
     reset = torch.rand(*own, steps, batch, generator=seed) < 0.3 if has.reset else None
     h0 = random(directions, batch, width) if has.states else None
     c0 = random(directions, batch, hidden) if has.states and cell.states > 1 else None
+    h_factor = random(directions, batch, width) if has.recurrent_dropout else None
+    kept, shares = None, (None, None)
+    if call.zoneout == "masks" and width == hidden:
+        kept = torch.rand(*members, *rows, directions * cell.states * hidden, generator=seed) < 0.4
+    elif call.zoneout == "shares" and width == hidden:
+        shares = (0.25, 0.6)
+    loop = (h_factor, kept, *shares)
     cells = has.cells and cell.states > 1
     layer = (cell.id, has.bias, has.bidirectional)
     masks = (lengths, batch_sizes, reset)
-    outputs = operators.layer_forward(*layer, input, h0, c0, weights, *masks, True, cells)
+    outputs = operators.layer_forward(*layer, input, h0, c0, weights, *masks, True, cells, None, *loop)
     grads = [random(*o.shape[len(members) :]) if o.shape != (0,) else None for o in outputs[:4]]
     if not has.every_gradient:
         grads[::2] = None, None
     groups = call.groups if batch_sizes is None and batch % call.groups == 0 else 1
     clip = 0.1 if has.clip else None
     arguments = (input, h0, c0, weights, *masks, outputs[4], wanted, groups, has.norms, clip)
-    *states, grad_weights = operators.layer_backward(*layer, *grads, *arguments)
+    *states, grad_weights = operators.layer_backward(*layer, *grads, *arguments, *loop)
     output, h_n, c_n, all_cells, saved = outputs
     if operators is torch.ops.fused_rnn and width == hidden:
         saved = value_by_value(saved, cell, hidden)
@@ -182,7 +190,7 @@ def test_clipped_gradients_and_ids(machine, cell, dtype, options, call, schedule
 @pytest.mark.parametrize("cell", BY_ID.values(), ids=lambda cell: cell.name)
 def test_every_schedule_gives_the_same_bits(machine, cell, dtype):
     call = SimpleNamespace(steps=5, batch=6, input_size=5, hidden=33, members=2, rows="lengths", groups=2, wanted=127)
-    call.options = dict.fromkeys(OPTIONS, True) | {"own_lengths": False}
+    call.zoneout, call.options = "masks", dict.fromkeys(OPTIONS, True) | {"own_lengths": False}
     runs, orders = [], len(machine.orders)
     for schedule in (*range(orders), *range(2 * orders, 3 * orders)):  # that cut the sequence alike
         machine.schedule(schedule)

@@ -7,11 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fused_rnn
 from fused_rnn import reference
 from fused_rnn.ops.cells import CELLS
+from fused_rnn.ops.checks import Options
 from fused_rnn.ops.layer import Layer
+from fused_rnn.ops.loop_masks import drawn
 from support import loop_options
 from support.loop_options import (
     SHAPES,
@@ -147,6 +151,25 @@ def test_each_unit_step_and_row_keeps_its_state_with_its_probability():
         assert abs(kept.mean().item() - p) < 5 * deviation
         for dim in (0, 1, 2):
             assert kept.mean(dim).std() > 0  # not the same for all steps, rows, units
+
+
+def test_elsewhere_than_on_the_cpu_masks_are_drawn_there():
+    """By torch's operators, none of which reads a tensor of the host: CUDA graphs capture no such copies."""
+    found = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            results = function(*args, **kwargs or {})
+            tensors = [t for t in tree_leaves((args, results)) if isinstance(t, torch.Tensor)]
+            found.update((function.name(), t.device.type) for t in tensors)
+            return results
+
+    x, *weights = (torch.empty(shape, device="meta") for shape in ((4, 2, 3), *((20, 3), (20, 5)) * 2))
+    layer = Layer.plain(CELLS["lstm"].id, False, True, x, None, None, tuple(weights))
+    with Watch():
+        layer = drawn(layer, Options(recurrent_dropout=0.5, zoneout=(0.3, 0.6), zoneout_draws=True))
+    assert {device for _, device in found} == {"meta"}, found
+    assert layer.zoneout_mask.shape == (4, 2, 20) and layer.h_factor.shape == (2, 2, 5)
 
 
 def test_probabilities_near_one_and_near_zero():

@@ -160,6 +160,7 @@ CELLS_AND_CASES = [
     pytest.param(cell, case, id=f"{cell}-{case.name}")
     for cell in CELLS
     for case in CASES
+    if not case.zoneout  # which torch.nn has not
     if (CELLS[cell].projectable or not case.proj_size) and case.grad_clip is None
 ]
 

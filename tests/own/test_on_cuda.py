@@ -9,7 +9,7 @@ from fused_rnn import reference, zoo
 from fused_rnn.autograd import functions
 from fused_rnn.own.cell import OwnCell
 from fused_rnn.tools.verify import TOLERANCE, relative_error
-from support.own_cells import CELLS, ROWS, differentiable, outputs_and_gradients, own_cell, random_layer
+from support.own_cells import CELLS, ROWS, differentiable, outputs_and_gradients, own_cell, random_layer, with_dropout
 
 pytestmark = pytest.mark.usefixtures("machine")
 F64 = torch.float64
@@ -48,10 +48,20 @@ def test_sizes(name, hidden, batch, steps):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_second_derivatives(name):
+@pytest.mark.parametrize("rows", ["packed", "lengths and reset"])
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_in_the_loop(name, rows, training):
+    assert_as_reference(with_dropout(random_layer(own_cell(name), rows, given=training), training))
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("dropout", [None, "training", "evaluation"])
+def test_second_derivatives(name, dropout):
     """Of both passes, by the kernels for tangents: forward mode, and the gradient of a gradient."""
     cell = own_cell(name)
     layer = random_layer(cell, "lengths and reset", hidden=3, directions=1)
+    if dropout is not None:
+        layer = with_dropout(layer, dropout == "training")
     tensors = [t.detach() for t in differentiable(layer)]
     changes = [torch.randn_like(t) for t in tensors]
 

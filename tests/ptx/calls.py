@@ -34,6 +34,8 @@ class Call(NamedTuple):
     cells: bool = False
     norms: bool = False
     clip: float | None = None
+    masked: bool = False  # h before W_hh
+    zoneout: str | None = None  # or "masks", or "shares"
     groups: int = 1
     wanted: int = EVERYTHING
     given: bool = True  # gradients of the output and of all cells; those of the last states always are
@@ -87,6 +89,12 @@ class Arguments:
             self.c0 = self.random(self.directions, self.batch, call.hidden)
         self.inputs = (self.input, self.h0, self.c0, self.weights, *self.masks)
         self.has_cells = call.cells and self.cell.states > 1
+        factor = self.random(self.directions, self.batch, self.width) if call.masked else None
+        kept, shares = None, (0.25, 0.6) if call.zoneout == "shares" else (None, None)
+        if call.zoneout == "masks":
+            shape = (*self.members, *self.rows, self.directions * self.cell.states * call.hidden)
+            kept = torch.rand(shape, generator=self.generator) < 0.4
+        self.options = (factor, kept, *shares)  # of the loop
 
     def random(self, *shape: int) -> Tensor:
         numbers = torch.randn(*self.members, *shape, generator=self.generator, dtype=torch.float64)
@@ -131,7 +139,7 @@ class Arguments:
 def forward(operators, a: Arguments) -> tuple[list[Tensor], Tensor]:
     """Outputs, and the rows that are saved for the way back, which differ between engines."""
     with engine(a.call.engine):
-        *outputs, saved = operators.layer_forward(*a.layer, *a.inputs, True, a.has_cells, a.call.clip)
+        *outputs, saved = operators.layer_forward(*a.layer, *a.inputs, True, a.has_cells, a.call.clip, *a.options)
     return outputs, saved
 
 
@@ -139,7 +147,7 @@ def backward(operators, a: Arguments, grads, saved) -> list[Tensor]:
     wanted = a.call.wanted & ~Wanted.INPUT if a.call.tokens else a.call.wanted
     options = (saved, wanted, a.call.groups, a.call.norms, a.call.clip)
     with engine(a.call.engine):
-        *to_states, to_weights = operators.layer_backward(*a.layer, *grads, *a.inputs, *options)
+        *to_states, to_weights = operators.layer_backward(*a.layer, *grads, *a.inputs, *options, *a.options)
     return [*to_states, *to_weights]
 
 
@@ -151,12 +159,12 @@ def tangents(operators, a: Arguments, outputs, grads, saved) -> list[Tensor]:
     h, wide = (a.random(*added.shape[len(a.members) :]), a.random(*a.rows, H)) if a.call.projected else (None, None)
     states = [None if t is None else a.random(*t.shape[len(a.members) :]) for t in (a.h0, a.c0)]
     *changes, saved_change = operators.layer_tangent(
-        *a.layer, a.input, *states, *a.inputs[3:], saved, x, r, h, a.has_cells
+        *a.layer, a.input, *states, *a.inputs[3:], saved, x, r, h, a.has_cells, *a.options
     )
-    trace = operators.layer_trace(*a.layer, *grads, *a.inputs, saved)
+    trace = operators.layer_trace(*a.layer, *grads, *a.inputs, saved, *a.options)
     grad_changes = a.gradients(outputs)
     *to_states, to_weights = operators.layer_backward_tangent(
-        *a.layer, *grad_changes, *a.inputs, saved, saved_change, trace[2], added, wide, a.call.wanted
+        *a.layer, *grad_changes, *a.inputs, saved, saved_change, trace[2], added, wide, a.call.wanted, *a.options
     )
     return [*changes, *trace, *to_states, *to_weights]
 

@@ -76,8 +76,10 @@ def stepwise():
             yield Call(dtype, cell, rows="padded", norms=True, clip=0.1, tangents=True)
             yield Call(dtype, cell, members=2, groups=3, norms=True, clip=0.1, cells=True, bias=False)
             yield Call(dtype, cell, rows="padded", groups=6, given=False, reset=False)
+            yield Call(dtype, cell, masked=True, zoneout="masks", norms=True, tangents=True, cells=True)
+            yield Call(dtype, cell, rows="packed", masked=True, zoneout="shares", tangents=True)
         yield Call(dtype, LSTM, projected=True, tangents=True, cells=True)
-        yield Call(dtype, LSTM, projected=True, rows="packed")
+        yield Call(dtype, LSTM, projected=True, rows="packed", masked=True)
         yield Call(dtype, LSTM, rows="padded", steps=40, batch=70)  # rows are summed in pieces
 
 
@@ -171,6 +173,7 @@ REASONS = [
     (r"", r"\bis_missing<|\bkeep_polling\b", "what was there at the first look"),
     (r"", r"\bCluster::(Cluster|outlet|publish)\b", "more blocks in a cluster than these widths need"),
     (r"", r"\bclipped<", "clipping, where a call has none"),
+    (r"", r"\b(kept_share|keep_former|split|store_masked_h|set_h)<", "dropout in the loop, where a call has none"),
     (r"", r"\bis_reset\b|\bis_cut\b|\brare < \w+Cell::advance\b", "resets, where a call has none"),
     (r"", r"\bis_active\b|\bActiveSteps::|Cell::store\b", "lengths and padding, where a call is packed"),
     (r"", r"\brow_of\b|\bTraversal::|::pace\b", "rows that are not packed, where a call's are"),

@@ -42,6 +42,9 @@ stepwise_cases = st.builds(
     lengths=st.booleans(),
     packed=st.booleans(),
     reset=st.booleans(),
+    recurrent_dropout=st.sampled_from([0.0, 0.5]),
+    zoneout=st.sampled_from([0.0, 0.25]),
+    training=st.booleans(),
 )
 
 # ---- persistent ------------------------------------------------------------------------------------------------------

@@ -99,6 +99,17 @@ def random_layer(cell, rows="padded", hidden=6, given=True, bias=True, direction
     return layer
 
 
+def with_dropout(layer, training=True):
+    """With recurrent dropout, where there is a W_hh, and zoneout."""
+    cell, directions, hidden, *_, rows = layer.sizes
+    batch = rows[-1] if layer.batch_sizes is None else int(layer.batch_sizes[0])
+    if cell.recurrent:
+        layer = layer._replace(h_factor=torch.rand(directions, batch, hidden, dtype=F64).round() * 2)
+    if training:
+        return layer._replace(zoneout_mask=torch.rand(*rows, directions * cell.states * hidden) < 0.4)
+    return layer._replace(zoneout_h=0.25, zoneout_c=0.5)
+
+
 def differentiable(layer):
     return [t for t in (layer.input, layer.h0, layer.c0, *layer.weights) if t is not None]
 

@@ -42,6 +42,7 @@ def clipped(cases):
 def problem_of(cell, case, dtype, strided=False, empty_rows=False, device="cpu"):
     options = dict(case.__dict__)
     options["proj_size"] = min(case.proj_size, case.hidden - 1) if cell.projectable else 0
+    options["zoneout"] = 0.0 if options["proj_size"] else case.zoneout
     if case.batch == 0:  # an empty batch cannot be packed, and has no longest row
         options |= {"lengths": False, "packed": False}
     problem = make_problem(cell, Case(**options), dtype, device)

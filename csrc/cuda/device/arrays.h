@@ -23,6 +23,7 @@ struct ForwardArrays {
   int64_t x_first_row[kMaxDirections];  // the first row in x
   const void* r;                        // [Q, B, G*H] T: W_hh h
   void* h;                              // [Q, B, P] S: updated in place
+  void* masked_h;                       // [Q, B, P] S: with recurrent dropout, h times its factor; else null
   void* c;                              // [Q, B, W] T
   void* wide_h;                         // [Q, B, H] S: with a projection, h before it
   const void* projected;                // [Q, B, P] T: h after it
@@ -36,6 +37,7 @@ struct BackwardArrays {
   void* gates_x;               // [M, N, D, G*H] S: gradients of x, zeros for padding
   void* gates_r;               // the same of r; one array if they are equal
   void* step_gates;            // [Q, B, G*H] S: of r in this step, zeros where nothing flows further back
+  void* masked_h;              // [M, N, D, P] S: with recurrent dropout, h as W_hh read it, for dL/dW_hh; or null
   void* outputs;               // [M, N, D, P] S: with a projection, dL/dh
   void* step_outputs;          // [Q, B, P] S
   const void* wide;            // [Q, B, H] T: the gradient of h before it

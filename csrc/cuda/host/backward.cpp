@@ -38,6 +38,7 @@ class BackwardLoop : Arrays {
       arrays_.step_gates = take(kS, Q * B * GH);
       arrays_.through_gates = take(kT, Q * B * P);
     }
+    if (g_.h_factor && g_.grads[0].hh) arrays_.masked_h = take(kS, rows * P);
     arrays_.dh = take(kT, Q * B * P);
     copy(arrays_.dh, kT, g_.grad_h_n, kS, Q * B * P);
     if (cell_.states > 1) {
@@ -191,7 +192,9 @@ class BackwardLoop : Arrays {
       multiply(all_gates(gates_x), GH, by_group(g_.input, g_.input_member_stride, I, I, true), I, out.ih);
     if (out.hh) {
       const void* const h = offset(g_.saved, kS, d * N * R + cell_.saved * H);
-      multiply(all_gates(gates_r), GH, by_group(h, D * N * R, R, P), P, out.hh);
+      const void* const masked_h = offset(arrays_.masked_h, kS, d * P);
+      multiply(all_gates(gates_r), GH,
+               masked_h ? by_group(masked_h, N * D * P, D * P, P) : by_group(h, D * N * R, R, P), P, out.hh);
     }
     if (out.hr) {
       const void* const outputs = offset(arrays_.outputs, kS, d * P);

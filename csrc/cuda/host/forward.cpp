@@ -63,6 +63,10 @@ class ForwardLoop : Arrays {
     if (cell_.recurrent && !persistent_) arrays_.r = take(kT, QB * gate_rows());
     arrays_.h = f_.h_n;  // updated in place, so that it ends as the result
     begin_state(arrays_.h, kS, f_.h0, 0, f_.output_size, f_.output_size, initial(0));
+    if (f_.h_factor) {
+      arrays_.masked_h = take(kS, QB * f_.output_size);
+      launch_mask(f_.dtype, {QB * f_.output_size, arrays_.masked_h, arrays_.h, f_.h_factor}, machine_.stream);
+    }
     if (cell_.states > 1) arrays_.c = is_wide() ? take(kT, QB * further_width()) : f_.c_n;
     for (int64_t state = 1; state < cell_.states; ++state)
       begin_state(arrays_.c, kT, f_.c0, (state - 1) * f_.hidden, f_.hidden, further_width(), initial(state));
@@ -93,7 +97,7 @@ class ForwardLoop : Arrays {
 
   StepProduct recurrent_product() {
     const int64_t B = f_.batch, P = f_.output_size, GH = gate_rows();
-    const Matrices h = {arrays_.h, B * P, P, 1};
+    const Matrices h = {f_.h_factor ? arrays_.masked_h : arrays_.h, B * P, P, 1};
     const Matrices hh = cell_.recurrent ? weights(&Weights::hh, GH, P) : Matrices{};
     return StepProduct([=, this](int64_t rows) {
       return Product(machine_, f_.dtype, {problems_, rows, P, GH}, h, hh.transposed(),

@@ -9,7 +9,7 @@ namespace {
 
 // Why the persistent kernel cannot run a layer; null if it can.
 inline const char* obstacle(const Layer& layer) {
-  if (projected(layer)) return kProjectionObstacle;
+  if (const char* found = obstacle_of({projected(layer), layer.h_factor != nullptr, layer.zones_out})) return found;
   if (layer.rows > INT32_MAX) return "the sequence has more than 2^31 rows";
   return nullptr;
 }

@@ -182,7 +182,17 @@ struct Task {
 };
 
 constexpr const char* kOwnObstacle = "cells of your own have no persistent kernel";
-constexpr const char* kProjectionObstacle = "a projection has a product of its own in every step";
+
+// What a layer may have that only the stepwise engine runs.
+struct StepwiseOptions {
+  bool projection, recurrent_dropout, zoneout;
+};
+constexpr const char* obstacle_of(const StepwiseOptions& options) {
+  if (options.projection) return "a projection has a product of its own in every step";
+  if (options.recurrent_dropout) return "persistent kernels have no recurrent_dropout";
+  if (options.zoneout) return "persistent kernels have no zoneout";
+  return nullptr;
+}
 
 Gpu gpu_of(int32_t device);
 

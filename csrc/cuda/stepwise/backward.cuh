@@ -1,17 +1,21 @@
 // One step of the backward pass; one thread for each unit, row and problem.
 #pragma once
 #include "cells/dual.h"
-#include "cuda/device/each_unit.cuh"
+#include "cuda/stepwise/zoneout.cuh"
 
 namespace fused_rnn::cuda {
 namespace {
 
 // dL/dh that reaches the state from the steps after this one.
-template <class T>
-FUSED_RNN_DEVICE T incoming_dh(const Backward& g, const BackwardArrays& a, int64_t state, int64_t b, int64_t unit) {
+template <class S>
+FUSED_RNN_DEVICE Arithmetic<S> incoming_dh(const Backward& g, const BackwardArrays& a, int64_t state, int64_t b,
+                                           int64_t unit) {
+  using T = Arithmetic<S>;
   const int64_t i = state * g.output_size + unit;
   const T direct = *at<T>(a.dh, i);
-  return b < a.through_gates_rows ? direct + *at<T>(a.through_gates, i) : direct;
+  if (b >= a.through_gates_rows) return direct;
+  const T through_gates = *at<T>(a.through_gates, i);
+  return direct + (g.h_factor ? through_gates * load(*at<S>(g.h_factor, i)) : through_gates);
 }
 
 // Backward::added_h.
@@ -21,13 +25,22 @@ FUSED_RNN_DEVICE Arithmetic<S> added_dh(const Backward& g, const Place& p, const
   return load(*at<S>(g.added_h, p.by_row(g) * g.output_size + unit));
 }
 
+// h as W_hh read it in this step, with recurrent dropout. `kept`: the cell's kSaved.
+template <class S>
+FUSED_RNN_DEVICE void store_masked_h(const Backward& g, const Place& p, const BackwardArrays& a, int64_t kept,
+                                     int64_t unit) {
+  const S* entering = at<S>(g.saved, p.by_direction(g) * g.saved_width + entering_h(g, kept) + unit);
+  const S* factor = at<S>(g.h_factor, p.state * g.output_size + unit);
+  store(*at<S>(a.masked_h, p.by_row(g) * g.output_size + unit), load(*entering) * load(*factor));
+}
+
 // The whole gradient of h after this step. If the row is inactive, dh keeps the gradient for a later step of the loop.
 template <class S>
 FUSED_RNN_DEVICE Arithmetic<S> whole_dh(const Backward& g, const Place& p, const Step& step, const BackwardArrays& a,
                                         int64_t b, int64_t unit) {
   using T = Arithmetic<S>;
   const int64_t i = p.state * g.output_size + unit;
-  T dh = incoming_dh<T>(g, a, p.state, b, unit);
+  T dh = incoming_dh<S>(g, a, p.state, b, unit);
   *at<T>(a.dh, i) = p.active ? added_dh<S>(g, p, step, b, unit) : dh;
   if (!p.active) dh = T(0);
   if (p.active && g.grad_output) dh += load(*at<S>(g.grad_output, p.by_row(g) * g.output_size + unit));
@@ -36,13 +49,16 @@ FUSED_RNN_DEVICE Arithmetic<S> whole_dh(const Backward& g, const Place& p, const
   return dh;
 }
 
+// `kept`: the cell's kSaved.
 template <class S>
-__global__ void backward_projection(const Backward g, const Step step, const BackwardArrays a) {
+__global__ void backward_projection(const Backward g, const Step step, const BackwardArrays a, int64_t kept) {
   for_each(g.output_size, step.rows, problems(g), [&](int64_t unit, int64_t b, int64_t problem) {
     const Place p(g, step, problem, b);
     const auto dh = whole_dh<S>(g, p, step, a, b, unit);
     store(*at<S>(a.step_outputs, p.state * g.output_size + unit), dh);
-    if (p.exists) store(*at<S>(a.outputs, p.by_row(g) * g.output_size + unit), dh);
+    if (!p.exists) return;
+    store(*at<S>(a.outputs, p.by_row(g) * g.output_size + unit), dh);
+    if (a.masked_h) store_masked_h<S>(g, p, a, kept, unit);
   });
 }
 
@@ -108,12 +124,13 @@ __global__ void backward_step(const Backward g, const Step step, const BackwardA
     const Place p(g, step, problem, b);
     const int64_t H = g.hidden, GH = G * H, state_unit = p.state * H + unit;
     const T dh = is_projected<Cell>(g) ? *at<T>(a.wide, state_unit) : whole_dh<S>(g, p, step, a, b, unit);
+    if (a.masked_h && p.exists && !is_projected<Cell>(g)) store_masked_h<S>(g, p, a, Cell::kSaved, unit);
     if (!p.active) return clear_unit<Cell, S>(g, p, a, unit);
     const bool cut = p.is_cut(g, step, b);
     const S* saved = at<S>(g.saved, p.by_direction(g) * g.saved_width + unit);
     T kept[Cell::kSaved + 1], params[Cell::kParams + 1], state[Cell::kStates], next[Cell::kStates],
         dnext[Cell::kStates];
-    T dx[G], dr[G], dstate[Cell::kStates], dparams[Cell::kParams + 1];
+    T dx[G], dr[G], dstate[Cell::kStates], dparams[Cell::kParams + 1], past[Cell::kStates];
     load_saved<Cell>(g, saved, kept, state);
     FUSED_RNN_UNROLL
     for (int i = 0; i < Cell::kParams; ++i)
@@ -125,6 +142,12 @@ __global__ void backward_step(const Backward g, const Step step, const BackwardA
       if (g.grad_cells) dnext[s] += load(*at<S>(g.grad_cells, further<Cell>(g, p.by_row(g), s, unit)));
     }
     Cell::advance(kept, state, next);
+    if (g.zones_out) {
+      FUSED_RNN_UNROLL
+      for (int s = 1; a.whole[1] && s < Cell::kStates; ++s)
+        *at<T>(a.whole[1], further<Cell>(g, p.state, s, unit)) = dnext[s];
+      split<Cell>(g, p, unit, dnext, past);
+    }
     if (g.trace_states) {
       S* trace = at<S>(g.trace_states, p.by_row(g) * Cell::kStates * H + unit);
       FUSED_RNN_UNROLL
@@ -143,12 +166,16 @@ __global__ void backward_step(const Backward g, const Step step, const BackwardA
       if (!kOneGateGradient<Cell>) store(*at<S>(a.gates_r, p.by_row(g) * GH + j * H + unit), dr_j);
       store(*at<S>(a.step_gates, p.state * GH + j * H + unit), cut ? T(0) : dr_j);
     }
-    if (Cell::kReadsH) *at<T>(a.dh, state_unit) = (cut ? T(0) : dstate[0]) + added_dh<S>(g, p, step, b, unit);
+    FUSED_RNN_UNROLL
+    for (int s = 0; g.zones_out && s < Cell::kStates; ++s)
+      dstate[s] = s > 0 || Cell::kReadsH ? dstate[s] + past[s] : past[s];
+    if (Cell::kReadsH || g.zones_out)
+      *at<T>(a.dh, state_unit) = (cut ? T(0) : dstate[0]) + added_dh<S>(g, p, step, b, unit);
     FUSED_RNN_UNROLL
     for (int s = 1; s < Cell::kStates; ++s) {
       const int64_t i = further<Cell>(g, p.state, s, unit);
       *at<T>(a.dc, i) = cut ? T(0) : dstate[s];
-      if (a.whole[1]) *at<T>(a.whole[1], i) = dnext[s];
+      if (a.whole[1] && !g.zones_out) *at<T>(a.whole[1], i) = dnext[s];
     }
     if (is_projected<Cell>(g)) store(*at<S>(a.wide_h, p.by_row(g) * H + unit), next[0]);
     FUSED_RNN_UNROLL
@@ -163,7 +190,7 @@ __global__ void backward_end(const Backward g, const BackwardArrays a, int64_t f
   const int64_t P = g.output_size;
   for_each(further > P ? further : P, g.batch, problems(g), [&](int64_t unit, int64_t b, int64_t problem) {
     const int64_t state = problem * g.batch + b, i = state * further + unit;
-    if (unit < P) store(*at<S>(g.grad_h0, state * P + unit), incoming_dh<T>(g, a, state, b, unit));
+    if (unit < P) store(*at<S>(g.grad_h0, state * P + unit), incoming_dh<S>(g, a, state, b, unit));
     if (g.grad_c0 && unit < further) store(*at<S>(g.grad_c0, i), *at<T>(a.dc, i));
   });
 }

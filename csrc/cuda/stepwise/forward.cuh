@@ -3,9 +3,18 @@
 #include "cells/dual.h"
 #include "cuda/device/each_unit.cuh"
 #include "cuda/device/unrolled.cuh"
+#include "cuda/stepwise/zoneout.cuh"
 
 namespace fused_rnn::cuda {
 namespace {
+
+// Sets the h of a row, `i` of [Q, B, P], and what the next product reads in its place.
+template <class S>
+FUSED_RNN_DEVICE void set_h(const Forward& f, const ForwardArrays& a, int64_t i, Arithmetic<S> value) {
+  S* h = at<S>(a.h, i);
+  store(*h, value);
+  if (a.masked_h) store(*at<S>(a.masked_h, i), load(*h) * load(*at<S>(f.h_factor, i)));
+}
 
 // Saves the entering h, then stores the new one as state and output.
 template <class S>
@@ -17,7 +26,7 @@ FUSED_RNN_DEVICE void store_h(const Forward& f, const Place& p, const ForwardArr
     S* saved = at<S>(f.saved, p.by_direction(f) * f.saved_width + entering_h(f, kept) + unit);
     store(*saved, cut ? Arithmetic<S>(0) : load(*h));
   }
-  store(*h, value);
+  set_h<S>(f, a, p.state * P + unit, value);
   *at<S>(f.output, p.by_row(f) * P + unit) = *h;
 }
 template <class S>
@@ -87,13 +96,14 @@ __global__ void forward_step(const Forward f, const Step step, const ForwardArra
     }
     FUSED_RNN_UNROLL
     for (int i = 0; i < Cell::kParams; ++i) params[i] = load(*at<S>(w.params, (p.m * Cell::kParams + i) * H + unit));
-    if (Cell::kReadsH) state[0] = h_is_cut ? T(0) : load(*at<S>(a.h, p.state * P + unit));
+    if (Cell::kReadsH || f.zones_out) state[0] = h_is_cut ? T(0) : load(*at<S>(a.h, p.state * P + unit));
     unrolled<Cell::kStates - 1>([&](auto before) {
       constexpr int s = before + 1;
       constexpr double initial = Cell::kInitial[s];
       state[s] = cut ? T(initial) : *at<T>(a.c, further<Cell>(f, p.state, s, unit));
     });
     Cell::forward(x, r, state, params, next, kept);
+    keep_former<Cell>(f, p, unit, state, next);
     leave<Cell, S>(f, p, a, unit, h_is_cut, kept, state, next);
   });
 }
@@ -104,7 +114,7 @@ __global__ void restart(const Forward f, const Step step, const ForwardArrays a)
   constexpr double initial = Cell::kInitial[0];
   for_each(f.output_size, step.rows, problems(f), [&](int64_t unit, int64_t b, int64_t problem) {
     const Place p(f, step, problem, b);
-    if (p.is_cut(f, step, b)) store(*at<S>(a.h, p.state * f.output_size + unit), Arithmetic<S>(initial));
+    if (p.is_cut(f, step, b)) set_h<S>(f, a, p.state * f.output_size + unit, Arithmetic<S>(initial));
   });
 }
 
@@ -134,7 +144,7 @@ __global__ void tangent_step(const Forward f, const Step step, const ForwardArra
     for (int i = 0; i < Cell::kParams; ++i)
       params[i] = load(*at<S>(pick(f.weights, p.d).params, (p.m * Cell::kParams + i) * H + unit));
     load_saved<Cell>(f, at<S>(f.primal, p.by_direction(f) * f.saved_width + unit), saved, states);
-    if (Cell::kReadsH) state[0] = cut ? T(0) : load(*at<S>(a.h, p.state * f.output_size + unit));
+    if (Cell::kReadsH || f.zones_out) state[0] = cut ? T(0) : load(*at<S>(a.h, p.state * f.output_size + unit));
     FUSED_RNN_UNROLL
     for (int s = 1; s < Cell::kStates; ++s) state[s] = cut ? T(0) : *at<T>(a.c, further<Cell>(f, p.state, s, unit));
     Cell::tangent(saved, states, params, x, r, state, kept);
@@ -145,6 +155,7 @@ __global__ void tangent_step(const Forward f, const Step step, const ForwardArra
     Cell::advance(dual_saved, dual_state, dual_next);
     FUSED_RNN_UNROLL
     for (int s = 0; s < Cell::kStates; ++s) next[s] = dual_next[s].tangent;
+    keep_former<Cell>(f, p, unit, state, next);
     leave<Cell, S>(f, p, a, unit, cut, kept, state, next);
   });
 }

@@ -49,7 +49,7 @@ void launch_forward_projection(const Forward& f, const Step& step, const Forward
 void launch_backward_projection(const Backward& g, const Step& step, const BackwardArrays& a, void* stream) {
   dispatch(g.dtype, [&](auto s) {
     launch(one_thread_each(g.output_size, step.rows, problems(g), stream),
-           backward_projection<typename decltype(s)::type>, g, step, a);
+           backward_projection<typename decltype(s)::type>, g, step, a, traits_of_any(g.cell).saved);
   });
 }
 
@@ -75,6 +75,10 @@ void launch_copy(Dtype dtype, const Copy& c, void* stream) {
     launch(one_thread_each(c.columns, c.rows, 1, stream),
            copy<typename decltype(to)::type, typename decltype(from)::type>, c);
   });
+}
+
+void launch_mask(Dtype dtype, const Mask& m, void* stream) {
+  dispatch(dtype, [&](auto s) { launch(one_thread_each(m.count, 1, 1, stream), mask<typename decltype(s)::type>, m); });
 }
 
 void launch_gather(const Backward& g, const Gather& c, void* stream) {

@@ -43,6 +43,14 @@ struct Copy {
 };
 void launch_copy(Dtype, const Copy&, void* stream);
 
+// to[i] = from[i] * factor[i], in S.
+struct Mask {
+  int64_t count;
+  void* to;
+  const void *from, *factor;
+};
+void launch_mask(Dtype, const Mask&, void* stream);
+
 // The rows of a padded batch ordered by weight group, with zeros past a row's end:
 // to[m, k, t * B/K + b, j] = from[m, t * B + k * B/K + b, j]
 struct Gather {

@@ -15,6 +15,13 @@ __global__ void copy(const Copy c) {
 }
 
 template <class S>
+__global__ void mask(const Mask m) {
+  for_each(m.count, 1, 1, [&](int64_t i, int64_t, int64_t) {
+    store(*at<S>(m.to, i), load(*at<S>(m.from, i)) * load(*at<S>(m.factor, i)));
+  });
+}
+
+template <class S>
 __global__ void gather(const Backward g, const Gather c) {
   const int64_t of_group = g.batch / g.weight_groups;
   for_each(c.columns, g.rows, c.members, [&](int64_t column, int64_t row, int64_t m) {
