@@ -236,11 +236,10 @@ class Problem:
             "batch_first": case.batch_first,
             "reset_mask": self.reset_mask,
             "grad_clip": case.grad_clip,
-            "recurrent_dropout": case.recurrent_dropout,
-            "zoneout": case.zoneout,
-            "training": case.training,
         }
         if case.recurrent_dropout or case.zoneout:
+            loop = ("recurrent_dropout", "zoneout", "training")
+            options |= {name: getattr(case, name) for name in loop}
             torch.manual_seed(0)  # every call draws the same masks
         if case.packed:
             input = pack_padded_sequence(input, self.lengths.cpu(), case.batch_first, enforce_sorted=False)

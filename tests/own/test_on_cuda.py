@@ -72,7 +72,9 @@ def test_second_derivatives(name, dropout):
             return [t for t in run_layer(own, cell.states > 1) if t.numel()]
 
         inputs = [t.clone().requires_grad_() for t in tensors]
-        first = torch.autograd.grad(sum(t.square().sum() for t in run(*inputs)), inputs, create_graph=True)
+        # sLSTM's m, kept by zoneout, is infinite.
+        finite = [t[t.isfinite()] for t in run(*inputs)]
+        first = torch.autograd.grad(sum(t.square().sum() for t in finite), inputs, create_graph=True)
         second = torch.autograd.grad(sum(t.square().sum() for t in first), inputs)
         return [*torch.func.jvp(run, tuple(tensors), tuple(changes))[1], *second]
 
