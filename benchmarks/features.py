@@ -25,7 +25,8 @@ AVERAGE_LENGTH = sum(LENGTHS) // BATCH
 RESET_SHARE = 0.02
 CELL_STEPS = 50
 VOCABULARY, READER_HIDDEN = 128, 128
-LOOP_OPTIONS = {"recurrent_dropout": 0.3, "zoneout": 0.1, "weight_dropout": 0.3}
+DROPOUT = {"recurrent_dropout": 0.3, "zoneout": 0.1, "weight_dropout": 0.3}
+LOOP_OPTIONS = DROPOUT | {"layer_norm": True}
 HEADS, HEADS_INPUT, HEADS_HIDDEN, HEADS_BATCH = 4, 64, 1024, 16
 MEMBERS, MEMBER_HIDDEN = 8, 64
 COMPILED_STEPS, COMPILED_HIDDEN = 32, 64  # few: torch.compile unrolls torch.nn's steps
@@ -60,9 +61,12 @@ def features(full: bool = False) -> list[Feature]:
             Feature(f"{layer} gradient penalty, float64", lambda a=layer: _second_order(a, _penalty)),
             Feature(f"{layer} jvp, float64", lambda a=layer: _second_order(a, _jvp)),
         ]
-    for layer, option in product(("LSTM", "GRU", "RNN"), LOOP_OPTIONS):
+    for layer, option in product(("LSTM", "GRU", "RNN"), DROPOUT):
         name = f"{layer} training: {option}"
-        found.append(Feature(name, lambda a=layer, b=option: _loop_option(a, b), 1.1, same_results=False))
+        found.append(Feature(name, lambda a=layer, b=option: _loop_option(a, "training", b), 1.1, same_results=False))
+    for layer, mode in product(("LSTM", "GRU", "RNN"), ("inference", "training")):
+        name = f"{layer} {mode}: layer_norm"
+        found.append(Feature(name, lambda a=layer, b=mode: _loop_option(a, b, "layer_norm"), 1.35, same_results=False))
     for layer, mode in product(("LSTM", "GRU"), ("inference", "training")):
         name = f"{layer} {mode}: {HEADS} heads, H {HEADS_HIDDEN}"
         found.append(Feature(name, lambda a=layer, b=mode: _heads(a, b), 0.5, same_results=False))
@@ -97,12 +101,12 @@ def _resets(layer: str, mode: str) -> dict[str, Run]:
     return {"no resets": _call(ours, mode, x), "reset_mask": _call(ours, mode, x, reset_mask=resets)}
 
 
-def _loop_option(layer: str, option: str) -> dict[str, Run]:
-    """Masks drawn and applied."""
+def _loop_option(layer: str, mode: str, option: str) -> dict[str, Run]:
+    """Masks drawn and applied, or sums normalised."""
     ours = _layer(layer, HIDDEN)
     other = getattr(fused_rnn, layer)(HIDDEN, HIDDEN, **{option: LOOP_OPTIONS[option]})
     x = torch.randn(STEPS, BATCH, HIDDEN)
-    return {"plain": _call(ours, "training", x), option: _call(other, "training", x)}
+    return {"plain": _call(ours, mode, x), option: _call(other, mode, x)}
 
 
 def _heads(layer: str, mode: str) -> dict[str, Run]:

@@ -42,6 +42,7 @@ def lstm(
     zoneout: float | tuple[float, float] = 0.0,
     heads: int = 1,
     checkpoint: int | None = None,
+    layer_norm: Sequence[Tensor] | None = None,
     return_cells: Literal[False] = False,
 ) -> tuple[Sequences, tuple[Tensor, Tensor]]: ...
 
@@ -64,6 +65,7 @@ def lstm(
     zoneout: float | tuple[float, float] = 0.0,
     heads: int = 1,
     checkpoint: int | None = None,
+    layer_norm: Sequence[Tensor] | None = None,
     return_cells: Literal[True],
 ) -> tuple[Sequences, tuple[Tensor, Tensor], Sequences]: ...
 
@@ -86,6 +88,7 @@ def lstm(
     zoneout: float | tuple[float, float] = 0.0,
     heads: int = 1,
     checkpoint: int | None = None,
+    layer_norm: Sequence[Tensor] | None = None,
     return_cells: bool,
 ) -> tuple[Any, ...]: ...
 
@@ -107,6 +110,7 @@ def lstm(
     zoneout: float | tuple[float, float] = 0.0,
     heads: int = 1,
     checkpoint: int | None = None,
+    layer_norm: Sequence[Tensor] | None = None,
     return_cells: bool = False,
 ) -> tuple[Any, ...]:
     """Long short-term memory over whole sequences; :class:`fused_rnn.LSTM` has the equations.
@@ -135,6 +139,8 @@ def lstm(
             expectation.
         heads: how many blocks on its diagonal every weight_hh has; ``[G*H, H / heads]`` then. Not with weight_hr.
         checkpoint: as of :class:`fused_rnn.LSTM`.
+        layer_norm: the norms' parameters, if the layers have them, for each layer and direction: gain_ih and gain_hh
+            ``[G*H]``, and of an LSTM gain_c ``[H]`` and, with biases, bias_c ``[H]``; see :class:`fused_rnn.LSTM`.
         return_cells: also return the last layer's c after every step, differentiable; zero after a row's end, like
             the output.
 
@@ -165,6 +171,7 @@ def lstm(
         zoneout=zoneout,
         heads=heads,
         checkpoint=checkpoint,
+        layer_norm=layer_norm,
         return_cells=return_cells,
     )
 
@@ -186,6 +193,7 @@ def gru(
     zoneout: float = 0.0,
     heads: int = 1,
     checkpoint: int | None = None,
+    layer_norm: Sequence[Tensor] | None = None,
 ) -> tuple[Sequences, Tensor]:
     """Gated recurrent unit over whole sequences; :class:`fused_rnn.GRU` has the equations.
 
@@ -221,6 +229,7 @@ def gru(
         zoneout=zoneout,
         heads=heads,
         checkpoint=checkpoint,
+        layer_norm=layer_norm,
     )
 
 
@@ -242,6 +251,7 @@ def rnn(
     zoneout: float = 0.0,
     heads: int = 1,
     checkpoint: int | None = None,
+    layer_norm: Sequence[Tensor] | None = None,
 ) -> tuple[Sequences, Tensor]:
     """Elman network over whole sequences; :class:`fused_rnn.RNN` has the equation.
 
@@ -274,6 +284,7 @@ def rnn(
         zoneout=zoneout,
         heads=heads,
         checkpoint=checkpoint,
+        layer_norm=layer_norm,
     )
 
 

@@ -6,15 +6,15 @@ the signatures of those in :mod:`fused_rnn.functional`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .ops import arguments, torch_private
-from .ops.cells import Cell
+from .ops import arguments, layer_norm, torch_private
+from .ops.cells import BY_ID, Cell
 from .ops.layer import Layer, Wanted
 
 # ---- the cells: x = W_ih x_t + b_ih and r = W_hh h + b_hh, each [B, G*H]; then the states, then per-unit parameters --
@@ -104,27 +104,47 @@ def run_layer(
     if layer.reads_tokens:
         _check_ids(layer)
         layer = layer.with_numbers()
+    if layer.weights[0].dim() == 3:
+        return _run_members(layer, cells, grad_clip)
+    return _run_directions(_PlainStep, layer, cells, grad_clip)
+
+
+def run_normed(
+    layer: Layer, norms: Sequence[Tensor], cells: bool = False, grad_clip: float | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same with layer norm, whose parameters are ``norms`` (:mod:`fused_rnn.ops.layer_norm`)."""
+    if layer.reads_tokens:
+        _check_ids(layer)
+        layer = layer.with_numbers()
+    dtype, narrow = layer.weights[0].dtype, layer.weights[0].dtype in _NARROW
+    norms = [norm.float() if narrow else norm for norm in norms]
+    return tuple(t.to(dtype) for t in _run_directions(partial(_NormedStep, norms), layer, cells, grad_clip))
+
+
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+def _run_directions(step_of, layer: Layer, cells: bool, grad_clip: float | None):
+    """``step_of(layer, weights, d)`` gives the step of direction d."""
     dtype = layer.input.dtype
-    if dtype in (torch.float16, torch.bfloat16):
+    if dtype in _NARROW:
         names = ("input", "h0", "c0", "h_factor")
         wide = {name: tensor.float() for name in names if (tensor := getattr(layer, name)) is not None}
         layer = layer._replace(**wide, weights=tuple(w.float() for w in layer.weights))
-        return tuple(t.to(dtype) for t in run_layer(layer, cells, grad_clip))
-    if layer.weights[0].dim() == 3:
-        return _run_members(layer, cells, grad_clip)
+        return tuple(t.to(dtype) for t in _run_directions(step_of, layer, cells, grad_clip))
     if layer.batch_sizes is not None:
-        return _run_packed(layer, cells, grad_clip)
+        return _run_packed(partial(_run_directions, step_of), layer, cells, grad_clip)
 
-    _, directions, *_ = layer.sizes
+    directions = 1 + layer.bidirectional
     per_direction = len(layer.weights) // directions
     results = []
     for d in range(directions):
-        weights = layer.weights[d * per_direction : (d + 1) * per_direction]
+        step = step_of(layer, layer.weights[d * per_direction : (d + 1) * per_direction], d)
         states = [s[d] if s is not None else None for s in (layer.h0, layer.c0)]
-        results.append(_run_direction(layer, weights, states, reverse=d == 1, grad_clip=grad_clip))
+        results.append(_run_direction(layer, step, states, reverse=d == 1, grad_clip=grad_clip))
     outputs, h_ns, c_ns, all_cells = zip(*results, strict=True)
     empty = layer.input.new_empty(0)
-    two_states = layer.sizes[0].states > 1
+    two_states = BY_ID[layer.cell].states > 1
     return (
         torch.cat(outputs, -1),
         torch.stack(h_ns),
@@ -143,12 +163,54 @@ def _check_ids(layer: Layer) -> None:
         raise RuntimeError(f"ids must lie between 0 and {layer.weights[0].shape[-1] - 1}")
 
 
-def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tensor | None], reverse: bool, grad_clip):
-    cell, _, hidden, width, _, (steps, batch) = layer.sizes
-    by_kind = dict(zip(layer.weight_kinds, weights, strict=False))  # the kinds repeat for each direction
-    w_hr = by_kind.get(Wanted.WEIGHT_HR)
-    params = [by_kind[Wanted.PARAMETERS]] if cell.params else []
+class _PlainStep:
+    """One step of one direction, as a function of its input, h as W_hh reads it, and the states."""
+
+    def __init__(self, layer: Layer, weights: tuple[Tensor, ...], d: int):
+        self.cell, _, self.hidden, self.width, *_ = layer.sizes
+        self.weights = dict(zip(layer.weight_kinds, weights, strict=False))  # the kinds repeat for each direction
+
+    def __call__(self, x: Tensor, h: Tensor, states: list[Tensor]) -> list[Tensor]:
+        weights, gates_r = self.weights, None
+        gates_x = linear(x, weights[Wanted.WEIGHT_IH], weights.get(Wanted.BIAS_IH))
+        if self.cell.recurrent:
+            gates_r = linear(h, weights[Wanted.WEIGHT_HH], weights.get(Wanted.BIAS_HH))
+        params = [weights[Wanted.PARAMETERS]] if self.cell.params else []
+        new = list(STEPS[self.cell.id](gates_x, gates_r, *states, *params))
+        if Wanted.WEIGHT_HR in weights:
+            new[0] = new[0] @ weights[Wanted.WEIGHT_HR].T
+        return new
+
+
+class _NormedStep(_PlainStep):
+    """Likewise with layer norm."""
+
+    def __init__(self, norms: Sequence[Tensor], layer: Layer, weights: tuple[Tensor, ...], d: int):
+        super().__init__(layer, weights, d)
+        names = layer_norm.names(self.cell, layer.bias)
+        self.norms = dict(zip(names, norms[d * len(names) :], strict=False))
+
+    def __call__(self, x: Tensor, h: Tensor, states: list[Tensor]) -> list[Tensor]:
+        weights, norms, gates_r = self.weights, self.norms, None
+        gates_x = _normalised(x @ weights[Wanted.WEIGHT_IH].T, norms["gain_ih"], weights.get(Wanted.BIAS_IH))
+        if self.cell.recurrent:
+            gates_r = _normalised(h @ weights[Wanted.WEIGHT_HH].T, norms["gain_hh"], weights.get(Wanted.BIAS_HH))
+        params = [weights[Wanted.PARAMETERS]] if self.cell.params else []
+        new = list(STEPS[self.cell.id](gates_x, gates_r, *states, *params))
+        if self.cell.output_gate:
+            gate = GATES[self.cell.id](gates_x, gates_r)[self.cell.gate("output")]
+            new[0] = gate * _normalised(new[1], norms["gain_c"], norms.get("bias_c")).tanh()
+        return new
+
+
+def _normalised(sums: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.nn.functional.layer_norm(sums, sums.shape[-1:], gain, bias, layer_norm.EPSILON)
+
+
+def _run_direction(layer: Layer, step, states: list[Tensor | None], reverse: bool, grad_clip):
+    cell, hidden, width = step.cell, step.hidden, step.width
     x = layer.input
+    steps, batch = x.shape[:2]
     h0, c0 = states
     beginning = [x.new_full((batch, width if k == 0 else hidden), start) for k, start in enumerate(cell.beginning)]
     now = [
@@ -163,16 +225,9 @@ def _run_direction(layer: Layer, weights: tuple[Tensor, ...], states: list[Tenso
             now = [state.masked_fill(cut, start) for state, start in zip(now, cell.beginning, strict=True)]
         # Padding may hold anything, NaN included, and a zero gradient does not stop a NaN.
         x_t = x[t] if active is None else x[t].masked_fill(~active, 0)
-        gates_x = linear(x_t, by_kind[Wanted.WEIGHT_IH], by_kind.get(Wanted.BIAS_IH))
-        gates_r = None
-        if cell.recurrent:
-            h = now[0] if layer.h_factor is None else now[0] * layer.h_factor[int(reverse)]
-            gates_r = linear(h, by_kind[Wanted.WEIGHT_HH], by_kind.get(Wanted.BIAS_HH))
-        new = list(STEPS[layer.cell](gates_x, gates_r, *now, *params))
+        new = step(x_t, now[0] if layer.h_factor is None else now[0] * layer.h_factor[int(reverse)], now)
         if layer.zones_out:
             new = _zone_out(layer, t, int(reverse), now, new)
-        if w_hr is not None:
-            new[0] = new[0] @ w_hr.T
         if grad_clip is not None:
             new[0] = _ClipGradient.apply(new[0], grad_clip)
         if active is None:
@@ -193,7 +248,7 @@ def _zone_out(layer: Layer, t: int, d: int, former: list[Tensor], new: list[Tens
     if layer.zoneout_mask is None:
         shares = [layer.zoneout_h or 0.0, *[layer.zoneout_c or 0.0] * (len(new) - 1)]
         return [p * before + (1 - p) * after for p, before, after in zip(shares, former, new, strict=True)]
-    kept = layer.zoneout_mask[t].chunk(layer.sizes[1], -1)[d].chunk(len(new), -1)
+    kept = layer.zoneout_mask[t].chunk(1 + layer.bidirectional, -1)[d].chunk(len(new), -1)
     return [torch.where(keeps, before, after) for keeps, before, after in zip(kept, former, new, strict=True)]
 
 
@@ -210,7 +265,7 @@ def _column(mask: Tensor) -> Tensor:
     return mask.unsqueeze(-1)
 
 
-def _run_packed(layer: Layer, cells: bool, grad_clip):
+def _run_packed(run, layer: Layer, cells: bool, grad_clip):
     """Pads packed input first: the rows of step t are the first batch_sizes[t] of the batch."""
     sizes = layer.batch_sizes.tolist()
     steps, batch = len(sizes), sizes[0]
@@ -221,7 +276,7 @@ def _run_packed(layer: Layer, cells: bool, grad_clip):
     if mask is not None:
         mask = mask.new_zeros(steps * batch, mask.shape[-1]).index_copy(0, place, mask).unflatten(0, (steps, batch))
     layer = layer._replace(lengths=lengths, batch_sizes=None, zoneout_mask=mask)
-    output, h_n, c_n, all_cells = run_layer(layer._replace(input=padded.unflatten(0, (steps, batch))), cells, grad_clip)
+    output, h_n, c_n, all_cells = run(layer._replace(input=padded.unflatten(0, (steps, batch))), cells, grad_clip)
     output, all_cells = (t.flatten(0, 1).index_select(0, place) if t.dim() == 3 else t for t in (output, all_cells))
     return output, h_n, c_n, all_cells
 
@@ -244,6 +299,7 @@ def _run_members(layer: Layer, cells: bool, grad_clip):
 
 
 RUNNER = arguments.Runner(run_layer)
+RUNNER.run_normed = run_normed
 
 
 def _twin(name: str):

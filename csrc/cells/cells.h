@@ -11,6 +11,7 @@
 //   kSharedGates      for this many leading gates dr equals dx, or there is no dr
 //   kReadsH           false: state[0] is never read, h enters through r alone, and dstate[0] is zero
 //   kProjectable      true: h may be projected to another width (proj_size), which needs kReadsH false
+//   kOutputGate       if there is one: h = o * tanh(second state), with o the saved value of this number
 //   kInitial[kStates] the states before the first step, unless given, and after a reset; may be infinite
 //
 //   forward(x[kGates], r[kGates], state[kStates], params[kParams] -> state_next[kStates], saved[kSaved])
@@ -21,6 +22,8 @@
 //       contributions inside the step (LSTM: c_next through h_next).
 //   tangent(saved, state, params, x, r, dstate -> dsaved[kSaved])
 //       the tangent of `saved`; x, r and dstate are tangents.
+//
+//   backward_of(saved, state, d_o, dc -> dx, dr, dstate)       with kOutputGate: where c is normalised before its tanh
 //
 // advance and backward are also called with dual numbers (dual.h).
 //

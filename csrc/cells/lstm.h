@@ -18,6 +18,7 @@ struct Lstm {
   static constexpr bool kReadsH = false;
   static constexpr bool kProjectable = true;
   static constexpr double kInitial[kStates] = {0, 0};
+  static constexpr int kOutputGate = 3;
 
   template <class T>
   FUSED_RNN_FN static void forward(const T* x, const T* r, const T* state, const T*, T* state_next, T* saved) {
@@ -47,18 +48,23 @@ struct Lstm {
   template <class T>
   FUSED_RNN_FN static void backward(const T* saved, const T* state, const T* state_next, const T*, T* dstate_next,
                                     T* dx, T* dr, T* dstate, T*) {
-    const T i = saved[0], f = saved[1], g = saved[2], o = saved[3], c = state[1];
-    const T dh = dstate_next[0];
+    const T o = saved[3], dh = dstate_next[0];
     // tanh is recomputed from c_next: h / o would be 0 / 0 when o saturates.
     const T tanh_c = tanh(state_next[1]);
-    const T dc = dstate_next[1] + dh * o * dtanh(tanh_c);
+    dstate_next[1] = dstate_next[1] + dh * o * dtanh(tanh_c);
+    backward_of(saved, state, dh * tanh_c, dstate_next[1], dx, dr, dstate);
+  }
+
+  // From the gradients of the output gate and of c_next.
+  template <class T>
+  FUSED_RNN_FN static void backward_of(const T* saved, const T* state, T d_o, T dc, T* dx, T* dr, T* dstate) {
+    const T i = saved[0], f = saved[1], g = saved[2], o = saved[3], c = state[1];
     dx[0] = dr[0] = dc * g * dsigmoid(i);
     dx[1] = dr[1] = dc * c * dsigmoid(f);
     dx[2] = dr[2] = dc * i * dtanh(g);
-    dx[3] = dr[3] = dh * tanh_c * dsigmoid(o);
+    dx[3] = dr[3] = d_o * dsigmoid(o);
     dstate[0] = T(0);  // h enters only through r
     dstate[1] = dc * f;
-    dstate_next[1] = dc;
   }
 };
 

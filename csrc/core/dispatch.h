@@ -30,9 +30,9 @@ auto dispatch_cell(int64_t cell, F f) {
 }
 
 template <class Cell>
-constexpr CellTraits kTraits = {Cell::kGates,  Cell::kStates,      Cell::kSaved,
-                                Cell::kParams, Cell::kSharedGates, Cell::kRecurrent,
-                                Cell::kReadsH, Cell::kProjectable, kOneGateGradient<Cell>};
+constexpr CellTraits kTraits = {
+    Cell::kGates,     Cell::kStates, Cell::kSaved,       Cell::kParams,          Cell::kSharedGates,
+    Cell::kRecurrent, Cell::kReadsH, Cell::kProjectable, kOneGateGradient<Cell>, requires { Cell::kOutputGate; }};
 
 inline CellTraits traits_of(int64_t cell) {
   return dispatch_cell(cell, [](auto c) { return kTraits<typename decltype(c)::type>; });

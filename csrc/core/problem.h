@@ -31,6 +31,12 @@ struct Weights {
   const void* bias_hh;  // [M, G*H]
   const void* hr;       // [M, P, H]   projection
   const void* params;   // [M, kParams, H]
+  // Layer norm: x = gain_ih * normalised(W_ih x) + b_ih, over all units and gates, r likewise.
+  const void* gain_ih;  // [M, G*H]
+  const void* gain_hh;  // [M, G*H]
+  // Then a cell with an output gate has h = o * tanh(gain_c * normalised(c) + bias_c).
+  const void* gain_c;  // [M, H]
+  const void* bias_c;  // [M, H] or null
 };
 
 // One direction's weight gradients; null where not asked for.
@@ -41,6 +47,7 @@ struct WeightGradients {
   void* bias_hh;  // [M, K, G*H]
   void* hr;       // [M, K, P, H]
   void* params;   // [M, K, kParams, H]
+  void* norms;    // [M, K, NormSums::count, H] with layer norm, whose biases are among them (saved_row.h)
 };
 
 // What forward and backward share.
@@ -138,6 +145,11 @@ struct Backward : Layer {
 namespace {
 
 FUSED_RNN_FN bool projected(const Layer& layer) { return layer.weights[0].hr != nullptr; }
+
+// Layer norm: of W_ih x and W_hh h, and of c. Added to variances: kNormEpsilon.
+FUSED_RNN_FN bool normalizes(const Layer& layer) { return layer.weights[0].gain_ih != nullptr; }
+FUSED_RNN_FN bool normalizes_c(const Layer& layer) { return layer.weights[0].gain_c != nullptr; }
+constexpr double kNormEpsilon = 1e-5;
 
 FUSED_RNN_FN int64_t row_of(const Layer& layer, int64_t t, int64_t b) {
   return (layer.offsets ? layer.offsets[t] : t * layer.batch) + b;

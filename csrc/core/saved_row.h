@@ -3,6 +3,7 @@
 //   kept  [kSaved, H]   the values that the cell saves
 //   h     [P]           as it entered the step
 //   c     [W]           as it entered the step; cells with a second state only
+//   with layer norm: W_ih x and W_hh h normalised [G*H], c normalised [H] if it is, and 1 / the deviation of each [3]
 //
 // The CPU engine interleaves the values in groups of 16 units, [H / 16, kSaved, 16], unless there is a projection: so a
 // cell accesses consecutive cache lines, which the hardware prefetcher follows. The layout of `kept` is each engine's
@@ -11,6 +12,7 @@
 // With segments (Layer::segment) there are rows of one segment only, [segment, B] of each problem. Steps of the loop are
 // counted from its end: the last segment is whole, the first one has what is left.
 #pragma once
+#include "core/cell_traits.h"
 #include "core/problem.h"
 
 namespace fused_rnn {
@@ -25,8 +27,33 @@ FUSED_RNN_FN int64_t entering_c(const Layer& layer, int64_t kept) {
 FUSED_RNN_FN int64_t entering_state(const Layer& layer, int64_t kept, int64_t k) {
   return entering_c(layer, kept) + (k - 1) * layer.hidden;
 }
-FUSED_RNN_FN int64_t saved_width(const Layer& layer, int64_t kept, int64_t states) {
-  return entering_c(layer, kept) + (states - 1) * layer.hidden;
+// With layer norm.
+FUSED_RNN_FN int64_t normalised_x(const Layer& layer, const CellTraits& cell) {
+  return entering_state(layer, cell.saved, cell.states);
+}
+FUSED_RNN_FN int64_t normalised_r(const Layer& layer, const CellTraits& cell) {
+  return normalised_x(layer, cell) + cell.gates * layer.hidden;
+}
+FUSED_RNN_FN int64_t normalised_c(const Layer& layer, const CellTraits& cell) {
+  return normalised_r(layer, cell) + cell.recurrent * cell.gates * layer.hidden;
+}
+FUSED_RNN_FN int64_t norm_scales(const Layer& layer, const CellTraits& cell) {
+  return normalised_c(layer, cell) + (normalizes_c(layer) ? layer.hidden : 0);
+}
+FUSED_RNN_FN int64_t saved_width(const Layer& layer, const CellTraits& cell) {
+  return normalizes(layer) ? norm_scales(layer, cell) + 3 : entering_state(layer, cell.saved, cell.states);
+}
+
+// With layer norm, a unit's sums over rows for the gradients of the norms' gains and biases: the place of each, in order.
+// Of a cell whose gradients of x and r are equal, the bias of r has that of x.
+struct NormSums {
+  int64_t gain_x, bias_x, gain_r, bias_r, gain_c, bias_c, count;
+};
+FUSED_RNN_FN NormSums norm_sums(const Layer& layer, const CellTraits& cell) {
+  if (!normalizes(layer)) return {};
+  const int64_t G = cell.gates, of_r = 2 * G, bias_r = of_r + cell.recurrent * G;
+  const int64_t of_c = bias_r + (cell.recurrent && !cell.one_gate_gradient ? G : 0);
+  return {0, G, of_r, cell.one_gate_gradient ? G : bias_r, of_c, of_c + 1, of_c + 2 * normalizes_c(layer)};
 }
 
 // Offset of a unit's saved value k.

@@ -117,7 +117,7 @@ Arguments::Arguments(Layer& layer, int64_t cell_id, bool bias, bool bidirectiona
   layer.directions = bidirectional ? 2 : 1;
   begin(input, weights.size());
   read_weight_layout(bias, weights);
-  layer.saved_width = saved_width(layer, cell.saved, cell.states);
+  layer.saved_width = saved_width(layer, cell);
 }
 
 Arguments::Arguments(Layer& layer, const Tensor& input)

@@ -5,9 +5,7 @@
 
 #include <array>
 
-#include "core/engine.h"
-#include "ops/arguments.h"
-#include "ops/memory.h"
+#include "ops/forward_call.h"
 
 namespace fused_rnn {
 
@@ -34,39 +32,6 @@ const Engine& engine_for(DeviceType device) {
   FUSED_RNN_CHECK(engine != nullptr, "fused_rnn: no engine for this device in this build");
   return *engine;
 }
-
-namespace {
-
-// A forward pass or its tangent; `f` has its arguments, but no results yet.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_forward(Forward& f, const Arguments& args, const Tensor& like,
-                                                               bool save, bool cells) {
-  FUSED_RNN_CHECK(!cells || args.cell.states > 1, "fused_rnn: this cell has no second state to return at every step");
-  const auto allocate = [&](bool asked, Shape shape) {
-    return new_tensor(like, asked ? concat({args.members, shape}) : Shape{0});
-  };
-  const int64_t D = f.directions, B = f.batch, P = f.output_size, W = args.further_width();
-  const bool two_states = args.cell.states > 1;
-  Tensor output = allocate(true, concat({args.row_shape, {D * P}}));
-  Tensor h_n = allocate(true, {D, B, P});
-  Tensor c_n = allocate(two_states, {D, B, W});
-  Tensor all_cells = allocate(cells, concat({args.row_shape, {D * W}}));
-  const bool keeps = save && f.segment > 0;
-  Tensor saved = keeps  ? new_tensor(like, args.kept_shape(), args.arithmetic())
-                 : save ? recycled_tensor(like, args.saved_shape())
-                        : new_tensor(like, {0});
-  f.output = output.data_ptr();
-  f.h_n = h_n.data_ptr();
-  f.c_n = two_states ? c_n.data_ptr() : nullptr;
-  f.cells = cells ? all_cells.data_ptr() : nullptr;
-  (keeps ? f.kept : f.saved) = save ? saved.data_ptr() : nullptr;
-
-  skip_steps_without_rows(f);
-  CallScratch scratch(like);
-  engine_for(like.device().type()).forward(f, [&](int64_t bytes) { return scratch.take(bytes); });
-  return {output, h_n, c_n, all_cells, saved};
-}
-
-}  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
@@ -148,6 +113,18 @@ FUSED_RNN_DEFINE_OPERATORS(FUSED_RNN_LIBRARY, m) {
       "Tensor? wide, int wanted" FUSED_RNN_LOOP_OPTIONS
       ") -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor wide, Tensor[] "
       "grad_weights)");
+  // With layer norm (normed.cpp).
+  m.def(
+      "normed_forward(int cell, bool bias, bool bidirectional, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, "
+      "Tensor[] norms, Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, bool save, "
+      "bool cells" FUSED_RNN_LOOP_OPTIONS ") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
+  // grad_norms, of each direction: NormSums (core/saved_row.h), in which the gradients of biases are.
+  m.def(
+      "normed_backward(int cell, bool bias, bool bidirectional, Tensor? grad_output, Tensor? grad_h_n, "
+      "Tensor? grad_c_n, Tensor? grad_cells, Tensor input, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor[] norms, "
+      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset_mask, Tensor saved, int wanted, "
+      "float? grad_clip=None" FUSED_RNN_LOOP_OPTIONS
+      ") -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights, Tensor[] grad_norms)");
   // Inference of a stack of layers; states are those of all layers. Returns output, h_n and, with a second state, c_n;
   // of a single step (kOneStep) only the states, as h is the output. Of a single layer also the second state after every
   // step, if asked for. Arguments that are rarely given come last: omitted ones cost less. `own_cell`: the id of a cell

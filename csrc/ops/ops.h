@@ -30,6 +30,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_tangent(
     std::optional<Tensor> h, bool cells, std::optional<Tensor> h_factor, std::optional<Tensor> zoneout_mask,
     std::optional<double> zoneout_h, std::optional<double> zoneout_c);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> normed_forward(
+    int64_t cell, bool bias, bool bidirectional, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
+    std::vector<Tensor> weights, std::vector<Tensor> norms, std::optional<Tensor> lengths,
+    std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, bool save, bool cells,
+    std::optional<Tensor> h_factor, std::optional<Tensor> zoneout_mask, std::optional<double> zoneout_h,
+    std::optional<double> zoneout_c);
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>> normed_backward(
+    int64_t cell, bool bias, bool bidirectional, std::optional<Tensor> grad_output, std::optional<Tensor> grad_h_n,
+    std::optional<Tensor> grad_c_n, std::optional<Tensor> grad_cells, Tensor input, std::optional<Tensor> h0,
+    std::optional<Tensor> c0, std::vector<Tensor> weights, std::vector<Tensor> norms, std::optional<Tensor> lengths,
+    std::optional<Tensor> batch_sizes, std::optional<Tensor> reset_mask, Tensor saved, int64_t wanted,
+    std::optional<double> grad_clip, std::optional<Tensor> h_factor, std::optional<Tensor> zoneout_mask,
+    std::optional<double> zoneout_h, std::optional<double> zoneout_c);
+
 std::vector<Tensor> infer(int64_t stack, Tensor input, std::optional<Tensor> h0, std::optional<Tensor> c0,
                           std::vector<Tensor> weights, std::optional<std::vector<Tensor>> packed,
                           std::optional<Tensor> lengths, std::optional<Tensor> batch_sizes,

@@ -49,6 +49,9 @@ class GRU(Recurrent, nn.GRU):
         weight_dropout: likewise.
         heads: likewise, with ``weight_hh`` ``[3*H, H / heads]``.
         checkpoint: likewise.
+        layer_norm: whether W_ih x and W_hh h are normalised, each over all its units and gates, before their biases are
+            added (Ba et al.), with gains **gain_ih_l[k]** and **gain_hh_l[k]**. On the CPU; not with ``heads`` or
+            ``checkpoint``.
 
     Inputs: input, h_0
         * **input**: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a
@@ -102,6 +105,7 @@ class GRU(Recurrent, nn.GRU):
         weight_dropout: float = 0.0,
         heads: int = 1,
         checkpoint: int | None = None,
+        layer_norm: bool = False,
     ) -> None: ...
 
     @overload

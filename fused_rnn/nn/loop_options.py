@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..ops import layer_norm as layer_norms
 from ..ops import torch_private
 from ..ops.cells import Cell
 from ..ops.checks import (
@@ -25,8 +26,15 @@ from ..ops.checks import (
 from .runners import Frozen
 
 # Their defaults.
-NAMES = {"recurrent_dropout": 0.0, "zoneout": 0.0, "weight_dropout": 0.0, "heads": 1, "checkpoint": None}
-_ALWAYS = ("zoneout", "heads")  # not only in training
+NAMES = {
+    "recurrent_dropout": 0.0,
+    "zoneout": 0.0,
+    "weight_dropout": 0.0,
+    "heads": 1,
+    "checkpoint": None,
+    "layer_norm": False,
+}
+_ALWAYS = ("zoneout", "heads", "layer_norm")  # not only in training
 
 
 class LoopOptions:
@@ -42,22 +50,34 @@ class LoopOptions:
     """How many blocks on its diagonal W_hh has; it is 0 elsewhere, and ``[G*H, H / heads]`` holds the blocks."""
     checkpoint: int | None = None
     """The backward pass keeps the states that enter every so many steps, or some more, and computes the rest again."""
+    layer_norm: bool = False
+    """W_ih x and W_hh h are normalised, and an LSTM's c before its tanh."""
 
     if TYPE_CHECKING:  # torch.nn.Module's
         training: bool
+        bidirectional: bool
+        bias: bool
+        num_layers: int
+        hidden_size: int
         _runner: Any
 
     @staticmethod
-    def _checked_options(
-        states: int, hidden: Any, recurrent_dropout: Any, zoneout: Any, weight_dropout: Any, heads: Any, checkpoint: Any
-    ) -> dict[str, Any]:
+    def _checked_options(states: int, hidden: Any, given: dict[str, Any]) -> dict[str, Any]:
         """Those that are not at their defaults; raises for wrong ones, before any work. ``states``: the cell's."""
-        given = {"recurrent_dropout": recurrent_dropout, "weight_dropout": weight_dropout}
-        checked: dict[str, Any] = {name: checked_probability(name, value) for name, value in given.items()}
+        given = NAMES | given
+        zoneout, heads, layer_norm = given["zoneout"], given["heads"], given["layer_norm"]
+        probabilities = ("recurrent_dropout", "weight_dropout")
+        checked: dict[str, Any] = {name: checked_probability(name, given[name]) for name in probabilities}
         pair = checked_zoneout(zoneout, states)
         checked["zoneout"] = pair if isinstance(zoneout, (tuple, list)) and any(pair) else pair[0]
         checked["heads"] = checked_heads(heads, hidden)
-        checked["checkpoint"] = checked_checkpoint(checkpoint)
+        checked["checkpoint"] = checked_checkpoint(given["checkpoint"])
+        if not isinstance(layer_norm, bool):
+            raise TypeError(f"layer_norm must be of type bool, got {type(layer_norm).__name__}")
+        checked["layer_norm"] = layer_norm
+        for other in ("heads", "checkpoint") if layer_norm else ():
+            if checked[other] != NAMES[other]:
+                raise ValueError(f"layer_norm=True and {other}={checked[other]} exclude each other")
         return {name: value for name, value in checked.items() if value != NAMES[name]}
 
     def _given(self) -> list[str]:
@@ -106,7 +126,32 @@ class LoopOptions:
             found = found._replace(heads=self.heads)
         if found is not options:
             self._refuse_call()
+        if self.layer_norm:
+            found = found._replace(layer_norm=[getattr(self, name) for name in self._norm_names(cell)])
+            self._refuse_call()
         return found if self.checkpoint is None else found._replace(checkpoint=self.checkpoint)
+
+    def _norm_names(self, cell: Cell) -> list[str]:
+        """The norms' parameters, as :mod:`fused_rnn.ops.layer_norm` takes them, each layer's after the other's."""
+        suffixes = ("", "_reverse") if self.bidirectional else ("",)
+        return [
+            f"{name}_l{layer}{suffix}"
+            for layer in range(self.num_layers)
+            for suffix in suffixes
+            for name in layer_norms.names(cell, bool(self.bias))
+        ]
+
+    def _add_norms(self, cell: Cell, like: Tensor) -> None:
+        for name in self._norm_names(cell):
+            size = layer_norms.size(name.partition("_l")[0], cell, self.hidden_size)
+            setattr(self, name, nn.Parameter(like.new_empty(size)))
+        self._reset_norms(cell)
+
+    def _reset_norms(self, cell: Cell) -> None:
+        """Gains to 1, biases to 0."""
+        with torch.no_grad():
+            for name in self._norm_names(cell) if self.layer_norm else ():
+                getattr(self, name).fill_(name.startswith("gain_"))
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -63,6 +63,10 @@ class LSTM(Recurrent, nn.LSTM):
         checkpoint: for long sequences: of a call with gradients only the states that enter every so many steps are kept
             (rounded up to whole rounds of the backward pass, which ``fused_rnn.explain`` names), and the backward pass
             computes the rest again: the same bits in a fraction of the memory. None keeps everything. On the CPU.
+        layer_norm: whether W_ih x and W_hh h are normalised, each over its 4*H sums, before their biases are added, and
+            c before its tanh, in h alone (Ba et al., as haste has it): weights **gain_ih_l[k]** and **gain_hh_l[k]**,
+            ``[4*H]``, **gain_c_l[k]** and **bias_c_l[k]**, ``[H]``, which begin at 1 and 0. On the CPU; not with
+            ``proj_size``, ``heads`` or ``checkpoint``.
 
     Inputs: input, (h_0, c_0)
         * **input**: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a
@@ -126,9 +130,12 @@ class LSTM(Recurrent, nn.LSTM):
         weight_dropout: float = 0.0,
         heads: int = 1,
         checkpoint: int | None = None,
+        layer_norm: bool = False,
     ) -> None:
         if proj_size and any(checked_zoneout(zoneout, 2)):
             raise ValueError(f"zoneout={zoneout} and proj_size={proj_size} exclude each other")
+        if proj_size and layer_norm:
+            raise ValueError(f"layer_norm=True and proj_size={proj_size} exclude each other")
         if proj_size and checked_heads(heads, hidden_size) > 1:
             raise ValueError(f"heads={heads} and proj_size={proj_size} exclude each other")
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
@@ -141,6 +148,7 @@ class LSTM(Recurrent, nn.LSTM):
             weight_dropout=weight_dropout,
             heads=heads,
             checkpoint=checkpoint,
+            layer_norm=layer_norm,
         )
 
     @overload

@@ -17,7 +17,7 @@ from ..ops.checks import NO_OPTIONS, form_of, known_form, options_of
 from ..ops.layer import WeightFormat
 from . import dynamo
 from .freezable import Freezable
-from .loop_options import LoopOptions
+from .loop_options import NAMES, LoopOptions
 from .runners import Frozen
 from .signatures import Declared
 
@@ -38,26 +38,25 @@ def torch_constructor(declaration: Declared) -> Declared:
 class Recurrent(LoopOptions, Freezable, nn.RNNBase):
     """A base before torch.nn.LSTM and the like: their constructors and helpers, our calls."""
 
-    def __init__(
-        self,
-        *args: Any,
-        recurrent_dropout: float = 0.0,
-        zoneout: float | tuple[float, float] = 0.0,
-        weight_dropout: float = 0.0,
-        heads: int = 1,
-        checkpoint: int | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         states = 2 if isinstance(self, nn.LSTM) else 1
         hidden = args[1] if len(args) > 1 else kwargs.get("hidden_size")
-        of_loop = self._checked_options(states, hidden, recurrent_dropout, zoneout, weight_dropout, heads, checkpoint)
+        given = {name: kwargs.pop(name) for name in NAMES if name in kwargs}
+        of_loop = self._checked_options(states, hidden, given)
         dynamo.admit(Recurrent)
         super().__init__(*args, **kwargs)
         self.__dict__.update(of_loop)
-        for name in self._flat_weights_names if heads > 1 else ():
+        for name in self._flat_weights_names if self.heads > 1 else ():
             if name.startswith("weight_hh"):
-                blocks = getattr(self, name).detach()[:, : self.hidden_size // heads]
+                blocks = getattr(self, name).detach()[:, : self.hidden_size // self.heads]
                 setattr(self, name, nn.Parameter(blocks.clone()))
+        if self.layer_norm:
+            self._add_norms(BY_MODE[self.mode], self.weight_ih_l0)
+
+    def reset_parameters(self) -> None:
+        """Draws all weights again, as torch.nn does; the gains of norms become 1, their biases 0."""
+        super().reset_parameters()
+        self._reset_norms(BY_MODE[self.mode])
 
     def flatten_parameters(self) -> None:
         """As torch.nn's does for cuDNN, which knows no heads."""
@@ -90,7 +89,7 @@ class Recurrent(LoopOptions, Freezable, nn.RNNBase):
             options = NO_OPTIONS  # what options_of would return, without calling it
         else:
             options = options_of(dropout, lengths, reset_mask, grad_clip, cells)
-        if self.recurrent_dropout or self.zoneout or self.heads > 1 or self.checkpoint is not None:
+        if self.recurrent_dropout or self.zoneout or self.heads > 1 or self.checkpoint is not None or self.layer_norm:
             options = self._with_loop_options(options, form.cell)
         results = arguments.run(runner or own, form, input, hx, weights, options, are_plain)
         if form.cell.states == 1:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import engines, handover, heads, in_place, loop_masks, plain, refusals, torch_private
+from . import engines, handover, heads, in_place, layer_norm, loop_masks, plain, refusals, torch_private
 from .cells import BY_ID, CELLS, Cell
 from .checks import (
     NO_OPTIONS,
@@ -76,6 +76,8 @@ class Runner:
     """Likewise for a cell's single step."""
     watches: str | None = None
     """Who sees each layer by itself, as it runs."""
+    run_normed: layer_norm.RunNormed | None = None
+    """Runs layers with layer norm."""
     run_by_torch: RunByTorch | None = None
     """Runs calls on torch.nn's kernels; None: this runner's calls do not go to them."""
 
@@ -130,6 +132,7 @@ def run_cell(
     zoneout: float | tuple[float, float] = 0.0,
     heads: int = 1,
     checkpoint: int | None = None,
+    layer_norm: Sequence[Tensor] | None = None,
     cells: bool = False,
 ) -> Sequence:
     """:func:`run` for the arguments of :mod:`fused_rnn.functional`."""
@@ -141,8 +144,8 @@ def run_cell(
         if form.kinds[-1] is Wanted.WEIGHT_HR:
             raise ValueError(f"heads={heads} and a projection (weight_hr) exclude each other")
         options = options._replace(heads=heads)
-    if checked_checkpoint(checkpoint) is not None:
-        options = options._replace(checkpoint=checkpoint)
+    if checked_checkpoint(checkpoint) is not None or layer_norm is not None:
+        options = options._replace(checkpoint=checkpoint, layer_norm=layer_norm)
     return run(runner, form, input, hx, list(weights), options, plain.are_plain(weights))
 
 
@@ -209,7 +212,7 @@ def run(
 
 def _run_any(runner: Runner, form: Form, input, hx, weights: list[Tensor], options: Options) -> Sequence:
     """The general path of :func:`run`."""
-    run_layer = runner.layers()
+    run_layer = runner.layers() if options.layer_norm is None else layer_norm.layers(runner, form, weights, options)
     if options.checkpoint is not None and runner.run_for_gradients is None:
         options = options._replace(checkpoint=None)  # for who sees the saved values
     whole, leave = _prepare(form, input, hx, weights, options)

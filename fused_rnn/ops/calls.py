@@ -109,3 +109,4 @@ def _call(name: str):
 
 ForwardCall, BackwardCall = _call("layer_forward"), _call("layer_backward")
 TangentCall, TraceCall, BackwardTangentCall = map(_call, ("layer_tangent", "layer_trace", "layer_backward_tangent"))
+NormedCall, NormedBackwardCall = _call("normed_forward"), _call("normed_backward")

@@ -105,6 +105,7 @@ class Cell(Row):
     reads_h: bool = False
     projectable: bool = False
     one_gate_gradient: bool = False
+    output_gate: bool = False
 
     @property
     def beginning(self) -> tuple[float, ...]:

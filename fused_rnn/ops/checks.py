@@ -95,6 +95,8 @@ class Options(NamedTuple):
     """How many blocks on its diagonal W_hh has."""
     checkpoint: int | None = None
     """Keep the states that enter every so many steps for the backward pass, which computes the rest again."""
+    layer_norm: Sequence[Tensor] | None = None
+    """The parameters of the layers' norms (ops/layer_norm.py), if they have them."""
 
 
 NO_OPTIONS = Options()

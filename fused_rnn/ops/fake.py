@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from . import torch_private
-from .calls import BackwardCall, BackwardTangentCall, ForwardCall, TangentCall, TraceCall
+from .calls import (
+    BackwardCall,
+    BackwardTangentCall,
+    ForwardCall,
+    NormedBackwardCall,
+    NormedCall,
+    TangentCall,
+    TraceCall,
+)
 from .layer import BATCH_FIRST, ONE_STEP, Layer, Wanted, stack_of
 
 
@@ -43,6 +51,39 @@ def _shapes_of_forward(layer: Layer, save: bool, cells: bool):
         new(kind.states > 1, directions, batch, further),
         new(cells, *rows, directions * further),
         new(save, directions, *rows, saved_width),
+    )
+
+
+@torch.library.register_fake("fused_rnn::normed_forward")
+def _normed_shapes(*args):
+    call = NormedCall(*args)
+    *results, saved = _shapes_of_forward(call.layer, call.save, call.cells)
+    _check_devices(call.layer, *call.norms)
+    if call.save:  # csrc/core/saved_row.h
+        kind, _, hidden, *_ = call.layer.sizes
+        normalised = (1 + kind.recurrent) * kind.gates * hidden + kind.output_gate * hidden
+        saved = saved.new_empty(*saved.shape[:-1], saved.shape[-1] + normalised + 3)
+    return (*results, saved)
+
+
+@torch.library.register_fake("fused_rnn::normed_backward")
+def _normed_backward_shapes(*args):
+    call = NormedBackwardCall(*args)
+    layer, like = call.layer, call.weights[0]
+    _check_devices(layer, *call.norms)
+    cell, directions, hidden, width, _, rows = layer.sizes
+    batch, further = _batch_of(rows, layer.h0, layer.batch_sizes), (cell.states - 1) * hidden
+    of_weights = [
+        like.new_empty(weight.shape if call.wanted & kind and kind not in (Wanted.BIAS_IH, Wanted.BIAS_HH) else (0,))
+        for weight, kind in zip(call.weights, layer.weight_kinds, strict=True)
+    ]
+    sums = (2 + cell.recurrent * (2 - cell.one_gate_gradient)) * cell.gates + 2 * cell.output_gate
+    return (
+        like.new_empty((*rows, layer.input.shape[-1]) if call.wanted & Wanted.INPUT else (0,)),
+        like.new_empty(directions, batch, width),
+        like.new_empty((directions, batch, further) if further else (0,)),
+        of_weights,
+        [like.new_empty(sums, hidden) for _ in range(directions)],
     )
 
 

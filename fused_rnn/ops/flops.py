@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-from .calls import BackwardCall, ForwardCall
+from .calls import BackwardCall, ForwardCall, NormedBackwardCall, NormedCall
 from .late_import import after_import
 from .layer import Layer, Wanted, stack_of, weight_kinds_of
 
@@ -39,6 +39,15 @@ def _forward(*args, out_val=None, **kwargs) -> int:
 
 def _backward(*args, out_val=None, **kwargs) -> int:
     call = BackwardCall(*args, **kwargs)
+    return _products(call.layer, call.wanted)
+
+
+def _normed_forward(*args, out_val=None, **kwargs) -> int:
+    return _products(NormedCall(*args, **kwargs).layer)
+
+
+def _normed_backward(*args, out_val=None, **kwargs) -> int:
+    call = NormedBackwardCall(*args, **kwargs)
     return _products(call.layer, call.wanted)
 
 
@@ -80,6 +89,8 @@ def _register(counter: ModuleType) -> None:
         operators.layer_backward: _backward,
         operators.infer: _infer,
         operators.infer_layer: _infer_layer,
+        operators.normed_forward: _normed_forward,
+        operators.normed_backward: _normed_backward,
         operators.step_forward: _step_forward,
         operators.step_backward: _step_backward,
     }

@@ -110,6 +110,8 @@ def obstacle(call: Call) -> str | None:
         return "there is zoneout"
     if options.heads > 1:
         return "W_hh has heads"
+    if options.layer_norm is not None:
+        return "there is layer norm"
     if options.checkpoint is not None:
         return "there are checkpoints"
     if options.cells:

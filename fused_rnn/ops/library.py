@@ -65,7 +65,7 @@ def _load() -> ctypes.CDLL:
     library.fused_rnn_set_cpu_thresholds.restype = None
     library.fused_rnn_cpu_plan.restype = ctypes.c_char_p
     library.fused_rnn_cpu_plan.argtypes = [
-        *[ctypes.c_int64] * 11,
+        *[ctypes.c_int64] * 12,
         ctypes.POINTER(ctypes.c_int64),
         ctypes.c_char_p,
         ctypes.c_int64,
@@ -162,6 +162,7 @@ class CellTraits(NamedTuple):
     """Whether it uses h other than through the recurrent matrix."""
     projectable: bool
     one_gate_gradient: bool
+    output_gate: bool = False
     """Whether they are the same for all gates."""
 
 

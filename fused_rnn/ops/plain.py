@@ -61,7 +61,8 @@ def fit_infer(form: Form, input: Tensor, options: Options) -> bool:
             return False
     if options is NO_OPTIONS:
         return True
-    if options.dropout or options.cells or options.recurrent_dropout or options.zoneout or options.heads > 1:
+    of_loop = options.recurrent_dropout or options.zoneout or options.heads > 1 or options.layer_norm is not None
+    if options.dropout or options.cells or of_loop:
         return False
     for mask, dtype in ((options.lengths, torch.int64), (options.reset_mask, torch.bool)):
         if mask is not None and (type(mask) not in PLAIN or mask.dtype is not dtype or mask.device != input.device):

@@ -40,12 +40,13 @@ def cpu_plan(
     output_size: int = 1,
     packed: bool = False,
     format: WeightFormat = WeightFormat.OWN,
+    layer_norm: bool = False,
     threads: int = 1,
 ) -> CpuPlan:
     """The plan for a layer of these sizes; ``packed``: ``freeze`` has packed its weights, in this ``format``."""
     sizes = (cell_id, library.DTYPES.index(dtype), directions, rows, batch, input_size, hidden, output_size)
     plan, error = (ctypes.c_int64 * 4)(), ctypes.create_string_buffer(256)
-    isa = library.compiled.fused_rnn_cpu_plan(*sizes, packed, format, threads, plan, error, len(error))
+    isa = library.compiled.fused_rnn_cpu_plan(*sizes, packed, format, layer_norm, threads, plan, error, len(error))
     if isa is None:
         raise RuntimeError(error.value.decode())
     return CpuPlan(isa.decode(), *plan[:3], READINGS[plan[3]])

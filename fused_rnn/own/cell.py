@@ -209,6 +209,7 @@ class OwnCell:
         weight_dropout: float = 0.0,
         heads: int = 1,
         checkpoint: int | None = None,
+        layer_norm: bool = False,
     ) -> OwnLayer:
         """A module that runs this cell over whole sequences, with the options and calls of :class:`fused_rnn.LSTM`.
 
@@ -230,6 +231,8 @@ class OwnCell:
             weight_dropout: likewise.
             heads: likewise.
             checkpoint: likewise.
+            layer_norm: whether x and r are normalised, each over its gates * H sums, before their biases are added and
+                the formula sees them, with gains ``gain_ih_l[k]`` and ``gain_hh_l[k]``. On the CPU.
         """
         if proj_size:
             raise ValueError(f"proj_size argument is only supported for LSTM, not {self.name}")
@@ -244,6 +247,7 @@ class OwnCell:
             weight_dropout=weight_dropout,
             heads=heads,
             checkpoint=checkpoint,
+            layer_norm=layer_norm,
         )
 
     @property

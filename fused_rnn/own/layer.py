@@ -57,11 +57,13 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
         weight_dropout: float = 0.0,
         heads: int = 1,
         checkpoint: int | None = None,
+        layer_norm: bool = False,
     ) -> None:
-        of_loop = self._checked_options(
-            len(cell.states), hidden_size, recurrent_dropout, zoneout, weight_dropout, heads, checkpoint
-        )
-        on_hh = [option for option in of_loop.items() if option[0] not in ("zoneout", "checkpoint")]
+        given: dict[str, Any] = {"recurrent_dropout": recurrent_dropout, "zoneout": zoneout}
+        given |= {"weight_dropout": weight_dropout, "heads": heads, "checkpoint": checkpoint, "layer_norm": layer_norm}
+        of_loop = self._checked_options(len(cell.states), hidden_size, given)
+        elsewhere = ("zoneout", "checkpoint", "layer_norm")
+        on_hh = [option for option in of_loop.items() if option[0] not in elsewhere]
         if on_hh and not cell.recurrent:
             name, value = on_hh[0]
             raise ValueError(f"{cell.name} has no W_hh, which {name}={value} acts on")
@@ -90,6 +92,8 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
                 for kind, shape in self._shapes(width).items():
                     empty = torch.empty(shape, device=device, dtype=dtype)
                     self.register_parameter(kind + suffix, nn.Parameter(empty))
+        if layer_norm:
+            self._add_norms(self.row, next(self.parameters()))
         self.reset_parameters()
         first = next(self.parameters())
         if compiled and (first.is_cpu or (first.is_cuda and torch.cuda.is_available())):  # not of fake tensors
@@ -121,6 +125,7 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
                     init(parameter)
                 else:
                     parameter.fill_(init)
+        self._reset_norms(self.row)
 
     def flatten_parameters(self) -> None:
         """Does nothing; cuDNN's layers need it."""
@@ -180,7 +185,7 @@ class OwnLayer(LoopOptions, Freezable, nn.Module):
             self.row, self.num_layers, self.bidirectional, self.batch_first, len(weights)
         )
         options = options_of(self.training and self.dropout, lengths, reset_mask, grad_clip)
-        if self.recurrent_dropout or self.zoneout or self.heads > 1 or self.checkpoint is not None:
+        if self._given():
             options = self._with_loop_options(options, form.cell)
         output, *states = arguments.run(by or runner, form, input, hx, weights, options, are_plain)
         return output, states[0] if len(self.cell.states) == 1 else tuple(states)

@@ -241,6 +241,8 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
     device = "cuda" if asked.gpu else layer.input.device.type
     if device == "cuda" and getattr(module, "checkpoint", None) is not None and _gradients_wanted(layer, asked):
         return Explanation("none", None, "checkpoint runs on the CPU so far, not on CUDA")
+    if device == "cuda" and getattr(module, "layer_norm", False):
+        return Explanation("none", None, "layer_norm runs on the CPU so far, not on CUDA")
     table = _table(asked, device, layer)
     reason, by_torch = _handed_over(module, layer, masks, asked, table)
     if by_torch:
@@ -250,7 +252,8 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
     elif device == "cuda":
         found = explain_cuda(layer, plans.gpu(layer.input.device), asked.engine, layer.input.device.index or 0)
     else:
-        found = _explain_cpu(layer, module._runner if is_frozen(module) else None, _error_of(module, inputs, masks))
+        frozen, error = module._runner if is_frozen(module) else None, _error_of(module, inputs, masks)
+        found = _explain_cpu(layer, frozen, error, getattr(module, "layer_norm", False))
     if found.engine == "none":
         return found
     source = plan_words.options_of(module)
@@ -324,21 +327,23 @@ def _explain_others(module: nn.Module) -> Explanation:
 def _first_layer(module: nn.Module, inputs: tuple, masks: dict) -> Layer:
     """The first layer that ``module(*inputs)`` would run, after all checks."""
 
-    def stop(layer: Layer, cells: bool):
+    def stop(layer: Layer, *_):
         raise _Stop(layer)
 
     input, hx = (*inputs, None)[:2]
+    stopping = Runner(stop)
+    stopping.run_normed = stop
     try:
         with torch.random.fork_rng(_gpus_of(module)):  # masks are drawn
             if isinstance(module, Recurrent):
-                module._run(input, hx, **masks, runner=Runner(stop))
+                module._run(input, hx, **masks, runner=stopping)
             elif isinstance(module, OwnLayer):
-                module._run(input, hx, **masks, by=Runner(stop))
+                module._run(input, hx, **masks, by=stopping)
             else:
                 weights = [module.weight_ih, module.weight_hh]
                 if module.bias:
                     weights += [module.bias_ih, module.bias_hh]
-                arguments.single_step(Runner(stop), cell_of(module), input, hx, weights, are_plain=False)
+                arguments.single_step(stopping, cell_of(module), input, hx, weights, are_plain=False)
     except _Stop as stopped:
         (layer,) = stopped.args
         if is_frozen(module):
@@ -351,8 +356,8 @@ class _Stop(Exception):
     """Carries the first layer out of a call before it is computed."""
 
 
-def _explain_cpu(layer: Layer, frozen: Frozen | None, error: str | None) -> Explanation:
-    plan = plan_words.cpu_plan_of(layer, frozen)
+def _explain_cpu(layer: Layer, frozen: Frozen | None, error: str | None, layer_norm: bool) -> Explanation:
+    plan = plan_words.cpu_plan_of(layer, frozen, layer_norm)
     reasons = [plan_words.where(plan, layer.sizes[1]), *plan_words.products(plan, layer.weights[0].dtype)]
     if layer.reads_tokens:
         reasons.append(plan_words.TOKENS)

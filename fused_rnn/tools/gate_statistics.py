@@ -116,6 +116,8 @@ def gate_statistics(
         if lengths is not None:
             raise ValueError("a PackedSequence has its lengths already, so lengths must be None")
         input, lengths = pad_packed_sequence(input, module.batch_first)
+    if module.layer_norm:
+        raise NotImplementedError("fused_rnn.gate_statistics does not know layer_norm")
     if module.heads > 1:
         raise NotImplementedError(f"fused_rnn.gate_statistics does not know heads={module.heads}")
     gates: list[Gate] = []

@@ -34,6 +34,8 @@ _OPTIONS = {
     "zoneout": "applied inside the kernel: by masks that are drawn for every call in training, else by expectation",
     "heads": "the layer runs as so many smaller ones side by side that share its input; their weights, states and "
     "output are copied from and to the layer's own in every call",
+    "layer_norm": "W_ih x, W_hh h and an LSTM's c are normalised in the kernel; second derivatives, forward mode and "
+    "torch.func's transforms are computed by a loop of plain PyTorch",
     "weight_dropout": "a copy of W_hh with a mask of its own is made for every call in training",
 }
 
@@ -44,13 +46,14 @@ def options_of(module: nn.Module) -> str:
     return "".join(f". {option}: {_OPTIONS[option.split('=')[0]]}" for option in acting)
 
 
-def cpu_plan_of(layer: Layer, frozen: Frozen | None) -> plans.CpuPlan:
+def cpu_plan_of(layer: Layer, frozen: Frozen | None, layer_norm: bool = False) -> plans.CpuPlan:
     return plans.cpu_plan(
         layer.cell,
         layer.weights[0].dtype,
         **_sizes_of(layer),
         packed=frozen is not None,
         format=WeightFormat.OWN if frozen is None else frozen.format,
+        layer_norm=layer_norm,
         threads=torch.get_num_threads(),
     )
 

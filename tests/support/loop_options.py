@@ -106,10 +106,25 @@ def other_threads():
         torch.set_num_threads(before)
 
 
-def lstm_step(x, r, h, c):
+def lstm_step(x, r, h, c, normed=lambda c: c):
     i, f, g, o = (x + r).chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return [o.sigmoid() * c.tanh(), c]
+    return [o.sigmoid() * normed(c).tanh(), c]
+
+
+def normalised(sums, gain, bias):
+    """Layer norm, from its definition."""
+    from_mean = sums - sums.mean(-1, keepdim=True)
+    y = gain * from_mean / (from_mean.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    return y if bias is None else y + bias
+
+
+def normed_step(mode, w, x, r, states):
+    """A step with layer norm, of W_ih x and W_hh h."""
+    gates = normalised(x, w["gain_ih"], w["bias_ih"]), normalised(r, w["gain_hh"], w["bias_hh"])
+    if mode != "LSTM":
+        return STEPS[mode](*gates, *states)
+    return lstm_step(*gates, *states, normed=lambda c: normalised(c, w["gain_c"], w["bias_c"]))
 
 
 def gru_step(x, r, h):
@@ -158,7 +173,8 @@ def run_loop(
         for d in range(directions):
             at = k * directions + d
             suffix = f"_l{k}" + "_reverse" * d
-            w = {name: weights.get(name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "gain_ih", "gain_hh", "gain_c", "bias_c")
+            w = {name: weights.get(name + suffix) for name in names}
             w_hr = weights.get(f"weight_hr{suffix}")
             width = module.proj_size or module.hidden_size
             zeros = [x.new_zeros(batch, n) for n in (width, module.hidden_size)[:count]]
@@ -170,9 +186,11 @@ def run_loop(
                     is_cut = (reset_mask[cut] & (cut < lengths)).unsqueeze(-1)
                     now = [torch.where(is_cut, zero, state) for zero, state in zip(zeros, now, strict=True)]
                 h = now[0] if h_factors is None else now[0] * h_factors[k][d]
-                new = STEPS[module.mode](
-                    linear(x[t], w["weight_ih"], w["bias_ih"]), linear(h, w["weight_hh"], w["bias_hh"]), *now
-                )
+                if module.layer_norm:
+                    new = normed_step(module.mode, w, linear(x[t], w["weight_ih"]), linear(h, w["weight_hh"]), now)
+                else:
+                    gates = linear(x[t], w["weight_ih"], w["bias_ih"]), linear(h, w["weight_hh"], w["bias_hh"])
+                    new = STEPS[module.mode](*gates, *now)
                 if w_hr is not None:
                     new[0] = linear(new[0], w_hr)
                 if zoneouts is not None:

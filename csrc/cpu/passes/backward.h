@@ -28,7 +28,7 @@ struct BackwardFrame {
   }
 
   static int64_t count_ends(const Backward& g, const Plan&) {
-    return g.grad_norms || traits_of(g.cell).params > 0 ? problems(g) : 0;
+    return g.grad_norms || traits_of(g.cell).params > 0 || normalizes(g) ? problems(g) : 0;
   }
   static void finish(const Backward& g, const Plan& plan, void* buffer, int64_t, int64_t problem) {
     BackwardEnd<S>(g, plan, buffer, problem).run();

@@ -53,5 +53,12 @@ FUSED_RNN_INLINE void fetch_saved(const CellTraits& cell, const Layer& layer, S*
     fetch(saved + entering_state(layer, cell.saved, s) + units.first, units.count);
 }
 
+// With layer norm: what is normalised, likewise.
+template <class S, class Fetch>
+void fetch_normalised(const CellTraits& cell, const Layer& layer, S* saved, Units units, Fetch fetch) {
+  const int64_t first = normalised_x(layer, cell), blocks = (1 + cell.recurrent) * cell.gates + normalizes_c(layer);
+  for (int64_t k = 0; k < blocks; ++k) fetch(saved + first + k * layer.hidden + units.first, units.count);
+}
+
 }  // namespace
 }  // namespace fused_rnn::cpu

@@ -36,12 +36,14 @@ Layer layer_of(int64_t cell, int64_t dtype, int64_t directions, int64_t rows, in
 // and the reason in `error`.
 FUSED_RNN_EXPORT const char* fused_rnn_cpu_plan(int64_t cell, int64_t dtype, int64_t directions, int64_t rows,
                                                 int64_t batch, int64_t input_size, int64_t hidden, int64_t output_size,
-                                                int64_t packed, int64_t format, int64_t threads, int64_t* plan,
-                                                char* error, int64_t error_size) {
+                                                int64_t packed, int64_t format, int64_t layer_norm, int64_t threads,
+                                                int64_t* plan, char* error, int64_t error_size) {
   const char* isa = nullptr;
   succeeds(error, error_size, [&] {
     Layer layer = layer_of(cell, dtype, directions, rows, batch, input_size, hidden, output_size);
     layer.packed = packed ? &layer : nullptr;
+    if (layer_norm) layer.weights[0].gain_ih = &layer;
+    if (layer_norm && traits_of_any(cell).output_gate) layer.weights[0].gain_c = &layer;
     layer.format = static_cast<WeightFormat>(format);
     const int64_t gates = traits_of_any(cell).gates;
     const std::span<const Isa> isas = isas_for(layer.dtype, layer.format, gates);

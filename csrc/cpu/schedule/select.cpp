@@ -29,6 +29,7 @@ Load load_of(const Layer& layer) {
           weights,
           gates * layer.hidden * layer.output_size * cost / 4,
           problems * layer.rows * weights,
+          1 + normalizes(layer) + normalizes_c(layer),
           layer.packed != nullptr,
           layer.input_size % kNumbersOfLine == 0 && layer.output_size % kNumbersOfLine == 0,
           quantized};
@@ -50,8 +51,9 @@ int64_t rows_worth_sharing(int64_t weights, const Thresholds& thresholds) {
 
 Division divide_on_vectors(const Load& load, Reading weights, int64_t threads, const Thresholds& thresholds) {
   const bool unpacked = weights == Reading::kBlocks || (!load.packed && load.rows <= kMostRowsToShareUnpacked);
-  const bool few_rows = load.batch < rows_worth_sharing(load.recurrent_weights, thresholds) * threads ||
-                        (unpacked && load.hidden >= threads * kLeastUnitsOfShare);
+  const bool few_rows =
+      load.batch < rows_worth_sharing(load.recurrent_weights / load.stretches, thresholds) * threads ||
+      (unpacked && load.hidden >= threads * kLeastUnitsOfShare);
   if (few_rows && load.hidden >= kLeastUnitsToShare)
     return {1, std::clamp<int64_t>(threads, 1, load.hidden / kLeastUnitsOfShare)};
   return {std::clamp<int64_t>(threads, 1, std::max<int64_t>(load.batch, 1)), 1};

@@ -16,9 +16,10 @@ struct Load {
   int64_t problems, batch, rows, hidden;
   int64_t weights, recurrent_weights;  // of one problem; without W_ih if the input is tokens
   int64_t multiply_adds;
-  bool packed;       // its weights are packed already
-  bool whole_lines;  // each row of a weight fills cache lines
-  bool quantized;    // has weights of 8 bits
+  int64_t stretches;  // of a step, after each of which shares of the units wait for each other
+  bool packed;        // its weights are packed already
+  bool whole_lines;   // each row of a weight fills cache lines
+  bool quantized;     // has weights of 8 bits
 };
 
 Load load_of(const Layer& layer);

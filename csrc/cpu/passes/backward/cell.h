@@ -1,76 +1,12 @@
 // The epilogue of a backward step's products: dL/dh for a row and the columns of a panel, then the cell.
 #pragma once
 #include "cells/dual.h"
-#include "cpu/passes/backward/state.h"
-#include "cpu/passes/saved.h"
+#include "cpu/passes/backward/of_step.h"
+#include "cpu/passes/moments.h"
 #include "cpu/passes/zoneout.h"
 
 namespace fused_rnn::cpu {
 namespace {
-
-// The rows of a run in one step, whatever the cell.
-template <class S>
-class BackwardRows {
-  using E = Element<S>;
-
- public:
-  using ThisRun = BackwardRun<S>;
-
-  BackwardRows(const ThisRun& run, const BackwardStep& step) : r_(run), step_(step) {}
-
-  // Row i's gradients of r in the previous step of the loop; zeros if none propagate from there.
-  const E* incoming_gates(int64_t i) const {
-    const Row row(*this, i);
-    if (!row.was_active || row.cut) return r_.state.zeros;
-    return r_.state.gates_r + (step_.previous_slot + row.b) * r_.state.gate_stride;
-  }
-  // With a projection: row i of dL/dh.
-  const E* output_gradient(int64_t i) const {
-    if (i >= step_.rows) return r_.state.zeros;
-    return r_.state.outputs + (step_.slot + r_.run.batch_row(i)) * r_.state.output_stride;
-  }
-
-  // Prefetches what BackwardCells::hidden will read.
-  void fetch(const Plain<E>& hh, int64_t panel, int64_t i) const {
-    const Backward& g = r_.g;
-    const CellTraits& cell = r_.state.cell;
-    if (i >= step_.rows) return;
-    const int64_t b = r_.run.batch_row(i), first = hh.first_column(panel);
-    const Units units = {first, minimum(hh.panel_vectors(panel) * Vec<Arithmetic<S>>::kLanes, g.output_size - first)};
-    if (g.grad_output) fetch_row(at<S>(g.grad_output, r_.by_row(step_.t, b, g.output_size) + first), units.count);
-    if (!projected(g))
-      fetch_saved(cell, g, at<S>(g.saved, r_.saved_at(step_.t, b)), units, cell.reads_h != 0, &fetch_row<S>);
-  }
-
- protected:
-  // Row i of the run in this step.
-  struct Row {
-    int64_t b;
-    bool active;      // in this step; if not, its gradients are those of the initial states
-    bool was_active;  // in the previous step of the loop
-    bool cut;         // that step began with a reset: no gradient passes it
-
-    FUSED_RNN_INLINE Row(const BackwardRows& rows, int64_t i) {
-      const ThisRun& r = rows.r_;
-      const BackwardStep& step = rows.step_;
-      b = r.run.batch_row(i);
-      active = i < step.rows;
-      was_active = i < step.previous_rows;
-      cut = r.g.reset && was_active && is_reset(r.g, r.run.m, r.run.d, step.previous_t, b);
-    }
-  };
-
-  const ThisRun& r_;
-  const BackwardStep& step_;
-};
-
-// The epilogues: for row i and the columns of a panel. Pointers to them let the loop serve all cells.
-template <class S>
-struct BackwardEpilogues {
-  using Epilogue = void (*)(const BackwardRows<S>&, const Plain<Element<S>>&, int64_t panel, int64_t i,
-                            const Arithmetic<S>* sums);
-  Epilogue hidden, before_projection;
-};
 
 template <class Cell, class S>
 class BackwardCells : BackwardRows<S> {
@@ -82,6 +18,7 @@ class BackwardCells : BackwardRows<S> {
   using Row = typename Rows::Row;
   using Rows::r_, Rows::step_;
   static constexpr int64_t kLanes = V::kLanes;
+  static constexpr bool kHasOutputGate = requires { Cell::kOutputGate; };
 
   explicit BackwardCells(const Rows& rows) : Rows(rows) {}
 
@@ -92,6 +29,9 @@ class BackwardCells : BackwardRows<S> {
       },
       [](const Rows& rows, const Plain<E>& hr, int64_t panel, int64_t i, const T* sums) {
         if constexpr (Cell::kProjectable) BackwardCells(rows).before_projection(hr, panel, i, sums);
+      },
+      [](const Rows& rows, const Plain<E>& hh, Range panels, int64_t i) {
+        if constexpr (kHasOutputGate) BackwardCells(rows).normed(hh, panels, i);
       }};
 
  private:
@@ -127,6 +67,8 @@ class BackwardCells : BackwardRows<S> {
       if (g.trace_output) store_vector(at<S>(g.trace_output, here(row, P) + first), dh, units.count);
       if (projected(g))
         store_at(r_.state.outputs + (step_.slot + row.b) * r_.state.output_stride, first, dh, units.count);
+      else if (normalizes_c(g))
+        keep_for_norm(row, units, dh);
       else
         cell(row, units, dh, held, norms);
     }
@@ -153,6 +95,61 @@ class BackwardCells : BackwardRows<S> {
     }
     if (g.grad_norms && row.active) store_norms(row, panel, norms);
   }
+
+  // Where c is normalised: dL/dh of these units, until the row has all of it, and what the norm's gradient needs.
+  void keep_for_norm(const Row& row, Units units, V dh) const {
+    if constexpr (kHasOutputGate) {
+      const Backward& g = r_.g;
+      const S* const saved = at<S>(g.saved, r_.saved_at(step_.t, row.b));
+      const V y = load_vector(saved + normalised_c(g, r_.state.cell) + units.first, units.count);
+      const V tanh_c = tanh(normed_c<S>(g.weights[r_.run.d], r_.run.m * g.hidden, units, y));
+      const V gate = load_vector(saved + kept_at<Cell>(g, Cell::kOutputGate, units.first), units.count);
+      V d = dh;
+      if (g.zones_out) d = d - d * kept_share<T>(g, here(row, Cell::kStates * g.hidden), 0, units);
+      const int64_t place = r_.by_problem(row.b, r_.state.unit_stride) + units.first;
+      store_vector(r_.state.normed_h + place, dh);
+      store_vector(r_.state.to_c + place, d * gate * dtanh(tanh_c));
+      store_vector(r_.state.tanh_c + place, tanh_c);
+    }
+  }
+
+  // Then the cell of row i. All shares compute the row's sums alike.
+  void normed(const Plain<E>& hh, Range panels, int64_t i) const {
+    const Backward& g = r_.g;
+    const State& s = r_.state;
+    const Row row(*this, i);
+    const int64_t H = g.hidden, place = r_.by_problem(row.b, s.unit_stride);
+    const S* const saved = at<S>(g.saved, r_.saved_at(step_.t, row.b));
+    const S* const normalised = saved + normalised_c(g, s.cell);
+    const S* const gain = at<S>(g.weights[r_.run.d].gain_c, r_.run.m * H);
+    NormGradient<T> through_norm = {};
+    through_norm.scale = load_vector(saved + norm_scales(g, s.cell) + 2, 1).v[0];
+    by_fours<kLanes>(H, [&](int k, int64_t j, int64_t n) {
+      through_norm.add(k, load_vector(s.to_c + place + j, n) * load_vector(gain + j, n),
+                       load_vector(normalised + j, n));
+    });
+    through_norm.end(H);
+    T* const to_gain = s.norms_of(g, r_.run.problem, row.b, s.norm.gain_c);
+    T* const to_bias = s.norms_of(g, r_.run.problem, row.b, s.norm.bias_c);
+    GateGradients held[kAtOnce];
+    V norms[Cell::kStates];
+    for (V& norm : norms) norm = V(T(0));
+    const int64_t end = minimum(H, hh.first_column(panels.last));
+    for (int64_t first = hh.first_column(panels.first); first < end; first += kLanes) {
+      const PanelVector units = {{first, minimum(kLanes, end - first)}, 0, true};
+      const V dy = load_vector(s.to_c + place + first), y = load_vector(normalised + first, units.count);
+      store_vector(to_gain + first, load_vector(to_gain + first) + dy * y);
+      store_vector(to_bias + first, load_vector(to_bias + first) + dy);
+      const NormedC through = {load_vector(s.tanh_c + place + first),
+                               through_norm(dy * load_vector(gain + first, units.count), y)};
+      cell(row, units, load_vector(s.normed_h + place + first), held, norms, &through);
+    }
+  }
+
+  // Of normalised units: tanh of c, normalised, and the gradient that c gets from h.
+  struct NormedC {
+    V tanh_c, dc;
+  };
 
   // The units of vector v of a panel.
   struct PanelVector : Units {
@@ -200,8 +197,8 @@ class BackwardCells : BackwardRows<S> {
 
   // The cell for one vector of units. Gate gradients are held back in `held` until kAtOnce vectors can be stored
   // together. Adds the squares of the full gradients of all states but h to `norms`.
-  FUSED_RNN_INLINE void cell(const Row& row, const PanelVector& units, V dh, GateGradients (&held)[kAtOnce],
-                             V* norms) const {
+  FUSED_RNN_INLINE void cell(const Row& row, const PanelVector& units, V dh, GateGradients (&held)[kAtOnce], V* norms,
+                             [[maybe_unused]] const NormedC* normed = nullptr) const {
     const Backward& g = r_.g;
     const State& s = r_.state;
     V keep[Cell::kSaved], state[Cell::kStates], next[Cell::kStates], params[Cell::kParams + 1], dnext[Cell::kStates];
@@ -224,7 +221,7 @@ class BackwardCells : BackwardRows<S> {
       store_vector(at<S>(g.trace_wide, here(row, g.hidden) + units.first), next[0], units.count);
     if (g.saved_tangent)
       tangent(row, units, {keep, state, params}, {dnext, gates.x, gates.r, dstate, dparams});
-    else
+    else if (!backward_of_normed(normed, keep, state, dnext, gates, dstate))
       Cell::backward(keep, state, next, params, dnext, gates.x, gates.r, dstate, dparams);
     for (int k = 0; g.zones_out && k < Cell::kStates; ++k) {
       dstate[k] = k > 0 || Cell::kReadsH ? dstate[k] + kept[k] : kept[k];
@@ -232,7 +229,9 @@ class BackwardCells : BackwardRows<S> {
     }
     if (g.trace_x) trace_gates(row, units, gates);
     const int before = units.v % kAtOnce;  // vectors already held
-    if (before + 1 == kAtOnce || units.is_last)
+    if (normalizes(g))
+      keep_gates(row, units, gates);
+    else if (before + 1 == kAtOnce || units.is_last)
       store_gates(row, {units.first - before * kLanes, before * kLanes + units.count}, held);
     if (carries_h()) store_vector(carried_h(row) + units.first, dstate[0]);
     for (int k = 1; k < Cell::kStates; ++k) store_vector(carried_c(row, k) + units.first, dstate[k]);
@@ -244,6 +243,18 @@ class BackwardCells : BackwardRows<S> {
     for (int k = 1; k < Cell::kStates; ++k) norms[k] = norms[k] + dnext[k] * dnext[k];
   }
 
+  // Cell::backward where c is normalised; false if it is not.
+  FUSED_RNN_INLINE bool backward_of_normed(const NormedC* normed, const V* keep, const V* state, V* dnext,
+                                           GateGradients& gates, V* dstate) const {
+    if constexpr (kHasOutputGate)
+      if (normed) {
+        dnext[1] = dnext[1] + normed->dc;
+        Cell::backward_of(keep, state, dnext[0] * normed->tanh_c, dnext[1], gates.x, gates.r, dstate);
+        return true;
+      }
+    return false;
+  }
+
   // With zoneout: the parts of the states' gradients that the former states get, and that the cell's results get, dnext.
   FUSED_RNN_INLINE void split(const Row& row, Units units, V* dnext, V* whole, V* kept) const {
     for (int k = 0; k < Cell::kStates; ++k) {
@@ -252,6 +263,16 @@ class BackwardCells : BackwardRows<S> {
       if (!r_.g.zones_out) continue;
       kept[k] = dnext[k] * kept_share<T>(r_.g, here(row, Cell::kStates * r_.g.hidden), k, units);
       dnext[k] = dnext[k] - kept[k];
+    }
+  }
+
+  // With layer norm: until they go through the norm (norm.h).
+  void keep_gates(const Row& row, Units units, const GateGradients& gates) const {
+    const State& s = r_.state;
+    const int64_t place = r_.by_problem(row.b, Cell::kGates * s.unit_stride) + units.first;
+    for (int j = 0; j < Cell::kGates; ++j) {
+      store_vector(s.normed_x + place + j * s.unit_stride, gates.x[j]);
+      if (Cell::kRecurrent && !kOneGateGradient<Cell>) store_vector(s.normed_r + place + j * s.unit_stride, gates.r[j]);
     }
   }
 

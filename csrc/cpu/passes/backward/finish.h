@@ -1,16 +1,12 @@
 // After the loop: sums over the batch of per-row results.
 #pragma once
-#include <math.h>
-
 #include "cpu/passes/backward/state.h"
+#include "cpu/passes/moments.h"
 
 namespace fused_rnn::cpu {
 namespace {
 
-inline float square_root(float x) { return ::sqrtf(x); }
-inline double square_root(double x) { return ::sqrt(x); }
-
-// Norms of the states' gradients, and gradients of the per-unit parameters, of one problem.
+// Norms of the states' gradients, and gradients of the per-unit parameters and of layer norm, of one problem.
 template <class S>
 class BackwardEnd {
   using T = Arithmetic<S>;
@@ -22,7 +18,9 @@ class BackwardEnd {
 
   void run() const {
     if (g_.grad_norms) store_norms();
-    if (void* params = g_.grads[problem_ % g_.directions].params) store_params(params);
+    const WeightGradients& out = g_.grads[problem_ % g_.directions];
+    if (out.params) store_sums(out.params, state_.row_params, state_.cell.params);
+    if (out.norms) store_sums(out.norms, state_.row_norms, state_.norm.count);
   }
 
  private:
@@ -41,16 +39,16 @@ class BackwardEnd {
     }
   }
 
-  void store_params(void* params) const {
+  // Of `count` numbers of each unit: [Q, B, count, H] to [M, K, count, H].
+  void store_sums(void* to, const T* rows, int64_t count) const {
     const int64_t H = g_.hidden, K = g_.weight_groups;
     for (int64_t group = 0; group < K; ++group) {
-      const Range rows = part_of(g_.batch, K, group);
-      for (int64_t j = 0; j < state_.cell.params * H; ++j) {
+      const Range own = part_of(g_.batch, K, group);
+      for (int64_t j = 0; j < count * H; ++j) {
         T sum = 0;
-        for (int64_t b = rows.first; b < rows.last; ++b)
-          sum +=
-              state_.row_params[((problem_ * g_.batch + b) * state_.cell.params + j / H) * state_.unit_stride + j % H];
-        store(at<S>(params, (m_ * K + group) * state_.cell.params * H)[j], sum);
+        for (int64_t b = own.first; b < own.last; ++b)
+          sum += rows[((problem_ * g_.batch + b) * count + j / H) * state_.unit_stride + j % H];
+        store(at<S>(to, (m_ * K + group) * count * H)[j], sum);
       }
     }
   }

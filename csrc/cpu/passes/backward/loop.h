@@ -1,6 +1,7 @@
 // The loop of the backward pass: a run, or a member's shares of its units, back through the steps of one round.
 #pragma once
 #include "cpu/passes/backward/cell.h"
+#include "cpu/passes/backward/norm.h"
 
 namespace fused_rnn::cpu {
 namespace {
@@ -20,7 +21,7 @@ class BackwardLoop {
 
   void run(int64_t round) {
     const Backward& g = w_.g;
-    const int64_t stretches = projected(g) ? 2 : 1;  // of a step
+    const int64_t stretches = 1 + projected(g) + normalizes_c(g) + normalizes(g);  // of a step
     const int64_t first = round * steps_of_round(g), end = minimum(g.steps, first + steps_of_round(g));
     const int64_t last = end == g.steps ? end : end - 1;  // step g.steps: gradients of the initial states
     w_.team.join(member_);
@@ -32,9 +33,11 @@ class BackwardLoop {
       step_.t = step_.number < g.steps ? time_back(g, w_.run.d, step_.number) : -1;
       step_.rows = step_.number < g.steps ? w_.run.active(step_.t, step_.previous_rows) : 0;
       step_.slot = w_.state.first_row(g, w_.run.problem, step_.number);
-      const int64_t stretch = step_.number * stretches;
-      w_.team.together(member_, stretch, [&](int64_t share) { hidden(share); });
-      if (projected(g)) w_.team.together(member_, stretch + 1, [&](int64_t share) { before_projection(share); });
+      int64_t stretch = step_.number * stretches;
+      w_.team.together(member_, stretch++, [&](int64_t share) { hidden(share); });
+      if (projected(g)) w_.team.together(member_, stretch++, [&](int64_t share) { before_projection(share); });
+      if (normalizes_c(g)) w_.team.together(member_, stretch++, [&](int64_t share) { before_norm(share); });
+      if (normalizes(g)) w_.team.together(member_, stretch++, [&](int64_t share) { through_norm(share); });
     }
     w_.team.leave(member_);
   }
@@ -80,6 +83,21 @@ class BackwardLoop {
     multiply(hr, w_.state.hr + w_.run.problem * hr.size(), share_of(hr, share, false),
              LeftRows{maximum(step_.rows, step_.previous_rows), row, 1, w_.g.batch == 1}, FetchNothing{},
              [&](int64_t panel, int64_t i, const T* sums) { cell_.before_projection(of_step, hr, panel, i, sums); });
+  }
+
+  // Where c is normalised: the cell, which `hidden` has left for now.
+  __attribute__((noinline)) void before_norm(int64_t share) const {
+    const Plain<E> hh = State::hidden_weights(w_.g);
+    const BackwardRows<S> of_step(w_, step_);
+    for (int64_t i = 0; i < step_.rows; ++i)
+      cell_.normed(of_step, hh, part_of(hh.panels(), w_.plan.unit_chunks, share), i);
+  }
+
+  // With layer norm: the gradients of W_hh h.
+  __attribute__((noinline)) void through_norm(int64_t share) const {
+    const Plain<E> hh = State::hidden_weights(w_.g);
+    const NormedGradients<S> of_step(w_, step_);
+    for (int64_t i = 0; i < step_.rows; ++i) of_step.gates(hh, part_of(hh.panels(), w_.plan.unit_chunks, share), i);
   }
 
   const BackwardEpilogues<S>& cell_;

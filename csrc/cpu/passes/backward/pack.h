@@ -54,6 +54,7 @@ class BackwardPreparation {
   void clear() const {
     const int64_t row_size = state_.cell.params * state_.unit_stride;
     zero_row(state_.row_params + problem_ * g_.batch * row_size, g_.batch * row_size);
+    zero_row(state_.norms_of(g_, problem_, 0, 0), g_.batch * state_.norm.count * state_.unit_stride);
     for (int64_t i = state_.first_row(g_, problem_, 0); i < state_.first_row(g_, problem_ + 1, 0); ++i) {
       clear_padding(state_.gates_x + i * state_.gate_stride, state_.cell.gates * g_.hidden);
       clear_padding(state_.gates_r + i * state_.gate_stride, state_.cell.gates * g_.hidden);

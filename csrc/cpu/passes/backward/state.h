@@ -25,11 +25,16 @@ struct BackwardState {
   E *outputs, *wide_h;   // with a projection: [Q, slots, B, P] dL/dh, and [Q, slots, B, H] h before it
   T *dh, *dc;            // [Q, B, H] and [Q, B, kStates - 1, H] carried from step to step: h's direct term, if any, c
   T* row_params;         // [Q, B, kParams, H] gradients of the per-unit parameters
-  T* norms;              // [Q, kStates, T, B, panels] sums of squares over the units of a panel
-  E* zeros;              // gate gradients of a row that propagates none
-  T* zero_sums;          // their products
-  Team::Member* teams;   // [Q * runs, members]
+  T* row_norms;          // [Q, B, NormSums::count, H] with layer norm: of gains and biases
+  // With layer norm, of this step: [Q, B, G, H] dL/dx and dL/dr, one array when they are equal; if c is normalised,
+  // [Q, B, H] dL/dh, dL/d(normed c) and tanh of that.
+  T *normed_x, *normed_r, *normed_h, *to_c, *tanh_c;
+  T* norms;             // [Q, kStates, T, B, panels] sums of squares over the units of a panel
+  E* zeros;             // gate gradients of a row that propagates none
+  T* zero_sums;         // their products
+  Team::Member* teams;  // [Q * runs, members]
   CellTraits cell;
+  NormSums norm;
   int64_t slots, gate_stride, output_stride, wide_stride, unit_stride, norm_panels;
 
   static Plain<E> input_weights(const Backward& g) { return {traits_of(g.cell).gates * g.hidden, g.input_size}; }
@@ -54,6 +59,7 @@ struct BackwardState {
   BackwardState(const Backward& g, const Plan& plan, Carver& carve) {
     const int64_t Q = problems(g);
     cell = traits_of(g.cell);
+    norm = norm_sums(g, cell);
     slots = steps_of_round(g) + 1;
     gate_stride = row_stride<E>(cell.gates * g.hidden);
     output_stride = row_stride<E>(g.output_size);
@@ -66,18 +72,27 @@ struct BackwardState {
     hr = carve.take<E>(projected(g) ? Q * projection(g).size() : 0);
     params = carve.take<T>(Q * cell.params * unit_stride);
     gates_x = carve.take<E>(Q * slots * g.batch * gate_stride);
-    gates_r = cell.one_gate_gradient ? gates_x : carve.take<E>(Q * slots * g.batch * gate_stride);
+    gates_r = cell.one_gate_gradient && !normalizes(g) ? gates_x : carve.take<E>(Q * slots * g.batch * gate_stride);
     outputs = carve.take<E>(projected(g) ? Q * slots * g.batch * output_stride : 0);
     wide_h = carve.take<E>(projected(g) ? Q * slots * g.batch * wide_stride : 0);
     dh = carve.take<T>(!cell.reads_h && !g.zones_out ? 0 : Q * g.batch * unit_stride);
     dc = carve.take<T>(Q * g.batch * (cell.states - 1) * unit_stride);
     row_params = carve.take<T>(Q * g.batch * cell.params * unit_stride);
+    const int64_t normed = normalizes(g) ? Q * g.batch * cell.gates * unit_stride : 0;
+    normed_x = carve.take<T>(normed);
+    normed_r = cell.one_gate_gradient ? normed_x : carve.take<T>(normed);
+    for (T** of_c : {&normed_h, &to_c, &tanh_c}) *of_c = carve.take<T>(normalizes_c(g) ? Q * g.batch * unit_stride : 0);
+    row_norms = carve.take<T>(Q * g.batch * norm.count * unit_stride);
     norms = carve.take<T>(g.grad_norms ? Q * cell.states * g.steps * g.batch * norm_panels : 0);
     zeros = carve.take<E>(maximum(gate_stride, output_stride));
     zero_sums = carve.take<T>(kMostVectors * kLanes);
     teams = carve.take<Team::Member>(count_loops(g, plan));
   }
 
+  // Row b's sums for the gradients of the norms.
+  T* norms_of(const Backward& g, int64_t problem, int64_t b, int64_t k) const {
+    return row_norms + ((problem * g.batch + b) * norm.count + k) * unit_stride;
+  }
   // The first row of step `step` in `gates_x`, `gates_r`, `outputs` and `wide_h`.
   int64_t first_row(const Backward& g, int64_t problem, int64_t step) const {
     return (problem * slots + step % slots) * g.batch;

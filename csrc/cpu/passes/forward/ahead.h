@@ -55,7 +55,10 @@ class LookAhead {
     template <int kUnits>
     const T* row(int64_t panel, int64_t i) const {
       constexpr int64_t kWidth = Shape::kGates * kUnits * Vec<T>::kLanes;
-      return sums + (panel - first_panel) * panel_stride + (first_row + i) * kWidth;
+      return row(panel, i, kWidth);
+    }
+    const T* row(int64_t panel, int64_t i, int64_t width) const {
+      return sums + (panel - first_panel) * panel_stride + (first_row + i) * width;
     }
   };
   OfStep of_step(int64_t slot) const {

@@ -43,6 +43,11 @@ class ForwardRows {
     }
   }
 
+  // With layer norm: W_hh h, until it can be normalised.
+  void keep_recurrent(int64_t panel, int64_t i, const T* sums) const {
+    store_row(run_.state.recurrent_of(panel, i), sums, run_.panels.width(panel));
+  }
+
   // Prefetches what ForwardCells will write for the backward pass and the output, which is not cached yet.
   void fetch(int64_t panel, int64_t i) const {
     const Forward& f = run_.f;
@@ -54,6 +59,7 @@ class ForwardRows {
     const S* primal = at<S>(f.primal, row.by_direction * f.saved_width);
     if (primal) fetch_saved(Shape::kTraits, f, primal, units, Shape::kReadsH, &fetch_row<S>);
     fetch_saved(Shape::kTraits, f, row.saved, units, !Shape::projects(f), &fetch_row_to_write<S>);
+    if (normalizes(f)) fetch_normalised(Shape::kTraits, f, row.saved, units, &fetch_row_to_write<S>);
   }
 
  protected:
@@ -64,13 +70,20 @@ class ForwardRows {
     for (int k = 1; k < Shape::kStates; ++k) state[k] = load_vector(state_of(row, k) + units.first);
   }
 
-  // Zoneout, if any, of the cell's results.
+  // Zoneout, if any, of the cell's results; h comes later if c is normalised.
   FUSED_RNN_INLINE void keep_former(const Row& row, Units units, const V* state, V* next) const {
     const Forward& f = run_.f;
     if (!f.zones_out) return;
     const int64_t place = row.by_row * Shape::kStates * f.hidden;
-    for (int k = 0; k < Shape::kStates; ++k)
+    for (int k = normalizes_c(f); k < Shape::kStates; ++k)
       next[k] = zone_out(f, kept_share<T>(f, place, k, units), state[k], next[k]);
+  }
+
+  // What h is computed from, once c is normalised.
+  void keep_for_norm(int64_t i, Units units, V c, V gate) const {
+    const auto& state = run_.state;
+    store_vector(state.new_c + i * state.c_stride + units.first, c);
+    store_vector(state.gate + i * state.c_stride + units.first, gate);
   }
 
   // For the backward pass, the next step and the user.
@@ -89,7 +102,7 @@ class ForwardRows {
     }
     if (Shape::projects(f))
       store_at(row.wide_h, units.first, next[0], units.count);
-    else
+    else if (!normalizes_c(f))
       store_h(row, units, next[0]);
   }
 
@@ -182,6 +195,8 @@ class ForwardCells : ForwardRows<ShapeOf<Cell>, S> {
       for (int p = 0; p < Cell::kParams; ++p) ps[p] = load_vector(params + p * panels.padded_units() + units.first);
       this->load_states(row, units, state);
       Cell::forward(xs, rs, state, ps, next, keep);
+      if constexpr (requires { Cell::kOutputGate; })
+        if (normalizes_c(run_.f)) this->keep_for_norm(i, units, next[1], keep[Cell::kOutputGate]);
       this->keep_former(row, units, state, next);
       this->store_results(row, units, keep, state, next);
     }

@@ -31,7 +31,7 @@ struct ForwardChoices {
   static constexpr bool kMayFuse =
       kTiles<E> && Shape::kRecurrent && Shape::kGates + kOwnSums <= kMostVectors && (kUnits == 1 || kOwnSums == 0);
   static bool fuses(const Forward& f, const Plan& plan) {
-    return kMayFuse && plan.packs() && !f.tokens && !f.primal &&
+    return kMayFuse && plan.packs() && !f.tokens && !f.primal && !normalizes(f) &&
            Shape::kGates * f.hidden * (f.input_size + f.output_size) <= kMostWeightsToFuse;
   }
 
@@ -39,7 +39,7 @@ struct ForwardChoices {
   // sweeps in the other direction (next_direction, gemm/panels.h), finds the last panels cached.
   // Weights of 8 bits are small, and rows are quantized once for all panels.
   static bool reads_together(const Forward& f) {
-    return !kQuantized<S> && f.steps == 1 && f.batch < kLeastRowsReadApart && !f.primal;
+    return !kQuantized<S> && f.steps == 1 && f.batch < kLeastRowsReadApart && !f.primal && !normalizes(f);
   }
 
   // The number of steps for which W_ih x is computed at once.

@@ -1,7 +1,7 @@
 // The loop of the forward pass: a run, or a member's shares of its units, through all steps.
 #pragma once
 #include "cpu/passes/forward/ahead.h"
-#include "cpu/passes/forward/cell.h"
+#include "cpu/passes/forward/norm.h"
 
 namespace fused_rnn::cpu {
 namespace {
@@ -44,8 +44,10 @@ class ForwardLoop {
       step_.next_rows = step_.number + 1 < f.steps ? w_.run.active(w_.time(step_.number + 1), step_.rows) : 0;
       team_.together(member_, stretch++, [&](int64_t share) {
         gates(share);
-        if (!Shape::projects(f)) enter_next_step(share);
+        if (!Shape::projects(f) && !normalizes(f)) enter_next_step(share);
       });
+      if constexpr (!kQuantized<S>)
+        if (normalizes(f)) stretch = normalized(stretch);
       if (Shape::projects(f))
         team_.together(member_, stretch++, [&](int64_t share) {
           project(share);
@@ -204,8 +206,9 @@ class ForwardLoop {
     const ForwardRows<Shape, S> of_step(w_, step_, share);
     const auto inputs = ahead.of_step(slot);
     const auto fetch = [&](int64_t panel, int64_t i) { of_step.fetch(panel, i); };
-    const auto use = [&of_step, &inputs, cell = f.primal ? cell_.tangent : cell_.cell](
-                         int64_t panel, int64_t i, PanelSums<S> r) { cell(of_step, panel, i, inputs, r); };
+    const auto use = [&of_step, &inputs, cell = epilogue()](int64_t panel, int64_t i, PanelSums<S> r) {
+      cell(of_step, panel, i, inputs, r);
+    };
     const auto compute = [&](const PanelRange& some) {
       if (Shape::kRecurrent) return hh.multiply_by(some, rows, fetch, use);
       for (int64_t panel = some.first; panel < some.last; ++panel)
@@ -217,6 +220,31 @@ class ForwardLoop {
       ahead.multiply(one);
       compute(one);
     }
+  }
+
+  // With layer norm, what follows the products of a step. Returns the next stretch.
+  __attribute__((noinline)) int64_t normalized(int64_t stretch) const {
+    using Normed = NormedRows<Shape, S>;
+    const bool h_follows = normalizes_c(w_.f);
+    team_.together(member_, stretch++, [&](int64_t share) {
+      const Normed normed(w_, step_, share);
+      for (int64_t i = 0; i < step_.rows; ++i) normed.cell(i, cell_.cell);
+      if (!h_follows) enter_next_step(share);
+    });
+    if (!h_follows) return stretch;
+    team_.together(member_, stretch++, [&](int64_t share) {
+      const Normed normed(w_, step_, share);
+      for (int64_t i = 0; i < step_.rows; ++i) normed.h(i);
+      enter_next_step(share);
+    });
+    return stretch;
+  }
+
+  // How the sums of a step are used, tile by tile.
+  auto epilogue() const {
+    if constexpr (!kQuantized<S>)
+      if (normalizes(w_.f)) return &NormedRows<Shape, S>::keep;
+    return w_.f.primal ? cell_.tangent : cell_.cell;
   }
 
   // The same with W_ih x and W_hh h accumulated into one sum.

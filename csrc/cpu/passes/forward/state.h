@@ -107,10 +107,13 @@ template <class Shape, class S>
 struct RunState {
   using T = Arithmetic<S>;
   using E = Element<S>;
+  static constexpr int64_t kWidth = GatePanels<Shape, T>::kWidth;
 
   E *h[2], *wide_h;  // [rows, P]; with a projection, [rows, H] before it
   T* c;              // [rows, kStates - 1, H]
-  int64_t h_stride, wide_stride, c_stride;
+  T* recurrent;      // with layer norm: W_hh h, [panels, rows, width of the panel]
+  T *new_c, *gate;   // if c is normalised, [rows, H]: c before zoneout, and the output gate
+  int64_t h_stride, wide_stride, c_stride, most_rows;
   Team::Member* team;
   InputSums<Shape, S>* input_sums;  // one for each share
 
@@ -123,11 +126,15 @@ struct RunState {
     h[1] = carve.take<E>(rows * h_stride);
     c = carve.take<T>(rows * (Shape::kStates - 1) * c_stride);
     wide_h = carve.take<E>(Shape::projects(f) ? rows * wide_stride : 0);
+    most_rows = rows;
+    recurrent = carve.take<T>(normalizes(f) ? rows * GatePanels<Shape, T>{f.hidden}.count() * kWidth : 0);
+    for (T** part : {&new_c, &gate}) *part = carve.take<T>(normalizes_c(f) ? rows * c_stride : 0);
     team = carve.take<Team::Member>(plan.unit_chunks);
     input_sums = carve.take<InputSums<Shape, S>>(plan.unit_chunks);
   }
 
   T* c_of(int64_t row) const { return c + row * (Shape::kStates - 1) * c_stride; }
+  T* recurrent_of(int64_t panel, int64_t row) const { return recurrent + (panel * most_rows + row) * kWidth; }
 };
 
 // The constants of a run.

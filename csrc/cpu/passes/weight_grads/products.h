@@ -53,8 +53,8 @@ class WeightProducts {
                       sums.bias_hh + biases};
     const Left x = {t_.state.gates_x, t_.state.gate_stride}, r = {t_.state.gates_r, t_.state.gate_stride};
     const Range own = t_.share_of(GH);
-    // For gates where gates_x equals gates_r, each strip serves both products.
-    const int64_t same = t_.state.cell.shared_gates * g.hidden;
+    // For gates where gates_x equals gates_r, each strip serves both products. With layer norm there is no gates_x.
+    const int64_t same = normalizes(g) ? 0 : t_.state.cell.shared_gates * g.hidden;
     const Range apart = {maximum(own.first, same), own.last};
     add(x, {own.first, minimum(own.last, same)}, &ih, &hh);
     add(x, apart, &ih, nullptr);
