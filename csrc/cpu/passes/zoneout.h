@@ -1,5 +1,7 @@
 // Zoneout: after a step some units keep their former state or, in evaluation, a part of it.
 #pragma once
+#include <string.h>
+
 #include "cpu/passes/run.h"
 
 namespace fused_rnn::cpu {
@@ -12,12 +14,13 @@ FUSED_RNN_INLINE Vec<T> kept_share(const Layer& layer, int64_t place, int k, Uni
   constexpr int64_t kLanes = Vec<T>::kLanes;
   if (!layer.zoneout_mask) return Vec<T>(T(layer.zoneout[k > 0]));
   const uint8_t* const from = layer.zoneout_mask + place + k * layer.hidden + units.first;
-  T some[kLanes] = {};
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  Bytes bytes = {};
   if (units.count >= kLanes)
-    for (int64_t j = 0; j < kLanes; ++j) some[j] = T(from[j]);
+    memcpy(&bytes, from, kLanes);
   else
-    for (int64_t j = 0; j < units.count; ++j) some[j] = T(from[j]);
-  return load_vector(some);
+    memcpy(&bytes, from, units.count);
+  return Vec<T>(__builtin_convertvector(bytes, typename Vec<T>::Native));
 }
 
 // The state after zoneout. What a mask passes over may be infinite.
