@@ -49,7 +49,8 @@ class NormedRows : public ForwardRows<Shape, S> {
     const S* const gain_r = at<S>(w.gain_hh, run_.run.m * GH);
     T x[Panels::kWidth] __attribute__((aligned(64))), r[Panels::kWidth] __attribute__((aligned(64)));
     const Range own = run_.panels_of_share(share_);
-    const auto own_x = sums_of_x(share_), own_r = sums_of_r(share_);
+    const auto own_x = sums_of_x(share_);
+    const auto own_r = sums_of_r(share_);
     for (int64_t panel = own.first; panel < own.last; ++panel) {
       const Inputs normed = {x, panel, 0, -i};
       normalise(panel, own_x(panel), of_x, gain_x, at<S>(saved, normalised_x(f, Shape::kTraits)), x);
@@ -104,7 +105,8 @@ class NormedRows : public ForwardRows<Shape, S> {
     const auto add_all = [&](auto f) {
       for (int v = 0; v < kVectors; ++v) x_sums[v] = r_sums[v] = V(T(0));
       for (int64_t share = 0; share < run_.plan.unit_chunks; ++share) {
-        const auto x = sums_of_x(share), r = sums_of_r(share);
+        const auto x = sums_of_x(share);
+        const auto r = sums_of_r(share);
         const Range own = run_.panels_of_share(share);
         for (int64_t panel = own.first; panel < own.last; ++panel)
           for_vectors(panel, [&, from_x = x(panel), from_r = r(panel)](int v, int64_t, int64_t count) {
