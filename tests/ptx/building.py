@@ -23,7 +23,16 @@ TORCH = Path(torch.__file__).parent
 FOLDER = ROOT / "build/ptx"  # kept between runs: only changed files are compiled again
 # Parts of the CUDA engine that need torch's CUDA; the machine's engine.cpp replaces them.
 OF_A_GPU = {"engine.cpp", "stream.cpp"}
-SHARED = ("arguments.cpp", "gradients.cpp", "infer.cpp", "memory.cpp", "packed.cpp", "registry.cpp", "step.cpp")
+SHARED = (
+    "arguments.cpp",
+    "gradients.cpp",
+    "infer.cpp",
+    "memory.cpp",
+    "normed.cpp",
+    "packed.cpp",
+    "registry.cpp",
+    "step.cpp",
+)
 # Parts of the machine that programs do not need.
 OF_PYTHON = {"python.cpp", "engine.cpp", "tensor_memory.cpp", "products.cpp"}
 WRAPPED = "--wrap=_ZN9fused_rnn4cuda7Product3runEv"  # by products.cpp
