@@ -188,8 +188,12 @@ class Check {
                        bias ? numbers(M() * GH) : nullptr,
                        bias ? numbers(M() * GH) : nullptr,
                        projected_ ? numbers(M() * P() * H()) : nullptr,
-                       traits_.params > 0 ? numbers(M() * traits_.params * H()) : nullptr};
-    f_.saved_width = saved_width(f_, traits_.saved, traits_.states);
+                       traits_.params > 0 ? numbers(M() * traits_.params * H()) : nullptr,
+                       nullptr,
+                       nullptr,
+                       nullptr,
+                       nullptr};
+    f_.saved_width = saved_width(f_, traits_);
   }
 
   // Within each run by falling length, as schedule/select.cpp has them.
