@@ -13,18 +13,12 @@ namespace {
 using torch::headeronly::DeviceType;
 using torch::stable::accelerator::DeviceGuard;
 
-void refuse_norm(const Layer& layer) {
-  FUSED_RNN_CHECK(!normalizes(layer), "fused_rnn: layer_norm runs on the CPU so far, not on CUDA");
-}
-
 void forward(const Forward& f, const Scratch& scratch) {
-  refuse_norm(f);
   const DeviceGuard guard(f.device);
   run_forward(f, {{DeviceType::CUDA, static_cast<int8_t>(f.device)}, current_cuda_stream(f.device), scratch});
 }
 
 void backward(const Backward& g, const Scratch& scratch) {
-  refuse_norm(g);
   const DeviceGuard guard(g.device);
   run_backward(g, {{DeviceType::CUDA, static_cast<int8_t>(g.device)}, current_cuda_stream(g.device), scratch});
 }

@@ -65,8 +65,8 @@ class LSTM(Recurrent, nn.LSTM):
             computes the rest again: the same bits in a fraction of the memory. None keeps everything. On the CPU.
         layer_norm: whether W_ih x and W_hh h are normalised, each over its 4*H sums, before their biases are added, and
             c before its tanh, in h alone (Ba et al., as haste has it): weights **gain_ih_l[k]** and **gain_hh_l[k]**,
-            ``[4*H]``, **gain_c_l[k]** and **bias_c_l[k]**, ``[H]``, which begin at 1 and 0. On the CPU; not with
-            ``proj_size``, ``heads`` or ``checkpoint``.
+            ``[4*H]``, **gain_c_l[k]** and **bias_c_l[k]**, ``[H]``, which begin at 1 and 0. Not with ``proj_size``,
+            ``heads`` or ``checkpoint``.
 
     Inputs: input, (h_0, c_0)
         * **input**: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` unbatched, or a

@@ -46,7 +46,7 @@ class RNN(Recurrent, nn.RNN):
         heads: likewise, with ``weight_hh`` ``[H, H / heads]``.
         checkpoint: likewise.
         layer_norm: whether W_ih x and W_hh h are normalised, each over all its units and gates, before their biases are
-            added (Ba et al.), with gains **gain_ih_l[k]** and **gain_hh_l[k]**. On the CPU; not with ``heads`` or
+            added (Ba et al.), with gains **gain_ih_l[k]** and **gain_hh_l[k]**. Not with ``heads`` or
             ``checkpoint``.
 
     Inputs: input, h_0

@@ -95,7 +95,7 @@ def declare_cuda(library: ctypes.CDLL) -> None:
     found = [ctypes.POINTER(ctypes.c_int64), ctypes.c_char_p, ctypes.c_int64]
     library.fused_rnn_gpu.restype = library.fused_rnn_cuda_plan.restype = ctypes.c_int64
     library.fused_rnn_gpu.argtypes = [ctypes.c_int64, *found]
-    library.fused_rnn_cuda_plan.argtypes = [*[ctypes.c_int64] * 14, ctypes.c_char_p, ctypes.c_int64, *found]
+    library.fused_rnn_cuda_plan.argtypes = [*[ctypes.c_int64] * 15, ctypes.c_char_p, ctypes.c_int64, *found]
     library.fused_rnn_set_measured.restype = ctypes.c_int64
     library.fused_rnn_set_measured.argtypes = [
         ctypes.c_int64,

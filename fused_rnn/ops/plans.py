@@ -148,6 +148,7 @@ def cuda_plan(
     projected: bool = False,
     recurrent_dropout: bool = False,
     zoneout: bool = False,
+    layer_norm: bool = False,
     wanted: str | None = None,
     device: int = 0,
 ) -> CudaPlan:
@@ -158,7 +159,8 @@ def cuda_plan(
     ``tf32``: whether float32 may be rounded to TF32.
     """
     sizes = (cell_id, library.DTYPES.index(dtype), backward, problems, batch, hidden, tf32)
-    given = (*sizes, projected, recurrent_dropout, zoneout, *gpu, None if wanted is None else wanted.encode(), device)
+    options = (projected, recurrent_dropout, zoneout, layer_norm)
+    given = (*sizes, *options, *gpu, None if wanted is None else wanted.encode(), device)
     numbers, reason = _numbers_and_reason(11, library.compiled.fused_rnn_cuda_plan, *given)
     kind = None if numbers[0] < 0 else library.CUDA_ENGINES[numbers[0]]
     return CudaPlan(kind, *numbers[1:7], bool(numbers[7]), *numbers[8:], reason)

@@ -232,7 +232,7 @@ class OwnCell:
             heads: likewise.
             checkpoint: likewise.
             layer_norm: whether x and r are normalised, each over its gates * H sums, before their biases are added and
-                the formula sees them, with gains ``gain_ih_l[k]`` and ``gain_hh_l[k]``. On the CPU.
+                the formula sees them, with gains ``gain_ih_l[k]`` and ``gain_hh_l[k]``.
         """
         if proj_size:
             raise ValueError(f"proj_size argument is only supported for LSTM, not {self.name}")

@@ -241,19 +241,19 @@ def _explain_layer(module: nn.Module, inputs: tuple, masks: dict, asked: _Asked)
     device = "cuda" if asked.gpu else layer.input.device.type
     if device == "cuda" and getattr(module, "checkpoint", None) is not None and _gradients_wanted(layer, asked):
         return Explanation("none", None, "checkpoint runs on the CPU so far, not on CUDA")
-    if device == "cuda" and getattr(module, "layer_norm", False):
-        return Explanation("none", None, "layer_norm runs on the CPU so far, not on CUDA")
+    normed = getattr(module, "layer_norm", False)
     table = _table(asked, device, layer)
     reason, by_torch = _handed_over(module, layer, masks, asked, table)
     if by_torch:
         return Explanation("torch", None, f"{reason}{_TORCH}{plan_words.options_of(module)}")
     if asked.gpu:
-        found = _explain_gpu(layer, asked, table)
+        found = _explain_gpu(layer, asked, table, normed)
     elif device == "cuda":
-        found = explain_cuda(layer, plans.gpu(layer.input.device), asked.engine, layer.input.device.index or 0)
+        gpu, index = plans.gpu(layer.input.device), layer.input.device.index or 0
+        found = explain_cuda(layer, gpu, asked.engine, index, normed)
     else:
         frozen, error = module._runner if is_frozen(module) else None, _error_of(module, inputs, masks)
-        found = _explain_cpu(layer, frozen, error, getattr(module, "layer_norm", False))
+        found = _explain_cpu(layer, frozen, error, normed)
     if found.engine == "none":
         return found
     source = plan_words.options_of(module)
@@ -305,11 +305,11 @@ def _gradients_wanted(layer: Layer, asked: _Asked) -> bool:
     return asked.training and any(weight.requires_grad for weight in layer.weights)
 
 
-def _explain_gpu(layer: Layer, asked: _Asked, table: Table | None) -> Explanation:
+def _explain_gpu(layer: Layer, asked: _Asked, table: Table | None, layer_norm: bool) -> Explanation:
     if not library.cuda_archs():
         return Explanation("none", None, "this fused_rnn was built without CUDA, so it has no plans for GPUs")
     tables.give_to_cuda(plans.NOT_HERE, table)
-    return explain_cuda(layer, plans.GPUS[asked.gpu or ""], asked.engine_on("cuda"), plans.NOT_HERE)
+    return explain_cuda(layer, plans.GPUS[asked.gpu or ""], asked.engine_on("cuda"), plans.NOT_HERE, layer_norm)
 
 
 def _explain_others(module: nn.Module) -> Explanation:
@@ -368,10 +368,12 @@ def _explain_cpu(layer: Layer, frozen: Frozen | None, error: str | None, layer_n
     return Explanation("fused", plan.instruction_set, ". ".join(reasons))
 
 
-def explain_cuda(layer: Layer, gpu: plans.Gpu, wanted: str | None = None, device: int = 0) -> Explanation:
+def explain_cuda(
+    layer: Layer, gpu: plans.Gpu, wanted: str | None = None, device: int = 0, layer_norm: bool = False
+) -> Explanation:
     """``device``: whose measurements count."""
     try:
-        engine, reason = plan_words.of_cuda(layer, gpu, wanted, device)
+        engine, reason = plan_words.of_cuda(layer, gpu, wanted, device, layer_norm)
     except RuntimeError as error:
         return Explanation("none", None, str(error))
     return Explanation(engine, None, reason)

@@ -99,7 +99,7 @@ def products(plan: plans.CpuPlan, dtype: torch.dtype) -> list[str]:
     return [best, _SPLIT] if plan.instruction_set == "amx" and dtype == torch.float32 else [best]
 
 
-def of_cuda(layer: Layer, gpu: plans.Gpu, wanted: str | None, device: int) -> tuple[str, str]:
+def of_cuda(layer: Layer, gpu: plans.Gpu, wanted: str | None, device: int, layer_norm: bool = False) -> tuple[str, str]:
     """The engine's name, and the plan of a layer's forward pass on this GPU, and of its backward pass.
 
     Raises if it is not possible. ``device``: whose measurements count.
@@ -113,6 +113,7 @@ def of_cuda(layer: Layer, gpu: plans.Gpu, wanted: str | None, device: int) -> tu
         "projected": width != hidden,
         "recurrent_dropout": layer.h_factor is not None,
         "zoneout": layer.zones_out,
+        "layer_norm": layer_norm,
         "wanted": wanted,
         "device": device,
     }

@@ -147,7 +147,7 @@ def test_explanations():
     assert "a projection has a product of its own" in text("best", projected)
 
 
-@pytest.mark.parametrize("option", ["recurrent_dropout", "zoneout"])
+@pytest.mark.parametrize("option", ["recurrent_dropout", "zoneout", "layer_norm"])
 def test_dropout_in_the_loop_goes_stepwise(option):
     given = {"hidden": 64, option: True}
     for wanted in ("auto", "ours", "best", "stepwise"):

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fused_rnn
 from fused_rnn import reference
+from fused_rnn.ops import library
 from support import loop_options
 from support.loop_options import (
     LAYERS,
@@ -345,7 +346,10 @@ def test_explain_says_how_it_runs():
     expected = layer(x)[0]
     with fused_rnn.engine("torch"):
         assert torch.equal(layer(x)[0], expected)
-    assert "layer_norm runs on the CPU so far" in fused_rnn.explain(layer, x, gpu="H200").reason
+    if library.cuda_archs():
+        assert fused_rnn.explain(layer, x, gpu="H200", engine="ours").engine == "stepwise"
+        on_gpu = fused_rnn.explain(layer, x, gpu="H200", engine="cluster")
+        assert on_gpu.engine == "none" and "persistent kernels have no layer_norm" in on_gpu.reason
 
 
 def test_what_excludes_it():

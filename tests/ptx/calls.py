@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fused_rnn.ops import layer_norm
 from fused_rnn.ops.cells import BY_ID
 from fused_rnn.ops.layer import Wanted, weight_kinds
 from fused_rnn.tools.verify import TOLERANCE, relative_error
@@ -36,6 +37,7 @@ class Call(NamedTuple):
     clip: float | None = None
     masked: bool = False  # h before W_hh
     zoneout: str | None = None  # or "masks", or "shares"
+    normed: bool = False  # with layer norm
     groups: int = 1
     wanted: int = EVERYTHING
     given: bool = True  # gradients of the output and of all cells; those of the last states always are
@@ -87,6 +89,8 @@ class Arguments:
         self.c0 = None
         if call.states and self.cell.states > 1:
             self.c0 = self.random(self.directions, self.batch, call.hidden)
+        names = layer_norm.names(self.cell, call.bias) * self.directions if call.normed else []
+        self.norms = [1 + self.random(layer_norm.size(name, self.cell, call.hidden)) for name in names]
         self.inputs = (self.input, self.h0, self.c0, self.weights, *self.masks)
         self.has_cells = call.cells and self.cell.states > 1
         factor = self.random(self.directions, self.batch, self.width) if call.masked else None
@@ -139,7 +143,11 @@ class Arguments:
 def forward(operators, a: Arguments) -> tuple[list[Tensor], Tensor]:
     """Outputs, and the rows that are saved for the way back, which differ between engines."""
     with engine(a.call.engine):
-        *outputs, saved = operators.layer_forward(*a.layer, *a.inputs, True, a.has_cells, a.call.clip, *a.options)
+        if a.call.normed:
+            normed = (*a.inputs[:4], a.norms, *a.masks, True, a.has_cells)
+            *outputs, saved = operators.normed_forward(*a.layer, *normed, *a.options)
+        else:
+            *outputs, saved = operators.layer_forward(*a.layer, *a.inputs, True, a.has_cells, a.call.clip, *a.options)
     return outputs, saved
 
 
@@ -147,6 +155,10 @@ def backward(operators, a: Arguments, grads, saved) -> list[Tensor]:
     wanted = a.call.wanted & ~Wanted.INPUT if a.call.tokens else a.call.wanted
     options = (saved, wanted, a.call.groups, a.call.norms, a.call.clip)
     with engine(a.call.engine):
+        if a.call.normed:
+            inputs = (*a.inputs[:4], a.norms, *a.masks, saved, wanted, a.call.clip)
+            *to_states, to_weights, to_norms = operators.normed_backward(*a.layer, *grads, *inputs, *a.options)
+            return [*to_states, *to_weights, *to_norms]
         *to_states, to_weights = operators.layer_backward(*a.layer, *grads, *a.inputs, *options, *a.options)
     return [*to_states, *to_weights]
 

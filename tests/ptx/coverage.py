@@ -78,9 +78,17 @@ def stepwise():
             yield Call(dtype, cell, rows="padded", groups=6, given=False, reset=False)
             yield Call(dtype, cell, masked=True, zoneout="masks", norms=True, tangents=True, cells=True)
             yield Call(dtype, cell, rows="packed", masked=True, zoneout="shares", tangents=True)
+            yield from normed(dtype, cell)
         yield Call(dtype, LSTM, projected=True, tangents=True, cells=True)
         yield Call(dtype, LSTM, projected=True, rows="packed", masked=True)
         yield Call(dtype, LSTM, rows="padded", steps=40, batch=70)  # rows are summed in pieces
+
+
+def normed(dtype, cell):
+    """With layer norm."""
+    yield Call(dtype, cell, normed=True, cells=True, clip=0.1)
+    yield Call(dtype, cell, normed=True, rows="packed", masked=True, zoneout="masks", bias=False)
+    yield Call(dtype, cell, normed=True, rows="padded", zoneout="shares", hidden=70, tokens=True, input_size=4)
 
 
 def persistent():

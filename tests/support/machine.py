@@ -2,7 +2,7 @@
 
 import torch
 
-from fused_rnn.autograd import functions, plain
+from fused_rnn.autograd import functions, layer_norm, plain
 from fused_rnn.ops import arguments, library
 from fused_rnn.ops import layer as ops_layer
 from fused_rnn.own import register
@@ -26,4 +26,5 @@ def take_over(machine, put=setattr):
     put(arguments, "_infer_layer", operators.infer_layer.default)
     for name in ("layer_forward", "layer_backward", "step_forward", "step_backward"):
         put(plain, f"_{name}", getattr(operators, name).default)
-    put(ops_layer, "_operators", operators)
+    for module in (ops_layer, layer_norm):
+        put(module, "_operators", operators)

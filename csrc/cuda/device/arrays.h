@@ -27,6 +27,7 @@ struct ForwardArrays {
   void* c;                              // [Q, B, W] T
   void* wide_h;                         // [Q, B, H] S: with a projection, h before it
   const void* projected;                // [Q, B, P] T: h after it
+  void *new_c, *gate;                   // [Q, B, H] T: if c is normalised, before zoneout, and the output gate
 };
 
 struct BackwardArrays {
@@ -43,7 +44,10 @@ struct BackwardArrays {
   const void* wide;            // [Q, B, H] T: the gradient of h before it
   void* wide_h;                // [M, N, D, H] S: h before it
   void* params;                // [Q, B, kParams, H] T: gradients of the per-unit parameters, summed over the steps
-  void* whole[2];              // [Q, B, P] of h and [Q, B, W] T: the states' whole gradients, for norms, or null
+  // With layer norm, all T: of this step [Q, B, G*H] dL/dx and dL/dr, one array when they are equal; if c is normalised,
+  // [Q, B, H] dL/dh, what c gets from it, and tanh of the normalised c. [Q, B, NormSums::count, H]: sums over the steps.
+  void *normed_x, *normed_r, *normed_h, *to_c, *tanh_c, *norms;
+  void* whole[2];  // [Q, B, P] of h and [Q, B, W] T: the states' whole gradients, for norms, or null
 };
 
 }  // namespace fused_rnn::cuda

@@ -1,3 +1,4 @@
+#include "core/saved_row.h"
 #include "cuda/host/passes.h"
 #include "cuda/host/persistent_runs.h"
 
@@ -33,7 +34,8 @@ class BackwardLoop : Arrays {
     const int64_t Q = problems_, B = g_.batch, D = g_.directions, H = g_.hidden, P = g_.output_size;
     const int64_t GH = gate_rows(), rows = g_.members * g_.rows * D, params = Q * B * cell_.params * H;
     arrays_.gates_x = g_.trace_x ? g_.trace_x : take(kS, rows * GH);
-    arrays_.gates_r = cell_.one_gate_gradient ? arrays_.gates_x : g_.trace_r ? g_.trace_r : take(kS, rows * GH);
+    const bool one_array = cell_.one_gate_gradient && !normalizes(g_);
+    arrays_.gates_r = one_array ? arrays_.gates_x : g_.trace_r ? g_.trace_r : take(kS, rows * GH);
     if (cell_.recurrent && !persistent_) {
       arrays_.step_gates = take(kS, Q * B * GH);
       arrays_.through_gates = take(kT, Q * B * P);
@@ -49,6 +51,7 @@ class BackwardLoop : Arrays {
       arrays_.params = take(kT, params);
       copy(arrays_.params, kT, nullptr, kT, params);
     }
+    if (normalizes(g_)) begin_norms();
     if (g_.grad_norms) {
       arrays_.whole[0] = take(kT, Q * B * P);
       if (cell_.states > 1) arrays_.whole[1] = take(kT, Q * B * further_width());
@@ -58,6 +61,16 @@ class BackwardLoop : Arrays {
     arrays_.step_outputs = take(kS, Q * B * P);
     arrays_.wide = take(kT, Q * B * H);
     arrays_.wide_h = take(kS, rows * H);
+  }
+
+  void begin_norms() {
+    const int64_t QB = problems_ * g_.batch, H = g_.hidden, sums = QB * norm_sums(g_, cell_).count * H;
+    arrays_.normed_x = take(kT, QB * gate_rows());
+    arrays_.normed_r = cell_.one_gate_gradient ? arrays_.normed_x : take(kT, QB * gate_rows());
+    for (void** of_c : {&arrays_.normed_h, &arrays_.to_c, &arrays_.tanh_c})
+      if (normalizes_c(g_)) *of_c = take(kT, QB * H);
+    arrays_.norms = take(kT, sums);
+    copy(arrays_.norms, kT, nullptr, kT, sums);
   }
 
   // The time loop: gradients of the gates and of the initial states, norms.
@@ -80,7 +93,9 @@ class BackwardLoop : Arrays {
         launch_backward_projection(on_device_, step, arrays_, machine_.stream);
         through_projection.run(rows);
       }
+      if (normalizes_c(g_)) launch_to_normed_c(on_device_, step, arrays_, launches_.output_gate, machine_.stream);
       launches_.backward_step(on_device_, step, arrays_, machine_.stream);
+      if (normalizes(g_)) launch_through_norm(on_device_, step, arrays_, machine_.stream);
       if (g_.grad_norms) launch_norms(on_device_, step, arrays_, machine_.stream);
     }
     multiply_gates(rows);
@@ -195,6 +210,12 @@ class BackwardLoop : Arrays {
       const void* const masked_h = offset(arrays_.masked_h, kS, d * P);
       multiply(all_gates(gates_r), GH,
                masked_h ? by_group(masked_h, N * D * P, D * P, P) : by_group(h, D * N * R, R, P), P, out.hh);
+    }
+    if (out.norms) {
+      const int64_t width = norm_sums(g_, cell_).count * H, B = g_.batch;
+      launch_sum_rows(g_.dtype,
+                      {1, 1, 1, 1, B, width, out.norms, kS, offset(arrays_.norms, kT, d * B * width), 0, width},
+                      machine_.stream);
     }
     if (out.hr) {
       const void* const outputs = offset(arrays_.outputs, kS, d * P);

@@ -44,7 +44,9 @@ class ForwardLoop : Arrays {
       const Step step = times_.step(number, false);
       if (f_.reset && !f_.primal && launches_.restart) launches_.restart(on_device_, step, arrays_, machine_.stream);
       if (cell_.recurrent) recurrent.run(step.rows);
+      if (normalizes(f_)) launch_normalise(on_device_, step, arrays_, initial(0) == 0, machine_.stream);
       launches_.forward_step(on_device_, step, arrays_, machine_.stream);
+      if (normalizes_c(f_)) launch_normed_h(on_device_, step, arrays_, machine_.stream);
       if (!projected(f_)) continue;
       projection.run(step.rows);
       launch_forward_projection(on_device_, step, arrays_, machine_.stream);
@@ -70,6 +72,8 @@ class ForwardLoop : Arrays {
     if (cell_.states > 1) arrays_.c = is_wide() ? take(kT, QB * further_width()) : f_.c_n;
     for (int64_t state = 1; state < cell_.states; ++state)
       begin_state(arrays_.c, kT, f_.c0, (state - 1) * f_.hidden, f_.hidden, further_width(), initial(state));
+    for (void** of_c : {&arrays_.new_c, &arrays_.gate})
+      if (normalizes_c(f_)) *of_c = take(kT, QB * f_.hidden);
     if (!projected(f_)) return;
     arrays_.wide_h = take(kS, QB * f_.hidden);
     arrays_.projected = take(kT, QB * f_.output_size);

@@ -9,7 +9,9 @@ namespace {
 
 // Why the persistent kernel cannot run a layer; null if it can.
 inline const char* obstacle(const Layer& layer) {
-  if (const char* found = obstacle_of({projected(layer), layer.h_factor != nullptr, layer.zones_out})) return found;
+  if (const char* found =
+          obstacle_of({projected(layer), layer.h_factor != nullptr, layer.zones_out, normalizes(layer)}))
+    return found;
   if (layer.rows > INT32_MAX) return "the sequence has more than 2^31 rows";
   return nullptr;
 }

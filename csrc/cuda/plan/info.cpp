@@ -22,10 +22,10 @@ FUSED_RNN_EXPORT int64_t fused_rnn_gpu(int64_t device, int64_t* gpu, char* reaso
 // measurements count.
 FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_t backward, int64_t problems,
                                              int64_t batch, int64_t hidden, int64_t tf32, int64_t projection,
-                                             int64_t recurrent_dropout, int64_t zoneout, int64_t capability,
-                                             int64_t multiprocessors, int64_t shared_bytes, int64_t most_cluster_blocks,
-                                             const char* wanted, int64_t device, int64_t* plan, char* reason,
-                                             int64_t reason_size) {
+                                             int64_t recurrent_dropout, int64_t zoneout, int64_t layer_norm,
+                                             int64_t capability, int64_t multiprocessors, int64_t shared_bytes,
+                                             int64_t most_cluster_blocks, const char* wanted, int64_t device,
+                                             int64_t* plan, char* reason, int64_t reason_size) {
   return !succeeds(reason, reason_size, [&] {
     const Task task = {cell,
                        static_cast<Dtype>(dtype),
@@ -34,7 +34,7 @@ FUSED_RNN_EXPORT int64_t fused_rnn_cuda_plan(int64_t cell, int64_t dtype, int64_
                        batch,
                        hidden,
                        tf32 != 0,
-                       obstacle_of({projection != 0, recurrent_dropout != 0, zoneout != 0})};
+                       obstacle_of({projection != 0, recurrent_dropout != 0, zoneout != 0, layer_norm != 0})};
     const Gpu gpu = {static_cast<int>(capability), static_cast<int>(multiprocessors), shared_bytes,
                      static_cast<int>(most_cluster_blocks)};
     const Plan found = select(task, gpu, wanted ? wanted : engine_wanted(), *measured_on(static_cast<int32_t>(device)));

@@ -185,12 +185,13 @@ constexpr const char* kOwnObstacle = "cells of your own have no persistent kerne
 
 // What a layer may have that only the stepwise engine runs.
 struct StepwiseOptions {
-  bool projection, recurrent_dropout, zoneout;
+  bool projection, recurrent_dropout, zoneout, layer_norm;
 };
 constexpr const char* obstacle_of(const StepwiseOptions& options) {
   if (options.projection) return "a projection has a product of its own in every step";
   if (options.recurrent_dropout) return "persistent kernels have no recurrent_dropout";
   if (options.zoneout) return "persistent kernels have no zoneout";
+  if (options.layer_norm) return "persistent kernels have no layer_norm";
   return nullptr;
 }
 

@@ -116,6 +116,19 @@ FUSED_RNN_DEVICE void tangent_backward(const Backward& g, const Place& p, int64_
   for (int i = 0; i < Cell::kParams; ++i) dparams[i] = to_params[i].tangent;
 }
 
+// Cell::backward, or what it is where c is normalised (norm.cuh).
+template <class Cell, class T>
+FUSED_RNN_DEVICE void backward_of(const Backward& g, const BackwardArrays& a, int64_t state_unit, const T* kept,
+                                  const T* state, const T* next, const T* params, T* dnext, T* dx, T* dr, T* dstate,
+                                  T* dparams) {
+  if constexpr (requires { Cell::kOutputGate; })
+    if (normalizes_c(g)) {
+      dnext[1] += *at<T>(a.to_c, state_unit);
+      return Cell::backward_of(kept, state, dnext[0] * *at<T>(a.tanh_c, state_unit), dnext[1], dx, dr, dstate);
+    }
+  Cell::backward(kept, state, next, params, dnext, dx, dr, dstate, dparams);
+}
+
 template <class Cell, class S, bool tangent>
 __global__ void backward_step(const Backward g, const Step step, const BackwardArrays a) {
   using T = Arithmetic<S>;
@@ -123,7 +136,9 @@ __global__ void backward_step(const Backward g, const Step step, const BackwardA
   for_each(g.hidden, step.rows, problems(g), [&](int64_t unit, int64_t b, int64_t problem) {
     const Place p(g, step, problem, b);
     const int64_t H = g.hidden, GH = G * H, state_unit = p.state * H + unit;
-    const T dh = is_projected<Cell>(g) ? *at<T>(a.wide, state_unit) : whole_dh<S>(g, p, step, a, b, unit);
+    const T dh = is_projected<Cell>(g) ? *at<T>(a.wide, state_unit)
+                 : normalizes_c(g)     ? *at<T>(a.normed_h, state_unit)
+                                       : whole_dh<S>(g, p, step, a, b, unit);
     if (a.masked_h && p.exists && !is_projected<Cell>(g)) store_masked_h<S>(g, p, a, Cell::kSaved, unit);
     if (!p.active) return clear_unit<Cell, S>(g, p, a, unit);
     const bool cut = p.is_cut(g, step, b);
@@ -157,9 +172,14 @@ __global__ void backward_step(const Backward g, const Step step, const BackwardA
     if constexpr (tangent)
       tangent_backward<Cell, S>(g, p, unit, kept, state, params, dnext, dx, dr, dstate, dparams);
     else
-      Cell::backward(kept, state, next, params, dnext, dx, dr, dstate, dparams);
+      backward_of<Cell>(g, a, state_unit, kept, state, next, params, dnext, dx, dr, dstate, dparams);
     FUSED_RNN_UNROLL
     for (int j = 0; j < G; ++j) {
+      if (normalizes(g)) {
+        *at<T>(a.normed_x, p.state * GH + j * H + unit) = dx[j];
+        if (Cell::kRecurrent && !kOneGateGradient<Cell>) *at<T>(a.normed_r, p.state * GH + j * H + unit) = dr[j];
+        continue;
+      }
       store(*at<S>(a.gates_x, p.by_row(g) * GH + j * H + unit), dx[j]);
       if (!Cell::kRecurrent) continue;
       const T dr_j = kOneGateGradient<Cell> ? dx[j] : dr[j];

@@ -67,7 +67,7 @@ FUSED_RNN_DEVICE void leave(const Forward& f, const Place& p, const ForwardArray
   }
   if (is_projected<Cell>(f))
     store(*at<S>(a.wide_h, p.state * H + unit), next[0]);
-  else
+  else if (!normalizes_c(f))
     store_h<S>(f, p, a, Cell::kSaved, unit, cut, next[0]);
 }
 
@@ -103,6 +103,11 @@ __global__ void forward_step(const Forward f, const Step step, const ForwardArra
       state[s] = cut ? T(initial) : *at<T>(a.c, further<Cell>(f, p.state, s, unit));
     });
     Cell::forward(x, r, state, params, next, kept);
+    if constexpr (requires { Cell::kOutputGate; })
+      if (normalizes_c(f)) {
+        *at<T>(a.new_c, p.state * H + unit) = next[1];
+        *at<T>(a.gate, p.state * H + unit) = kept[Cell::kOutputGate];
+      }
     keep_former<Cell>(f, p, unit, state, next);
     leave<Cell, S>(f, p, a, unit, h_is_cut, kept, state, next);
   });

@@ -4,6 +4,7 @@
 #include "core/dispatch.h"
 #include "core/registry.h"
 #include "cuda/stepwise/matrices.cuh"
+#include "cuda/stepwise/norm.cuh"
 #include "cuda/stepwise/of_cell.cuh"
 #include "cuda/stepwise/own_cells.h"
 #include "cuda/stepwise/tokens.cuh"
@@ -28,6 +29,13 @@ void dispatch(Dtype dtype, Format to, Format from, F f) {
   });
 }
 
+// A block for each row of a step and each problem, and for each of `parts`.
+Launch one_block_each(const Layer& layer, int64_t rows, unsigned parts, void* stream) {
+  const size_t size = layer.dtype == Dtype::kDouble ? sizeof(double) : sizeof(float);
+  const auto q = static_cast<unsigned>(std::min<int64_t>(problems(layer), 65535));
+  return {dim3(static_cast<unsigned>(rows), q, parts), kNormedThreads, stream, kNormedThreads * size};
+}
+
 }  // namespace
 
 const CellLaunches& launches_of(int64_t cell, Dtype dtype) {
@@ -43,6 +51,36 @@ void launch_forward_projection(const Forward& f, const Step& step, const Forward
   dispatch(f.dtype, [&](auto s) {
     launch(one_thread_each(f.output_size, step.rows, problems(f), stream),
            forward_projection<typename decltype(s)::type>, f, step, a, traits_of_any(f.cell).saved);
+  });
+}
+
+void launch_normalise(const Forward& f, const Step& step, const ForwardArrays& a, bool starts_at_zero, void* stream) {
+  const CellTraits cell = traits_of_any(f.cell);
+  dispatch(f.dtype, [&](auto s) {
+    launch(one_block_each(f, step.rows, cell.recurrent ? 2 : 1, stream), normalise<typename decltype(s)::type>, f, step,
+           a, cell, starts_at_zero);
+  });
+}
+
+void launch_normed_h(const Forward& f, const Step& step, const ForwardArrays& a, void* stream) {
+  dispatch(f.dtype, [&](auto s) {
+    launch(one_block_each(f, step.rows, 1, stream), normed_h<typename decltype(s)::type>, f, step, a,
+           traits_of_any(f.cell));
+  });
+}
+
+void launch_to_normed_c(const Backward& g, const Step& step, const BackwardArrays& a, int output_gate, void* stream) {
+  dispatch(g.dtype, [&](auto s) {
+    launch(one_block_each(g, step.rows, 1, stream), to_normed_c<typename decltype(s)::type>, g, step, a,
+           traits_of_any(g.cell), output_gate);
+  });
+}
+
+void launch_through_norm(const Backward& g, const Step& step, const BackwardArrays& a, void* stream) {
+  const CellTraits cell = traits_of_any(g.cell);
+  dispatch(g.dtype, [&](auto s) {
+    launch(one_block_each(g, step.rows, cell.recurrent ? 2 : 1, stream), through_norm<typename decltype(s)::type>, g,
+           step, a, cell);
   });
 }
 

@@ -13,12 +13,21 @@ struct CellLaunches {
   // The cell; without a projection, the whole step.
   void (*forward_step)(const Forward&, const Step&, const ForwardArrays&, void* stream);
   void (*backward_step)(const Backward&, const Step&, const BackwardArrays&, void* stream);
+  int output_gate;  // the cell's kOutputGate; below 0: it has none
 };
 // Those of a plug-in's cell may be compiled and loaded by this. Throws if there are none.
 const CellLaunches& launches_of(int64_t cell, Dtype);
 
 // With a projection: stores the projected h as state and output.
 void launch_forward_projection(const Forward&, const Step&, const ForwardArrays&, void* stream);
+
+// With layer norm: W_ih x and W_hh h of a step, before the cell's forward_step; if c is normalised, h after it.
+void launch_normalise(const Forward&, const Step&, const ForwardArrays&, bool starts_at_zero, void* stream);
+void launch_normed_h(const Forward&, const Step&, const ForwardArrays&, void* stream);
+// If c is normalised: the whole gradient of h, and what c gets from it, before the cell's backward_step. After it:
+// gradients of W_ih x and W_hh h.
+void launch_to_normed_c(const Backward&, const Step&, const BackwardArrays&, int output_gate, void* stream);
+void launch_through_norm(const Backward&, const Step&, const BackwardArrays&, void* stream);
 
 // With a projection: the whole gradient of h, before the cell's backward_step.
 void launch_backward_projection(const Backward&, const Step&, const BackwardArrays&, void* stream);

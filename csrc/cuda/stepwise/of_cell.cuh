@@ -26,7 +26,8 @@ void launch_backward_step(const Backward& g, const Step& step, const BackwardArr
 
 template <class Cell, class S>
 constexpr CellLaunches kLaunches = [] {
-  CellLaunches made = {{}, nullptr, &launch_forward_step<Cell, S>, &launch_backward_step<Cell, S>};
+  CellLaunches made = {{}, nullptr, &launch_forward_step<Cell, S>, &launch_backward_step<Cell, S>, -1};
+  if constexpr (requires { Cell::kOutputGate; }) made.output_gate = Cell::kOutputGate;
   if constexpr (Cell::kInitial[0] != 0) made.restart = &launch_restart<Cell, S>;
   for (int s = 0; s < Cell::kStates; ++s) made.initial[s] = Cell::kInitial[s];
   return made;

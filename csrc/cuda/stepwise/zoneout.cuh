@@ -6,10 +6,10 @@ namespace fused_rnn::cuda {
 namespace {
 
 // How much of state k a unit keeps: 0 or 1 by the mask, else the probability.
-template <class Cell, class T>
-FUSED_RNN_DEVICE T kept_share(const Layer& layer, const Place& p, int k, int64_t unit) {
+template <class T>
+FUSED_RNN_DEVICE T kept_share(const Layer& layer, const Place& p, int64_t states, int k, int64_t unit) {
   if (!layer.zoneout_mask) return static_cast<T>(layer.zoneout[k > 0]);
-  return T(layer.zoneout_mask[(p.by_row(layer) * Cell::kStates + k) * layer.hidden + unit] != 0);
+  return T(layer.zoneout_mask[(p.by_row(layer) * states + k) * layer.hidden + unit] != 0);
 }
 
 // Of the cell's results or their tangents, if there is zoneout. What a mask passes over may be infinite.
@@ -18,7 +18,7 @@ FUSED_RNN_DEVICE void keep_former(const Forward& f, const Place& p, int64_t unit
   if (!f.zones_out) return;
   FUSED_RNN_UNROLL
   for (int k = 0; k < Cell::kStates; ++k) {
-    const T share = kept_share<Cell, T>(f, p, k, unit);
+    const T share = kept_share<T>(f, p, Cell::kStates, k, unit);
     next[k] = !f.zoneout_mask ? next[k] + share * (state[k] - next[k]) : share > 0 ? state[k] : next[k];
   }
 }
@@ -28,7 +28,7 @@ template <class Cell, class T>
 FUSED_RNN_DEVICE void split(const Backward& g, const Place& p, int64_t unit, T* dnext, T* past) {
   FUSED_RNN_UNROLL
   for (int k = 0; k < Cell::kStates; ++k) {
-    past[k] = dnext[k] * kept_share<Cell, T>(g, p, k, unit);
+    past[k] = dnext[k] * kept_share<T>(g, p, Cell::kStates, k, unit);
     dnext[k] -= past[k];
   }
 }
