@@ -39,7 +39,7 @@ ON_MACHINE := autograd/transforms nn/parity nn/low_precision ops/lengths_resets
 pytest = "$(PYTHON)" -m pytest -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 on-machine = PYTHONPATH=tests $(pytest) -p support.on_machine $(call files,$(ON_MACHINE))
 
-test: library $(STAMP)-test ## build, then run the tests (half an hour)
+test: library $(STAMP)-test ## build, then run the tests (twenty minutes)
 	$(pytest) $(ARGS)
 	$(on-machine) $(ARGS)
 
