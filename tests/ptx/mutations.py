@@ -70,6 +70,8 @@ ACQUIRE = ((r"ld\.acquire\.gpu", "ld.relaxed.gpu"),)
 RELEASE = ((r"st\.release\.gpu", "st.relaxed.gpu"),)
 NO_LOAD, NO_STORE = ((r"ld\.\w+.*;", ""),), ((r"st\.\w+.*;", ""),)
 ALWAYS_BRANCHES = ((r"@%\w+ bra", "bra"),)
+# Of "condition ? clipped : dh", compiled in either of two ways.
+NEVER_CLIPPED = (*ALWAYS_BRANCHES, (r"selp\.(\w+)\s+(%\w+), %\w+, (%\w+), %\w+;", r"mov.\1 \2, \3;"))
 # Of "condition ? 0 : x", compiled in either of two ways.
 NEVER_ZERO = (
     (r"@!?%\w+ bra\s+\S+;", ""),
@@ -169,7 +171,7 @@ NAMED = [
     Mutation("a tangent of gradients flows through a reset", TANGENTS, r"^added_dh<", NEVER_ZERO, AT_RESET),
     Mutation("padding is masked one step late", STEP_BACK, r"^is_active < gather<", ONE_LATER),
     Mutation("a row takes part one step too long", STEP, r"^is_active < Place::Place < forward_step<", ONE_LATER),
-    Mutation("gradients are not clipped", CLIPPED_STEP, r"^clipped<\w+> < whole_dh<", ALWAYS_BRANCHES),
+    Mutation("gradients are not clipped", CLIPPED_STEP, r"^clipped<\w+> < whole_dh<", NEVER_CLIPPED),
     Mutation("an id is that of another row", IDS, r"^look_up<", OTHER_ID),
     Mutation("the id before padding is passed over", IDS_BACK, r"^is_active < sum_by_token<", NEXT_TIME),
     Mutation("norms without their barrier", NORMS, r"^norms<", BAR),
