@@ -24,10 +24,10 @@ else
   ENVIRONMENT := $(wildcard $(dir $(PYTHON))../pyvenv.cfg)
 endif
 
-.PHONY: help test smoke test-all test-clients test-cuda bench report docs docs-serve docs-links lint format dist wheel torch-matrix cxx-check cuda-check oldest-gpu library clean
+.PHONY: help test smoke test-all test-clients test-cuda bench report docs docs-serve docs-links lint format dist wheel torch-matrix aarch64-check cxx-check cuda-check oldest-gpu library clean
 
 help: ## show this list
-	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' Makefile | expand -t 14
+	@sed -nE 's/^([a-z0-9-]+):.*## /\1\t/p' Makefile | expand -t 14
 
 files = $(foreach name,$(1),tests/$(dir $(name))test_$(notdir $(name)).py)
 SMOKE := project/house project/house_csrc nn/constructors nn/wrong_arguments nn/parameters nn/layouts nn/backward nn/parity \
@@ -104,6 +104,10 @@ wheel: library $(STAMP)-dev ## make the wheel alone, for every Linux since glibc
 
 torch-matrix: wheel ## try that wheel beside each torch and Python that can be had (minutes each); not in CI
 	"$(PYTHON)" scripts/torch_matrix.py build/wheel/*.whl $(ARGS)
+
+# What it fetches and builds stays in build/aarch64.
+aarch64-check: $(STAMP)-dev ## make the wheel for aarch64 and run it in an emulator (an hour, gigabytes); not in CI
+	"$(PYTHON)" scripts/aarch64_check.py build/aarch64 $(ARGS)
 
 cxx-check: library ## compile csrc with clang too, and look for two types of one name; needs clang++
 	"$(PYTHON)" scripts/cxx_check.py $(CHECKS)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("integration/test_compile.py", "integration/test_tracing.py", "nn/test_pickles.py")
-NEEDED = ("pytest>=8.2", "hypothesis", "expecttest", "numpy", "pybind11", "setuptools")  # of tests/conftest.py too
+NEEDED = ("pytest>=8.2", "hypothesis", "expecttest", "numpy", "pybind11", "setuptools>=77")  # of tests/conftest.py too
 OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 11)
 
 

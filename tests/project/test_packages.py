@@ -1,6 +1,7 @@
 """Wheels that fit other machines: the symbols they need, the libraries of old symbols, the matrix of torches."""
 
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import fused_rnn
+from support import emulated
 from support.paths import ROOT
 
 LIBRARY = Path(fused_rnn.__file__).with_name("_C.so")
@@ -105,21 +107,44 @@ def test_only_builds_with_cuda_link_the_old_symbols():
     assert re.search(r"^  command = .*-Xlinker \S+/old\.ld", text, re.MULTILINE)
 
 
-def test_the_wheel_is_stripped_and_named_for_old_systems(tmp_path):
-    pytest.importorskip("auditwheel", reason="auditwheel, of the dev extra, is not installed")
-    plain = tmp_path / "fused_rnn-0-py3-none-linux_x86_64.whl"
-    with zipfile.ZipFile(plain, "w") as wheel:
-        wheel.write(LIBRARY, "fused_rnn/_C.so")
+def plain_wheel(folder, library, machine):
+    """A wheel as setup.py makes it, of this library."""
+    path = folder / f"fused_rnn-0-py3-none-linux_{machine}.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.write(library, "fused_rnn/_C.so")
         info = "fused_rnn-0.dist-info"
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: fused_rnn\nVersion: 0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: py3-none-linux_x86_64\n")
+        wheel.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: py3-none-linux_{machine}\n")
         wheel.writestr(f"{info}/RECORD", "fused_rnn/_C.so,,\n")
-    done = run(sys.executable, ROOT / "scripts/manylinux.py", plain, tmp_path)
+    return path
+
+
+def test_the_wheel_is_stripped_and_named_for_old_systems(tmp_path):
+    pytest.importorskip("auditwheel", reason="auditwheel, of the dev extra, is not installed")
+    done = run(
+        sys.executable, ROOT / "scripts/manylinux.py", plain_wheel(tmp_path, LIBRARY, platform.machine()), tmp_path
+    )
     assert done.returncode == 0, done.stderr
-    new = tmp_path / "fused_rnn-0-py3-none-manylinux_2_28_x86_64.whl"
+    new = tmp_path / f"fused_rnn-0-py3-none-manylinux_2_28_{platform.machine()}.whl"
     assert re.search(rf"^{re.escape(new.name)}: \d+\.\d MB", done.stdout, re.MULTILINE)
     assert not [name for name in zipfile.ZipFile(new).namelist() if ".libs/" in name], "torch is not packed"
     unpacked = zipfile.ZipFile(new).extract("fused_rnn/_C.so", tmp_path)
+    assert ".symtab" not in run("readelf", "-S", unpacked).stdout
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="aarch64 is no other machine here")
+def test_a_wheel_for_aarch64_is_stripped_and_named_for_old_systems(tmp_path):
+    pytest.importorskip("auditwheel", reason="auditwheel, of the dev extra, is not installed")
+    emulated.skip_without_tools()
+    source, library = tmp_path / "allocates.cpp", tmp_path / "_C.so"
+    source.write_text('extern "C" int* allocate() { return new int; }\n')
+    assert run(emulated.COMPILER, "-shared", "-fPIC", source, "-o", library).returncode == 0
+    done = run(sys.executable, ROOT / "scripts/manylinux.py", plain_wheel(tmp_path, library, "aarch64"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    (new,) = tmp_path.glob("fused_rnn-0-py3-none-manylinux*_aarch64.whl")
+    assert f"{new.name}: " in done.stdout
+    assert ".symtab" in run("readelf", "-S", library).stdout
+    unpacked = zipfile.ZipFile(new).extract("fused_rnn/_C.so", tmp_path / "unpacked")
     assert ".symtab" not in run("readelf", "-S", unpacked).stdout
 
 
@@ -157,8 +182,16 @@ def test_the_tests_of_the_matrix_are_collected_where_there_is_no_source(tmp_path
     assert "tests collected" in done.stdout
 
 
-def test_the_tests_of_the_matrix_exist():
-    assert [name for name in functions("torch_matrix.py")["TESTS"] if not (ROOT / "tests" / name).is_file()] == []
+@pytest.mark.parametrize("script", ["torch_matrix.py", "aarch64_check.py"])
+def test_the_tests_that_scripts_run_exist(script):
+    assert [name for name in functions(script)["TESTS"] if not (ROOT / "tests" / name).is_file()] == []
+
+
+@pytest.mark.parametrize(("script", "names"), [("torch_matrix.py", "NEEDED"), ("aarch64_check.py", "PACKAGES")])
+def test_scripts_install_setuptools_as_new_as_the_build_needs(script, names):
+    """setup.py, which the tests read, imports a command that the setuptools of a new environment may lack."""
+    requirement = re.search(r'^requires = .*"(setuptools[^"]*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert requirement[1] in functions(script)[names]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.name)
