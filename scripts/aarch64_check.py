@@ -22,7 +22,7 @@ COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 PROCESSORS = ("max", "neoverse-n1", "cortex-a72")  # all extensions; dot products; none
 # Of those that start no other Python, which would be one for this machine.
 TESTS = ("nn/test_parity.py", "nn/test_int8.py", "ops/test_lengths_resets.py")
-PACKAGES = ("numpy", "pytest>=8.2", "hypothesis", "expecttest", "setuptools>=77")
+PACKAGES = ("numpy", "pytest>=8.2", "hypothesis", "expecttest", "pybind11", "setuptools>=77")  # of conftest.py too
 # torch reads these of Linux when it is imported, and crashes on those of an x86-64.
 SYSTEM = {
     **dict.fromkeys((f"sys/devices/system/cpu/cpu{n}/regs/identification/midr_el1" for n in (0, 1)), "0x413fd0c1\n"),

@@ -12,6 +12,7 @@ Usage: python scripts/cxx_check.py [clang] [odr] [weak] [targets]
 
 import importlib.util
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -24,6 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = runpy.run_path(str(ROOT / "setup.py"))
 CLANGS = ("clang++-14", "clang++")  # the oldest one first
+# torch's macros that register operators count by __COUNTER__, which newer versions of clang call an extension.
+PEDANTIC = ("-Wpedantic", "-Werror", "-Wno-unknown-warning-option", "-Wno-c2y-extensions")
 TARGETS = ("aarch64-linux-gnu", "aarch64-macos", "x86_64-windows-gnu", "x86_64-linux-musl")
 
 
@@ -54,19 +57,28 @@ def check_clang(steps):
     if clang is None:
         sys.exit(f"cxx_check: there is no {' or '.join(CLANGS)}; install clang, or name one in CLANG")
     with tempfile.TemporaryDirectory() as folder:
-        compile_all([clang], ["-fsyntax-only", "-Wpedantic", "-Werror"], folder, steps)
+        compile_all([clang], ["-fsyntax-only", *PEDANTIC], folder, steps)
     print(f"{clang} has nothing to say of {len(steps)} compilations")
+
+
+def for_zig(flags):
+    """zig takes what stands after -march= for the name of a processor, and spells these in its own way."""
+    flags = re.sub(r"-march=armv(\d+)\.(\d+)-a\b", r"-mcpu=generic+v\1_\2a", flags)
+    return re.sub(r"-march=x86-64-v(\d)", r"-mcpu=x86_64_v\1", flags)
 
 
 def check_targets():
     if importlib.util.find_spec("ziglang") is None:
         sys.exit("cxx_check: the headers of other systems are in the package ziglang: pip install ziglang")
     for target in TARGETS:
-        steps = list(SETUP["compile_steps"](with_cuda=False, machine=target.split("-")[0]))
+        steps = [
+            (*step, for_zig(flags))
+            for *step, flags in SETUP["compile_steps"](with_cuda=False, machine=target.split("-")[0])
+        ]
         print(f"{target}: {len(steps)} compilations, several minutes", flush=True)
         compiler = [sys.executable, "-m", "ziglang", "c++", "-target", target]
         with tempfile.TemporaryDirectory() as folder:
-            compile_all(compiler, ["-O0", "-Wpedantic", "-Werror"], folder, steps, cuda=False)
+            compile_all(compiler, ["-O0", *PEDANTIC], folder, steps, cuda=False)
 
 
 def some_of(steps):

@@ -128,13 +128,14 @@ def test_torch_of_another_abi_is_named(clone):
     assert f"The torch here, {torch.__version__}, has no aoti_torch_of_tomorrow: the library was built for" in message
 
 
+@pytest.mark.parametrize("found", [("", ""), ("musl", "1.2.5")])  # by older versions of Python, by newer ones
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this Python does not run on glibc")
-def test_a_c_library_other_than_glibc_is_named(clone, monkeypatch):
+def test_a_c_library_other_than_glibc_is_named(clone, monkeypatch, found):
     library = clone / "fused_rnn/_C.so"
     shutil.copy(PACKAGE / "_C.so", library)
     error = OSError("Error relocating _C.so: __memcpy_chk: symbol not found")
     assert "glibc" not in why_not_loaded(library, error, "2.13.0")
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(platform, "libc_ver", lambda: found)
     message = why_not_loaded(library, error, "2.13.0")
     assert "built for the C library glibc, as all wheels are, and this Python uses another one, musl perhaps" in message
     assert message.endswith("pip install --no-build-isolation --force-reinstall .")

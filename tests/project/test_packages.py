@@ -194,6 +194,12 @@ def test_scripts_install_setuptools_as_new_as_the_build_needs(script, names):
     assert requirement[1] in functions(script)[names]
 
 
+def test_flags_are_put_into_zigs_words():
+    for_zig = functions("cxx_check.py")["for_zig"]
+    assert for_zig("-march=armv8.2-a+dotprod+i8mm -DX=1") == "-mcpu=generic+v8_2a+dotprod+i8mm -DX=1"
+    assert for_zig("-march=x86-64-v4 -mavx512bf16") == "-mcpu=x86_64_v4 -mavx512bf16"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.name)
 def test_workflows_are_marked_as_never_run(path):
     assert path.read_text().startswith("# Never run")
